@@ -1,0 +1,215 @@
+//! The network: its document entry ([`BackboneConfig`]), its weights ([`Backbone`]), and the box around them.
+
+use crate::bridge::{self, DynMapper, DynVisitor};
+use crate::condition::{Condition, ConditionKind};
+use crate::error::Problems;
+use crate::foreign::ForeignNames;
+use crate::process::{Input, LatentShape, Process};
+use crate::weights::Init;
+use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
+use burn::tensor::{Device, Tensor};
+use std::fmt::Debug;
+
+/// What a backbone, as configured, can be given. Pairs are checked against it before anything is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepts {
+    /// The kind of condition it reads.
+    pub condition: ConditionKind,
+    /// Number of classes, for [`ConditionKind::Class`]; the null class is one more.
+    pub num_classes: Option<usize>,
+    /// Width of text features, for [`ConditionKind::Text`].
+    pub text_width: Option<usize>,
+    /// Whether it reads the guidance number of [`Control::guidance`].
+    pub guidance_input: bool,
+    /// Which document field switches the guidance input on, e.g. `/guidance_input`.
+    pub guidance_field: &'static str,
+    /// Whether its attention and blocks honour [`Control::perturb`].
+    pub perturbation: bool,
+}
+
+/// A change to the forward pass of one branch, for guidance by a perturbed model.
+///
+/// Source: arXiv:2403.17377 (identity attention), arXiv:2408.00760 (blurred queries), arXiv:2508.12880 (dropped blocks).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Perturbation {
+    /// Self-attention of these blocks becomes the identity map: its output is `V`.
+    IdentityAttention(Vec<usize>),
+    /// These blocks are skipped.
+    SkipBlocks(Vec<usize>),
+    /// The tokens entering these blocks are permuted by the given order.
+    PermuteTokens(Vec<usize>, Vec<usize>),
+}
+
+/// What accompanies an input through the network.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    /// The guidance number the objective trained the network on (`beta` or scale), one a sample; `None` =
+    /// the term is left out, which is not the same as 0.
+    pub guidance: Option<Vec<f64>>,
+    /// Changes to the forward pass.
+    pub perturb: Vec<Perturbation>,
+}
+
+impl Control {
+    /// A control that carries one guidance number a sample.
+    pub fn guided(guidance: Option<Vec<f64>>) -> Self {
+        Self { guidance, perturb: Vec::new() }
+    }
+}
+
+/// The weights of a network and its forward pass. Implement it for a `#[derive(Module)]` struct.
+pub trait Backbone: Debug + Send + Sync {
+    /// The prediction, `[B, position, channel]`; channels beyond the latent's (a learned variance) follow it.
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3>;
+}
+
+/// A network with the module operations that a trait object needs. Implemented for every
+/// `Backbone + Module`; there is nothing to write.
+pub trait BackboneModule: Backbone + DynModule {}
+
+impl<M: Backbone + Module + Sync + 'static> BackboneModule for M {}
+
+/// The operations of [`Module`] that a boxed backbone needs.
+pub trait DynModule {
+    /// A copy that shares its tensors.
+    fn clone_dyn(&self) -> Box<dyn BackboneModule>;
+    /// Visits every parameter.
+    fn visit_dyn(&self, visitor: &mut dyn DynVisitor);
+    /// Maps every parameter.
+    fn map_dyn(self: Box<Self>, mapper: &mut dyn DynMapper) -> Box<dyn BackboneModule>;
+    /// Moves to a device.
+    fn to_device_dyn(self: Box<Self>, device: &Device) -> Box<dyn BackboneModule>;
+    /// Moves to a device, as new leaves of the gradient graph.
+    fn fork_dyn(self: Box<Self>, device: &Device) -> Box<dyn BackboneModule>;
+    /// With gradient tracking.
+    fn train_dyn(self: Box<Self>) -> Box<dyn BackboneModule>;
+    /// Without gradient tracking; shares its tensors.
+    fn valid_dyn(&self) -> Box<dyn BackboneModule>;
+    /// With every reparameterization applied for good.
+    fn materialize_dyn(self: Box<Self>) -> Box<dyn BackboneModule>;
+    /// The devices that hold parameters.
+    fn devices_dyn(&self, devices: Devices) -> Devices;
+}
+
+impl<M: Backbone + Module + Sync + 'static> DynModule for M {
+    fn clone_dyn(&self) -> Box<dyn BackboneModule> {
+        Box::new(self.clone())
+    }
+    fn visit_dyn(&self, visitor: &mut dyn DynVisitor) {
+        bridge::visit_module(self, visitor);
+    }
+    fn map_dyn(self: Box<Self>, mapper: &mut dyn DynMapper) -> Box<dyn BackboneModule> {
+        Box::new(bridge::map_module(*self, mapper))
+    }
+    fn to_device_dyn(self: Box<Self>, device: &Device) -> Box<dyn BackboneModule> {
+        Box::new((*self).to_device(device))
+    }
+    fn fork_dyn(self: Box<Self>, device: &Device) -> Box<dyn BackboneModule> {
+        Box::new((*self).fork(device))
+    }
+    fn train_dyn(self: Box<Self>) -> Box<dyn BackboneModule> {
+        Box::new(Module::train(*self))
+    }
+    fn valid_dyn(&self) -> Box<dyn BackboneModule> {
+        Box::new(Module::valid(self))
+    }
+    fn materialize_dyn(self: Box<Self>) -> Box<dyn BackboneModule> {
+        Box::new((*self).materialize())
+    }
+    fn devices_dyn(&self, devices: Devices) -> Devices {
+        self.collect_devices(devices)
+    }
+}
+
+/// Any backbone's weights, as a Burn [`Module`]: optimizers, records and stores work on it unchanged.
+#[derive(Debug)]
+pub struct BoxBackbone(Box<dyn BackboneModule>);
+
+impl BoxBackbone {
+    /// Boxes a network.
+    pub fn new(backbone: impl BackboneModule + 'static) -> Self {
+        Self(Box::new(backbone))
+    }
+}
+
+impl Backbone for BoxBackbone {
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        self.0.predict(input, condition, control)
+    }
+}
+
+impl Clone for BoxBackbone {
+    fn clone(&self) -> Self {
+        Self(self.0.clone_dyn())
+    }
+}
+
+impl Module for BoxBackbone {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.0.devices_dyn(devices)
+    }
+    fn fork(self, device: &Device) -> Self {
+        Self(self.0.fork_dyn(device))
+    }
+    fn to_device(self, device: &Device) -> Self {
+        Self(self.0.to_device_dyn(device))
+    }
+    fn train(self) -> Self {
+        Self(self.0.train_dyn())
+    }
+    fn valid(&self) -> Self {
+        Self(self.0.valid_dyn())
+    }
+    fn materialize(self) -> Self {
+        Self(self.0.materialize_dyn())
+    }
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        bridge::visit(|visitor| self.0.visit_dyn(visitor), visitor);
+    }
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        Self(bridge::map(|mapper| self.0.map_dyn(mapper), mapper))
+    }
+}
+
+impl ModuleDisplayDefault for BoxBackbone {
+    fn content(&self, content: Content) -> Option<Content> {
+        content.add_formatted(&"Box<dyn Backbone>".to_string()).optional()
+    }
+}
+impl ModuleDisplay for BoxBackbone {}
+
+/// The document entry of a backbone: sizes in, network out.
+pub trait BackboneConfig: Debug + Send + Sync {
+    /// Problems within this entry; pointers are relative to it.
+    fn check(&self) -> Problems {
+        Problems::new()
+    }
+
+    /// What the network can be given.
+    fn accepts(&self) -> Accepts;
+
+    /// The clean latent it models.
+    fn latent_shape(&self) -> LatentShape;
+
+    /// The process it is trained on.
+    fn process(&self) -> Box<dyn Process>;
+
+    /// The network, with its parameters not yet allocated: they are drawn by [`crate::weights::initialize`] from
+    /// [`BackboneConfig::initializer`], or read from a checkpoint.
+    fn init(&self, device: &Device) -> BoxBackbone;
+
+    /// How the parameter at `path` is drawn.
+    fn initializer(&self, path: &str, shape: &[usize]) -> Init;
+
+    /// What the parameters are called in the official checkpoints, and how they lie there.
+    fn foreign_names(&self) -> ForeignNames;
+
+    /// Our clock for the times that the official network takes.
+    fn t_of_native(&self, native: f64) -> f64;
+
+    /// Floating-point operations of one forward pass of one sample (multiply and add counted apart).
+    fn flops(&self) -> f64;
+
+    /// Numbers held for the backward pass of one sample: the estimate behind `check`'s memory line.
+    fn activations(&self) -> f64;
+}

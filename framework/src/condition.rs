@@ -1,0 +1,119 @@
+//! What a picture is asked to show: a class, a text, or nothing.
+
+use burn::tensor::{Int, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The kinds of condition a backbone can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ConditionKind {
+    /// No condition at all.
+    None,
+    /// One of `num_classes` classes.
+    Class,
+    /// Features of a text, `[L, D]`.
+    Text,
+}
+
+/// The condition of a batch, one entry a sample. `None` inside is the null condition.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// An unconditional model's batch of that many samples.
+    None(usize),
+    /// A class index, or null.
+    Class(Vec<Option<usize>>),
+    /// Text features `[B, L, D]` and the features of the null text `[1, L, D]`.
+    Text {
+        /// Features of every sample; a dropped sample holds the null features.
+        features: Tensor<3>,
+        /// Features of the null text.
+        null: Tensor<3>,
+    },
+}
+
+impl Condition {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None(n) => *n,
+            Self::Class(classes) => classes.len(),
+            Self::Text { features, .. } => features.dims()[0],
+        }
+    }
+
+    /// Whether the batch is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The null condition for as many samples.
+    pub fn null(&self) -> Self {
+        self.dropped(&vec![true; self.len()])
+    }
+
+    /// The same condition with null where `drop` is true.
+    pub fn dropped(&self, drop: &[bool]) -> Self {
+        match self {
+            Self::None(n) => Self::None(*n),
+            Self::Class(classes) => {
+                Self::Class(classes.iter().zip(drop).map(|(class, drop)| class.filter(|_| !drop)).collect())
+            }
+            Self::Text { features, null } => {
+                let [_, length, width] = features.dims();
+                let rows = drop
+                    .iter()
+                    .enumerate()
+                    .map(|(i, drop)| if *drop { null.clone() } else { features.clone().slice([i..i + 1, 0..length, 0..width]) })
+                    .collect();
+                Self::Text { features: Tensor::cat(rows, 0), null: null.clone() }
+            }
+        }
+    }
+
+    /// The conditions of the samples `rows`, in that order; a row may appear more than once.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        match self {
+            Self::None(_) => Self::None(rows.len()),
+            Self::Class(classes) => Self::Class(rows.iter().map(|i| classes[*i]).collect()),
+            Self::Text { features, null } => {
+                let rows: Vec<i64> = rows.iter().map(|i| *i as i64).collect();
+                let indices = Tensor::<1, Int>::from_data(rows.as_slice(), &features.device());
+                Self::Text { features: features.clone().select(0, indices), null: null.clone() }
+            }
+        }
+    }
+
+    /// Every sample takes the condition of the next one: the rolled negatives of CCA.
+    pub fn rolled(&self) -> Self {
+        let n = self.len();
+        self.select(&(0..n).map(|i| (i + 1) % n).collect::<Vec<_>>())
+    }
+
+    /// The samples of `self` followed by those of `other`.
+    ///
+    /// # Panics
+    /// If the two are of different kinds.
+    pub fn cat(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::None(a), Self::None(b)) => Self::None(a + b),
+            (Self::Class(a), Self::Class(b)) => Self::Class(a.iter().chain(b).copied().collect()),
+            (Self::Text { features: a, null }, Self::Text { features: b, .. }) => {
+                Self::Text { features: Tensor::cat(vec![a.clone(), b.clone()], 0), null: null.clone() }
+            }
+            _ => panic!("conditions of different kinds in one batch"),
+        }
+    }
+
+    /// The class table's rows, with null as row `num_classes` (the last): `[B]`.
+    ///
+    /// # Panics
+    /// If the condition is a text.
+    pub fn class_rows(&self, num_classes: usize) -> Vec<i64> {
+        match self {
+            Self::None(n) => vec![num_classes as i64; *n],
+            Self::Class(classes) => classes.iter().map(|class| class.unwrap_or(num_classes) as i64).collect(),
+            Self::Text { .. } => panic!("a class-conditional backbone was given a text; the check phase refuses that"),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The traits and the mathematics that every Unguided plugin shares.
+//!
+//! Read in this order: [`process`] (what a training example is), [`path`] (`x_t = alpha_t x + sigma_t eps`),
+//! [`backbone`], [`objective`], [`guidance`], [`sampler`], then [`trainer`].
+//! This crate names no plugin.
+
+pub mod backbone;
+pub mod bridge;
+pub mod condition;
+pub mod conditioner;
+pub mod dataset;
+pub mod error;
+pub mod foreign;
+pub mod guidance;
+pub mod metric;
+pub mod objective;
+pub mod path;
+pub mod plugin;
+pub mod process;
+pub mod random;
+pub mod sampler;
+pub mod tokenizer;
+pub mod vp;
+pub mod weights;
+
+pub use {burn, inventory, schemars, serde, serde_json, typetag};
+
+/// What a plugin file needs: the traits, their companions, and Burn's tensors.
+pub mod prelude {
+    pub use crate::backbone::{Accepts, Backbone, BackboneModule, BoxBackbone, Control};
+    pub use crate::condition::{Condition, ConditionKind};
+    pub use crate::error::Problem;
+    pub use crate::objective::{Context, Needs, Objective, Optimum};
+    pub use crate::path::{Path, Prediction};
+    pub use crate::process::{Example, Family, Input, LatentShape, Process, Target};
+    pub use crate::register;
+    pub use burn::tensor::{Device, Int, Tensor};
+    pub use schemars::JsonSchema;
+    pub use serde::{Deserialize, Serialize};
+}

@@ -1,0 +1,205 @@
+//! What one training example is, and how a prediction is scored against it.
+
+use crate::path::{Path, Prediction};
+use crate::random::Random;
+use burn::tensor::{Bool, Int, Tensor, activation};
+use std::fmt::Debug;
+
+/// The families of generative process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `x_t = alpha_t x + sigma_t eps`, all positions at one time: diffusion and flows.
+    Continuous,
+    /// Tokens in raster order, each from those before it.
+    NextToken,
+    /// Token maps of growing resolution, each from those before it.
+    NextLevel,
+    /// Continuous tokens in random order, each drawn by a small diffusion head.
+    Masked,
+}
+
+/// Shape of a clean latent: positions on a grid (height, width), and channels or vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentShape {
+    /// Height and width of the position grid.
+    pub grid: [usize; 2],
+    /// Channels of a continuous latent; 1 for tokens.
+    pub channels: usize,
+    /// Vocabulary of tokens; `None` for a continuous latent.
+    pub vocabulary: Option<usize>,
+}
+
+impl LatentShape {
+    /// Number of positions.
+    pub fn positions(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+}
+
+/// A clean latent.
+#[derive(Clone, Debug)]
+pub enum Latent {
+    /// Continuous `x`, `[B, position, channel]`, positions in raster order.
+    Values(Tensor<3>),
+    /// Tokens, `[B, position]`, in decoding order (raster order, or level by level).
+    Ids(Tensor<2, Int>),
+}
+
+impl Latent {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Values(x) => x.dims()[0],
+            Self::Ids(ids) => ids.dims()[0],
+        }
+    }
+
+    /// Whether the batch is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a backbone reads.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A noisy latent and its time. The time is kept on the host in f64: schedules and sinusoids of
+    /// large arguments are computed from it without rounding.
+    Noisy {
+        /// `x_t`, `[B, position, channel]`.
+        x_t: Tensor<3>,
+        /// Time in [0, 1], 0 = data, 1 = noise; `[B]`.
+        t: Vec<f64>,
+    },
+    /// Tokens decoded so far, `[B, position]`; the model predicts each from those before it.
+    Tokens {
+        /// Token ids.
+        ids: Tensor<2, Int>,
+    },
+    /// Features of the levels decoded so far, `[B, position, channel]`.
+    Levels {
+        /// Features, level after level.
+        features: Tensor<3>,
+    },
+    /// Continuous tokens, which of them are hidden, and the noisy tokens of the head.
+    Masked {
+        /// Continuous tokens `[B, position, channel]`.
+        x: Tensor<3>,
+        /// `[B, position]`, true = hidden.
+        mask: Tensor<2, Bool>,
+        /// The head's `x_t`, `[B, position, channel]`.
+        x_t: Tensor<3>,
+        /// The head's time, `[B]`.
+        t: Vec<f64>,
+    },
+}
+
+impl Input {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Noisy { x_t, .. } => x_t.dims()[0],
+            Self::Tokens { ids } => ids.dims()[0],
+            Self::Levels { features } => features.dims()[0],
+            Self::Masked { x, .. } => x.dims()[0],
+        }
+    }
+
+    /// Whether the batch is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a prediction is scored against.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Regression on `[B, position, channel]`.
+    Values(Tensor<3>),
+    /// Classification on `[B, position]`.
+    Ids(Tensor<2, Int>),
+}
+
+/// One draw of training examples, one a sample of the batch.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// What the backbone reads.
+    pub input: Input,
+    /// What its prediction is scored against.
+    pub target: Target,
+    /// How far decoding is where each sample is predicted, in [0, 1]: 1 - t for diffusion. `[B]`, or
+    /// `[position]` shared by the batch for token families.
+    pub progress: Vec<f64>,
+    /// Which positions are scored, `[B, position]` of zeros and ones; `None` = all of them.
+    pub scored: Option<Tensor<2>>,
+}
+
+/// The likelihood that a process can give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likelihood {
+    /// The exact log-likelihood of the tokens.
+    Exact,
+    /// A lower bound, up to a constant that does not depend on the model.
+    Bound,
+}
+
+/// Turns a clean latent into a training example and scores predictions. It belongs to the backbone.
+pub trait Process: Debug + Send + Sync {
+    /// Which samplers and input variants apply.
+    fn family(&self) -> Family;
+
+    /// What the backbone's numbers are.
+    fn prediction(&self) -> Prediction;
+
+    /// One draw of examples for `x`. All randomness comes from `random` at `step`.
+    fn corrupt(&self, x: &Latent, random: &Random, step: u64) -> Example;
+
+    /// Loss of each sample, `[B]`, weighted as in the process's paper.
+    fn loss(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+        score(prediction, example)
+    }
+
+    /// What [`Process::log_likelihood`] returns.
+    fn likelihood(&self) -> Likelihood;
+
+    /// Log-likelihood (or its bound) of each sample in nats, `[B]`.
+    fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1>;
+
+    /// `alpha_t` and `sigma_t`, for the continuous family.
+    fn path(&self) -> Option<&dyn Path> {
+        None
+    }
+}
+
+/// Mean squared error or mean cross-entropy of each sample, `[B]`.
+///
+/// A prediction may carry more channels than the target (a learned variance): they are not scored.
+///
+/// # Panics
+/// If prediction and target disagree in batch or positions: a bug in the backbone.
+pub fn score(prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+    let [batch, positions, _] = prediction.dims();
+    let each = match &example.target {
+        Target::Values(target) => {
+            let channels = target.dims()[2];
+            let error = prediction.narrow(2, 0, channels) - target.clone();
+            (error.clone() * error).mean_dim(2).reshape([batch, positions])
+        }
+        Target::Ids(ids) => -log_probabilities(prediction, ids),
+    };
+    match &example.scored {
+        None => each.mean_dim(1).reshape([batch]),
+        Some(scored) => {
+            let count = scored.clone().sum_dim(1);
+            ((each * scored.clone()).sum_dim(1) / count).reshape([batch])
+        }
+    }
+}
+
+/// Log-probability of each token, `[B, position]`, from logits `[B, position, vocabulary]`.
+pub fn log_probabilities(logits: Tensor<3>, ids: &Tensor<2, Int>) -> Tensor<2> {
+    let [batch, positions, _] = logits.dims();
+    activation::log_softmax(logits, 2)
+        .gather(2, ids.clone().unsqueeze_dim(2))
+        .reshape([batch, positions])
+}

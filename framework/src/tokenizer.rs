@@ -1,0 +1,38 @@
+//! Tokenizers: images to latents and back.
+
+use crate::error::{Problems, Result};
+use crate::process::{Latent, LatentShape};
+use burn::tensor::{Device, Tensor};
+use std::fmt::Debug;
+
+/// Shape of an image: channels, height, width.
+pub type ImageShape = [usize; 3];
+
+/// A tokenizer. The document entry is the tokenizer; trained weights are loaded by [`Tokenizer::load`].
+pub trait Tokenizer: Debug + Send + Sync {
+    /// Problems within this entry; pointers are relative to it.
+    fn check(&self) -> Problems {
+        Problems::new()
+    }
+
+    /// The latent of an image of the given shape.
+    ///
+    /// # Errors
+    /// If images of this shape cannot be encoded; pointers are relative to the entry.
+    fn latent_shape(&self, image: ImageShape) -> Result<LatentShape, Problems>;
+
+    /// Loads its weights, once, before the first encode or decode.
+    ///
+    /// # Errors
+    /// If a file is missing or is not what it should be.
+    fn load(&mut self, device: &Device) -> Result<()> {
+        let _ = device;
+        Ok(())
+    }
+
+    /// Images `[B, C, H, W]` in [-1, 1] to latents.
+    fn encode(&self, images: Tensor<4>) -> Latent;
+
+    /// Latents to images `[B, C, H, W]`, nominally in [-1, 1].
+    fn decode(&self, latent: Latent, image: ImageShape) -> Tensor<4>;
+}

@@ -1,0 +1,283 @@
+//! The variance-preserving diffusion process of DDPM, continued between its table's times.
+//!
+//!   x_t = alpha_t x + sigma_t eps,   alpha_t^2 + sigma_t^2 = 1,   alpha_{t_i}^2 = prod_{j <= i} (1 - beta_j)
+//!
+//! Source: arXiv:2006.11239 eq. 4 (linear), arXiv:2102.09672 eq. 17 (cosine), arXiv:2206.00927 sec. 3 (log alpha
+//! piecewise linear between the table's times `t_i = (i + 1) / T`).
+
+use crate::path::{Coefficients, Pair, Path, Prediction, join};
+use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Target, score};
+use crate::random::{Random, per_sample, tensor};
+use burn::tensor::Tensor;
+use rand::RngExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How the noise of each training time is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Betas {
+    /// From 1e-4 to 0.02 (at 1000 steps), evenly.
+    Linear,
+    /// `alpha_bar(s) = cos^2((s + 0.008) / 1.008 pi / 2)`, betas capped at 0.999.
+    Cosine,
+    /// Square roots from sqrt(0.00085) to sqrt(0.012), evenly: latent diffusion's.
+    ScaledLinear,
+}
+
+/// What the network of a variance-preserving process predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VpPrediction {
+    /// The noise.
+    Eps,
+    /// `alpha_t eps - sigma_t x`.
+    V,
+}
+
+/// The variance-preserving process: noise schedule, number of training times, prediction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VpConfig {
+    /// Noise schedule.
+    #[serde(default = "linear")]
+    pub betas: Betas,
+    /// Number of training times T, 2 to 100000. Published models use 1000.
+    #[serde(default = "thousand")]
+    #[schemars(range(min = 2, max = 100_000))]
+    pub timesteps: usize,
+    /// What the network predicts.
+    #[serde(default = "eps")]
+    pub prediction: VpPrediction,
+}
+
+fn linear() -> Betas {
+    Betas::Linear
+}
+fn thousand() -> usize {
+    1000
+}
+fn eps() -> VpPrediction {
+    VpPrediction::Eps
+}
+
+impl Default for VpConfig {
+    fn default() -> Self {
+        Self { betas: linear(), timesteps: thousand(), prediction: eps() }
+    }
+}
+
+impl VpConfig {
+    /// The betas of the training times, in f64; `[T]`.
+    pub fn betas(&self) -> Vec<f64> {
+        let n = self.timesteps;
+        // The published end points belong to 1000 steps; fewer steps take larger ones.
+        let stretch = 1000.0 / n as f64;
+        let even = |from: f64, to: f64| move |i: usize| from + (to - from) * i as f64 / (n - 1) as f64;
+        match self.betas {
+            Betas::Linear => (0..n).map(even(1e-4 * stretch, 0.02 * stretch)).map(|b| b.min(0.999)).collect(),
+            Betas::ScaledLinear => (0..n)
+                .map(even((0.00085 * stretch).sqrt(), (0.012 * stretch).sqrt()))
+                .map(|b| (b * b).min(0.999))
+                .collect(),
+            Betas::Cosine => {
+                let alpha_bar = |s: f64| ((s + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+                (0..n)
+                    .map(|i| (1.0 - alpha_bar((i + 1) as f64 / n as f64) / alpha_bar(i as f64 / n as f64)).min(0.999))
+                    .collect()
+            }
+        }
+    }
+
+    /// The process these settings describe.
+    pub fn process(&self) -> Vp {
+        let mut log_alpha_bar = 0.0;
+        let log_alpha = self
+            .betas()
+            .iter()
+            .map(|beta| {
+                log_alpha_bar += (1.0 - beta).ln();
+                0.5 * log_alpha_bar
+            })
+            .collect();
+        let prediction = match self.prediction {
+            VpPrediction::Eps => Prediction::Eps,
+            VpPrediction::V => Prediction::V,
+        };
+        Vp { log_alpha, prediction }
+    }
+}
+
+/// The variance-preserving process, ready to corrupt and score.
+#[derive(Clone, Debug)]
+pub struct Vp {
+    /// `log alpha` at `t_i = (i + 1) / T`.
+    log_alpha: Vec<f64>,
+    prediction: Prediction,
+}
+
+impl Vp {
+    /// The time of the table's index `i`, which may lie between two: `t = (i + 1) / T`.
+    pub fn t_of_index(&self, i: f64) -> f64 {
+        (i + 1.0) / self.log_alpha.len() as f64
+    }
+
+    /// The (fractional) index of a time, as the published networks take it: `i = t T - 1`.
+    pub fn index_of_t(&self, t: f64) -> f64 {
+        t * self.log_alpha.len() as f64 - 1.0
+    }
+
+    /// `log alpha` at `t` and its derivative: linear between the table's times, and from 0 at t = 0.
+    fn log_alpha_at(&self, t: f64) -> (f64, f64) {
+        let n = self.log_alpha.len();
+        let place = t * n as f64;
+        // A time of the table must read its own entry: t T is an integer only up to rounding.
+        let near = place.round();
+        let place = if (place - near).abs() < 1e-9 * n as f64 { near } else { place };
+        let upper = (place.ceil() as usize).clamp(1, n);
+        let knot = |i: usize| if i == 0 { 0.0 } else { self.log_alpha[i - 1] };
+        let slope = knot(upper) - knot(upper - 1);
+        (knot(upper - 1) + slope * (place - (upper - 1) as f64), slope * n as f64)
+    }
+}
+
+impl Path for Vp {
+    fn at(&self, t: f64) -> Coefficients {
+        let (log_alpha, slope) = self.log_alpha_at(t);
+        let alpha = log_alpha.exp();
+        // exp_m1 keeps sigma exact where alpha is close to 1.
+        let sigma = (-(2.0 * log_alpha).exp_m1()).max(0.0).sqrt();
+        Coefficients { alpha, sigma, d_alpha: alpha * slope, d_sigma: -alpha * alpha * slope / sigma }
+    }
+
+    fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    fn table(&self) -> Option<usize> {
+        Some(self.log_alpha.len())
+    }
+}
+
+impl Process for Vp {
+    fn family(&self) -> Family {
+        Family::Continuous
+    }
+
+    fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    fn corrupt(&self, x: &Latent, random: &Random, step: u64) -> Example {
+        let Latent::Values(x) = x else {
+            panic!("a continuous process was given tokens; the check phase refuses that")
+        };
+        let shape @ [batch, positions, channels] = x.dims();
+        let mut stream = random.stream("t", 0, step);
+        let t: Vec<f64> =
+            (0..batch).map(|_| self.t_of_index(stream.random_range(0..self.log_alpha.len()) as f64)).collect();
+        let noise = random.normal("eps", 0, step, batch * positions * channels);
+        let noise: Vec<f64> = noise.into_iter().map(f64::from).collect();
+        let eps = tensor(&noise, shape, x.dtype(), &x.device());
+        self.example(x.clone(), eps, t)
+    }
+
+    fn likelihood(&self) -> Likelihood {
+        Likelihood::Bound
+    }
+
+    /// Minus half the squared error summed over positions and channels: the bound of arXiv:2006.11239
+    /// eq. 12 with its weights set to one (eq. 14).
+    fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+        let Target::Values(target) = &example.target else {
+            panic!("a continuous process was given tokens as target")
+        };
+        let [_, positions, channels] = target.dims();
+        score(prediction, example) * (-0.5 * (positions * channels) as f64)
+    }
+
+    fn path(&self) -> Option<&dyn Path> {
+        Some(self)
+    }
+}
+
+impl Vp {
+    /// The example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`, `t` `[B]`.
+    pub fn example(&self, x: Tensor<3>, eps: Tensor<3>, t: Vec<f64>) -> Example {
+        let at: Vec<Coefficients> = t.iter().map(|t| self.at(*t)).collect();
+        let alpha = per_sample(&at.iter().map(|c| c.alpha).collect::<Vec<_>>(), &x);
+        let sigma = per_sample(&at.iter().map(|c| c.sigma).collect::<Vec<_>>(), &x);
+        let x_t = x.clone() * alpha.clone() + eps.clone() * sigma.clone();
+        let target = match self.prediction {
+            Prediction::V => eps * alpha - x * sigma,
+            kind => join(kind, Pair { x, eps }, at[0]),
+        };
+        Example {
+            progress: t.iter().map(|t| 1.0 - t).collect(),
+            input: Input::Noisy { x_t, t },
+            target: Target::Values(target),
+            scored: None,
+        }
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn config(betas: Betas, timesteps: usize) -> VpConfig {
+        VpConfig { betas, timesteps, prediction: VpPrediction::Eps }
+    }
+
+    proptest! {
+        #[test]
+        fn schedule_is_monotone_and_variance_preserving(
+            betas in prop_oneof![Just(Betas::Linear), Just(Betas::Cosine), Just(Betas::ScaledLinear)],
+            timesteps in 20usize..1500, a in 0.0..1.0f64, b in 0.0..1.0f64,
+        ) {
+            let vp = config(betas, timesteps).process();
+            let (low, high) = if a < b { (a, b) } else { (b, a) };
+            let (at_low, at_high) = (vp.at(low), vp.at(high));
+            prop_assert!(at_low.alpha >= at_high.alpha && at_low.sigma <= at_high.sigma);
+            prop_assert!((at_low.alpha.powi(2) + at_low.sigma.powi(2) - 1.0).abs() < 1e-12);
+        }
+
+        #[test]
+        fn t_of_lambda_inverts_lambda(t in 1e-4..1.0f64) {
+            let vp = VpConfig::default().process();
+            prop_assert!((vp.t_of_lambda(vp.lambda(t)) - t).abs() < 1e-9);
+        }
+
+        #[test]
+        fn derivatives_are_slopes(i in 1usize..999, within in 0.2..0.8f64) {
+            let vp = VpConfig::default().process();
+            // Away from the knots, where log alpha has a corner.
+            let t = (i as f64 + within) / 1000.0;
+            let h = 1e-7;
+            let (before, at, after) = (vp.at(t - h), vp.at(t), vp.at(t + h));
+            prop_assert!(((after.alpha - before.alpha) / (2.0 * h) - at.d_alpha).abs() < 1e-5);
+            prop_assert!(((after.sigma - before.sigma) / (2.0 * h) - at.d_sigma).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn end_points() {
+        for betas in [Betas::Linear, Betas::Cosine, Betas::ScaledLinear] {
+            let vp = config(betas, 1000).process();
+            assert_eq!((vp.at(0.0).alpha, vp.at(0.0).sigma), (1.0, 0.0));
+            assert!(vp.at(1.0).alpha < 0.1, "{betas:?} leaves signal at t = 1");
+        }
+    }
+
+    #[test]
+    fn linear_table_worked_by_hand() {
+        // alpha_bar_0 = 1 - 1e-4; alpha_bar_1 = alpha_bar_0 (1 - (1e-4 + (0.02 - 1e-4) / 999)).
+        let vp = VpConfig::default().process();
+        let second = 1e-4 + (0.02 - 1e-4) / 999.0;
+        assert!((vp.at(0.001).alpha.powi(2) - (1.0 - 1e-4)).abs() < 1e-15);
+        assert!((vp.at(0.002).alpha.powi(2) - (1.0 - 1e-4) * (1.0 - second)).abs() < 1e-15);
+        assert!((vp.index_of_t(vp.t_of_index(250.0)) - 250.0).abs() < 1e-9);
+    }
+}

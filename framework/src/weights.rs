@@ -1,0 +1,198 @@
+//! Parameters by path: drawing them, counting them, reading and replacing their numbers, averaging them.
+
+use crate::random::Random;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{DType, Tensor, TensorData};
+use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// How a parameter is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// Uniform in +-sqrt(6 / (fan_in + fan_out)), Glorot & Bengio (2010), eq. 16.
+    XavierUniform {
+        /// Inputs of the layer.
+        fan_in: usize,
+        /// Outputs of the layer.
+        fan_out: usize,
+    },
+    /// These numbers; the parameter is a constant and is not trained.
+    Constant(Vec<f32>),
+}
+
+/// A name stack that both visitors and mappers keep.
+#[derive(Default)]
+struct Names(Vec<String>);
+
+impl Names {
+    fn path(&self) -> String {
+        self.0.join(".")
+    }
+}
+
+/// The identity of the parameter at `path`: the same in every process, so optimizer state finds its parameter.
+pub fn param_id(path: &str) -> ParamId {
+    let hash = Sha256::digest(path.as_bytes());
+    ParamId::from(u64::from_le_bytes(hash[..8].try_into().expect("eight bytes")))
+}
+
+/// Draws every float parameter of `module` from `init(path, shape)`: a function of the seed and the path alone.
+pub fn initialize<M: Module>(module: M, random: &Random, init: &dyn Fn(&str, &[usize]) -> Init) -> M {
+    struct Draw<'a> {
+        names: Names,
+        random: &'a Random,
+        init: &'a dyn Fn(&str, &[usize]) -> Init,
+    }
+    impl ModuleMapper for Draw<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.names.0.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.names.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let path = self.names.path();
+            let shape: Vec<usize> = param.lazy_shape().to_vec();
+            let device = param.lazy_device();
+            let n = shape.iter().product();
+            let mut stream = self.random.stream(&format!("init {path}"), 0, 0);
+            let (values, trained) = match (self.init)(&path, &shape) {
+                Init::Zeros => (vec![0.0; n], true),
+                Init::Ones => (vec![1.0; n], true),
+                Init::Normal(std) => {
+                    let draw = |_| { let z: f32 = StandardNormal.sample(&mut stream); z * std as f32 };
+                    ((0..n).map(draw).collect(), true)
+                }
+                Init::XavierUniform { fan_in, fan_out } => {
+                    let bound = (6.0 / (fan_in + fan_out) as f32).sqrt();
+                    ((0..n).map(|_| stream.random_range(-bound..bound)).collect(), true)
+                }
+                Init::Constant(values) => (values, false),
+            };
+            let tensor = Tensor::from_data(TensorData::new(values, shape), (&device.clone().inner(), DType::F32));
+            let tensor = if device.is_autodiff() { tensor.to_device(&device) } else { tensor };
+            Param::initialized(param_id(&path), tensor).set_require_grad(trained)
+        }
+    }
+    module.map(&mut Draw { names: Names::default(), random, init })
+}
+
+/// Path, shape, and whether it is trained, of every float parameter, in module order. Allocates nothing.
+pub fn parameters<M: Module>(module: &M) -> Vec<(String, Vec<usize>, bool)> {
+    struct List(Names, Vec<(String, Vec<usize>, bool)>);
+    impl ModuleVisitor for List {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.0.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let trained = if param.is_initialized() { param.base().is_require_grad() } else { true };
+            self.1.push((self.0.path(), param.lazy_shape().to_vec(), trained));
+        }
+    }
+    let mut list = List(Names::default(), Vec::new());
+    module.visit(&mut list);
+    list.1
+}
+
+/// The numbers of every float parameter, by path.
+pub fn export<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
+    struct Read(Names, BTreeMap<String, TensorData>);
+    impl ModuleVisitor for Read {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.0.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.insert(self.0.path(), param.base().to_data());
+        }
+    }
+    let mut read = Read(Names::default(), BTreeMap::new());
+    module.visit(&mut read);
+    read.1
+}
+
+/// Replaces the numbers of the parameters named in `values`; the others keep theirs.
+///
+/// # Panics
+/// If a shape differs: callers compare shapes first, where they can name the file.
+pub fn import<M: Module>(module: M, values: &mut BTreeMap<String, TensorData>) -> M {
+    map_float(module, &mut |path, data| match values.remove(path) {
+        Some(new) => {
+            assert_eq!(new.shape(), data.shape(), "shape of {path}");
+            Some(new)
+        }
+        None => None,
+    })
+}
+
+/// Maps the numbers of parameters on the host; `None` leaves one as it is.
+fn map_float<M: Module>(module: M, f: &mut dyn FnMut(&str, &TensorData) -> Option<TensorData>) -> M {
+    struct Write<'a>(Names, &'a mut dyn FnMut(&str, &TensorData) -> Option<TensorData>);
+    impl ModuleMapper for Write<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.0.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let path = self.0.path();
+            let Some(new) = (self.1)(&path, &param.base().to_data()) else { return param };
+            param.map(|old| {
+                let dtype = old.dtype();
+                let device = old.device();
+                let plain = Tensor::from_data(new.convert_dtype(dtype), (&device.clone().inner(), dtype));
+                let tracked = if device.is_autodiff() { plain.to_device(&device) } else { plain };
+                tracked.set_require_grad(old.is_require_grad())
+            })
+        }
+    }
+    module.map(&mut Write(Names::default(), f))
+}
+
+/// `average <- decay average + (1 - decay) model`, parameter by parameter, on the device.
+pub fn average<M: Module>(average: M, model: &M, decay: f64) -> M {
+    struct Read(Names, BTreeMap<String, Box<dyn std::any::Any + Send>>);
+    impl ModuleVisitor for Read {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.0.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.insert(self.0.path(), Box::new(param.base().inner()));
+        }
+    }
+    struct Lerp(Names, BTreeMap<String, Box<dyn std::any::Any + Send>>, f64);
+    impl ModuleMapper for Lerp {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.0.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let online = self.1.remove(&self.0.path()).expect("the average has the model's parameters");
+            let online: Tensor<D> = *online.downcast().expect("of the same rank");
+            let decay = self.2;
+            param.map(|old| old * decay + online * (1.0 - decay))
+        }
+    }
+    let mut read = Read(Names::default(), BTreeMap::new());
+    model.visit(&mut read);
+    average.map(&mut Lerp(Names::default(), read.1, decay))
+}
