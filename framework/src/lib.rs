@@ -6,20 +6,29 @@
 
 pub mod backbone;
 pub mod bridge;
+pub mod checkpoint;
 pub mod condition;
 pub mod conditioner;
 pub mod dataset;
 pub mod error;
 pub mod foreign;
 pub mod guidance;
+pub mod loader;
 pub mod metric;
+pub mod nn;
 pub mod objective;
+pub mod optimizer;
 pub mod path;
+pub mod picture;
+pub mod pipeline;
+pub mod plot;
 pub mod plugin;
 pub mod process;
 pub mod random;
 pub mod sampler;
+pub mod sampling;
 pub mod tokenizer;
+pub mod trainer;
 pub mod vp;
 pub mod weights;
 

@@ -150,8 +150,12 @@ macro_rules! register {
     (guidance $($rest:tt)*) => { $crate::register!(@ Guidance GuidancePlugin $($rest)*); };
     (metric $($rest:tt)*) => { $crate::register!(@ Metric MetricPlugin $($rest)*); };
     (@ $kind:ident $plugin:ident $name:literal => $type:ty $(, $paper:literal)* $(,)?) => {
-        #[$crate::typetag::serde(name = $name)]
-        impl $crate::plugin::$plugin for $type {}
+        const _: () = {
+            // typetag's expansion names its own crate; the plugin need not depend on it.
+            use $crate::typetag;
+            #[typetag::serde(name = $name)]
+            impl $crate::plugin::$plugin for $type {}
+        };
 
         $crate::inventory::submit! {
             $crate::plugin::Entry {

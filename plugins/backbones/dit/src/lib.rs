@@ -1,1 +1,418 @@
-//! dit
+//! DiT: a transformer on latent patches, modulated by time and class (adaLN-zero).
+//!
+//! Source: arXiv:2212.09748; its guidance input is that of GFT, arXiv:2501.15420.
+//! Read this file first; `checkpoint.rs` holds the official names and clock.
+
+mod checkpoint;
+
+use framework::backbone::{Backbone, BackboneConfig, Perturbation};
+use framework::burn;
+use framework::burn::module::{Module, Param};
+use framework::error::Problems;
+use framework::foreign::ForeignNames;
+use framework::nn::{
+    Attention, AttentionConfig, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm, modulate, parameter,
+    silu, sincos_2d,
+};
+use framework::prelude::*;
+use framework::vp::VpConfig;
+use framework::weights::Init;
+
+/// The published sizes: name / patch size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum Size {
+    #[serde(rename = "S/2")]
+    S2,
+    #[serde(rename = "S/4")]
+    S4,
+    #[serde(rename = "S/8")]
+    S8,
+    #[serde(rename = "B/2")]
+    B2,
+    #[serde(rename = "B/4")]
+    B4,
+    #[serde(rename = "B/8")]
+    B8,
+    #[serde(rename = "L/2")]
+    L2,
+    #[serde(rename = "L/4")]
+    L4,
+    #[serde(rename = "L/8")]
+    L8,
+    #[serde(rename = "XL/2")]
+    Xl2,
+    #[serde(rename = "XL/4")]
+    Xl4,
+    #[serde(rename = "XL/8")]
+    Xl8,
+}
+
+/// The four numbers that a size stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Numbers {
+    hidden_size: usize,
+    depth: usize,
+    num_heads: usize,
+    patch_size: usize,
+}
+
+impl Size {
+    /// Source: arXiv:2212.09748 table 1.
+    fn numbers(self) -> Numbers {
+        use Size::*;
+        let (hidden_size, depth, num_heads) = match self {
+            S2 | S4 | S8 => (384, 12, 6),
+            B2 | B4 | B8 => (768, 12, 12),
+            L2 | L4 | L8 => (1024, 24, 16),
+            Xl2 | Xl4 | Xl8 => (1152, 28, 16),
+        };
+        let patch_size = match self {
+            S2 | B2 | L2 | Xl2 => 2,
+            S4 | B4 | L4 | Xl4 => 4,
+            S8 | B8 | L8 | Xl8 => 8,
+        };
+        Numbers { hidden_size, depth, num_heads, patch_size }
+    }
+}
+
+/// Where the guidance number enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuidanceInput {
+    /// A bias-free projection of sinusoids of 1000 times the number, added to the time's sinusoids.
+    Linear,
+    /// A second embedder, added to the sum of time and class embeddings.
+    Mlp,
+}
+
+/// Sizes of a DiT, by published name (`size`) or by number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DitConfig {
+    /// A published size with its patch size; then leave out the four numbers.
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// Width of the transformer; a multiple of 4 and of `num_heads`.
+    #[serde(default)]
+    #[schemars(range(min = 4, max = 16384))]
+    pub hidden_size: Option<usize>,
+    /// Number of blocks.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 512))]
+    pub depth: Option<usize>,
+    /// Attention heads of a block; divides `hidden_size`.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 256))]
+    pub num_heads: Option<usize>,
+    /// Side of a patch in latent positions; divides `input_size`.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 64))]
+    pub patch_size: Option<usize>,
+    /// Side of the square latent, in positions. Published: 32 (256 pixels), 64 (512 pixels).
+    #[serde(default = "input_size")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub input_size: usize,
+    /// Channels of the latent.
+    #[serde(default = "in_channels")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub in_channels: usize,
+    /// Hidden width of the blocks' MLP, as a multiple of `hidden_size`.
+    #[serde(default = "mlp_ratio")]
+    #[schemars(range(min = 0.25, max = 32.0))]
+    pub mlp_ratio: f64,
+    /// Number of classes; the null class is one more row of the table.
+    #[serde(default = "num_classes")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub num_classes: usize,
+    /// Predict a variance beside the noise: twice the channels. The simple loss leaves it untrained.
+    #[serde(default)]
+    pub learn_sigma: bool,
+    /// Where the guidance number of a guidance-free objective enters; null = the network takes none.
+    #[serde(default)]
+    pub guidance_input: Option<GuidanceInput>,
+    /// Noise schedule and prediction.
+    #[serde(default)]
+    pub process: VpConfig,
+}
+
+fn input_size() -> usize {
+    32
+}
+fn in_channels() -> usize {
+    4
+}
+fn mlp_ratio() -> f64 {
+    4.0
+}
+fn num_classes() -> usize {
+    1000
+}
+
+framework::register!(backbone "dit" => DitConfig, "arXiv:2212.09748");
+
+impl DitConfig {
+    fn numbers(&self) -> Option<Numbers> {
+        match self.size {
+            Some(size) => Some(size.numbers()),
+            None => Some(Numbers {
+                hidden_size: self.hidden_size?,
+                depth: self.depth?,
+                num_heads: self.num_heads?,
+                patch_size: self.patch_size?,
+            }),
+        }
+    }
+
+    /// The numbers of a checked entry.
+    fn checked(&self) -> Numbers {
+        self.numbers().expect("the check phase refuses a dit without size")
+    }
+
+    fn out_channels(&self) -> usize {
+        self.in_channels * if self.learn_sigma { 2 } else { 1 }
+    }
+
+    fn mlp_width(&self) -> usize {
+        (self.checked().hidden_size as f64 * self.mlp_ratio) as usize
+    }
+
+    fn tokens(&self) -> usize {
+        (self.input_size / self.checked().patch_size).pow(2)
+    }
+}
+
+impl BackboneConfig for DitConfig {
+    fn check(&self) -> Problems {
+        let mut problems = Problems::new();
+        let given = [
+            ("hidden_size", self.hidden_size),
+            ("depth", self.depth),
+            ("num_heads", self.num_heads),
+            ("patch_size", self.patch_size),
+        ];
+        for (name, value) in given {
+            match (self.size, value) {
+                (Some(_), Some(_)) => problems.push(
+                    Problem::new(format!("/{name}"), format!("`{name}` is set beside `size`, which already says it"))
+                        .accepts("either `size`, or hidden_size, depth, num_heads and patch_size")
+                        .fix(format!("delete /backbone/{name} or /backbone/size")),
+                ),
+                (None, None) => problems.push(
+                    Problem::new("", format!("the dit has neither `size` nor `{name}`"))
+                        .accepts("either `size` (such as \"XL/2\"), or hidden_size, depth, num_heads and patch_size"),
+                ),
+                _ => {}
+            }
+        }
+        let Some(numbers) = self.numbers() else { return problems };
+        let mut divides = |part: usize, name: &str, whole: usize, of: &str| {
+            if part == 0 || whole % part != 0 {
+                problems.push(
+                    Problem::new(format!("/{name}"), format!("`{name}` = {part} does not divide `{of}` = {whole}"))
+                        .accepts(format!("a divisor of {whole}")),
+                );
+            }
+        };
+        divides(numbers.num_heads, "num_heads", numbers.hidden_size, "hidden_size");
+        divides(numbers.patch_size, "patch_size", self.input_size, "input_size");
+        if numbers.hidden_size % 4 != 0 {
+            problems.push(
+                Problem::new("/hidden_size", format!("`hidden_size` = {} is no multiple of 4", numbers.hidden_size))
+                    .accepts("a multiple of 4: sines and cosines of row and column"),
+            );
+        }
+        problems
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts {
+            condition: ConditionKind::Class,
+            num_classes: Some(self.num_classes),
+            text_width: None,
+            guidance_input: self.guidance_input.is_some(),
+            guidance_field: "/guidance_input",
+            perturbation: true,
+        }
+    }
+
+    fn latent_shape(&self) -> LatentShape {
+        LatentShape { grid: [self.input_size; 2], channels: self.in_channels, vocabulary: None }
+    }
+
+    fn process(&self) -> Box<dyn Process> {
+        Box::new(self.process.process())
+    }
+
+    fn init(&self, device: &Device) -> BoxBackbone {
+        BoxBackbone::new(Dit::new(self, device))
+    }
+
+    fn initializer(&self, path: &str, shape: &[usize]) -> Init {
+        let Numbers { hidden_size, patch_size, .. } = self.checked();
+        let grid = [self.input_size / patch_size; 2];
+        match path {
+            "pos_embed" => Init::Constant(sincos_2d(grid, hidden_size)),
+            "y_embedder.embedding_table" => Init::Normal(0.02),
+            // Published: fine-tuning starts with the term at zero, training from scratch at N(0, 0.02).
+            "t_embedder.cond_proj.weight" => Init::Normal(0.02),
+            _ if path.ends_with("bias") || path.contains("ada_ln") || path.starts_with("final_layer") => Init::Zeros,
+            _ if path.contains("_embedder.mlp") => Init::Normal(0.02),
+            _ => Init::XavierUniform { fan_in: shape[0], fan_out: shape[1] },
+        }
+    }
+
+    fn foreign_names(&self) -> ForeignNames {
+        checkpoint::names()
+    }
+
+    fn t_of_native(&self, native: f64) -> f64 {
+        self.process.process().t_of_index(native)
+    }
+
+    fn flops(&self) -> f64 {
+        let Numbers { hidden_size, depth, patch_size, .. } = self.checked();
+        let (width, tokens, mlp) = (hidden_size as f64, self.tokens() as f64, self.mlp_width() as f64);
+        let block = 2.0 * tokens * (4.0 * width * width + 2.0 * width * mlp) + 4.0 * tokens * tokens * width + 12.0 * width * width;
+        let patch = (patch_size * patch_size) as f64;
+        let ends = 2.0 * tokens * width * patch * (self.in_channels + self.out_channels()) as f64;
+        depth as f64 * block + ends
+    }
+
+    fn activations(&self) -> f64 {
+        let Numbers { hidden_size, depth, num_heads, .. } = self.checked();
+        let (width, tokens, mlp) = (hidden_size as f64, self.tokens() as f64, self.mlp_width() as f64);
+        // Kept per block: inputs of the four matmuls, both norms and modulations in pieces, gelu's factors,
+        // and the attention map with its exponentials.
+        depth as f64 * (tokens * (22.0 * width + 7.0 * mlp) + 3.0 * num_heads as f64 * tokens * tokens)
+    }
+}
+
+/// The class table; its last row is the null class.
+#[derive(Module, Debug)]
+struct LabelEmbedder {
+    embedding_table: Param<Tensor<2>>,
+}
+
+/// One transformer block with adaLN-zero.
+#[derive(Module, Debug)]
+struct Block {
+    attn: Attention,
+    mlp: Mlp,
+    ada_ln: Linear,
+}
+
+/// The last norm, modulated, and the map to patches.
+#[derive(Module, Debug)]
+struct FinalLayer {
+    linear: Linear,
+    ada_ln: Linear,
+}
+
+/// The network. Fields are named as in the official files.
+#[derive(Module, Debug)]
+pub struct Dit {
+    x_embedder: PatchEmbed,
+    t_embedder: TimestepEmbedder,
+    y_embedder: LabelEmbedder,
+    beta_embedder: Option<TimestepEmbedder>,
+    pos_embed: Param<Tensor<3>>,
+    blocks: Vec<Block>,
+    final_layer: FinalLayer,
+    #[module(skip)]
+    config: DitConfig,
+}
+
+/// Width of the sinusoids of time, and of the guidance number in the `linear` form.
+const FREQUENCIES: usize = 256;
+const GUIDANCE_FREQUENCIES: usize = 512;
+/// Epsilon of every layer norm.
+const EPSILON: f64 = 1e-6;
+
+impl Dit {
+    /// Allocates nothing.
+    pub fn new(config: &DitConfig, device: &Device) -> Self {
+        let Numbers { hidden_size: width, depth, num_heads, patch_size: patch } = config.checked();
+        let linear = config.guidance_input == Some(GuidanceInput::Linear);
+        let block = |_| Block {
+            attn: Attention::new(AttentionConfig { width, num_heads }, device),
+            mlp: Mlp::new(width, config.mlp_width(), device),
+            ada_ln: Linear::new(width, 6 * width, device),
+        };
+        Self {
+            x_embedder: PatchEmbed::new([config.input_size; 2], patch, config.in_channels, width, device),
+            t_embedder: TimestepEmbedder::new(width, FREQUENCIES, linear.then_some(GUIDANCE_FREQUENCIES), device),
+            y_embedder: LabelEmbedder { embedding_table: parameter([config.num_classes + 1, width], device) },
+            beta_embedder: (config.guidance_input == Some(GuidanceInput::Mlp))
+                .then(|| TimestepEmbedder::new(width, FREQUENCIES, None, device)),
+            pos_embed: parameter([1, config.tokens(), width], device),
+            blocks: (0..depth).map(block).collect(),
+            final_layer: FinalLayer {
+                linear: Linear::new(width, patch * patch * config.out_channels(), device),
+                ada_ln: Linear::new(width, 2 * width, device),
+            },
+            config: config.clone(),
+        }
+    }
+
+    /// Time, class and guidance number as one vector a sample, `[B, D]`.
+    fn condition(&self, t: &[f64], condition: &Condition, guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
+        let process = self.config.process.process();
+        let index: Vec<f64> = t.iter().map(|t| process.index_of_t(*t)).collect();
+        let guidance: Option<Vec<f64>> = guidance.map(|g| g.iter().map(|g| 1000.0 * g).collect());
+        let rows = condition.class_rows(self.config.num_classes);
+        let rows = Tensor::<1, Int>::from_data(rows.as_slice(), device);
+        let c = self.t_embedder.forward(&index, guidance.as_deref(), device)
+            + self.y_embedder.embedding_table.val().select(0, rows);
+        match (&self.beta_embedder, guidance) {
+            (Some(embedder), Some(guidance)) => c + embedder.forward(&guidance, None, device),
+            _ => c,
+        }
+    }
+}
+
+impl Backbone for Dit {
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        let Input::Noisy { x_t, t } = input else {
+            panic!("dit reads noisy latents; the check phase refuses other families")
+        };
+        let dtype = self.x_embedder.proj.dtype();
+        let c = silu(self.condition(t, condition, control.guidance.as_deref(), &x_t.device().inner()));
+        let mut tokens = self.x_embedder.forward(x_t.clone().cast(dtype)) + self.pos_embed.val();
+        for (i, block) in self.blocks.iter().enumerate() {
+            for change in &control.perturb {
+                if let Perturbation::PermuteTokens(blocks, order) = change
+                    && blocks.contains(&i)
+                {
+                    let order: Vec<i64> = order.iter().map(|place| *place as i64).collect();
+                    tokens = tokens.clone().select(1, Tensor::<1, Int>::from_data(order.as_slice(), &tokens.device()));
+                }
+            }
+            let skipped = |change: &Perturbation| matches!(change, Perturbation::SkipBlocks(blocks) if blocks.contains(&i));
+            if !control.perturb.iter().any(skipped) {
+                tokens = block.forward(tokens, c.clone(), &control.perturb, i);
+            }
+        }
+        let patch = self.config.checked().patch_size;
+        let out = from_patches(self.final_layer.forward(tokens, c), [self.config.input_size; 2], patch);
+        out.cast(x_t.dtype())
+    }
+}
+
+impl Block {
+    fn forward(&self, x: Tensor<3>, c: Tensor<2>, perturb: &[Perturbation], index: usize) -> Tensor<3> {
+        let [shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp] =
+            self.ada_ln.forward(c).chunk(6, 1).try_into().expect("six equal chunks");
+        let attended = self.attn.forward(modulate(layer_norm(x.clone(), EPSILON), shift_attn, scale_attn), None, perturb, index);
+        let x = x + attended * gate_attn.unsqueeze_dim(1);
+        let mixed = self.mlp.forward(modulate(layer_norm(x.clone(), EPSILON), shift_mlp, scale_mlp));
+        x + mixed * gate_mlp.unsqueeze_dim(1)
+    }
+}
+
+impl FinalLayer {
+    fn forward(&self, x: Tensor<3>, c: Tensor<2>) -> Tensor<3> {
+        let [shift, scale] = self.ada_ln.forward(c).chunk(2, 1).try_into().expect("two equal chunks");
+        self.linear.forward(modulate(layer_norm(x, EPSILON), shift, scale))
+    }
+}

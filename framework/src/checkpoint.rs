@@ -1,0 +1,192 @@
+//! Checkpoints: one safetensors file that holds weights, average, optimizer, step and the resolved document.
+//!
+//! Written beside its final name and renamed, so a killed run leaves either the whole file or none. A SHA-256
+//! over everything in it is checked on reading.
+
+use crate::error::{Error, Result};
+use burn::tensor::{DType, TensorData};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The version of this layout.
+const FORMAT: &str = "unguided-checkpoint-1";
+
+/// Everything a run needs to go on, and everything a sampler needs.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// Optimizer steps done.
+    pub step: usize,
+    /// The resolved pipeline document.
+    pub document: String,
+    /// Weights in training, by parameter path.
+    pub model: BTreeMap<String, TensorData>,
+    /// Their exponential moving average, if the run keeps one.
+    pub ema: Option<BTreeMap<String, TensorData>>,
+    /// The frozen weights the run started from, if its objective needs them.
+    pub reference: Option<BTreeMap<String, TensorData>>,
+    /// Optimizer state, as Burn writes it.
+    pub optimizer: Vec<u8>,
+}
+
+impl Checkpoint {
+    /// Writes it to `path`, atomically and with its checksum.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let groups = [("model", Some(&self.model)), ("ema", self.ema.as_ref()), ("reference", self.reference.as_ref())];
+        let mut tensors = Vec::new();
+        for (group, values) in groups {
+            for (name, data) in values.into_iter().flatten() {
+                tensors.push((format!("{group}/{name}"), foreign_dtype(data.dtype()), data.shape().to_vec(), data.as_bytes()));
+            }
+        }
+        tensors.push(("optimizer".to_string(), Dtype::U8, vec![self.optimizer.len()], &self.optimizer[..]));
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        let views = tensors
+            .iter()
+            .map(|(name, dtype, shape, bytes)| {
+                let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::file(path, e.to_string()))?;
+                Ok((name.clone(), view))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let checksum = checksum(&views, self.step, &self.document);
+        let metadata = HashMap::from([
+            ("format".to_string(), FORMAT.to_string()),
+            ("step".to_string(), self.step.to_string()),
+            ("document".to_string(), self.document.clone()),
+            ("sha256".to_string(), checksum),
+        ]);
+        write_atomically(path, &safetensors::serialize(views, Some(metadata)).map_err(|e| Error::file(path, e.to_string()))?)
+    }
+
+    /// Reads and verifies a checkpoint.
+    ///
+    /// # Errors
+    /// If the file is missing, truncated, altered, or no checkpoint of ours.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+        let damaged = |what: String| Error::file(path, format!("damaged checkpoint: {what}"));
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(format!("truncated or altered ({e})")))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(format!("truncated or altered ({e})")))?;
+        let Some(metadata) = header.metadata().as_ref().filter(|m| m.get("format").is_some_and(|f| f == FORMAT)) else {
+            return Err(Error::file(path, "a safetensors file, but no checkpoint of Unguided (no `format` in its metadata); use `convert`"));
+        };
+        let get = |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("no `{name}` in its metadata")));
+        let step = get("step")?.parse().map_err(|_| damaged("its step is no number".into()))?;
+        let document = get("document")?;
+        let mut views: Vec<(String, TensorView<'_>)> = file.tensors();
+        views.sort_by(|a, b| a.0.cmp(&b.0));
+        if checksum(&views, step, &document) != get("sha256")? {
+            return Err(damaged("its content does not match its SHA-256: bits have changed since it was written".into()));
+        }
+        let mut checkpoint = Self { step, document, ..Self::default() };
+        for (name, view) in views {
+            if name == "optimizer" {
+                checkpoint.optimizer = view.data().to_vec();
+                continue;
+            }
+            let (group, parameter) = name.split_once('/').ok_or_else(|| damaged(format!("unknown tensor `{name}`")))?;
+            let values = match group {
+                "model" => &mut checkpoint.model,
+                "ema" => checkpoint.ema.get_or_insert_default(),
+                "reference" => checkpoint.reference.get_or_insert_default(),
+                _ => return Err(damaged(format!("unknown tensor `{name}`"))),
+            };
+            let dtype = own_dtype(view.dtype()).ok_or_else(|| damaged(format!("`{name}` has type {:?}", view.dtype())))?;
+            let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+            values.insert(parameter.to_string(), data);
+        }
+        Ok(checkpoint)
+    }
+
+    /// The weights to sample from: the average where there is one.
+    pub fn sampling_weights(&self) -> BTreeMap<String, TensorData> {
+        self.ema.clone().unwrap_or_else(|| self.model.clone())
+    }
+}
+
+/// Writes a file so that it is either whole or absent, also after a crash.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let partial = path.with_extension("partial");
+    let mut file = fs::File::create(&partial).map_err(|e| Error::io(&partial, e))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| Error::io(&partial, e))?;
+    fs::rename(&partial, path).map_err(|e| Error::io(path, e))?;
+    // The rename itself must reach the disk: sync the folder where the system can.
+    if let Some(folder) = path.parent()
+        && let Ok(folder) = fs::File::open(folder)
+    {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+fn checksum(views: &[(String, TensorView<'_>)], step: usize, document: &str) -> String {
+    let mut hash = Sha256::new();
+    let mut field = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    field(&(step as u64).to_le_bytes());
+    field(document.as_bytes());
+    for (name, view) in views {
+        field(name.as_bytes());
+        field(format!("{:?} {:?}", view.dtype(), view.shape()).as_bytes());
+        field(view.data());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn foreign_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        other => panic!("weights are floats, not {other:?}"),
+    }
+}
+
+/// Our data type for one of a safetensors file; `None` if it holds no float.
+pub fn own_dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        _ => return None,
+    })
+}
+
+/// The checkpoints of a run folder, oldest first.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.starts_with("step-") && name.ends_with(".safetensors") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The file name of the checkpoint at `step`; names sort by step.
+pub fn file_name(step: usize) -> String {
+    format!("step-{step:09}.safetensors")
+}

@@ -1,0 +1,143 @@
+use super::{Linear, silu};
+use crate::random::tensor;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+/// Sinusoids of each value: `[cos(v f_i)], [sin(v f_i)]`, `f_i = 10000^(-i / (dim / 2))`; `[n, dim]` row-major.
+///
+/// Computed in f64: at 1000 beta or t = 999 an f32 argument has already lost four digits.
+/// Source: arXiv:1706.03762 sec. 3.5, in the order of the DiT code.
+pub fn sinusoid(values: &[f64], dim: usize) -> Vec<f64> {
+    let half = dim / 2;
+    let frequency = |i: usize| (-(10_000_f64.ln()) * i as f64 / half as f64).exp();
+    values
+        .iter()
+        .flat_map(|v| {
+            (0..half).map(move |i| (v * frequency(i)).cos()).chain((0..half).map(move |i| (v * frequency(i)).sin()))
+        })
+        .collect()
+}
+
+/// 2-D sine-cosine position table `[grid * grid, dim]`: sin x, cos x, sin y, cos y, x = column.
+///
+/// Source: arXiv:2212.09748 (fixed positions as in arXiv:2111.06377).
+pub fn sincos_2d(grid: [usize; 2], dim: usize) -> Vec<f32> {
+    let quarter = dim / 4;
+    let frequency = |i: usize| 10_000_f64.powf(-(i as f64) / quarter as f64);
+    let mut table = Vec::with_capacity(grid[0] * grid[1] * dim);
+    for row in 0..grid[0] {
+        for column in 0..grid[1] {
+            for place in [column, row] {
+                let angle = |i: usize| place as f64 * frequency(i);
+                table.extend((0..quarter).map(|i| angle(i).sin() as f32));
+                table.extend((0..quarter).map(|i| angle(i).cos() as f32));
+            }
+        }
+    }
+    table
+}
+
+/// A number a sample, as a vector: sinusoid, linear, silu, linear.
+///
+/// Source: arXiv:2212.09748 sec. 3.2; the guidance input of arXiv:2501.15420 uses the same layer.
+#[derive(Module, Debug)]
+pub struct TimestepEmbedder {
+    /// From the sinusoid.
+    pub mlp_0: Linear,
+    /// To the width.
+    pub mlp_2: Linear,
+    /// Adds a projected sinusoid of the guidance number before `mlp_0` (GFT's `linear` input).
+    pub cond_proj: Option<Linear>,
+    #[module(skip)]
+    frequencies: usize,
+}
+
+impl TimestepEmbedder {
+    /// `frequencies` = width of the sinusoid; `guidance` = width of the guidance sinusoid, if there is one.
+    pub fn new(width: usize, frequencies: usize, guidance: Option<usize>, device: &Device) -> Self {
+        Self {
+            mlp_0: Linear::new(frequencies, width, device),
+            mlp_2: Linear::new(width, width, device),
+            cond_proj: guidance.map(|guidance| Linear::without_bias(guidance, frequencies, device)),
+            frequencies,
+        }
+    }
+
+    /// Shapes: `values` `[B]` to `[B, D]`. `guidance` is already scaled (1000 beta).
+    pub fn forward(&self, values: &[f64], guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
+        let dtype = self.mlp_0.dtype();
+        let table = |values: &[f64], dim| tensor(&sinusoid(values, dim), [values.len(), dim], dtype, device);
+        let mut embedding = table(values, self.frequencies);
+        if let (Some(projection), Some(guidance)) = (&self.cond_proj, guidance) {
+            let inputs = projection.weight.shape().dims::<2>()[0];
+            embedding = embedding + projection.forward(table(guidance, inputs));
+        }
+        self.mlp_2.forward(silu(self.mlp_0.forward(embedding)))
+    }
+}
+
+/// `[B, H W, C]` to patches `[B, h w, p p C]`, in raster order, channel last.
+pub fn to_patches(x: Tensor<3>, grid: [usize; 2], patch: usize) -> Tensor<3> {
+    let [batch, _, channels] = x.dims();
+    let [h, w] = [grid[0] / patch, grid[1] / patch];
+    x.reshape([batch, h, patch, w, patch * channels])
+        .swap_dims(2, 3)
+        .reshape([batch, h * w, patch * patch * channels])
+}
+
+/// The inverse of [`to_patches`]; `grid` is that of the positions.
+pub fn from_patches(x: Tensor<3>, grid: [usize; 2], patch: usize) -> Tensor<3> {
+    let [batch, _, width] = x.dims();
+    let [h, w] = [grid[0] / patch, grid[1] / patch];
+    let channels = width / (patch * patch);
+    x.reshape([batch, h, w, patch, patch * channels])
+        .swap_dims(2, 3)
+        .reshape([batch, h * w * patch * patch, channels])
+}
+
+/// Patches, linearly embedded.
+#[derive(Module, Debug)]
+pub struct PatchEmbed {
+    /// `[p p C, D]`.
+    pub proj: Linear,
+    #[module(skip)]
+    grid: [usize; 2],
+    #[module(skip)]
+    patch: usize,
+}
+
+impl PatchEmbed {
+    /// `grid` is the latent's.
+    pub fn new(grid: [usize; 2], patch: usize, channels: usize, width: usize, device: &Device) -> Self {
+        Self { proj: Linear::new(patch * patch * channels, width, device), grid, patch }
+    }
+
+    /// Shapes: `[B, H W, C]` to `[B, h w, D]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.proj.forward(to_patches(x, self.grid, self.patch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::DType;
+
+    #[test]
+    fn patches_round_trip_and_hold_neighbours() {
+        let values: Vec<f64> = (0..2 * 4 * 6 * 3).map(f64::from).collect();
+        let x = tensor::<3>(&values, [2, 24, 3], DType::F64, &Device::flex());
+        let patches = to_patches(x.clone(), [4, 6], 2);
+        assert_eq!(patches.dims(), [2, 6, 12]);
+        // First patch: pixels (0,0), (0,1), (1,0), (1,1) = positions 0, 1, 6, 7.
+        let first = patches.clone().slice([0..1, 0..1, 0..12]).into_data().to_vec::<f64>().unwrap();
+        assert_eq!(first, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 18.0, 19.0, 20.0, 21.0, 22.0, 23.0]);
+        let back = from_patches(patches, [4, 6], 2).into_data().to_vec::<f64>().unwrap();
+        assert_eq!(back, values);
+    }
+
+    #[test]
+    fn sinusoid_of_zero_is_ones_then_zeros() {
+        assert_eq!(sinusoid(&[0.0], 4), [1.0, 1.0, 0.0, 0.0]);
+    }
+}

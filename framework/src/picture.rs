@@ -1,0 +1,49 @@
+//! Grids of samples as PNG.
+
+use crate::error::{Error, Result};
+use crate::metric::Images;
+use crate::tokenizer::ImageShape;
+use image::{ImageBuffer, Rgb, RgbImage, imageops};
+use std::path::Path;
+
+/// Side in pixels that small images are enlarged to, so that a person can see them.
+const VISIBLE: u32 = 56;
+/// Pixels between images.
+const GAP: u32 = 4;
+
+/// One image from its numbers `[C, H, W]` in [-1, 1]; 1 channel is grey, 3 are red, green, blue. Of any other
+/// number of channels the first is drawn.
+pub fn image(values: &[f32], [channels, height, width]: ImageShape) -> RgbImage {
+    let byte = |v: f32| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8;
+    ImageBuffer::from_fn(width as u32, height as u32, |x, y| {
+        let at = |channel: usize| byte(values[(channel * height + y as usize) * width + x as usize]);
+        if channels == 3 { Rgb([at(0), at(1), at(2)]) } else { Rgb([at(0); 3]) }
+    })
+}
+
+/// A grid with `columns` images a row, in order, enlarged by a whole factor where they are small.
+pub fn grid(images: &Images, shape: ImageShape, columns: usize) -> RgbImage {
+    let factor = (VISIBLE / shape[1].max(shape[2]) as u32).max(1);
+    let (w, h) = (shape[2] as u32 * factor, shape[1] as u32 * factor);
+    let rows = images.len().div_ceil(columns) as u32;
+    let mut canvas = RgbImage::from_pixel(
+        columns as u32 * (w + GAP) + GAP,
+        rows * (h + GAP) + GAP,
+        Rgb([40, 44, 52]),
+    );
+    for i in 0..images.len() {
+        let small = image(images.row(i), shape);
+        let large = imageops::resize(&small, w, h, imageops::FilterType::Nearest);
+        let (column, row) = ((i % columns) as u32, (i / columns) as u32);
+        imageops::replace(&mut canvas, &large, i64::from(GAP + column * (w + GAP)), i64::from(GAP + row * (h + GAP)));
+    }
+    canvas
+}
+
+/// Writes a picture as PNG.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+    picture.save(path).map_err(|e| Error::file(path, e.to_string()))
+}

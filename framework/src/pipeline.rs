@@ -1,0 +1,158 @@
+//! A checked document, as objects: what the trainer and the samplers work on.
+
+use crate::backbone::{BackboneConfig, BoxBackbone};
+use crate::condition::Condition;
+use crate::conditioner::Conditioner;
+use crate::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind, Label};
+use crate::error::{Error, Result};
+use crate::guidance::Guidance;
+use crate::loader::Batch;
+use crate::metric::{Images, Metric};
+use crate::objective::Objective;
+use crate::process::{Latent, LatentShape, Process};
+use crate::random::Random;
+use crate::sampler::Sampler;
+use crate::tokenizer::{ImageShape, Tokenizer};
+use crate::trainer::TrainConfig;
+use crate::weights;
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// The parts of one pipeline.
+pub struct Pipeline {
+    /// Where items come from.
+    pub data: Box<dyn DatasetConfig>,
+    /// Images to latents.
+    pub tokenizer: Box<dyn Tokenizer>,
+    /// Captions to features.
+    pub conditioner: Option<Box<dyn Conditioner>>,
+    /// Sizes of the network.
+    pub backbone: Box<dyn BackboneConfig>,
+    /// What is minimised.
+    pub objective: Box<dyn Objective>,
+    /// How training goes.
+    pub train: TrainConfig,
+    /// How latents are drawn.
+    pub sampler: Box<dyn Sampler>,
+    /// How they are guided.
+    pub guidance: Box<dyn Guidance>,
+    /// What is measured on samples.
+    pub metrics: Vec<Box<dyn Metric>>,
+    /// The resolved document, every default written out.
+    pub document: String,
+}
+
+impl Pipeline {
+    /// The network with freshly drawn parameters.
+    pub fn init_backbone(&self, device: &Device) -> BoxBackbone {
+        let init = |path: &str, shape: &[usize]| self.backbone.initializer(path, shape);
+        weights::initialize(self.backbone.init(device), &Random::new(self.train.seed), &init)
+    }
+
+    /// The process of the network.
+    pub fn process(&self) -> Box<dyn Process> {
+        self.backbone.process()
+    }
+
+    /// Loads what tokenizer and conditioner need.
+    ///
+    /// # Errors
+    /// If a file is missing or is not what it should be.
+    pub fn load(&mut self, device: &Device) -> Result<()> {
+        self.tokenizer.load(device)?;
+        match &mut self.conditioner {
+            Some(conditioner) => conditioner.load(device),
+            None => Ok(()),
+        }
+    }
+
+    /// The latents of a batch, `f32`.
+    pub fn latents(&self, batch: &Batch, info: &DatasetInfo, device: &Device) -> Latent {
+        let count = batch.labels.len();
+        match &info.items {
+            ItemKind::Images([c, h, w]) => self.tokenizer.encode(tensor4(batch.values.clone(), [count, *c, *h, *w], device)),
+            ItemKind::Latents { grid, channels } => {
+                let data = TensorData::new(batch.values.clone(), [count, grid[0] * grid[1], *channels]);
+                Latent::Values(Tensor::from_data(data, device))
+            }
+        }
+    }
+
+    /// The condition of a batch.
+    ///
+    /// # Errors
+    /// If a caption cannot be encoded.
+    pub fn condition(&self, labels: &[Label]) -> Result<Condition> {
+        if let Some(conditioner) = &self.conditioner {
+            let caption = |label: &Label| match label {
+                Label::Caption(caption) => Some(caption.clone()),
+                _ => None,
+            };
+            return conditioner.encode(&labels.iter().map(caption).collect::<Vec<_>>());
+        }
+        let class = |label: &Label| match label {
+            Label::Class(class) => Some(*class),
+            _ => None,
+        };
+        let unconditional = self.backbone.accepts().num_classes.is_none();
+        if unconditional { Ok(Condition::None(labels.len())) } else { Ok(Condition::Class(labels.iter().map(class).collect())) }
+    }
+
+    /// Shape of the images that samples decode to.
+    ///
+    /// # Errors
+    /// If the data are latents of a tokenizer that does not say what image they come from.
+    pub fn image_shape(&self, info: &DatasetInfo) -> ImageShape {
+        match &info.items {
+            ItemKind::Images(shape) => *shape,
+            ItemKind::Latents { grid, channels } => [*channels, grid[0], grid[1]],
+        }
+    }
+
+    /// The backbone's latent.
+    pub fn latent_shape(&self) -> LatentShape {
+        self.backbone.latent_shape()
+    }
+
+    /// Opens the dataset and checks that it is what the document made us expect.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or its latents or classes are not the network's.
+    pub fn open_data(&self) -> Result<Box<dyn Dataset>> {
+        let dataset = self.data.open()?;
+        let info = dataset.info();
+        let latent = match &info.items {
+            ItemKind::Images(shape) => self.tokenizer.latent_shape(*shape).map_err(Error::Document)?,
+            ItemKind::Latents { grid, channels } => LatentShape { grid: *grid, channels: *channels, vocabulary: None },
+        };
+        let expected = self.latent_shape();
+        if latent != expected {
+            return Err(Error::Run(format!("the data give latents {latent:?}, the backbone takes {expected:?}")));
+        }
+        let takes = self.backbone.accepts().num_classes;
+        if info.num_classes.is_some() && info.num_classes != takes {
+            return Err(Error::Run(format!("the data have {:?} classes, the backbone takes {takes:?}", info.num_classes)));
+        }
+        Ok(dataset)
+    }
+}
+
+/// The dataset's images as rows: what samples are compared with.
+///
+/// # Errors
+/// If an item cannot be read.
+pub fn real_images(dataset: &dyn Dataset) -> Result<Images> {
+    let mut images = Images { values: Vec::new(), width: 0, classes: Vec::new() };
+    for index in 0..dataset.len() {
+        let item = dataset.plain(index)?;
+        images.width = item.values.len();
+        images.values.extend(item.values);
+        if let Label::Class(class) = item.label {
+            images.classes.push(class);
+        }
+    }
+    Ok(images)
+}
+
+fn tensor4(values: Vec<f32>, shape: [usize; 4], device: &Device) -> Tensor<4> {
+    Tensor::from_data(TensorData::new(values, shape), device)
+}

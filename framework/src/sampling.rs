@@ -1,0 +1,97 @@
+//! Drawing images from a pipeline: batches, seeds, counting of network evaluations.
+
+use crate::backbone::Backbone;
+use crate::dataset::Label;
+use crate::error::{Error, Result};
+use crate::guidance::{Denoiser, Guidance};
+use crate::metric::Images;
+use crate::pipeline::Pipeline;
+use crate::random::Random;
+use crate::sampler::{Progress, Sampler, SeededNoise};
+use crate::tokenizer::ImageShape;
+use burn::tensor::{DType, Device};
+use std::time::Instant;
+
+/// What to draw.
+pub struct Request<'a> {
+    /// The condition of each sample; its length is their number.
+    pub labels: Vec<Label>,
+    /// Seed; sample `i` is a function of (seed, i) alone.
+    pub seed: u64,
+    /// Samples a batch.
+    pub batch_size: usize,
+    /// The sampler.
+    pub sampler: &'a dyn Sampler,
+    /// The guidance rule.
+    pub guidance: &'a dyn Guidance,
+    /// Shape of the images.
+    pub image: ImageShape,
+}
+
+/// What was drawn.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// Images as rows `[C, H, W]`, nominally in [-1, 1].
+    pub images: Images,
+    /// Network evaluations of one sample.
+    pub nfe: usize,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+impl Drawn {
+    /// Images a second.
+    pub fn images_per_second(&self) -> f64 {
+        self.images.len() as f64 / self.seconds
+    }
+}
+
+/// Draws images. `progress` is called after every sampler step with (steps done, steps in all).
+///
+/// # Errors
+/// If a caption cannot be encoded, or a sample is not finite.
+pub fn draw(
+    pipeline: &Pipeline,
+    network: &dyn Backbone,
+    request: &Request<'_>,
+    device: &Device,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Drawn> {
+    let process = pipeline.process();
+    let shape = pipeline.latent_shape();
+    let guidance_of_scale = |scale: f64| pipeline.objective.guidance_of_scale(scale);
+    let start = Instant::now();
+    let count = request.labels.len();
+    let batches = count.div_ceil(request.batch_size);
+    let mut images = Images { values: Vec::new(), width: request.image.iter().product(), classes: Vec::new() };
+    let mut nfe = 0;
+    for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
+        let condition = pipeline.condition(labels)?;
+        let channels = shape.vocabulary.unwrap_or(shape.channels);
+        let mut model =
+            Denoiser::new(network, &*process, request.guidance, &guidance_of_scale, &condition, channels);
+        let mut noise = SeededNoise {
+            random: Random::new(request.seed),
+            first: batch * request.batch_size,
+            count: labels.len(),
+            shape,
+            dtype: DType::F32,
+            device: device.clone(),
+        };
+        let mut observer = |at: &Progress<'_>| progress(batch * at.steps + at.step, batches * at.steps);
+        let latent = request.sampler.sample(&mut model, &mut noise, &mut observer);
+        nfe = model.nfe();
+        let decoded = pipeline.tokenizer.decode(latent, request.image);
+        let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
+        if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+            let sample = batch * request.batch_size + bad / images.width;
+            return Err(Error::Run(format!("sample {sample} of seed {} is not finite: the weights have diverged", request.seed)));
+        }
+        images.values.extend(values);
+        images.classes.extend(labels.iter().filter_map(|label| match label {
+            Label::Class(class) => Some(*class),
+            _ => None,
+        }));
+    }
+    Ok(Drawn { images, nfe, seconds: start.elapsed().as_secs_f64() })
+}

@@ -1,0 +1,30 @@
+//! The official DiT files: facebookresearch/DiT and thu-ml/GFT.
+
+use framework::foreign::{ForeignName, ForeignNames, Layout};
+
+/// A flat state dict, or `ema` / `model` inside the training container.
+pub fn names() -> ForeignNames {
+    ForeignNames {
+        of: name,
+        nesting: &["ema.", "model."],
+        ignored: &[("opt.", "optimizer state"), ("args", "command-line arguments of the training script")],
+        // A plain DiT file starts a guidance-free network: the new term starts at zero, so the network starts
+        // at the published model for every guidance number.
+        optional: &["t_embedder.cond_proj.weight", "beta_embedder."],
+    }
+}
+
+fn name(path: &str) -> ForeignName {
+    let name = path
+        .replace("embedder.mlp_", "embedder.mlp.")
+        .replace("ada_ln.", "adaLN_modulation.1.")
+        .replace("embedding_table", "embedding_table.weight");
+    let layout = if path.starts_with("x_embedder.proj.weight") {
+        Layout::PatchConv
+    } else if path.ends_with(".weight") {
+        Layout::Transposed
+    } else {
+        Layout::Same
+    };
+    ForeignName { name, layout }
+}

@@ -1,0 +1,42 @@
+//! Condition dropping: the training that classifier-free guidance samples from.
+//!
+//!   loss = L(f(x_t, c~), y),   c~ = c, dropped to null with probability drop_probability
+//!
+//! Source: arXiv:2207.12598, algorithm 1.  Optimum: conditional and unconditional.
+
+use framework::prelude::*;
+
+/// Train the conditional and the unconditional model in one network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cfg {
+    /// Probability of training a sample without its condition, in [0, 1].
+    #[serde(default = "tenth")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub drop_probability: f64,
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+framework::register!(objective "cfg" => Cfg, "arXiv:2207.12598");
+
+impl Objective for Cfg {
+    fn needs(&self) -> Needs {
+        Needs { null_condition: self.drop_probability > 0.0, ..Needs::default() }
+    }
+
+    fn loss(&self, context: &Context<'_>) -> Tensor<1> {
+        let (condition, _) = context.drop_condition(self.drop_probability);
+        context.loss(context.online(&condition, None))
+    }
+
+    fn optimum(&self) -> Optimum {
+        Optimum::Conditional
+    }
+
+    fn extra_passes(&self) -> usize {
+        0
+    }
+}

@@ -1,0 +1,281 @@
+//! The check phase: every entry on its own, then the pairs. It touches no file and no device.
+
+use crate::document::Document;
+use framework::condition::ConditionKind;
+use framework::dataset::{DatasetInfo, ItemKind};
+use framework::error::{Problem, Problems};
+use framework::process::{Family, LatentShape};
+
+/// Every problem of a document that its schema does not show.
+pub(crate) fn check(document: &Document) -> Problems {
+    let mut problems = Problems::new();
+    if document.version != 1 {
+        problems.push(Problem::new("/version", format!("version {} is not known", document.version)).accepts("1"));
+    }
+    // Each entry on its own. A pair is looked at only if both halves are sound.
+    let mut sound = |at: &str, found: Problems| {
+        let sound = found.is_empty();
+        problems.extend(found.into_iter().map(|problem| problem.under(at)));
+        sound
+    };
+    let data = sound("/data", document.data.check());
+    let tokenizer = sound("/tokenizer", document.tokenizer.check());
+    let backbone = sound("/backbone", document.backbone.check());
+    let objective = sound("/objective", document.objective.check());
+    let sampler = sound("/sampler", document.sampler.check());
+    let guidance = sound("/guidance", document.guidance.check());
+    for (i, metric) in document.metrics.iter().enumerate() {
+        sound(&format!("/metrics/{i}"), metric.check());
+    }
+
+    let info = data.then(|| document.data.info()).flatten();
+    if tokenizer && backbone {
+        problems.extend(info.as_ref().and_then(|info| shapes(document, info).err()).unwrap_or_default());
+    }
+    if backbone {
+        problems.extend(conditions(document, info.as_ref()));
+    }
+    if backbone && objective {
+        problems.extend(training(document));
+    }
+    if backbone && guidance {
+        problems.extend(guided(document));
+    }
+    if objective && guidance {
+        problems.extend(scale(document));
+    }
+    if backbone && sampler {
+        let family = document.backbone.process().family();
+        if !document.sampler.serves(family) {
+            problems.push(
+                Problem::new(
+                    "/sampler",
+                    format!(
+                        "sampler \"{}\" cannot draw from backbone \"{}\", {}",
+                        document.sampler.typetag_name(),
+                        document.backbone.typetag_name(),
+                        describe(family)
+                    ),
+                )
+                .and_at("/backbone")
+                .accepts(format!("a sampler that serves {}", describe(family))),
+            );
+        }
+    }
+    problems
+}
+
+fn describe(family: Family) -> &'static str {
+    match family {
+        Family::Continuous => "a continuous process (diffusion or flow)",
+        Family::NextToken => "a next-token process",
+        Family::NextLevel => "a next-level process",
+        Family::Masked => "a masked process",
+    }
+}
+
+fn words(shape: LatentShape) -> String {
+    let [height, width] = shape.grid;
+    match shape.vocabulary {
+        Some(vocabulary) => format!("{height}x{width} tokens of a vocabulary of {vocabulary}"),
+        None => format!("{height}x{width} positions of {} channels", shape.channels),
+    }
+}
+
+/// Data to tokenizer to backbone.
+fn shapes(document: &Document, info: &DatasetInfo) -> Result<(), Problems> {
+    let (maker, at, latent) = match info.items {
+        ItemKind::Images(image) => {
+            let latent = document.tokenizer.latent_shape(image).map_err(|problems| {
+                problems.into_iter().map(|problem| problem.under("/tokenizer").and_at("/data")).collect::<Problems>()
+            })?;
+            (format!("tokenizer \"{}\" makes", document.tokenizer.typetag_name()), "/tokenizer", latent)
+        }
+        ItemKind::Latents { grid, channels } => {
+            let latent = LatentShape { grid, channels, vocabulary: None };
+            (format!("dataset \"{}\" holds", document.data.typetag_name()), "/data", latent)
+        }
+    };
+    let wanted = document.backbone.latent_shape();
+    if latent == wanted {
+        return Ok(());
+    }
+    let what = format!(
+        "{maker} latents of {}; \"{}\" as configured models {}",
+        words(latent),
+        document.backbone.typetag_name(),
+        words(wanted)
+    );
+    Err(vec![Problem::new(at, what).and_at("/backbone").accepts("the same latent on both sides")])
+}
+
+/// What a picture is asked to show: dataset, conditioner and backbone agree on it.
+fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
+    let accepts = document.backbone.accepts();
+    let (backbone, data) = (document.backbone.typetag_name(), document.data.typetag_name());
+    let reads = match accepts.condition {
+        ConditionKind::None => "no condition",
+        ConditionKind::Class => "a class",
+        ConditionKind::Text => "a text",
+    };
+    let text = accepts.condition == ConditionKind::Text;
+    let mut problems = Problems::new();
+    match &document.conditioner {
+        Some(conditioner) if !text => problems.push(
+            Problem::new(
+                "/conditioner",
+                format!(
+                    "conditioner \"{}\" would have no effect: \"{backbone}\" as configured reads {reads}",
+                    conditioner.typetag_name()
+                ),
+            )
+            .and_at("/backbone")
+            .accepts("a conditioner only with a backbone that reads a text")
+            .fix("remove /conditioner"),
+        ),
+        Some(conditioner) => {
+            let [_, width] = conditioner.feature_shape();
+            if accepts.text_width.is_some_and(|wanted| wanted != width) {
+                let wanted = accepts.text_width.unwrap_or_default();
+                problems.push(
+                    Problem::new(
+                        "/conditioner",
+                        format!(
+                            "conditioner \"{}\" makes features of width {width}; \"{backbone}\" as configured reads width {wanted}",
+                            conditioner.typetag_name()
+                        ),
+                    )
+                    .and_at("/backbone")
+                    .accepts(format!("a conditioner of width {wanted}")),
+                );
+            }
+        }
+        None if text => problems.push(
+            Problem::new("/backbone", format!("\"{backbone}\" reads a text, and there is no conditioner to make its features"))
+                .accepts("a text-conditional backbone with a conditioner")
+                .fix("add /conditioner"),
+        ),
+        None => {}
+    }
+    let Some(info) = info else { return problems };
+    let pair = |what: String, accepts: &str| Problem::new("/data", what).and_at("/backbone").accepts(accepts);
+    match accepts.condition {
+        ConditionKind::Text if !info.captions => problems.push(pair(
+            format!("\"{backbone}\" reads a text; dataset \"{data}\" has no captions"),
+            "a dataset with captions",
+        )),
+        ConditionKind::None | ConditionKind::Class if info.captions => problems.push(pair(
+            format!("dataset \"{data}\" has captions; \"{backbone}\" as configured reads {reads}"),
+            "captions with a conditioner and a backbone that reads a text",
+        )),
+        ConditionKind::Class if info.num_classes != accepts.num_classes => {
+            let count = |n: Option<usize>| n.map_or("no classes".to_string(), |n| format!("{n} classes"));
+            problems.push(pair(
+                format!(
+                    "dataset \"{data}\" has {}; \"{backbone}\" as configured has {}",
+                    count(info.num_classes),
+                    count(accepts.num_classes)
+                ),
+                "the same number of classes on both sides",
+            ));
+        }
+        _ => {}
+    }
+    problems
+}
+
+/// Objective and backbone.
+fn training(document: &Document) -> Problems {
+    let (needs, accepts) = (document.objective.needs(), document.backbone.accepts());
+    let (objective, backbone) = (document.objective.typetag_name(), document.backbone.typetag_name());
+    let field = format!("/backbone{}", accepts.guidance_field);
+    let mut problems = Problems::new();
+    if needs.guidance_input && !accepts.guidance_input {
+        problems.push(
+            Problem::new(
+                "/objective",
+                format!("objective \"{objective}\" feeds the backbone a guidance number; \"{backbone}\" as configured takes none"),
+            )
+            .and_at(&field)
+            .accepts("a backbone with a guidance input")
+            .fix(match accepts.guidance_field {
+                "" => "choose a backbone that has a guidance input".to_string(),
+                _ => format!("switch {field} on"),
+            }),
+        );
+    }
+    if accepts.guidance_input && !needs.guidance_input {
+        problems.push(
+            Problem::new(
+                &field,
+                format!("the guidance input of \"{backbone}\" would have no effect: objective \"{objective}\" never trains it"),
+            )
+            .and_at("/objective")
+            .accepts("a guidance input only with an objective that trains it")
+            .fix(match accepts.guidance_field {
+                "" => "choose a backbone without a guidance input".to_string(),
+                _ => format!("switch {field} off"),
+            }),
+        );
+    }
+    if needs.null_condition && accepts.condition == ConditionKind::None {
+        problems.push(
+            Problem::new(
+                "/objective",
+                format!("objective \"{objective}\" needs a null condition; \"{backbone}\" as configured reads no condition"),
+            )
+            .and_at("/backbone")
+            .accepts("a backbone that reads a class or a text"),
+        );
+    }
+    problems
+}
+
+/// Guidance rule and backbone.
+fn guided(document: &Document) -> Problems {
+    let (guidance, backbone) = (document.guidance.typetag_name(), document.backbone.typetag_name());
+    let mut problems = Problems::new();
+    if document.guidance.needs_null() && document.backbone.accepts().condition == ConditionKind::None {
+        problems.push(
+            Problem::new(
+                "/guidance",
+                format!("guidance \"{guidance}\" asks for the null condition; \"{backbone}\" as configured reads no condition"),
+            )
+            .and_at("/backbone")
+            .accepts("guidance without a null branch, or a backbone that reads a class or a text"),
+        );
+    }
+    let process = document.backbone.process();
+    if process.path().is_none() && document.guidance.space().is_some_and(|space| space != process.prediction()) {
+        problems.push(
+            Problem::new(
+                "/guidance",
+                format!(
+                    "guidance \"{guidance}\" works in another prediction space; \"{backbone}\" has {}",
+                    describe(process.family())
+                ),
+            )
+            .and_at("/backbone")
+            .accepts("guidance in the backbone's own space, or a continuous process"),
+        );
+    }
+    problems
+}
+
+/// Guidance rule and objective.
+fn scale(document: &Document) -> Problems {
+    let Some(scale) = document.guidance.input_scale() else { return Problems::new() };
+    let (guidance, objective) = (document.guidance.typetag_name(), document.objective.typetag_name());
+    let (what, accepts) = if document.objective.guidance_of_scale(1.0).is_none() {
+        let what = format!(
+            "guidance \"{guidance}\" asks the backbone's guidance input for a scale; objective \"{objective}\" trains no such input"
+        );
+        (what, "guidance by branches, or an objective that trains a guidance input")
+    } else if document.objective.guidance_of_scale(scale).is_none() {
+        let what = format!("guidance \"{guidance}\" asks for scale {scale}, which objective \"{objective}\" does not train");
+        (what, "a scale that the objective trains")
+    } else {
+        return Problems::new();
+    };
+    vec![Problem::new("/guidance", what).and_at("/objective").accepts(accepts)]
+}

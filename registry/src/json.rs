@@ -1,0 +1,158 @@
+//! Text to JSON without losing anything: syntax errors and duplicate keys are located. And overrides.
+
+use crate::names::{join, list, nearest, split};
+use framework::error::{Problem, Problems};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// The JSON value of a text, with a problem for every key that appears twice (the first one is kept).
+///
+/// # Errors
+/// If the text is not JSON: the problem names the line and the column.
+pub fn read(text: &str) -> Result<(Value, Problems), Problem> {
+    let mut reader = Reader { pointer: String::new(), problems: Problems::new() };
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = Node(&mut reader).deserialize(&mut deserializer);
+    match value.and_then(|value| deserializer.end().map(|()| value)) {
+        Ok(value) => Ok((value, reader.problems)),
+        Err(error) => Err(Problem::new(reader.pointer, format!("not JSON: {error}"))),
+    }
+}
+
+/// Sets the value at `pointer`, for `--set /train/steps=500`. `text` is JSON, or else a string.
+///
+/// The parent must exist. A new member is added without question: the schema checks its name.
+///
+/// # Errors
+/// If the pointer does not start with `/`, or leads nowhere.
+pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Problem> {
+    let lost = |what: String| Problem::new(if pointer.starts_with('/') { pointer } else { "" }, what);
+    if !pointer.starts_with('/') {
+        return Err(lost(format!("\"{pointer}\" is not a JSON pointer")).accepts("a pointer such as /train/steps"));
+    }
+    let (value, mut duplicates) = read(text).unwrap_or_else(|_| (Value::String(text.to_string()), Problems::new()));
+    if let Some(duplicate) = duplicates.pop() {
+        return Err(duplicate.under(pointer));
+    }
+    let mut keys: Vec<String> = Vec::new();
+    let mut rest = pointer;
+    while let Some((parent, key)) = split(rest) {
+        keys.push(key);
+        rest = parent;
+    }
+    let (mut node, mut at) = (document, String::new());
+    while let Some(key) = keys.pop() {
+        let here = join(&at, &key);
+        node = match node {
+            Value::Object(members) if keys.is_empty() => {
+                members.insert(key, value);
+                return Ok(());
+            }
+            Value::Object(members) if !members.contains_key(&key) => {
+                let names = members.keys().map(String::as_str);
+                return Err(lost(format!("{here} does not exist"))
+                    .accepts(list(names.clone()))
+                    .nearest(nearest(&key, names)));
+            }
+            Value::Object(members) => &mut members[&key],
+            Value::Array(items) => {
+                let count = items.len();
+                match key.parse::<usize>().ok().filter(|i| key == i.to_string()).and_then(|i| items.get_mut(i)) {
+                    Some(item) => item,
+                    None => return Err(lost(format!("{here} does not exist")).accepts(format!("an index below {count}"))),
+                }
+            }
+            _ => {
+                return Err(lost(format!("\"{at}\" is neither an object nor a list, so it has no \"{key}\"")));
+            }
+        };
+        at = here;
+    }
+    *node = value;
+    Ok(())
+}
+
+/// Where reading is, and what was found on the way. On an error `pointer` stays where it happened.
+struct Reader {
+    pointer: String,
+    problems: Problems,
+}
+
+impl Reader {
+    fn within<T, E>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+        let outer = self.pointer.len();
+        self.pointer = join(&self.pointer, key);
+        let value = read(self)?;
+        self.pointer.truncate(outer);
+        Ok(value)
+    }
+}
+
+struct Node<'a>(&'a mut Reader);
+
+impl<'de> DeserializeSeed<'de> for Node<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) =
+            self.0.within(&items.len().to_string(), |reader| access.next_element_seed(Node(reader)))?
+        {
+            items.push(item);
+        }
+        Ok(items.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            let value = self.0.within(&key, |reader| access.next_value_seed(Node(reader)))?;
+            if members.contains_key(&key) {
+                self.0.problems.push(
+                    Problem::new(join(&self.0.pointer, &key), format!("field \"{key}\" appears more than once"))
+                        .fix("keep one of them"),
+                );
+            } else {
+                members.insert(key, value);
+            }
+        }
+        Ok(members.into())
+    }
+}

@@ -1,0 +1,189 @@
+//! The JSON Schema of the whole document, from the schemas of everything registered.
+//!
+//! Each slot is a list of `if type = X then the schema of X`, so that an error within X is reported as such;
+//! a `oneOf` over the plugins would only say that none of them fits.
+
+use crate::document::TrainConfig;
+use framework::plugin::{Entry, Kind};
+use schemars::Schema;
+use schemars::transform::{Transform, transform_subschemas};
+use serde_json::{Map, Value, json};
+
+/// The keyword that refuses `3.0` where an integer is asked for. Only our own validator knows it.
+pub(crate) const STRICT_INTEGER: &str = "strictInteger";
+
+/// What a plugin's schema calls a slot, where it holds another plugin.
+const SLOTS: [(&str, Kind); 8] = [
+    ("dataset", Kind::Data),
+    ("tokenizer", Kind::Tokenizer),
+    ("conditioner", Kind::Conditioner),
+    ("backbone", Kind::Backbone),
+    ("objective", Kind::Objective),
+    ("sampler", Kind::Sampler),
+    ("guidance", Kind::Guidance),
+    ("metric", Kind::Metric),
+];
+
+/// The schema of a document in which `entries` can be used, draft 2020-12.
+pub(crate) fn document(entries: &[&Entry]) -> Value {
+    let mut defs = Map::new();
+    for kind in Kind::ALL {
+        let slot: Vec<&Entry> = entries.iter().copied().filter(|entry| entry.kind == kind).collect();
+        defs.insert(kind.name().to_string(), slot_of(kind, &slot));
+        for entry in slot {
+            let schema = hoist(&name_of(entry), (entry.schema)(), &mut defs);
+            defs.insert(name_of(entry), plugin(entry, schema));
+        }
+    }
+    let train = schemars::SchemaGenerator::default().into_root_schema_for::<TrainConfig>();
+    let train = hoist("train", train, &mut defs);
+    defs.insert("train".to_string(), train);
+
+    let slot = |kind: Kind, what: &str| json!({ "description": what, "$ref": reference(kind.name()) });
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Unguided pipeline",
+        "description": "One generative model: its data, its parts, how it is trained and how it is sampled.",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["version", "data", "tokenizer", "backbone", "objective", "train", "sampler", "guidance"],
+        "properties": {
+            "$schema": { "type": "string", "description": "Where editors find the schema of this document." },
+            "version": { "type": "integer", "const": 1, "description": "Version of the document format." },
+            "about": { "type": "string", "description": "What this pipeline is, for a reader." },
+            "data": slot(Kind::Data, "What is learned."),
+            "tokenizer": slot(Kind::Tokenizer, "From images to latents and back."),
+            "conditioner": {
+                "description": "From captions to features, for text-conditional backbones.",
+                "anyOf": [{ "$ref": reference("conditioner") }, { "type": "null" }],
+                "default": null,
+            },
+            "backbone": slot(Kind::Backbone, "The network."),
+            "objective": slot(Kind::Objective, "The training objective."),
+            "train": { "description": "The training loop.", "$ref": reference("train") },
+            "sampler": slot(Kind::Sampler, "From noise to latents."),
+            "guidance": slot(Kind::Guidance, "The guidance rule of sampling."),
+            "metrics": {
+                "description": "What is measured on samples.",
+                "type": "array",
+                "items": { "$ref": reference("metric") },
+                "default": [],
+            },
+        },
+        "$defs": defs,
+    })
+}
+
+/// The same schema with integers strict, as serde reads them.
+pub(crate) fn strict(schema: &Value) -> Value {
+    let mut schema = Schema::try_from(schema.clone()).expect("the document's schema is an object");
+    each(&mut schema, &mut |schema| {
+        let integer = match schema.get("type") {
+            Some(Value::String(name)) => name == "integer",
+            Some(Value::Array(names)) => names.contains(&json!("integer")) && !names.contains(&json!("number")),
+            _ => false,
+        };
+        if integer {
+            schema.insert(STRICT_INTEGER.to_string(), true.into());
+        }
+    });
+    schema.into()
+}
+
+fn reference(name: &str) -> String {
+    format!("#/$defs/{name}")
+}
+
+fn name_of(entry: &Entry) -> String {
+    format!("{}.{}", entry.kind.name(), entry.name)
+}
+
+/// The definition of a slot: the accepted types, and the schema of each.
+fn slot_of(kind: Kind, entries: &[&Entry]) -> Value {
+    let names: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
+    let mut slot = json!({
+        "type": "object",
+        "required": ["type"],
+        "properties": { "type": { "description": format!("Which {}.", kind.name()), "enum": names } },
+    });
+    let each: Vec<Value> = entries
+        .iter()
+        .map(|entry| {
+            let this = json!({ "type": "object", "required": ["type"], "properties": { "type": { "const": entry.name } } });
+            json!({ "if": this, "then": { "$ref": reference(&name_of(entry)) } })
+        })
+        .collect();
+    if !each.is_empty() {
+        slot["allOf"] = each.into();
+    }
+    slot
+}
+
+/// The definition of one plugin: its fields and `type`, nothing else, and its sources.
+fn plugin(entry: &Entry, schema: Value) -> Value {
+    let mut schema = match schema {
+        Value::Object(schema) if schema.get("type").is_some_and(|kind| kind == "object") => schema,
+        _ => Map::from_iter([("type".to_string(), json!("object"))]),
+    };
+    let mut properties = Map::from_iter([("type".to_string(), json!({ "const": entry.name }))]);
+    let mut required = vec![json!("type")];
+    if let Some(Value::Object(fields)) = schema.remove("properties") {
+        properties.extend(fields);
+    }
+    if let Some(Value::Array(fields)) = schema.remove("required") {
+        required.extend(fields);
+    }
+    if !entry.papers.is_empty() {
+        let about = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+        let about = format!("{about}\n\nSource: {}.", entry.papers.join(", "));
+        schema.insert("description".to_string(), about.trim_start().into());
+    }
+    schema.insert("properties".to_string(), properties.into());
+    schema.insert("required".to_string(), required.into());
+    schema.insert("additionalProperties".to_string(), false.into());
+    schema.into()
+}
+
+/// Moves the definitions of `schema` to `defs` under names that start with `name`, and the references with them.
+/// Placeholders of slots become references to the slots.
+fn hoist(name: &str, mut schema: Schema, defs: &mut Map<String, Value>) -> Value {
+    schema.remove("$schema");
+    let own = match schema.remove("$defs") {
+        Some(Value::Object(own)) => own,
+        _ => Map::new(),
+    };
+    let slot = |def: &str| {
+        let placeholder = own.get(def).is_some_and(|schema| *schema == json!({ "type": "object" }));
+        SLOTS.iter().find(|(slot, _)| placeholder && *slot == def).map(|(_, kind)| kind.name())
+    };
+    let moved = |schema: &mut Schema| {
+        let target = match schema.get("$ref").and_then(Value::as_str) {
+            Some("#") => reference(name),
+            Some(target) => match target.strip_prefix("#/$defs/") {
+                Some(def) => reference(&slot(def).map_or_else(|| format!("{name}.{def}"), str::to_string)),
+                None => return,
+            },
+            None => return,
+        };
+        schema.insert("$ref".to_string(), target.into());
+    };
+    for (def, schema) in own.iter().filter(|(def, _)| slot(def).is_none()) {
+        let mut schema = Schema::try_from(schema.clone()).expect("a definition is a schema");
+        each(&mut schema, &mut |schema| moved(schema));
+        defs.insert(format!("{name}.{def}"), schema.into());
+    }
+    each(&mut schema, &mut |schema| moved(schema));
+    schema.into()
+}
+
+/// Applies `change` to the schema and to every schema within.
+fn each(schema: &mut Schema, change: &mut dyn FnMut(&mut Schema)) {
+    struct Each<'a>(&'a mut dyn FnMut(&mut Schema));
+    impl Transform for Each<'_> {
+        fn transform(&mut self, schema: &mut Schema) {
+            (self.0)(schema);
+            transform_subschemas(self, schema);
+        }
+    }
+    Each(change).transform(schema);
+}
