@@ -22,7 +22,6 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 /// Everything registered. Only a registry parses documents: once parsing has begun, it is too late to load plugins.
-#[derive(Debug)]
 pub struct Registry {
     entries: Vec<&'static Entry>,
     schema: Value,

@@ -6,7 +6,7 @@ pub fn nearest<'a>(name: &str, accepted: impl IntoIterator<Item = &'a str>) -> O
     accepted
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&name, &candidate.to_lowercase()), candidate))
-        .filter(|(edits, candidate)| *edits <= candidate.chars().count().max(3) / 3)
+        .filter(|(edits, candidate)| *edits <= candidate.chars().count().div_ceil(3))
         .min()
         .map(|(_, candidate)| candidate.to_string())
 }

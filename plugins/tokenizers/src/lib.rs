@@ -1,1 +1,5 @@
-//! tokenizers_builtin
+//! Tokenizers: images to latents and back.
+
+mod pixels;
+
+pub use pixels::Pixels;

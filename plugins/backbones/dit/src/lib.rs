@@ -263,7 +263,7 @@ impl BackboneConfig for DitConfig {
     }
 
     fn foreign_names(&self) -> ForeignNames {
-        checkpoint::names()
+        checkpoint::names(self.checked().patch_size)
     }
 
     fn t_of_native(&self, native: f64) -> f64 {

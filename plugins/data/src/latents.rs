@@ -1,0 +1,476 @@
+//! Latents that were encoded before, in safetensors files.
+//!
+//!   x       float [N, C, H, W]   the latents
+//!   x_flip  float [N, C, H, W]   optional: the latents of the mirrored images, drawn with probability 1/2
+//!   y       int64 [N]            optional: the classes
+//!
+//! Items are `scaling_factor * x`, `[position, channel]`, positions in raster order.
+//! Files are memory-mapped, so a dataset may be larger than memory.
+
+use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::error::{Error, Problems, Result};
+use framework::prelude::*;
+use framework::random::Random;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use std::fs::{self, File};
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+
+/// Latents that were encoded before: tensors `x` float [N, C, H, W], `y` int64 [N] (optional) and `x_flip` like
+/// `x` (optional: latents of the mirrored images, taken with probability 1/2, anew in each epoch).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Latents {
+    /// A safetensors file, or a folder of them read in order of name; a relative path begins at the working directory.
+    pub path: PathBuf,
+    /// Multiplies every latent as it is read, above 0. Unitless; 1 where the files hold latents already scaled.
+    #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub scaling_factor: f64,
+    /// Number of classes, at least 0; 0 = latents without `y`. Must be above every class in `y`. Omitted = the
+    /// largest class plus 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub num_classes: Option<usize>,
+    /// Height and width of the latents, at least 1 position. Must agree with the files. Omitted = read from them.
+    /// A document that states it, `channels` and `num_classes` is checked without the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub input_size: Option<usize>,
+    /// Channels of the latents, at least 1. Must agree with the files. Omitted = read from them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub channels: Option<usize>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+framework::register!(data "latents" => Latents);
+
+impl DatasetConfig for Latents {
+    fn check(&self) -> Problems {
+        let mut problems = Problems::new();
+        if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
+            let what = format!("`scaling_factor` is {}", self.scaling_factor);
+            problems.push(Problem::new("/scaling_factor", what).accepts("a number above 0"));
+        }
+        for (name, value) in [("input_size", self.input_size), ("channels", self.channels)] {
+            if value == Some(0) {
+                problems.push(Problem::new(format!("/{name}"), format!("`{name}` is 0")).accepts("1 or more"));
+            }
+        }
+        problems
+    }
+
+    fn info(&self) -> Option<DatasetInfo> {
+        let (size, channels, num_classes) = (self.input_size?, self.channels?, self.num_classes?);
+        Some(info([channels, size, size], num_classes))
+    }
+
+    fn open(&self) -> Result<Box<dyn Dataset>> {
+        let shards = files(&self.path)?.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
+        let shape = self.agreed_shape(&shards)?;
+        let num_classes = self.agreed_classes(&shards)?;
+        let mut first = 0;
+        let firsts = shards.iter().map(|shard| std::mem::replace(&mut first, first + shard.len)).collect();
+        Ok(Box::new(OpenLatents { shards, firsts, len: first, shape, num_classes, scaling_factor: self.scaling_factor }))
+    }
+}
+
+fn info([channels, height, width]: [usize; 3], num_classes: usize) -> DatasetInfo {
+    DatasetInfo {
+        items: ItemKind::Latents { grid: [height, width], channels },
+        num_classes: (num_classes > 0).then_some(num_classes),
+        captions: false,
+    }
+}
+
+impl Latents {
+    /// The shape C, H, W of every latent.
+    fn agreed_shape(&self, shards: &[Shard]) -> Result<[usize; 3]> {
+        let reference = &shards[0];
+        for shard in shards {
+            if shard.shape != reference.shape {
+                let what = format!(
+                    "holds latents [C, H, W] = {:?} and {} holds {:?}; all files must agree",
+                    shard.shape,
+                    reference.path.display(),
+                    reference.shape
+                );
+                return Err(Error::file(&shard.path, what));
+            }
+            if shard.x_flip.is_some() != reference.x_flip.is_some() {
+                let what = format!(
+                    "and {} disagree on having a tensor `x_flip`; all files must have it, or none",
+                    reference.path.display()
+                );
+                return Err(Error::file(&shard.path, what));
+            }
+        }
+        let [channels, height, width] = reference.shape;
+        let wrong = |name: &str, declared: usize| {
+            let what = format!(
+                "holds latents [C, H, W] = {:?} and the document says `{name}` = {declared}; correct the number or omit it",
+                reference.shape
+            );
+            Error::file(&reference.path, what)
+        };
+        match (self.input_size, self.channels) {
+            (Some(size), _) if [size, size] != [height, width] => Err(wrong("input_size", size)),
+            (_, Some(declared)) if declared != channels => Err(wrong("channels", declared)),
+            _ => Ok(reference.shape),
+        }
+    }
+
+    /// The number of classes; 0 = none.
+    fn agreed_classes(&self, shards: &[Shard]) -> Result<usize> {
+        let reference = &shards[0];
+        let mut found = 0;
+        for shard in shards {
+            if shard.classes.is_some() != reference.classes.is_some() {
+                let what = format!(
+                    "and {} disagree on having a tensor `y`; all files must have it, or none",
+                    reference.path.display()
+                );
+                return Err(Error::file(&shard.path, what));
+            }
+            let Some(largest) = shard.classes.iter().flatten().max() else { continue };
+            found = found.max(largest + 1);
+            if let Some(declared) = self.num_classes
+                && *largest >= declared
+            {
+                let what = format!(
+                    "`y` holds class {largest} and the document says `num_classes` = {declared}; \
+                     correct the number or omit it"
+                );
+                return Err(Error::file(&shard.path, what));
+            }
+        }
+        match self.num_classes {
+            Some(declared) if declared > 0 && reference.classes.is_none() => {
+                let what = format!(
+                    "has no tensor `y` and the document says `num_classes` = {declared}; write `y` int64 [N], \
+                     or set `num_classes` to 0"
+                );
+                Err(Error::file(&reference.path, what))
+            }
+            declared => Ok(declared.unwrap_or(found)),
+        }
+    }
+}
+
+/// The file itself, or the safetensors files of a folder in order of name.
+fn files(path: &FilePath) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let file = entry.map_err(|e| Error::io(path, e))?.path();
+        if file.extension().is_some_and(|ending| ending == "safetensors") {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::file(path, "holds no file ending in .safetensors"));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Where a float tensor lies in its file.
+#[derive(Clone, Debug)]
+struct Floats {
+    dtype: Dtype,
+    bytes: Range<usize>,
+}
+
+/// One mapped file.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    len: usize,
+    shape: [usize; 3],
+    x: Floats,
+    x_flip: Option<Floats>,
+    classes: Option<Vec<usize>>,
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        // SAFETY: the map is read as plain bytes, which any content is valid for. It is sound as long as nobody
+        // truncates or rewrites the file while it is open, which a dataset in use must not undergo anyway.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
+        let tensors = SafeTensors::deserialize(&map)
+            .map_err(|e| Error::file(&path, format!("is not a complete safetensors file: {e}")))?;
+
+        let has = |name: &str| tensors.names().contains(&name);
+        if !has("x") {
+            let what = format!("has no tensor `x` (float [N, C, H, W]); it holds {}", tensors.names().join(", "));
+            return Err(Error::file(&path, what));
+        }
+        let (shape, x) = floats(&path, &map, &tensors, "x")?;
+        let x_flip = has("x_flip").then(|| floats(&path, &map, &tensors, "x_flip")).transpose()?;
+        if let Some((flipped, _)) = &x_flip
+            && *flipped != shape
+        {
+            return Err(Error::file(&path, format!("`x_flip` is {flipped:?} and `x` is {shape:?}; they must agree")));
+        }
+        let [len, channels, height, width] = shape;
+        let classes = has("y").then(|| classes(&path, &tensors, len)).transpose()?;
+        Ok(Self { len, shape: [channels, height, width], x, x_flip: x_flip.map(|(_, x)| x), classes, path, map })
+    }
+
+    /// Latent `i` of `x` or `x_flip`, `[C, H, W]`.
+    fn latent(&self, floats: &Floats, i: usize) -> Vec<f32> {
+        let bytes = &self.map[floats.bytes.clone()];
+        let stride = bytes.len() / self.len;
+        let bytes = &bytes[i * stride..(i + 1) * stride];
+        match floats.dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => unreachable!("{other:?} was refused when the file was opened"),
+        }
+    }
+}
+
+/// Shape N, C, H, W and place of a float tensor.
+fn floats(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, name: &str) -> Result<([usize; 4], Floats)> {
+    let view = tensors.tensor(name).expect("its name was found");
+    let accepted = match view.shape() {
+        [n, c, h, w] if n * c * h * w > 0 => Some([*n, *c, *h, *w]),
+        _ => None,
+    };
+    let (Some(shape), Dtype::F32 | Dtype::F16 | Dtype::BF16) = (accepted, view.dtype()) else {
+        let what = format!(
+            "`{name}` is {:?} {:?}; it must be F32, F16 or BF16 [N, C, H, W], none of them 0",
+            view.dtype(),
+            view.shape()
+        );
+        return Err(Error::file(path, what));
+    };
+    let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
+    Ok((shape, Floats { dtype: view.dtype(), bytes: start..start + view.data().len() }))
+}
+
+/// The class of each latent.
+fn classes(path: &FilePath, tensors: &SafeTensors<'_>, len: usize) -> Result<Vec<usize>> {
+    let view = tensors.tensor("y").expect("its name was found");
+    if view.dtype() != Dtype::I64 || view.shape() != [len] {
+        let what = format!("`y` is {:?} {:?}; it must be I64 [{len}], as long as `x`", view.dtype(), view.shape());
+        return Err(Error::file(path, what));
+    }
+    let class = |(i, bytes): (usize, &[u8])| {
+        let class = i64::from_le_bytes(bytes.try_into().expect("chunks of eight"));
+        usize::try_from(class).map_err(|_| Error::file(path, format!("`y`[{i}] is {class}; classes begin at 0")))
+    };
+    view.data().chunks_exact(8).enumerate().map(class).collect()
+}
+
+#[derive(Debug)]
+struct OpenLatents {
+    shards: Vec<Shard>,
+    /// Index of the first item of each shard.
+    firsts: Vec<usize>,
+    len: usize,
+    shape: [usize; 3],
+    num_classes: usize,
+    scaling_factor: f64,
+}
+
+impl OpenLatents {
+    fn item(&self, index: usize, mirrored: bool) -> Result<Item> {
+        assert!(index < self.len, "item {index} of {}", self.len);
+        let number = self.firsts.partition_point(|first| *first <= index) - 1;
+        let shard = &self.shards[number];
+        let i = index - self.firsts[number];
+        let (name, floats) = match &shard.x_flip {
+            Some(x_flip) if mirrored => ("x_flip", x_flip),
+            _ => ("x", &shard.x),
+        };
+        let x = shard.latent(floats, i);
+        if let Some(value) = x.iter().find(|value| !value.is_finite()) {
+            return Err(Error::file(&shard.path, format!("`{name}`[{i}] holds {value}; latents must be finite")));
+        }
+        let [channels, height, width] = self.shape;
+        let positions = height * width;
+        let scaled = |value: f32| (f64::from(value) * self.scaling_factor) as f32;
+        let values = (0..positions).flat_map(|p| (0..channels).map(move |c| (p, c)));
+        let values = values.map(|(p, c)| scaled(x[c * positions + p])).collect();
+        let label = shard.classes.as_ref().map_or(Label::None, |classes| Label::Class(classes[i]));
+        Ok(Item { values, label })
+    }
+}
+
+impl Dataset for OpenLatents {
+    fn info(&self) -> DatasetInfo {
+        info(self.shape, self.num_classes)
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn get(&self, index: usize, random: &Random, epoch: u64) -> Result<Item> {
+        self.item(index, random.uniform("horizontal_flip", index as u64, epoch, 1)[0] < 0.5)
+    }
+
+    fn plain(&self, index: usize) -> Result<Item> {
+        self.item(index, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::{TensorView, serialize_to_file};
+    use tempfile::TempDir;
+
+    type Entry = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+    fn f32s(name: &'static str, shape: &[usize], values: &[f32]) -> Entry {
+        (name, Dtype::F32, shape.into(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    fn i64s(name: &'static str, values: &[i64]) -> Entry {
+        (name, Dtype::I64, vec![values.len()], values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    fn write(path: &FilePath, entries: &[Entry]) {
+        let views = entries.iter().map(|(name, dtype, shape, bytes)| {
+            (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        serialize_to_file(views, None, path).unwrap();
+    }
+
+    fn latents(path: &FilePath) -> Latents {
+        Latents { path: path.into(), scaling_factor: 1.0, num_classes: None, input_size: None, channels: None }
+    }
+
+    fn message(config: &Latents) -> String {
+        config.open().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn items_are_position_by_channel_and_scaled() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("a.safetensors");
+        // Two latents of two channels on a 1x3 grid.
+        let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        write(&path, &[f32s("x", &[2, 2, 1, 3], &x), i64s("y", &[4, 0])]);
+        let data = Latents { scaling_factor: 0.5, ..latents(&path) }.open().unwrap();
+        // Latent 1 is channels 6 7 8 and 9 10 11: positions (6, 9), (7, 10), (8, 11), halved.
+        let item = data.plain(1).unwrap();
+        assert_eq!(item.values, [3.0, 4.5, 3.5, 5.0, 4.0, 5.5]);
+        assert_eq!(item.label, Label::Class(0));
+        let expected = ItemKind::Latents { grid: [1, 3], channels: 2 };
+        assert_eq!(data.info(), DatasetInfo { items: expected, num_classes: Some(5), captions: false });
+    }
+
+    #[test]
+    fn half_precision_is_read_exactly() {
+        let root = TempDir::new().unwrap();
+        let values = [0.5_f32, -3.0, 0.25, 96.0];
+        let f16s: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let bf16s: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        for (dtype, bytes) in [(Dtype::F16, f16s), (Dtype::BF16, bf16s)] {
+            let path = root.path().join(format!("{dtype:?}.safetensors"));
+            write(&path, &[("x", dtype, vec![1, 1, 2, 2], bytes)]);
+            assert_eq!(latents(&path).open().unwrap().plain(0).unwrap().values, values);
+        }
+    }
+
+    #[test]
+    fn shards_follow_in_order_of_name() {
+        let root = TempDir::new().unwrap();
+        write(&root.path().join("b.safetensors"), &[f32s("x", &[1, 1, 1, 1], &[3.0]), i64s("y", &[2])]);
+        write(&root.path().join("a.safetensors"), &[f32s("x", &[2, 1, 1, 1], &[1.0, 2.0]), i64s("y", &[0, 1])]);
+        let data = latents(root.path()).open().unwrap();
+        let items: Vec<Item> = (0..data.len()).map(|i| data.plain(i).unwrap()).collect();
+        assert_eq!(items.iter().map(|item| item.values[0]).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+        assert_eq!(items[2].label, Label::Class(2));
+        assert_eq!(data.info().num_classes, Some(3));
+    }
+
+    #[test]
+    fn mirrored_latents_are_drawn_half_the_time_and_never_when_plain() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("a.safetensors");
+        write(&path, &[f32s("x", &[1, 1, 1, 1], &[1.0]), f32s("x_flip", &[1, 1, 1, 1], &[-1.0])]);
+        let data = latents(&path).open().unwrap();
+        let random = Random::new(2);
+        let drawn = |epoch| data.get(0, &random, epoch).unwrap().values[0];
+        let mirrored = (0..64).filter(|epoch| drawn(*epoch) == -1.0).count();
+        assert!((16..=48).contains(&mirrored), "{mirrored}");
+        assert!((0..64).all(|epoch| drawn(epoch) == drawn(epoch)));
+        assert_eq!(data.plain(0).unwrap().values, [1.0]);
+        assert_eq!(data.plain(0).unwrap().label, Label::None);
+    }
+
+    #[test]
+    fn what_is_declared_must_agree_with_the_file() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("a.safetensors");
+        write(&path, &[f32s("x", &[1, 2, 1, 1], &[1.0, 2.0]), i64s("y", &[3])]);
+        let right =
+            Latents { num_classes: Some(10), input_size: Some(1), channels: Some(2), ..latents(&path) };
+        assert_eq!(right.info(), Some(right.open().unwrap().info()));
+        assert_eq!(latents(&path).info(), None);
+        for (wrong, expected) in [
+            (Latents { num_classes: Some(3), ..right.clone() }, "`y` holds class 3 and the document says `num_classes` = 3"),
+            (Latents { input_size: Some(4), ..right.clone() }, "[C, H, W] = [2, 1, 1] and the document says `input_size` = 4"),
+            (Latents { channels: Some(4), ..right.clone() }, "[C, H, W] = [2, 1, 1] and the document says `channels` = 4"),
+        ] {
+            assert!(message(&wrong).contains(expected), "{}", message(&wrong));
+        }
+        write(&path, &[f32s("x", &[1, 2, 1, 1], &[1.0, 2.0])]);
+        assert!(message(&right).contains("has no tensor `y` and the document says `num_classes` = 10"));
+    }
+
+    #[test]
+    fn errors_name_the_file_the_tensor_and_what_is_accepted() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("a.safetensors");
+        assert!(message(&latents(&path)).contains("a.safetensors: No such file"));
+        assert!(message(&latents(root.path())).contains("holds no file ending in .safetensors"));
+        std::fs::write(&path, "something else").unwrap();
+        assert!(message(&latents(&path)).contains("a.safetensors: is not a complete safetensors file"));
+
+        let x = || f32s("x", &[2, 1, 1, 1], &[1.0, 2.0]);
+        for (entries, expected) in [
+            (vec![i64s("y", &[1])], "has no tensor `x` (float [N, C, H, W]); it holds y"),
+            (vec![i64s("x", &[1])], "`x` is I64 [1]; it must be F32, F16 or BF16 [N, C, H, W]"),
+            (vec![f32s("x", &[1, 2], &[1.0, 2.0])], "`x` is F32 [1, 2]; it must be"),
+            (vec![x(), i64s("y", &[1])], "`y` is I64 [1]; it must be I64 [2], as long as `x`"),
+            (vec![x(), i64s("y", &[0, -1])], "`y`[1] is -1; classes begin at 0"),
+            (vec![x(), f32s("x_flip", &[1, 1, 1, 1], &[1.0])], "`x_flip` is [1, 1, 1, 1] and `x` is [2, 1, 1, 1]"),
+        ] {
+            write(&path, &entries);
+            assert!(message(&latents(&path)).contains(expected), "{}", message(&latents(&path)));
+        }
+
+        write(&path, &[f32s("x", &[2, 1, 1, 1], &[1.0, f32::NAN])]);
+        let error = latents(&path).open().unwrap().plain(1).unwrap_err().to_string();
+        assert!(error.contains("`x`[1] holds NaN"), "{error}");
+
+        write(&root.path().join("b.safetensors"), &[x(), i64s("y", &[0, 1])]);
+        assert!(message(&latents(root.path())).contains("disagree on having a tensor `y`"));
+        write(&root.path().join("b.safetensors"), &[f32s("x", &[1, 2, 1, 1], &[1.0, 2.0])]);
+        assert!(message(&latents(root.path())).contains("all files must agree"));
+    }
+
+    #[test]
+    fn impossible_settings_are_reported_together() {
+        let config = Latents { scaling_factor: 0.0, channels: Some(0), ..latents(FilePath::new("x")) };
+        let problems = config.check();
+        assert_eq!(problems.iter().map(|p| p.at[0].as_str()).collect::<Vec<_>>(), ["/scaling_factor", "/channels"]);
+        assert!(latents(FilePath::new("x")).check().is_empty());
+    }
+}

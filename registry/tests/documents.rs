@@ -1,0 +1,524 @@
+//! What the registry says of documents, right and wrong.
+
+mod dummies;
+
+use framework::error::Problems;
+use insta::assert_snapshot;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use registry::{Registry, read, set};
+use serde_json::{Value, json};
+use std::sync::LazyLock;
+
+static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::linked);
+
+fn valid() -> Value {
+    json!({
+        "$schema": "schema.json",
+        "version": 1,
+        "about": "a test",
+        "data": { "type": "squares", "num_classes": 10, "channel": 3, "shares": { "a": 0.5, "type": 1 }, "bounds": [0, 1.5] },
+        "tokenizer": { "type": "pixels" },
+        "backbone": { "type": "tiny", "size": 8, "num_classes": 10, "guidance_input": true, "norm": { "layer": { "epsilon": 1e-6 } } },
+        "objective": {
+            "scale": 4,
+            "type": "nested",
+            "teacher": { "type": "plain", "drop": 0.1 },
+            "rules": [{ "scale": 2.5, "type": "mix" }],
+        },
+        "train": {},
+        "sampler": { "type": "steps", "steps": 20 },
+        "guidance": { "scale": 1.5, "type": "mix" },
+        "metrics": [{ "type": "count" }, { "type": "count", "label": "other" }],
+    })
+}
+
+fn show(problems: &Problems) -> String {
+    problems.iter().map(|problem| problem.display("p.json").to_string()).collect::<Vec<_>>().join("\n")
+}
+
+/// What is said of the valid document after these overrides.
+fn after(overrides: &[(&str, &str)]) -> String {
+    let mut document = valid();
+    for (pointer, value) in overrides {
+        set(&mut document, pointer, value).unwrap();
+    }
+    match REGISTRY.parse_and_check(&document.to_string()) {
+        Ok(_) => "ok".to_string(),
+        Err(problems) => show(&problems),
+    }
+}
+
+fn without(pointer: &str) -> String {
+    let mut document = valid();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    document.pointer_mut(parent).unwrap().as_object_mut().unwrap().shift_remove(key).unwrap();
+    show(&REGISTRY.parse(&document.to_string()).unwrap_err())
+}
+
+/// Whether every value of `written` is in `resolved`.
+fn contains(resolved: &Value, written: &Value) -> bool {
+    match (resolved, written) {
+        (Value::Object(all), Value::Object(some)) => {
+            some.iter().all(|(key, value)| all.get(key).is_some_and(|resolved| contains(resolved, value)))
+        }
+        (Value::Array(all), Value::Array(some)) => {
+            all.len() == some.len() && all.iter().zip(some).all(|(a, b)| contains(a, b))
+        }
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        (a, b) => a == b,
+    }
+}
+
+#[test]
+fn a_valid_document_resolves_to_itself_and_its_defaults() {
+    let document = REGISTRY.parse_and_check(&valid().to_string()).unwrap();
+    let resolved = REGISTRY.resolved(&document);
+    assert!(contains(&resolved, &valid()));
+    assert_eq!(resolved.pointer("/data/size"), Some(&json!(8)));
+    assert_eq!(resolved.pointer("/backbone/condition"), Some(&json!("class")));
+    assert_eq!(resolved.get("conditioner"), Some(&Value::Null));
+    let again = REGISTRY.parse_and_check(&resolved.to_string()).unwrap();
+    assert_eq!(REGISTRY.resolved(&again), resolved);
+}
+
+#[test]
+fn the_schema_is_a_schema_without_loose_references() {
+    let schema = REGISTRY.schema();
+    assert!(jsonschema::meta::is_valid(schema));
+    fn references<'a>(schema: &'a Value, found: &mut Vec<&'a str>) {
+        match schema {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|schema| references(schema, found));
+            }
+            Value::Array(items) => items.iter().for_each(|schema| references(schema, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    references(schema, &mut found);
+    for reference in found {
+        assert!(schema.pointer(&reference[1..]).is_some(), "{reference}");
+    }
+    assert_eq!(schema.pointer("/$defs/objective.nested/properties/teacher/$ref"), Some(&json!("#/$defs/objective")));
+    assert_eq!(schema.pointer("/$defs/objective/properties/type/enum"), Some(&json!(["nested", "plain"])));
+    assert_snapshot!(schema.pointer("/$defs/objective.nested/description").unwrap().as_str().unwrap(), @r#"
+    Learns from another objective's guidance.
+
+    Source: arXiv:0000.00001, arXiv:0000.00002.
+    "#);
+}
+
+#[test]
+fn names_are_looked_up() {
+    assert_snapshot!(after(&[("/objective/type", "nestd")]), @r#"
+    error: unknown objective "nestd"
+      at       p.json  /objective/type
+      accepts  nested, plain
+      nearest  nested
+    "#);
+    assert_snapshot!(after(&[("/objective/teacher/type", "plane"), ("/objective/rules/0/type", "7")]), @r#"
+    error: unknown guidance 7
+      at       p.json  /objective/rules/0/type
+      accepts  mix
+    error: unknown objective "plane"
+      at       p.json  /objective/teacher/type
+      accepts  nested, plain
+      nearest  plain
+    "#);
+    assert_snapshot!(after(&[("/metrics/1/type", "count_everything")]), @r#"
+    error: unknown metric "count_everything"
+      at       p.json  /metrics/1/type
+      accepts  count
+    "#);
+    assert_snapshot!(after(&[("/sampler/stepz", "3"), ("/objective/teacher/dropp", "0.1"), ("/extra", "1")]), @r#"
+    error: unknown field "extra"
+      at       p.json  /extra
+      accepts  $schema, version, about, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics
+    error: unknown field "dropp"
+      at       p.json  /objective/teacher/dropp
+      accepts  drop
+      nearest  drop
+    error: unknown field "stepz"
+      at       p.json  /sampler/stepz
+      accepts  steps, tokens
+      nearest  steps
+    "#);
+    assert_snapshot!(after(&[("/backbone/condition", "txt"), ("/backbone/norm", "lair")]), @r#"
+    error: "txt" is not accepted here
+      at       p.json  /backbone/condition
+      accepts  none, class, text
+      nearest  text
+    error: "lair" is not accepted here
+      at       p.json  /backbone/norm
+      accepts  none, an object with layer, an object with group
+      nearest  layer
+    "#);
+    assert_snapshot!(after(&[("/backbone/norm", "{\"grup\": {\"groups\": 2}}")]), @r#"
+    error: an object is not accepted here
+      at       p.json  /backbone/norm
+      accepts  none, an object with layer, an object with group
+      nearest  group
+    "#);
+    assert_snapshot!(without("/objective/type"), @r#"
+    error: the objective has no "type"
+      at       p.json  /objective
+      accepts  nested, plain
+      fix      add "type"
+    "#);
+    assert_snapshot!(without("/objective/teacher/type"), @r#"
+    error: the objective has no "type"
+      at       p.json  /objective/teacher
+      accepts  nested, plain
+      fix      add "type"
+    "#);
+    assert_snapshot!(without("/backbone"), @r#"
+    error: missing field "backbone"
+      at       p.json  /
+      accepts  an object with "type" one of tiny
+      fix      add "backbone"
+    "#);
+    assert_snapshot!(without("/guidance/scale"), @r#"
+    error: missing field "scale"
+      at       p.json  /guidance
+      accepts  a number
+      fix      add "scale"
+    "#);
+}
+
+#[test]
+fn values_are_checked() {
+    assert_snapshot!(after(&[("/data/size", "\"big\""), ("/sampler/steps", "0"), ("/objective/teacher/drop", "1.5")]), @r#"
+    error: "big" is not an integer
+      at       p.json  /data/size
+      accepts  an integer from 1 to 1024
+    error: 1.5 is out of range
+      at       p.json  /objective/teacher/drop
+      accepts  a number from 0 to 1
+    error: 0 is out of range
+      at       p.json  /sampler/steps
+      accepts  an integer at least 1
+    "#);
+    assert_snapshot!(after(&[("/data/size", "-1"), ("/data/num_classes", "3.0"), ("/data/channel", "256")]), @r#"
+    error: 256 is out of range
+      at       p.json  /data/channel
+      accepts  an integer from 0 to 255
+    error: 3.0 is not a plain integer
+      at       p.json  /data/num_classes
+      accepts  an integer or null at least 0
+    error: -1 is out of range
+      at       p.json  /data/size
+      accepts  an integer from 1 to 1024
+    "#);
+    assert_snapshot!(after(&[("/sampler/steps", "4294967296")]), @r#"
+    error: invalid value: integer `4294967296`, expected u32
+      at       p.json  /sampler/steps
+    "#);
+    assert_snapshot!(after(&[("/sampler/steps", "1e30"), ("/backbone/size", "99999999999999999999")]), @r#"
+    error: 1e+20 is not a plain integer
+      at       p.json  /backbone/size
+      accepts  an integer at least 0
+    error: 1e+30 is not a plain integer
+      at       p.json  /sampler/steps
+      accepts  an integer at least 1
+    "#);
+    assert_snapshot!(after(&[("/data/bounds", "[1]"), ("/conditioner", "[]"), ("/objective/scale", "0")]), @r#"
+    error: a list of 0 is not accepted here
+      at       p.json  /conditioner
+      accepts  an object with "type" one of words, null
+    error: a list of 1 has less than 2 items
+      at       p.json  /data/bounds
+      accepts  a list or null
+    error: 0 is out of range
+      at       p.json  /objective/scale
+      accepts  a number above 0
+    "#);
+    assert_snapshot!(after(&[("/backbone/norm", "{\"layer\": {\"epsilon\": 2}}")]), @r#"
+    error: 2 is out of range
+      at       p.json  /backbone/norm/layer/epsilon
+      accepts  a number from 0 to 1
+    "#);
+    assert_snapshot!(after(&[("/version", "2"), ("/tokenizer", "pixels"), ("/guidance", "null")]), @r#"
+    error: null is not an object
+      at       p.json  /guidance
+      accepts  an object with "type" one of mix
+    error: "pixels" is not an object
+      at       p.json  /tokenizer
+      accepts  an object with "type" one of pixels
+    error: 2 is not accepted here
+      at       p.json  /version
+      accepts  1
+    "#);
+}
+
+#[test]
+fn text_that_is_not_json_is_located() {
+    let said = |text: &str| show(&REGISTRY.parse(text).unwrap_err());
+    assert_snapshot!(said("{\n  \"data\": { \"size\": 8, }\n}"), @r#"
+    error: not JSON: trailing comma at line 2 column 24
+      at       p.json  /data
+    "#);
+    assert_snapshot!(said("{ \"train\": { \"rate\": 1e400 } }"), @r#"
+    error: not JSON: number out of range at line 1 column 26
+      at       p.json  /train/rate
+    "#);
+    assert_snapshot!(said("{} {}"), @r#"
+    error: not JSON: trailing characters at line 1 column 4
+      at       p.json  /
+    "#);
+    assert_snapshot!(said("[]"), @r#"
+    error: a list of 0 is not an object
+      at       p.json  /
+      accepts  an object with $schema, version, about, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics
+    "#);
+    let twice = valid().to_string().replacen("\"drop\":0.1", "\"drop\":0.1,\"drop\":0.2", 1);
+    assert_snapshot!(said(&twice), @r#"
+    error: field "drop" appears more than once
+      at       p.json  /objective/teacher/drop
+      fix      keep one of them
+    "#);
+}
+
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    assert_snapshot!(after(&[("/data/size", "16"), ("/data/num_classes", "9")]), @r#"
+    error: dataset "squares" has 9 classes; "tiny" as configured has 10 classes
+      at       p.json  /data and /backbone
+      accepts  the same number of classes on both sides
+    error: tokenizer "pixels" makes latents of 16x16 positions of 3 channels; "tiny" as configured models 8x8 positions of 3 channels
+      at       p.json  /tokenizer and /backbone
+      accepts  the same latent on both sides
+    "#);
+    assert_snapshot!(after(&[("/backbone/guidance_input", "false")]), @r#"
+    error: objective "nested" feeds the backbone a guidance number; "tiny" as configured takes none
+      at       p.json  /objective and /backbone/guidance_input
+      accepts  a backbone with a guidance input
+      fix      switch /backbone/guidance_input on
+    "#);
+    assert_snapshot!(after(&[("/objective", "{\"type\": \"plain\"}"), ("/guidance/input", "true")]), @r#"
+    error: the guidance input of "tiny" would have no effect: objective "plain" never trains it
+      at       p.json  /backbone/guidance_input and /objective
+      accepts  a guidance input only with an objective that trains it
+      fix      switch /backbone/guidance_input off
+    error: guidance "mix" asks the backbone's guidance input for a scale; objective "plain" trains no such input
+      at       p.json  /guidance and /objective
+      accepts  guidance by branches, or an objective that trains a guidance input
+    "#);
+    assert_snapshot!(after(&[("/guidance/input", "true"), ("/guidance/scale", "9")]), @r#"
+    error: guidance "mix" asks for scale 9, which objective "nested" does not train
+      at       p.json  /guidance and /objective
+      accepts  a scale that the objective trains
+    "#);
+    assert_snapshot!(after(&[("/conditioner", "{\"type\": \"words\"}"), ("/sampler/tokens", "true")]), @r#"
+    error: conditioner "words" would have no effect: "tiny" as configured reads a class
+      at       p.json  /conditioner and /backbone
+      accepts  a conditioner only with a backbone that reads a text
+      fix      remove /conditioner
+    error: sampler "steps" cannot draw from backbone "tiny", a continuous process (diffusion or flow)
+      at       p.json  /sampler and /backbone
+      accepts  a sampler that serves a continuous process (diffusion or flow)
+    "#);
+    assert_snapshot!(after(&[("/backbone/condition", "text")]), @r#"
+    error: "tiny" reads a text, and there is no conditioner to make its features
+      at       p.json  /backbone
+      accepts  a text-conditional backbone with a conditioner
+      fix      add /conditioner
+    error: "tiny" reads a text; dataset "squares" has no captions
+      at       p.json  /data and /backbone
+      accepts  a dataset with captions
+    "#);
+    assert_snapshot!(after(&[
+        ("/backbone", "{\"type\": \"tiny\", \"size\": 8, \"condition\": \"none\"}"),
+        ("/data/captions", "true"),
+        ("/objective", "{\"type\": \"plain\", \"drop\": 0.1}"),
+    ]), @r#"
+    error: dataset "squares" has captions; "tiny" as configured reads no condition
+      at       p.json  /data and /backbone
+      accepts  captions with a conditioner and a backbone that reads a text
+    error: guidance "mix" asks for the null condition; "tiny" as configured reads no condition
+      at       p.json  /guidance and /backbone
+      accepts  guidance without a null branch, or a backbone that reads a class or a text
+    error: objective "plain" needs a null condition; "tiny" as configured reads no condition
+      at       p.json  /objective and /backbone
+      accepts  a backbone that reads a class or a text
+    "#);
+    assert_snapshot!(after(&[("/backbone/size", "0")]), @r#"
+    error: a grid of nothing
+      at       p.json  /backbone/size
+      accepts  a size of at least 1
+    "#);
+}
+
+#[test]
+fn overrides_are_located() {
+    let said = |pointer: &str| set(&mut valid(), pointer, "1").unwrap_err().display("p.json").to_string();
+    assert_snapshot!(said("sampler"), @r#"
+    error: "sampler" is not a JSON pointer
+      at       p.json  /
+      accepts  a pointer such as /train/steps
+    "#);
+    assert_snapshot!(said("/samplr/steps"), @r#"
+    error: /samplr does not exist
+      at       p.json  /samplr/steps
+      accepts  $schema, version, about, data, tokenizer, backbone, objective, train, sampler, guidance, metrics
+      nearest  sampler
+    "#);
+    assert_snapshot!(said("/metrics/2/label"), @r#"
+    error: /metrics/2 does not exist
+      at       p.json  /metrics/2/label
+      accepts  an index below 2
+    "#);
+    assert_snapshot!(said("/version/x"), @r#"
+    error: "/version" is neither an object nor a list, so it has no "x"
+      at       p.json  /version/x
+    "#);
+    let mut document = valid();
+    set(&mut document, "/metrics/1", "{\"type\": \"count\"}").unwrap();
+    set(&mut document, "/about", "two words").unwrap();
+    assert_eq!(document.pointer("/metrics/1/label"), None);
+    assert_eq!(document["about"], "two words");
+}
+
+/// Every pointer of a value, the root included.
+fn pointers(value: &Value, here: &str, found: &mut Vec<String>) {
+    found.push(here.to_string());
+    match value {
+        Value::Object(members) => members.iter().for_each(|(key, value)| pointers(value, &format!("{here}/{key}"), found)),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, value)| pointers(value, &format!("{here}/{i}"), found));
+        }
+        _ => {}
+    }
+}
+
+fn a_name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        prop::sample::select(vec!["type", "scale", "drop", "steps", "size", "nested", "plain", "mix", "a/b~c", ""])
+            .prop_map(str::to_string),
+        "[a-z_]{1,8}",
+    ]
+}
+
+fn a_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (-3i64..300).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        prop::sample::select(vec![3.0, -0.0, 1e300, 1e19, 0.5, 1.0]).prop_map(Value::from),
+        a_name().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::vec((a_name(), inner), 0..3).prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Mutation {
+    Delete,
+    Rename(String),
+    Replace(Value),
+    Copy(Index),
+    Insert(String, Value),
+}
+
+fn a_mutation() -> impl Strategy<Value = (Index, Mutation)> {
+    let mutation = prop_oneof![
+        Just(Mutation::Delete),
+        a_name().prop_map(Mutation::Rename),
+        a_value().prop_map(Mutation::Replace),
+        any::<Index>().prop_map(Mutation::Copy),
+        (a_name(), a_value()).prop_map(|(name, value)| Mutation::Insert(name, value)),
+    ];
+    (any::<Index>(), mutation)
+}
+
+fn mutate(document: &mut Value, at: Index, mutation: Mutation) {
+    let mut all = Vec::new();
+    pointers(document, "", &mut all);
+    let at = at.get(&all);
+    let split = at.rsplit_once('/');
+    match mutation {
+        Mutation::Replace(value) => {
+            if let Some(place) = document.pointer_mut(at) {
+                *place = value;
+            }
+        }
+        Mutation::Copy(from) => {
+            let value = document.pointer(from.get(&all[..]).as_str()).cloned();
+            if let (Some(value), Some(place)) = (value, document.pointer_mut(at)) {
+                *place = value;
+            }
+        }
+        Mutation::Insert(name, value) => match document.pointer_mut(at) {
+            Some(Value::Object(members)) => drop(members.insert(name, value)),
+            Some(Value::Array(items)) => items.push(value),
+            _ => {}
+        },
+        Mutation::Delete | Mutation::Rename(_) => {
+            let Some((parent, key)) = split else { return };
+            match document.pointer_mut(parent) {
+                Some(Value::Object(members)) => {
+                    let Some(value) = members.shift_remove(key) else { return };
+                    if let Mutation::Rename(name) = mutation {
+                        members.insert(name, value);
+                    }
+                }
+                Some(Value::Array(items)) => drop(items.remove(key.parse().unwrap())),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn located(problems: &Problems) -> bool {
+    !problems.is_empty()
+        && problems.iter().all(|problem| {
+            !problem.what.is_empty()
+                && !problem.at.is_empty()
+                && problem.at.iter().all(|at| at.is_empty() || at.starts_with('/'))
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn nothing_written_is_ignored(
+        mutations in prop::collection::vec(a_mutation(), 1..4),
+        twice in prop::option::weighted(0.1, any::<Index>()),
+    ) {
+        let mut document = valid();
+        for (at, mutation) in mutations {
+            mutate(&mut document, at, mutation);
+        }
+        let mut text = document.to_string();
+        // Some member of some object, written twice.
+        let mut doubled = false;
+        if let Some(twice) = twice {
+            let braces: Vec<usize> = text.match_indices("{\"").map(|(i, _)| i).collect();
+            if !braces.is_empty() {
+                let at = twice.get(&braces) + 1;
+                let key: String = text[at + 1..].chars().take_while(|c| *c != '"').collect();
+                text.insert_str(at, &format!("\"{key}\":0,"));
+                doubled = read(&text).is_ok();
+            }
+        }
+        match REGISTRY.parse(&text) {
+            Ok(parsed) => {
+                prop_assert!(!doubled);
+                let resolved = REGISTRY.resolved(&parsed);
+                prop_assert!(contains(&resolved, &document), "{resolved} lacks something of {document}");
+                let problems = REGISTRY.check(&parsed);
+                prop_assert!(problems.is_empty() || located(&problems));
+            }
+            Err(problems) => prop_assert!(located(&problems), "{problems:?}"),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What can be written after `unguided`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Train any visual-generation backbone with any guidance objective, from one JSON document.
+#[derive(Debug, Parser)]
+#[command(name = "unguided", version, after_help = "Exit codes: 0 done, 1 failed, 2 the input is wrong.")]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a pipeline, or go on with a run that was stopped.
+    #[command(after_help = "Example: unguided train examples/pipelines/digits-dit-gft.json --set /train/steps=500")]
+    Train(TrainOptions),
+    /// Draw images from a run or a checkpoint.
+    #[command(after_help = "Example: unguided sample runs/digits-dit-gft --beta 0.5 --classes 3,7 --count 10")]
+    Sample(SampleOptions),
+    /// Check a document and print it with every default, its parameters, memory and network evaluations.
+    #[command(after_help = "Example: unguided check examples/pipelines/digits-dit-gft.json")]
+    Check(CheckOptions),
+    /// Print the JSON Schema of everything registered.
+    #[command(after_help = "Example: unguided schema > pipeline.schema.json")]
+    Schema,
+    /// List every registered plugin with its papers.
+    #[command(after_help = "Example: unguided list")]
+    List,
+    /// Run the backbone once on tensors from a file: to check a port against its reference.
+    #[command(
+        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W]."
+    )]
+    Forward(ForwardOptions),
+    /// Convert an official checkpoint to a native one, or back.
+    #[command(after_help = "Example: unguided convert --pipeline dit.json DiT-XL-2-256x256.pt dit.safetensors")]
+    Convert(ConvertOptions),
+    /// Print completions for a shell.
+    #[command(after_help = "Example: unguided completions bash > /etc/bash_completion.d/unguided")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A document and changes to it.
+#[derive(Debug, Args)]
+pub struct DocumentOptions {
+    /// The pipeline document.
+    pub pipeline: PathBuf,
+    /// Override one value by JSON pointer; may be repeated.
+    #[arg(long = "set", value_name = "/POINTER=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct TrainOptions {
+    #[command(flatten)]
+    pub document: DocumentOptions,
+    /// The run's folder [default: runs/NAME of the document].
+    #[arg(long, value_name = "FOLDER")]
+    pub run: Option<PathBuf>,
+    /// Go on from this checkpoint instead of the newest.
+    #[arg(long, value_name = "FILE")]
+    pub resume_from: Option<PathBuf>,
+    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct SampleOptions {
+    /// A run's folder, or a checkpoint.
+    pub from: PathBuf,
+    /// Classes to draw, e.g. 0,1,2 [default: all].
+    #[arg(long, value_delimiter = ',')]
+    pub classes: Vec<usize>,
+    /// Images of each class.
+    #[arg(long, default_value_t = 8)]
+    pub count: usize,
+    /// Seed; image i depends on (seed, i) alone.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Guidance scale: sets /guidance/scale.
+    #[arg(long, conflicts_with = "beta")]
+    pub scale: Option<f64>,
+    /// Guidance number of a guidance-free network, e.g. GFT's beta = 1/scale.
+    #[arg(long)]
+    pub beta: Option<f64>,
+    /// Sampler steps: sets /sampler/steps.
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Override one value of the checkpoint's document, e.g. /guidance='{"type":"cfg","scale":2}'; may be repeated.
+    #[arg(long = "set", value_name = "/POINTER=VALUE")]
+    pub set: Vec<String>,
+    /// Images a batch.
+    #[arg(long, default_value_t = 100)]
+    pub batch_size: usize,
+    /// The grid picture.
+    #[arg(long, default_value = "samples.png")]
+    pub output: PathBuf,
+    /// Also write every image as a PNG of its own to this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub images: Option<PathBuf>,
+    /// Also write all images [N,C,H,W] and classes [N] to this safetensors file.
+    #[arg(long, value_name = "FILE")]
+    pub tensors: Option<PathBuf>,
+    /// Measure the document's metrics on the samples.
+    #[arg(long)]
+    pub metrics: bool,
+    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckOptions {
+    #[command(flatten)]
+    pub document: DocumentOptions,
+    /// Also list every parameter with its shape.
+    #[arg(long)]
+    pub parameters: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ForwardOptions {
+    /// The pipeline document; only its backbone is used.
+    #[arg(long)]
+    pub pipeline: PathBuf,
+    /// Official (.pt, .pth, .ckpt, .safetensors) or native weights.
+    #[arg(long)]
+    pub checkpoint: PathBuf,
+    /// Input tensors.
+    #[arg(long)]
+    pub input: PathBuf,
+    /// Where `prediction` is written.
+    #[arg(long)]
+    pub output: PathBuf,
+    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+/// The format that `convert` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A checkpoint of Unguided.
+    Native,
+    /// The official names and layouts, as safetensors.
+    Official,
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertOptions {
+    /// The pipeline document; its backbone says what the weights are.
+    #[arg(long)]
+    pub pipeline: PathBuf,
+    /// What to write [default: the other format than the input's].
+    #[arg(long)]
+    pub to: Option<Format>,
+    /// The file to read.
+    pub input: PathBuf,
+    /// The file to write.
+    pub output: PathBuf,
+}

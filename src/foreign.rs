@@ -1,0 +1,113 @@
+//! `forward` and `convert`: official checkpoints in and out.
+
+use crate::arguments::{ConvertOptions, Format, ForwardOptions};
+use crate::{Failure, Outcome, document};
+use framework::backbone::{Backbone, BoxBackbone, Control};
+use framework::burn::store::bridge;
+use framework::burn::tensor::{DType, Device, Tensor, TensorData};
+use framework::checkpoint::Checkpoint;
+use framework::condition::Condition;
+use framework::error::Error;
+use framework::foreign::{self, Report};
+use framework::pipeline::Pipeline;
+use framework::process::Input;
+use framework::trainer;
+use std::path::Path;
+
+/// Weights of either format; the report is that of an official file.
+fn weights(pipeline: &Pipeline, path: &Path, device: &Device) -> Result<(BoxBackbone, Option<Report>), Error> {
+    let network = pipeline.init_backbone(device);
+    match Checkpoint::load(path) {
+        Ok(checkpoint) => Ok((trainer::restore(network, checkpoint.sampling_weights())?, None)),
+        Err(native) => {
+            // A damaged checkpoint of our own is not an official file either: say the first, better message.
+            if native.to_string().contains("damaged checkpoint: its content") {
+                return Err(native);
+            }
+            let (network, report) = foreign::load(network, &pipeline.backbone.foreign_names(), path)?;
+            Ok((network, Some(report)))
+        }
+    }
+}
+
+/// Runs the backbone once.
+pub fn forward(options: &ForwardOptions) -> Outcome {
+    let device = document::device(options.device.as_deref())?;
+    let pipeline = document::read(&options.pipeline, &[])?;
+    let (network, report) = weights(&pipeline, &options.checkpoint, &device)?;
+    if let Some(report) = report {
+        eprintln!("{report}");
+    }
+    let file = foreign::open(&options.input)?;
+    let get = |name: &str| -> Result<Option<TensorData>, Failure> {
+        let tensor = file.get(name).map(bridge::to_data).transpose();
+        tensor.map_err(|e| Failure::Run(format!("error: {}: `{name}`: {e}", options.input.display())))
+    };
+    let missing = |name: &str, what: &str| {
+        Failure::Input(format!("error: {} holds no `{name}`\n  accepts  {what}", options.input.display()))
+    };
+    let numbers = |data: TensorData| data.convert::<f64>().try_into_vec::<f64>().map_err(|e| Failure::Run(format!("error: {e:?}")));
+    let x = get("x")?.ok_or_else(|| missing("x", "x [B,C,H,W]"))?;
+    let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B], in the checkpoint's own units"))?)?;
+    let shape = x.shape().to_vec();
+    let latent = pipeline.latent_shape();
+    let expected = [t.len(), latent.channels, latent.grid[0], latent.grid[1]];
+    if shape != expected {
+        return Err(Failure::Input(format!("error: `x` is {shape:?}\n  at       {}\n  accepts  {expected:?}", options.input.display())));
+    }
+    let num_classes = pipeline.backbone.accepts().num_classes;
+    let condition = match (get("y")?, num_classes) {
+        (Some(y), Some(n)) => Condition::Class(
+            numbers(y)?.into_iter().map(|class| Some(class as usize).filter(|class| *class < n)).collect(),
+        ),
+        (None, Some(_)) => return Err(missing("y", "y [B], the class; num_classes = null")),
+        _ => Condition::None(t.len()),
+    };
+    let control = Control::guided(get("beta")?.map(numbers).transpose()?);
+    if control.guidance.is_some() && !pipeline.backbone.accepts().guidance_input {
+        return Err(Failure::Input(format!(
+            "error: `beta` has no effect: the backbone takes no guidance number\n  at       {} and /backbone{}",
+            options.input.display(),
+            pipeline.backbone.accepts().guidance_field,
+        )));
+    }
+    let x = Tensor::<4>::from_data(x.convert_dtype(DType::F32), &device);
+    let t = t.into_iter().map(|t| pipeline.backbone.t_of_native(t)).collect();
+    let prediction = network.predict(&Input::Noisy { x_t: to_positions(x), t }, &condition, &control);
+    let prediction = from_positions(prediction, latent.grid);
+    foreign::save_tensors(&[("prediction".to_string(), prediction.into_data())], &options.output)?;
+    Ok(())
+}
+
+/// `[B, C, H, W]` to `[B, H W, C]`.
+fn to_positions(x: Tensor<4>) -> Tensor<3> {
+    let [batch, channels, height, width] = x.dims();
+    x.permute([0, 2, 3, 1]).reshape([batch, height * width, channels])
+}
+
+/// `[B, H W, C]` to `[B, C, H, W]`.
+fn from_positions(x: Tensor<3>, grid: [usize; 2]) -> Tensor<4> {
+    let [batch, _, channels] = x.dims();
+    x.reshape([batch, grid[0], grid[1], channels]).permute([0, 3, 1, 2])
+}
+
+/// Converts between the official and the native format.
+pub fn convert(options: &ConvertOptions) -> Outcome {
+    let device = Device::flex();
+    let pipeline = document::read(&options.pipeline, &[])?;
+    let (network, report) = weights(&pipeline, &options.input, &device)?;
+    let to = options.to.unwrap_or(if report.is_some() { Format::Native } else { Format::Official });
+    match to {
+        Format::Official => foreign::save(&network, &pipeline.backbone.foreign_names(), &options.output)?,
+        Format::Native => {
+            let model = framework::weights::export(&network);
+            Checkpoint { document: pipeline.document.clone(), model, ..Checkpoint::default() }.save(&options.output)?;
+        }
+    }
+    match report {
+        Some(report) => println!("{report}"),
+        None => println!("native checkpoint: every parameter written under its official name"),
+    }
+    println!("{}", options.output.display());
+    Ok(())
+}

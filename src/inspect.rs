@@ -1,0 +1,89 @@
+//! `check`, `schema`, `list`.
+
+use crate::arguments::CheckOptions;
+use crate::{Failure, Outcome, document};
+use framework::burn::tensor::Device;
+use framework::weights;
+use registry::Registry;
+
+/// Prints the resolved document and what it costs. Allocates no weights.
+pub fn check(options: &CheckOptions) -> Outcome {
+    let pipeline = document::read(&options.document.pipeline, &options.document.set)?;
+    println!("{}", pipeline.document);
+    let network = pipeline.backbone.init(&Device::flex());
+    let parameters = weights::parameters(&network);
+    if options.parameters {
+        for (path, shape, _) in &parameters {
+            println!("{path:<60} {shape:?}");
+        }
+    }
+    let count: usize = parameters.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+    let needs = pipeline.objective.needs();
+    let copies = [pipeline.train.ema.is_some() || needs.ema, needs.reference].iter().filter(|copy| **copy).count();
+    // Weights, gradient, two moments of Adam, and the copies; all f32.
+    let state = count as f64 * 4.0 * (4 + copies) as f64;
+    let activations = pipeline.backbone.activations() * pipeline.train.batch_size as f64 * 4.0;
+    let evaluations = pipeline.sampler.evaluations();
+    eprintln!("parameters   {}", thousands(count));
+    eprintln!(
+        "memory       about {} to train (weights and optimizer {}, activations of a batch of {} {}), {} to sample",
+        bytes(state + activations),
+        bytes(state),
+        pipeline.train.batch_size,
+        bytes(activations),
+        bytes(count as f64 * 4.0),
+    );
+    eprintln!(
+        "compute      {:.3} GFLOP a forward pass of one sample; {} gradient-free passes beside the tracked one in training",
+        pipeline.backbone.flops() / 1e9,
+        pipeline.objective.extra_passes(),
+    );
+    eprintln!(
+        "NFE          at most {} an image: {evaluations} evaluations x {} branches",
+        evaluations * pipeline.guidance.max_branches(),
+        pipeline.guidance.max_branches(),
+    );
+    Ok(())
+}
+
+/// Prints the JSON Schema.
+pub fn schema() -> Outcome {
+    let text = serde_json::to_string_pretty(Registry::linked().schema());
+    println!("{}", text.map_err(|e| Failure::Run(e.to_string()))?);
+    Ok(())
+}
+
+/// Prints every plugin.
+pub fn list() -> Outcome {
+    let registry = Registry::linked();
+    println!("{:<12} {:<18} {:<20} papers", "kind", "type", "from");
+    for entry in registry.entries() {
+        println!("{:<12} {:<18} {:<20} {}", entry.kind.name(), entry.name, entry.origin, entry.papers.join(", "));
+    }
+    Ok(())
+}
+
+/// 675129632 as 675,129,632.
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Bytes in a unit a person reads.
+pub fn bytes(n: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", units[unit])
+}

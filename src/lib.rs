@@ -1,0 +1,76 @@
+//! The command line: `unguided train pipeline.json` and its companions.
+//!
+//! A binary of your own, with plugins of your own:
+//!
+//! ```no_run
+//! // use my_plugins as _;
+//! fn main() -> std::process::ExitCode {
+//!     unguided::main()
+//! }
+//! ```
+
+mod arguments;
+mod document;
+mod foreign;
+mod inspect;
+mod linked;
+mod report;
+mod run;
+mod sample;
+mod train;
+
+use arguments::{Arguments, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+/// How a command failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// What the user wrote is wrong: exit code 2. The text says what, where, what is accepted.
+    Input(String),
+    /// The command failed: exit code 1.
+    Run(String),
+}
+
+impl From<framework::error::Error> for Failure {
+    fn from(error: framework::error::Error) -> Self {
+        match error {
+            framework::error::Error::Document(problems) => {
+                let all: Vec<String> = problems.iter().map(|p| p.display("the document").to_string()).collect();
+                Self::Input(all.join("\n"))
+            }
+            other => Self::Run(format!("error: {other}")),
+        }
+    }
+}
+
+/// The result of a command.
+pub type Outcome = Result<(), Failure>;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Train(options) => train::train(&options),
+        Command::Sample(options) => sample::sample(&options),
+        Command::Check(options) => inspect::check(&options),
+        Command::Schema => inspect::schema(),
+        Command::List => inspect::list(),
+        Command::Forward(options) => foreign::forward(&options),
+        Command::Convert(options) => foreign::convert(&options),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Input(text)) => {
+            eprintln!("{text}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Run(text)) => {
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}

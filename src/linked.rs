@@ -1,0 +1,9 @@
+//! The visible list of linked plugins: a crate that only registers is dropped by the linker unless it is named.
+
+use data as _;
+use dit as _;
+use guidance as _;
+use metrics as _;
+use objectives as _;
+use samplers as _;
+use tokenizers_builtin as _;

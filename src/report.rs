@@ -1,0 +1,68 @@
+//! What a finished run leaves for people: plots and `report.md`.
+
+use crate::inspect::thousands;
+use crate::run::Run;
+use framework::error::{Error, Result};
+use framework::metric::Measurement;
+use framework::pipeline::Pipeline;
+use framework::plot::{Curve, lines};
+use framework::sampling::Drawn;
+use framework::weights;
+use serde_json::Value;
+use std::fmt::Write;
+use std::fs;
+
+/// The lines that `train` and `sample` print at the end.
+pub fn summary(drawn: &Drawn, measured: &[Measurement]) -> String {
+    let mut text = format!(
+        "{} images, NFE {} an image, {:.1} images/s",
+        drawn.images.len(),
+        drawn.nfe,
+        drawn.images_per_second()
+    );
+    for Measurement { name, value, meaning } in measured {
+        let _ = write!(text, "\n{name:<32} {value:>10.4}  {meaning}");
+    }
+    text
+}
+
+/// Writes `loss.png`, a plot of every other logged number, `report.md` and `report.json`.
+pub fn write(run: &Run, pipeline: &Pipeline, drawn: &Drawn, measured: &[Measurement]) -> Result<()> {
+    let path = run.metrics();
+    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let lines_logged: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let curve = |name: &str| Curve {
+        name: name.to_string(),
+        points: lines_logged.iter().filter_map(|l| Some((l["step"].as_f64()?, l[name].as_f64()?))).collect(),
+    };
+    let names: Vec<String> = match lines_logged.first() {
+        Some(Value::Object(first)) => first.keys().filter(|name| *name != "step").cloned().collect(),
+        _ => Vec::new(),
+    };
+    for name in &names {
+        lines(&run.folder.join(format!("{name}.png")), &name.replace('_', " "), "step", &name.replace('_', " "), &[curve(name)])?;
+    }
+    let network = pipeline.backbone.init(&framework::burn::tensor::Device::flex());
+    let parameters: usize = weights::parameters(&network).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+    let mut report = String::from("# Run report\n\n![samples](samples.png)\n\n");
+    let _ = writeln!(report, "{} parameters, {} steps of {} samples.\n", thousands(parameters), pipeline.train.steps, pipeline.train.batch_size * pipeline.train.accumulate);
+    let _ = writeln!(report, "| measured on {} samples | value | meaning |\n|---|---|---|", drawn.images.len());
+    let _ = writeln!(report, "| nfe | {} | network evaluations an image |", drawn.nfe);
+    let _ = writeln!(report, "| images_per_second | {:.1} | sampling speed on this machine |", drawn.images_per_second());
+    for Measurement { name, value, meaning } in measured {
+        let _ = writeln!(report, "| {name} | {value:.4} | {meaning} |");
+    }
+    report.push('\n');
+    for name in &names {
+        let _ = writeln!(report, "![{name}]({name}.png)");
+    }
+    let _ = writeln!(report, "\nThe document, with every default, is `document.json`; every logged step is in `metrics.jsonl`.");
+    let path = run.folder.join("report.md");
+    fs::write(&path, report).map_err(|e| Error::io(&path, e))?;
+    let mut numbers = serde_json::Map::new();
+    numbers.insert("nfe".into(), drawn.nfe.into());
+    numbers.insert("samples".into(), drawn.images.len().into());
+    numbers.extend(measured.iter().map(|m| (m.name.clone(), m.value.into())));
+    let path = run.folder.join("report.json");
+    fs::write(&path, format!("{:#}\n", Value::Object(numbers))).map_err(|e| Error::io(&path, e))
+}

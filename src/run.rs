@@ -1,0 +1,92 @@
+//! A run's folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures and the report.
+
+use crate::Failure;
+use framework::checkpoint::{self, Checkpoint};
+use framework::error::Error;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Its path.
+    pub folder: PathBuf,
+}
+
+impl Run {
+    /// The folder of a document that names none: `runs/` and the document's file name.
+    pub fn default_folder(pipeline: &Path) -> PathBuf {
+        Path::new("runs").join(pipeline.file_stem().unwrap_or_default())
+    }
+
+    /// Opens the folder, or makes it; the document must be the one the run began with.
+    pub fn open(folder: &Path, document: &str) -> Result<Self, Failure> {
+        let run = Self { folder: folder.to_path_buf() };
+        for folder in [run.checkpoints(), run.folder.join("samples")] {
+            fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        }
+        let path = run.folder.join("document.json");
+        match fs::read_to_string(&path) {
+            Ok(begun) if begun != document => {
+                let parse = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
+                let differ = differences("", &parse(&begun), &parse(document));
+                Err(Failure::Input(format!(
+                    "error: {} holds a run of another document\n  at       {}\n  accepts  the document it began with: {}\n  fix      choose another folder with --run, or delete this one",
+                    run.folder.display(),
+                    differ.join(" and "),
+                    path.display(),
+                )))
+            }
+            Ok(_) => Ok(run),
+            Err(_) => {
+                checkpoint::write_atomically(&path, document.as_bytes())?;
+                Ok(run)
+            }
+        }
+    }
+
+    /// Where checkpoints lie.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.folder.join("checkpoints")
+    }
+
+    /// The metrics of every logged step.
+    pub fn metrics(&self) -> PathBuf {
+        self.folder.join("metrics.jsonl")
+    }
+}
+
+/// The newest checkpoint of a folder, verified. A damaged one is refused and the one before it offered.
+pub fn newest(checkpoints: &Path, offer: &dyn Fn(&Path) -> String) -> Result<Option<(PathBuf, Checkpoint)>, Failure> {
+    let all = checkpoint::list(checkpoints)?;
+    let Some(last) = all.last() else { return Ok(None) };
+    match Checkpoint::load(last) {
+        Ok(found) => Ok(Some((last.clone(), found))),
+        Err(error) => {
+            let whole = all.iter().rev().skip(1).find(|path| Checkpoint::load(path).is_ok());
+            let help = match whole {
+                Some(path) => format!("the previous checkpoint is whole; go on from it with\n           {}", offer(path)),
+                None => "there is no earlier whole checkpoint; delete the run's folder to begin again".to_string(),
+            };
+            Err(Failure::Run(format!("error: {error}\n  fix      {help}")))
+        }
+    }
+}
+
+/// JSON pointers at which two documents differ.
+fn differences(at: &str, a: &Value, b: &Value) -> Vec<String> {
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
+            keys.into_iter()
+                .flat_map(|key| {
+                    let null = Value::Null;
+                    differences(&format!("{at}/{key}"), x.get(key).unwrap_or(&null), y.get(key).unwrap_or(&null))
+                })
+                .collect()
+        }
+        _ if a == b => Vec::new(),
+        _ => vec![at.to_string()],
+    }
+}

@@ -1,0 +1,120 @@
+//! `sample`: images from a checkpoint alone.
+
+use crate::arguments::SampleOptions;
+use crate::run::{self, Run};
+use crate::train::bar;
+use crate::{Failure, Outcome, document, report};
+use framework::burn::tensor::TensorData;
+use framework::checkpoint::Checkpoint;
+use framework::condition::ConditionKind;
+use framework::dataset::{Dataset, Label};
+use framework::error::Error;
+use framework::pipeline::{Pipeline, real_images};
+use framework::sampling::{Request, draw};
+use framework::{foreign, picture, trainer};
+use std::fs;
+use std::path::Path;
+
+/// `count` samples of each class, class after class; of an unconditional network as many without condition.
+pub fn class_labels(pipeline: &Pipeline, classes: &[usize], count: usize) -> Vec<Label> {
+    let conditional = pipeline.backbone.accepts().condition == ConditionKind::Class;
+    let label = |class: &usize| if conditional { Label::Class(*class) } else { Label::None };
+    classes.iter().flat_map(|class| vec![label(class); count]).collect()
+}
+
+/// `count` samples over all classes in turn: what metrics are measured on.
+pub fn metric_labels(pipeline: &Pipeline, classes: usize, count: usize) -> Vec<Label> {
+    let turn: Vec<usize> = (0..count).map(|i| i % classes).collect();
+    class_labels(pipeline, &turn, 1)
+}
+
+/// Draws images from a run or a checkpoint.
+pub fn sample(options: &SampleOptions) -> Outcome {
+    let device = document::device(options.device.as_deref())?;
+    let checkpoint = checkpoint(&options.from)?;
+    let mut overrides = options.set.clone();
+    overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
+    overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
+    let name = format!("{} (its document)", options.from.display());
+    if let Some(beta) = options.beta {
+        let objective = document::from_text(&checkpoint.document, &[], &name)?.objective;
+        let scale = objective.scale_of_guidance(beta).filter(|scale| scale.is_finite() && *scale > 0.0).ok_or_else(|| {
+            Failure::Input(format!("error: --beta {beta} means nothing to a network trained with this objective\n  at       --beta\n  accepts  objectives with a guidance input (gft), and beta in (0, 1]\n  fix      use --scale"))
+        })?;
+        overrides.push(format!("/guidance/scale={scale}"));
+    }
+    let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
+    pipeline.load(&device)?;
+    let network = trainer::restore(pipeline.init_backbone(&device), checkpoint.sampling_weights())?;
+    let num_classes = pipeline.backbone.accepts().num_classes;
+    if let Some(class) = options.classes.iter().find(|class| num_classes.is_none_or(|n| **class >= n)) {
+        let accepts = num_classes.map_or("an unconditional network has no classes".to_string(), |n| format!("classes 0 to {}", n - 1));
+        return Err(Failure::Input(format!("error: no class {class}\n  at       --classes\n  accepts  {accepts}")));
+    }
+    let classes = match (options.classes.is_empty(), num_classes) {
+        (false, _) => options.classes.clone(),
+        (true, Some(n)) => (0..n).collect(),
+        (true, None) => vec![0],
+    };
+    // Without a declared shape the dataset itself must be opened: an image folder's pictures, say.
+    let info = match pipeline.data.info() {
+        Some(info) => info,
+        None => pipeline.data.open()?.info(),
+    };
+    let request = Request {
+        labels: class_labels(&pipeline, &classes, options.count),
+        seed: options.seed,
+        batch_size: options.batch_size.max(1),
+        sampler: &*pipeline.sampler,
+        guidance: &*pipeline.guidance,
+        image: pipeline.image_shape(&info),
+    };
+    let bar = bar("sampling", 0);
+    let drawn = draw(&pipeline, &network, &request, &device, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    let shape = pipeline.image_shape(&info);
+    picture::save(&picture::grid(&drawn.images, shape, options.count), &options.output)?;
+    if let Some(folder) = &options.images {
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        for i in 0..drawn.images.len() {
+            let class = drawn.images.classes.get(i).map_or(String::new(), |class| format!("-class-{class}"));
+            picture::save(&picture::image(drawn.images.row(i), shape), &folder.join(format!("{i:06}{class}.png")))?;
+        }
+    }
+    if let Some(path) = &options.tensors {
+        let [c, h, w] = shape;
+        let mut tensors = vec![("x".to_string(), TensorData::new(drawn.images.values.clone(), [drawn.images.len(), c, h, w]))];
+        if !drawn.images.classes.is_empty() {
+            let classes: Vec<i64> = drawn.images.classes.iter().map(|class| *class as i64).collect();
+            tensors.push(("y".to_string(), TensorData::new(classes, [drawn.images.len()])));
+        }
+        foreign::save_tensors(&tensors, path)?;
+    }
+    let mut measured = Vec::new();
+    if options.metrics {
+        let dataset: Box<dyn Dataset> = pipeline.open_data()?;
+        let real = real_images(&*dataset)?;
+        for metric in &pipeline.metrics {
+            measured.extend(metric.measure(&drawn.images, &real)?);
+        }
+    }
+    println!("{}", report::summary(&drawn, &measured));
+    println!("{}", options.output.display());
+    Ok(())
+}
+
+/// The checkpoint of a run's folder or a file.
+fn checkpoint(from: &Path) -> Result<Checkpoint, Failure> {
+    if !from.is_dir() {
+        return Ok(Checkpoint::load(from)?);
+    }
+    let run = Run { folder: from.to_path_buf() };
+    let offer = |path: &Path| format!("unguided sample {}", path.display());
+    match run::newest(&run.checkpoints(), &offer)? {
+        Some((_, checkpoint)) => Ok(checkpoint),
+        None => Err(Failure::Input(format!("error: {} holds no checkpoint\n  accepts  a run's folder, or a checkpoint file", from.display()))),
+    }
+}

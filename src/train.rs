@@ -1,0 +1,220 @@
+//! `train`: a run from its document to pictures and a report.
+
+use crate::arguments::TrainOptions;
+use crate::run::{self, Run};
+use crate::sample::{class_labels, metric_labels};
+use crate::{Failure, Outcome, document, report};
+use framework::backbone::BoxBackbone;
+use framework::burn::tensor::Device;
+use framework::checkpoint::Checkpoint;
+use framework::dataset::DatasetInfo;
+use framework::error::{Error, Result};
+use framework::pipeline::{Pipeline, real_images};
+use framework::sampling::{Drawn, Request, draw};
+use framework::trainer::{End, Events, StepReport, Trainer};
+use framework::{dataset::Dataset, picture};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, json};
+use std::fs::{self, File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Trains a document, or goes on with its run.
+pub fn train(options: &TrainOptions) -> Outcome {
+    let device = document::device(options.device.as_deref())?;
+    let mut pipeline = document::read(&options.document.pipeline, &options.document.set)?;
+    let folder = options.run.clone().unwrap_or_else(|| Run::default_folder(&options.document.pipeline));
+    let run = Run::open(&folder, &pipeline.document)?;
+    let offer = |path: &Path| {
+        format!("unguided train {} --run {} --resume-from {}", options.document.pipeline.display(), folder.display(), path.display())
+    };
+    let from = match &options.resume_from {
+        Some(path) => Some((path.clone(), Checkpoint::load(path)?)),
+        None => run::newest(&run.checkpoints(), &offer)?,
+    };
+    if let Some((path, checkpoint)) = &from {
+        if checkpoint.document != pipeline.document {
+            return Err(Failure::Input(format!("error: {} belongs to another document\n  fix      choose a checkpoint of this run", path.display())));
+        }
+        eprintln!("going on from {} (step {})", path.display(), checkpoint.step);
+    }
+    pipeline.load(&device)?;
+    let dataset: Arc<dyn Dataset> = pipeline.open_data()?.into();
+    let pipeline = Arc::new(pipeline);
+    let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), &device, from.map(|(_, checkpoint)| checkpoint))?;
+    let stop = stop_on_ctrl_c();
+    let mut events = Console::new(&run, pipeline.clone(), dataset.info(), &device, trainer.step())?;
+    let end = trainer.run(dataset.clone(), &stop, &mut events)?;
+    events.bar.finish_and_clear();
+    if let End::Interrupted(step) = end {
+        eprintln!("stopped at step {step}; the same command goes on from there");
+        return Ok(());
+    }
+    finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), &device)
+}
+
+/// Samples, metrics, plots and the report of a finished run.
+fn finish(run: &Run, pipeline: &Pipeline, dataset: &dyn Dataset, network: &BoxBackbone, device: &Device) -> Outcome {
+    let info = dataset.info();
+    let rows = info.num_classes.unwrap_or(8);
+    let columns = pipeline.train.sample_columns;
+    let labels = class_labels(pipeline, &(0..rows).collect::<Vec<_>>(), columns);
+    let grid = sampled(pipeline, network, labels, &info, device)?;
+    let picture_path = run.folder.join("samples.png");
+    picture::save(&picture::grid(&grid.images, pipeline.image_shape(&info), columns), &picture_path)?;
+    let mut measured = Vec::new();
+    let mut drawn = grid.clone();
+    if !pipeline.metrics.is_empty() {
+        let count = if pipeline.train.metric_samples == 0 { rows * columns } else { pipeline.train.metric_samples };
+        if count > rows * columns {
+            drawn = sampled(pipeline, network, metric_labels(pipeline, rows, count), &info, device)?;
+        }
+        let real = real_images(dataset)?;
+        for metric in &pipeline.metrics {
+            measured.extend(metric.measure(&drawn.images, &real)?);
+        }
+    }
+    report::write(run, pipeline, &drawn, &measured)?;
+    println!("{}", report::summary(&drawn, &measured));
+    println!("pictures in {}: samples.png, loss.png; report.md says what was measured", run.folder.display());
+    Ok(())
+}
+
+fn sampled(
+    pipeline: &Pipeline,
+    network: &BoxBackbone,
+    labels: Vec<framework::dataset::Label>,
+    info: &DatasetInfo,
+    device: &Device,
+) -> Result<Drawn> {
+    let request = Request {
+        labels,
+        seed: pipeline.train.seed,
+        batch_size: 100,
+        sampler: &*pipeline.sampler,
+        guidance: &*pipeline.guidance,
+        image: pipeline.image_shape(info),
+    };
+    let bar = bar("sampling", 0);
+    let drawn = draw(pipeline, network, &request, device, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(drawn)
+}
+
+/// A progress bar on a terminal, nothing otherwise.
+pub fn bar(name: &str, length: u64) -> ProgressBar {
+    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(length), target);
+    let style = ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len}  {msg}  {eta} left").expect("a valid template");
+    bar.set_style(style);
+    bar.set_prefix(name.to_string());
+    bar
+}
+
+/// Set by the first Ctrl-C (or termination); the second ends the process at once.
+fn stop_on_ctrl_c() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    // A second handler in one process is refused; then the first one still works.
+    let _ = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step, with a checkpoint; once more stops at once");
+    });
+    stop
+}
+
+/// Progress on the terminal, metrics as JSON lines, sample grids.
+struct Console {
+    run: Run,
+    pipeline: Arc<Pipeline>,
+    info: DatasetInfo,
+    device: Device,
+    metrics: File,
+    bar: ProgressBar,
+    plain: bool,
+    since: Instant,
+    samples: usize,
+    loss: f64,
+    steps: usize,
+}
+
+impl Console {
+    fn new(run: &Run, pipeline: Arc<Pipeline>, info: DatasetInfo, device: &Device, step: usize) -> Result<Self> {
+        let path = run.metrics();
+        // Lines of steps that the checkpoint does not know will be written again.
+        let kept: String = fs::read_to_string(&path)
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+                line["step"].as_u64().is_some_and(|s| s <= step as u64)
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        fs::write(&path, kept).map_err(|e| Error::io(&path, e))?;
+        let metrics = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
+        let bar = bar("training", pipeline.train.steps as u64);
+        bar.set_position(step as u64);
+        bar.reset_eta();
+        let plain = !std::io::stderr().is_terminal();
+        let (run, device) = (run.clone(), device.clone());
+        Ok(Self { run, pipeline, info, device, metrics, bar, plain, since: Instant::now(), samples: 0, loss: 0.0, steps: 0 })
+    }
+}
+
+impl Events for Console {
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        let train = &self.pipeline.train;
+        self.samples += report.samples;
+        self.loss += report.loss;
+        self.steps += 1;
+        self.bar.set_position(report.step as u64);
+        if !report.step.is_multiple_of(train.log_every) && report.step != train.steps {
+            return Ok(());
+        }
+        let speed = self.samples as f64 / self.since.elapsed().as_secs_f64();
+        let loss = self.loss / self.steps as f64;
+        let mut line = Map::new();
+        line.insert("step".into(), json!(report.step));
+        line.insert("loss".into(), json!(loss));
+        line.insert("grad_norm".into(), json!(report.grad_norm));
+        line.insert("learning_rate".into(), json!(report.learning_rate));
+        line.insert("images_per_second".into(), json!(speed));
+        line.extend(report.logged.iter().map(|(name, value)| (name.clone(), json!(value))));
+        let path = self.run.metrics();
+        writeln!(self.metrics, "{}", serde_json::Value::Object(line)).map_err(|e| Error::io(&path, e))?;
+        let left = (train.steps - report.step) as f64 * (train.batch_size * train.accumulate) as f64 / speed;
+        let text = format!("loss {loss:.4}  {speed:.0} images/s");
+        self.bar.set_message(text.clone());
+        if self.plain {
+            eprintln!("step {}/{}  {text}  {left:.0} s left", report.step, train.steps);
+        }
+        (self.since, self.samples, self.loss, self.steps) = (Instant::now(), 0, 0.0, 0);
+        Ok(())
+    }
+
+    fn sample(&mut self, network: &BoxBackbone, step: usize) -> Result<()> {
+        let rows = self.info.num_classes.unwrap_or(8);
+        let columns = self.pipeline.train.sample_columns;
+        let labels = class_labels(&self.pipeline, &(0..rows).collect::<Vec<_>>(), columns);
+        let drawn = sampled(&self.pipeline, network, labels, &self.info, &self.device)?;
+        let path = self.run.folder.join("samples").join(format!("step-{step:09}.png"));
+        picture::save(&picture::grid(&drawn.images, self.pipeline.image_shape(&self.info), columns), &path)
+    }
+
+    fn saved(&mut self, path: &Path, step: usize) {
+        if self.plain {
+            eprintln!("step {step}  saved {}", path.display());
+        } else {
+            self.bar.println(format!("step {step}  saved {}", path.display()));
+        }
+    }
+}
