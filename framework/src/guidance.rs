@@ -5,7 +5,7 @@
 
 use crate::backbone::{Backbone, Control, Perturbation};
 use crate::condition::Condition;
-use crate::error::{Problem, Problems};
+use crate::error::Problems;
 use crate::path::Prediction;
 use crate::process::{Input, Process};
 use burn::tensor::{Int, Tensor};
@@ -98,12 +98,6 @@ pub trait Guidance: Debug + Send + Sync {
     fn input_scale(&self) -> Option<f64> {
         None
     }
-
-    /// The entry with another scale, for `--scale`; the problem if the rule has none.
-    ///
-    /// # Errors
-    /// If the rule has no scale.
-    fn with_scale(&self, scale: f64) -> Result<Box<dyn Guidance>, Problem>;
 
     /// The prediction space that [`Trajectory::combine`] works in; `None` = the network's own.
     fn space(&self) -> Option<Prediction> {

@@ -89,9 +89,6 @@ pub trait Sampler: Debug + Send + Sync {
     /// Guided evaluations of one draw. NFE is this times the branches of the guidance rule.
     fn evaluations(&self) -> usize;
 
-    /// The entry with another number of steps, for `--steps`.
-    fn with_steps(&self, steps: usize) -> Box<dyn Sampler>;
-
     /// Draws a batch of latents.
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent;
 }

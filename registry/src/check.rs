@@ -24,6 +24,7 @@ pub(crate) fn check(document: &Document) -> Problems {
     let objective = sound("/objective", document.objective.check());
     let sampler = sound("/sampler", document.sampler.check());
     let guidance = sound("/guidance", document.guidance.check());
+    sound("/train", document.train.check());
     for (i, metric) in document.metrics.iter().enumerate() {
         sound(&format!("/metrics/{i}"), metric.check());
     }

@@ -4,10 +4,9 @@ use framework::plugin::{
     BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, MetricPlugin, ObjectivePlugin, SamplerPlugin,
     TokenizerPlugin,
 };
+use framework::pipeline::Pipeline;
+use framework::trainer::TrainConfig;
 use serde::{Deserialize, Serialize};
-
-/// How the training loop runs.
-pub type TrainConfig = serde_json::Map<String, serde_json::Value>;
 
 /// One pipeline. [`crate::Registry::parse`] makes it from text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,4 +40,23 @@ pub struct Document {
     /// What is measured on samples.
     #[serde(default)]
     pub metrics: Vec<Box<dyn MetricPlugin>>,
+}
+
+impl crate::Registry {
+    /// The pipeline that a parsed and checked document describes.
+    pub fn build(&self, document: Document) -> Pipeline {
+        let resolved = serde_json::to_string_pretty(&self.resolved(&document)).expect("a document can be serialized");
+        Pipeline {
+            data: document.data,
+            tokenizer: document.tokenizer,
+            conditioner: document.conditioner.map(|conditioner| conditioner as _),
+            backbone: document.backbone,
+            objective: document.objective,
+            train: document.train,
+            sampler: document.sampler,
+            guidance: document.guidance,
+            metrics: document.metrics.into_iter().map(|metric| metric as _).collect(),
+            document: resolved,
+        }
+    }
 }

@@ -11,7 +11,7 @@ mod names;
 mod schema;
 mod translate;
 
-pub use document::{Document, TrainConfig};
+pub use document::Document;
 pub use json::{read, set};
 pub use names::nearest;
 

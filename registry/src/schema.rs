@@ -3,8 +3,8 @@
 //! Each slot is a list of `if type = X then the schema of X`, so that an error within X is reported as such;
 //! a `oneOf` over the plugins would only say that none of them fits.
 
-use crate::document::TrainConfig;
 use framework::plugin::{Entry, Kind};
+use framework::trainer::TrainConfig;
 use schemars::Schema;
 use schemars::transform::{Transform, transform_subschemas};
 use serde_json::{Map, Value, json};
@@ -157,6 +157,7 @@ fn hoist(name: &str, mut schema: Schema, defs: &mut Map<String, Value>) -> Value
         SLOTS.iter().find(|(slot, _)| placeholder && *slot == def).map(|(_, kind)| kind.name())
     };
     let moved = |schema: &mut Schema| {
+        bound(schema);
         let target = match schema.get("$ref").and_then(Value::as_str) {
             Some("#") => reference(name),
             Some(target) => match target.strip_prefix("#/$defs/") {
@@ -174,6 +175,21 @@ fn hoist(name: &str, mut schema: Schema, defs: &mut Map<String, Value>) -> Value
     }
     each(&mut schema, &mut |schema| moved(schema));
     schema.into()
+}
+
+/// Writes out the ranges that schemars leaves to `format`.
+fn bound(schema: &mut Schema) {
+    let (low, high) = match schema.get("format").and_then(Value::as_str) {
+        Some("uint32") => (json!(0), json!(u32::MAX)),
+        Some("int32") => (json!(i32::MIN), json!(i32::MAX)),
+        Some("float") => (json!(f32::MIN), json!(f32::MAX)),
+        _ => return,
+    };
+    for (keyword, limit) in [("minimum", low), ("maximum", high)] {
+        if schema.get(keyword).is_none() {
+            schema.insert(keyword.to_string(), limit);
+        }
+    }
 }
 
 /// Applies `change` to the schema and to every schema within.

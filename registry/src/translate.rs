@@ -251,7 +251,10 @@ fn describe(root: &Value, schema: &Value) -> String {
                 _ => types,
             }
         }
-        _ => format!("{types}{}", range(schema)),
+        _ => match types.strip_suffix(" or null") {
+            Some(types) => format!("{types}{}, or null", range(schema)),
+            None => format!("{types}{}", range(schema)),
+        },
     }
 }
 

@@ -26,7 +26,7 @@ fn valid() -> Value {
             "teacher": { "type": "plain", "drop": 0.1 },
             "rules": [{ "scale": 2.5, "type": "mix" }],
         },
-        "train": {},
+        "train": { "steps": 10, "batch_size": 2, "learning_rate": 1e-3 },
         "sampler": { "type": "steps", "steps": 20 },
         "guidance": { "scale": 1.5, "type": "mix" },
         "metrics": [{ "type": "count" }, { "type": "count", "label": "other" }],
@@ -198,7 +198,7 @@ fn values_are_checked() {
       accepts  a number from 0 to 1
     error: 0 is out of range
       at       p.json  /sampler/steps
-      accepts  an integer at least 1
+      accepts  an integer from 1 to 4294967295
     "#);
     assert_snapshot!(after(&[("/data/size", "-1"), ("/data/num_classes", "3.0"), ("/data/channel", "256")]), @r#"
     error: 256 is out of range
@@ -206,14 +206,15 @@ fn values_are_checked() {
       accepts  an integer from 0 to 255
     error: 3.0 is not a plain integer
       at       p.json  /data/num_classes
-      accepts  an integer or null at least 0
+      accepts  an integer at least 0, or null
     error: -1 is out of range
       at       p.json  /data/size
       accepts  an integer from 1 to 1024
     "#);
     assert_snapshot!(after(&[("/sampler/steps", "4294967296")]), @r#"
-    error: invalid value: integer `4294967296`, expected u32
+    error: 4294967296 is out of range
       at       p.json  /sampler/steps
+      accepts  an integer from 1 to 4294967295
     "#);
     assert_snapshot!(after(&[("/sampler/steps", "1e30"), ("/backbone/size", "99999999999999999999")]), @r#"
     error: 1e+20 is not a plain integer
@@ -221,7 +222,10 @@ fn values_are_checked() {
       accepts  an integer at least 0
     error: 1e+30 is not a plain integer
       at       p.json  /sampler/steps
-      accepts  an integer at least 1
+      accepts  an integer from 1 to 4294967295
+    error: 1e+30 is out of range
+      at       p.json  /sampler/steps
+      accepts  an integer from 1 to 4294967295
     "#);
     assert_snapshot!(after(&[("/data/bounds", "[1]"), ("/conditioner", "[]"), ("/objective/scale", "0")]), @r#"
     error: a list of 0 is not accepted here
@@ -229,7 +233,7 @@ fn values_are_checked() {
       accepts  an object with "type" one of words, null
     error: a list of 1 has less than 2 items
       at       p.json  /data/bounds
-      accepts  a list or null
+      accepts  a list, or null
     error: 0 is out of range
       at       p.json  /objective/scale
       accepts  a number above 0

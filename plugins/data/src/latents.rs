@@ -75,9 +75,13 @@ impl DatasetConfig for Latents {
         let shards = files(&self.path)?.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
         let shape = self.agreed_shape(&shards)?;
         let num_classes = self.agreed_classes(&shards)?;
-        let mut first = 0;
-        let firsts = shards.iter().map(|shard| std::mem::replace(&mut first, first + shard.len)).collect();
-        Ok(Box::new(OpenLatents { shards, firsts, len: first, shape, num_classes, scaling_factor: self.scaling_factor }))
+        let mut len = 0;
+        let mut firsts = Vec::new();
+        for shard in &shards {
+            firsts.push(len);
+            len += shard.len;
+        }
+        Ok(Box::new(OpenLatents { shards, firsts, len, shape, num_classes, scaling_factor: self.scaling_factor }))
     }
 }
 

@@ -1,1 +1,10 @@
-//! metrics
+//! Metrics on samples, each against the training images.
+
+mod class_accuracy;
+mod frechet;
+mod nearest_neighbour;
+mod neighbours;
+
+pub use class_accuracy::ClassAccuracy;
+pub use frechet::{Features, Frechet};
+pub use nearest_neighbour::NearestNeighbour;

@@ -4,7 +4,6 @@
 //!
 //! Source: the pixel-space diffusion of arXiv:2006.11239. Shapes: `[B, C, H, W]` and `[B, H W, C]`.
 
-use framework::burn;
 use framework::error::Problems;
 use framework::prelude::*;
 use framework::process::Latent;
@@ -37,7 +36,7 @@ impl Tokenizer for Pixels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::TensorData;
+    use framework::burn::tensor::TensorData;
 
     fn ramp(shape: [usize; 4]) -> Tensor<4> {
         let values: Vec<f32> = (0..shape.iter().product()).map(|v| v as f32 / 7.0 - 1.0).collect();

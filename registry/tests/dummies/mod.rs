@@ -291,9 +291,6 @@ impl Sampler for Steps {
     fn evaluations(&self) -> usize {
         self.steps as usize
     }
-    fn with_steps(&self, _: usize) -> Box<dyn Sampler> {
-        unimplemented!()
-    }
     fn sample(&self, _: &mut Denoiser<'_>, _: &mut dyn NoiseSource, _: &mut dyn Observer) -> Latent {
         unimplemented!()
     }
@@ -317,9 +314,6 @@ impl Guidance for Mix {
     }
     fn input_scale(&self) -> Option<f64> {
         self.input.then_some(self.scale)
-    }
-    fn with_scale(&self, _: f64) -> std::result::Result<Box<dyn Guidance>, Problem> {
-        unimplemented!()
     }
     fn max_branches(&self) -> usize {
         2

@@ -1,0 +1,203 @@
+//! Whether samples look like the class they were asked for, judged by a k-nearest-neighbour classifier.
+//!
+//!   c_hat(x) = majority class of the k real images nearest to x;  of tied classes, the one with the nearest image
+//!   accuracy = share of samples with c_hat(x) = c
+//!
+//! Source: T. Cover and P. Hart, "Nearest neighbor pattern classification", doi 10.1109/TIT.1967.1053964; the share
+//! of samples classified as asked is the classification accuracy score's counterpart, arXiv:1905.10887.
+
+use crate::neighbours::{Neighbour, comparable, nearest, nearest_others};
+use framework::error::{Error, Problems, Result};
+use framework::metric::{Images, Measurement, Metric};
+use framework::prelude::*;
+
+/// Share of samples that a nearest-neighbour classifier fitted on the real images gives the class asked for.
+///
+/// It also measures the classifier itself: its accuracy on each real image, fitted on all the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClassAccuracy {
+    /// Real images that vote on the class of a sample, at least 1 and fewer than there are real images.
+    #[serde(default = "three")]
+    #[schemars(range(min = 1))]
+    pub neighbours: usize,
+}
+
+fn three() -> usize {
+    3
+}
+
+framework::register!(metric "class_accuracy" => ClassAccuracy, "doi:10.1109/TIT.1967.1053964");
+
+impl Metric for ClassAccuracy {
+    fn check(&self) -> Problems {
+        if self.neighbours > 0 {
+            return Problems::new();
+        }
+        vec![Problem::new("/neighbours", "`neighbours` is 0").accepts("1 or more")]
+    }
+
+    fn needs_classes(&self) -> bool {
+        true
+    }
+
+    fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
+        comparable("class_accuracy", samples, real, 1, self.neighbours + 1)?;
+        let num_classes = classes(samples, real)?;
+
+        let judged = |near: Vec<Vec<Neighbour>>| near.iter().map(|near| vote(near, &real.classes)).collect::<Vec<_>>();
+        let of_samples = Shares::new(&judged(nearest(samples, real, self.neighbours)), &samples.classes, num_classes);
+        let of_real = Shares::new(&judged(nearest_others(real, self.neighbours)), &real.classes, num_classes);
+
+        let k = self.neighbours;
+        let (worst, least) = of_samples.worst();
+        let measurement =
+            |name: &str, value, meaning: String| Measurement { name: name.into(), value, meaning };
+        Ok(vec![
+            measurement(
+                "class_accuracy",
+                of_samples.total(),
+                format!("share of samples classified as asked by {k} nearest real images, higher is better"),
+            ),
+            measurement(
+                "class_accuracy_worst_class",
+                least,
+                format!("the same share among the samples of class {worst}, the worst, higher is better"),
+            ),
+            measurement(
+                "class_accuracy_of_real",
+                of_real.total(),
+                "share of real images the classifier gets right when fitted on the others, the reference".into(),
+            ),
+        ])
+    }
+}
+
+/// The number of classes, once every image is known to have one that can be judged.
+fn classes(samples: &Images, real: &Images) -> Result<usize> {
+    for (name, images) in [("samples", samples), ("real images", real)] {
+        if images.classes.len() != images.len() {
+            let what = format!("{} of {} {name} have one", images.classes.len(), images.len());
+            return Err(Error::Run(format!("metric \"class_accuracy\" needs a class for every image; {what}")));
+        }
+    }
+    let mut known = vec![false; real.classes.iter().max().map_or(0, |class| class + 1)];
+    for class in &real.classes {
+        known[*class] = true;
+    }
+    match samples.classes.iter().find(|class| !known.get(**class).is_some_and(|known| *known)) {
+        Some(class) => Err(Error::Run(format!(
+            "metric \"class_accuracy\" got a sample of class {class}; no real image has this class, so no sample can be \
+             judged to be of it"
+        ))),
+        None => Ok(known.len()),
+    }
+}
+
+/// The majority class of the neighbours, nearest first; of tied classes, the one with the nearest image.
+fn vote(near: &[Neighbour], classes: &[usize]) -> usize {
+    let votes = |class: usize| near.iter().filter(|n| classes[n.index] == class).count();
+    let mut winner = classes[near[0].index];
+    for class in near.iter().map(|n| classes[n.index]) {
+        if votes(class) > votes(winner) {
+            winner = class;
+        }
+    }
+    winner
+}
+
+/// Right answers and questions of each class.
+struct Shares {
+    right: Vec<usize>,
+    asked: Vec<usize>,
+}
+
+impl Shares {
+    fn new(answers: &[usize], truth: &[usize], num_classes: usize) -> Self {
+        let mut shares = Self { right: vec![0; num_classes], asked: vec![0; num_classes] };
+        for (answer, class) in answers.iter().zip(truth) {
+            shares.asked[*class] += 1;
+            shares.right[*class] += usize::from(answer == class);
+        }
+        shares
+    }
+
+    fn total(&self) -> f64 {
+        self.right.iter().sum::<usize>() as f64 / self.asked.iter().sum::<usize>() as f64
+    }
+
+    /// The class with the least share, and its share; the first such class.
+    fn worst(&self) -> (usize, f64) {
+        (0..self.asked.len())
+            .filter(|class| self.asked[*class] > 0)
+            .map(|class| (class, self.right[class] as f64 / self.asked[class] as f64))
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .expect("there is at least one sample")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images(values: &[f32], classes: &[usize]) -> Images {
+        Images { values: values.to_vec(), width: 1, classes: classes.to_vec() }
+    }
+
+    fn values(config: &ClassAccuracy, samples: &Images, real: &Images) -> Vec<f64> {
+        config.measure(samples, real).unwrap().iter().map(|m| m.value).collect()
+    }
+
+    #[test]
+    fn accuracy_by_hand() {
+        // Class 0 at 0 1 2, class 1 at 10 11 12.
+        let real = images(&[0.0, 1.0, 2.0, 10.0, 11.0, 12.0], &[0, 0, 0, 1, 1, 1]);
+        // Asked for 0 and near 0, asked for 0 and near 1, asked for 1 and near 1 (twice).
+        let samples = images(&[0.5, 10.5, 9.0, 13.0], &[0, 0, 1, 1]);
+        let config = ClassAccuracy { neighbours: 3 };
+        assert_eq!(values(&config, &samples, &real), [0.75, 0.5, 1.0]);
+        let measurements = config.measure(&samples, &real).unwrap();
+        assert!(measurements[1].meaning.contains("class 0, the worst"), "{}", measurements[1].meaning);
+    }
+
+    #[test]
+    fn tied_classes_go_to_the_nearest_image() {
+        let near = |places: &[usize]| -> Vec<Neighbour> {
+            places.iter().enumerate().map(|(i, index)| Neighbour { index: *index, distance: i as f64 }).collect()
+        };
+        let classes = [2, 0, 1, 0, 1];
+        assert_eq!(vote(&near(&[0, 1, 2]), &classes), 2);
+        assert_eq!(vote(&near(&[2, 1, 3, 4]), &classes), 1);
+        assert_eq!(vote(&near(&[0, 1, 3]), &classes), 0);
+    }
+
+    #[test]
+    fn classifier_is_not_judged_on_what_it_was_fitted_on() {
+        // Each image lies beside one of the other class: right on itself, wrong when left out.
+        let real = images(&[0.0, 1.0, 10.0, 11.0], &[0, 1, 0, 1]);
+        assert_eq!(values(&ClassAccuracy { neighbours: 1 }, &real, &real), [1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn errors_say_what_is_needed() {
+        let config = ClassAccuracy { neighbours: 3 };
+        let real = images(&[0.0, 1.0, 2.0, 3.0], &[0, 0, 2, 2]);
+        let message = |samples: &Images, real: &Images| config.measure(samples, real).unwrap_err().to_string();
+        let few = images(&[0.0, 1.0, 2.0], &[0, 0, 1]);
+        assert_eq!(message(&real, &few), "metric \"class_accuracy\" needs at least 4 real image(s) and got 3");
+        assert!(message(&images(&[], &[]), &real).contains("at least 1 sample(s) and got 0"));
+        assert!(message(&images(&[1.0], &[]), &real).contains("a class for every image; 0 of 1 samples have one"));
+        assert!(message(&images(&[1.0], &[1]), &real).contains("a sample of class 1; no real image has this class"));
+        assert!(message(&images(&[f32::NAN], &[0]), &real).contains("sample 0 holds NaN"));
+        let wide = Images { values: vec![0.0, 1.0], width: 2, classes: vec![0] };
+        assert!(message(&wide, &real).contains("a sample is 2 numbers and a real image 1"));
+    }
+
+    #[test]
+    fn neighbours_default_to_three_and_zero_is_refused() {
+        let config: ClassAccuracy = serde_json::from_str("{}").unwrap();
+        assert_eq!(config.neighbours, 3);
+        assert!(config.check().is_empty());
+        assert_eq!(ClassAccuracy { neighbours: 0 }.check().len(), 1);
+    }
+}
