@@ -23,6 +23,8 @@ pub struct Accepts {
     pub guidance_input: bool,
     /// Which document field switches the guidance input on, e.g. `/guidance_input`.
     pub guidance_field: &'static str,
+    /// Whether it predicts a variance beside the latent's channels.
+    pub variance: bool,
     /// Whether its attention and blocks honour [`Control::perturb`].
     pub perturbation: bool,
 }

@@ -2,7 +2,7 @@
 
 use crate::error::Problems;
 use crate::guidance::Denoiser;
-use crate::process::{Family, Latent, LatentShape};
+use crate::process::{Family, Latent, LatentShape, Process};
 use crate::random::{Random, tensor};
 use burn::tensor::{DType, Device, Tensor};
 use std::fmt::Debug;
@@ -81,6 +81,17 @@ pub trait Sampler: Debug + Send + Sync {
     /// Problems within this entry; pointers are relative to it.
     fn check(&self) -> Problems {
         Problems::new()
+    }
+
+    /// Problems of this entry with the backbone's process; pointers are relative to the entry.
+    fn check_process(&self, process: &dyn Process) -> Problems {
+        let _ = process;
+        Problems::new()
+    }
+
+    /// The field by which it asks for a learned variance beside the prediction, if it does.
+    fn needs_variance(&self) -> Option<&'static str> {
+        None
     }
 
     /// Whether it draws from processes of this family.

@@ -61,6 +61,25 @@ pub(crate) fn check(document: &Document) -> Problems {
                 .and_at("/backbone")
                 .accepts(format!("a sampler that serves {}", describe(family))),
             );
+        } else {
+            let process = document.backbone.process();
+            problems.extend(document.sampler.check_process(&*process).into_iter().map(|p| p.under("/sampler")));
+        }
+        if let Some(field) = document.sampler.needs_variance()
+            && !document.backbone.accepts().variance
+        {
+            problems.push(
+                Problem::new(
+                    format!("/sampler{field}"),
+                    format!(
+                        "sampler \"{}\" asks for a learned variance; \"{}\" as configured predicts none",
+                        document.sampler.typetag_name(),
+                        document.backbone.typetag_name()
+                    ),
+                )
+                .and_at("/backbone")
+                .accepts("a backbone with \"learn_sigma\": true"),
+            );
         }
     }
     problems

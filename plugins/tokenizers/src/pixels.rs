@@ -59,7 +59,7 @@ mod tests {
         let Latent::Values(x) = (Pixels {}).encode(ramp([1, 2, 2, 2])) else { panic!("tokens") };
         let expected: Vec<f32> = [0, 4, 1, 5, 2, 6, 3, 7].iter().map(|v| *v as f32 / 7.0 - 1.0).collect();
         assert_eq!(x.dims(), [1, 4, 2]);
-        assert_eq!(x.into_data().to_vec::<f32>().unwrap(), expected);
+        assert_eq!(x.into_data().try_to_vec::<f32>().unwrap(), expected);
         let shape = Pixels {}.latent_shape([2, 2, 2]).unwrap();
         assert_eq!(shape, LatentShape { grid: [2, 2], channels: 2, vocabulary: None });
     }

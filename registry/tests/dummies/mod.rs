@@ -154,6 +154,7 @@ impl BackboneConfig for Tiny {
             text_width: (self.condition == ConditionKind::Text).then_some(16),
             guidance_input: self.guidance_input,
             guidance_field: "/guidance_input",
+            variance: false,
             perturbation: false,
         }
     }

@@ -232,6 +232,7 @@ impl BackboneConfig for DitConfig {
             text_width: None,
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
+            variance: self.learn_sigma,
             perturbation: true,
         }
     }

@@ -1,0 +1,82 @@
+//! DDIM.
+//!
+//!   x' = alpha' x + sqrt(sigma'^2 - s^2) eps + s noise,
+//!   s  = eta sqrt(sigma'^2 / sigma^2) sqrt(1 - alpha^2 / alpha'^2)
+//!
+//! Source: arXiv:2010.02502 eq. 12 and 16. eta = 0 is deterministic, eta = 1 has the variance of DDPM.
+
+use crate::grid::TableSpacing;
+use crate::{evaluate, zero_steps};
+use framework::guidance::Denoiser;
+use framework::path::Coefficients;
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+
+/// DDIM on a table of training times.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ddim {
+    /// Steps, 1 to the number of training times.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub steps: usize,
+    /// Share of DDPM's noise that is added, in [0, 1].
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub eta: f64,
+    /// Which training times are visited.
+    #[serde(default)]
+    pub spacing: TableSpacing,
+    /// The last step ends at the first training time instead of at clean data (latent diffusion's published form).
+    #[serde(default)]
+    pub end_at_first_time: bool,
+    /// Clip the predicted clean latent to [-1, 1]: for pixels.
+    #[serde(default)]
+    pub clip: bool,
+}
+
+framework::register!(sampler "ddim" => Ddim, "arXiv:2010.02502");
+
+impl Sampler for Ddim {
+    fn check(&self) -> Vec<Problem> {
+        zero_steps(self.spacing.count(self.steps))
+    }
+
+    fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
+        match process.path().and_then(Path::table) {
+            Some(table) => self.spacing.indices(self.steps, table).err().into_iter().collect(),
+            None => vec![Problem::new("", "ddim needs a process with a table of training times")],
+        }
+    }
+
+    fn serves(&self, family: Family) -> bool {
+        family == Family::Continuous
+    }
+
+    fn evaluations(&self) -> usize {
+        self.spacing.count(self.steps)
+    }
+
+    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
+        let path = model.process().path().expect("the check phase refuses other families");
+        let table = path.table().expect("the check phase refuses processes without a table");
+        let indices = self.spacing.indices(self.steps, table).expect("the check phase places the steps");
+        let time = |index: usize| (index + 1) as f64 / table as f64;
+        let clean = Coefficients { alpha: 1.0, sigma: 0.0, d_alpha: 0.0, d_sigma: 0.0 };
+        let end = if self.end_at_first_time { path.at(time(0)) } else { clean };
+        let mut x_t = noise.normal(0);
+        for (k, index) in indices.iter().enumerate() {
+            let at = path.at(time(*index));
+            let next = indices.get(k + 1).map_or(end, |next| path.at(time(*next)));
+            let predicted = evaluate(model, &x_t, time(*index), at, self.clip);
+            let variance = (next.sigma / at.sigma).powi(2) * (1.0 - (at.alpha / next.alpha).powi(2));
+            let s = self.eta * variance.max(0.0).sqrt();
+            x_t = predicted.x * next.alpha + predicted.eps * (next.sigma.powi(2) - s * s).max(0.0).sqrt();
+            if s > 0.0 {
+                x_t = x_t + noise.normal(k + 1) * s;
+            }
+            observer.step(&Progress { step: k + 1, steps: indices.len(), t: time(*index), state: &x_t });
+        }
+        Latent::Values(x_t)
+    }
+}

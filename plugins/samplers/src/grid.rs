@@ -1,0 +1,117 @@
+//! Which of a table's T training times a sampler visits.
+
+use framework::prelude::*;
+
+/// How the visited indices are spread over 0..T.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TableSpacing {
+    /// Evenly from 0 to T - 1, both included. Source: arXiv:2102.09672, the respacing of its code.
+    #[default]
+    Uniform,
+    /// T in equal sections with so many evenly spread steps each; they replace `steps`.
+    Sections {
+        /// Steps of each section, data side first.
+        counts: Vec<usize>,
+    },
+    /// Every n-th index from 0, with the integer n that gives as many steps. Source: arXiv:2010.02502 app. D.2.
+    Stride,
+    /// Multiples of T / steps from 0, plus `offset`: latent diffusion's (offset 1).
+    Leading {
+        /// Added to every index.
+        #[serde(default)]
+        offset: usize,
+    },
+    /// T down in strides of T / steps, minus 1. Source: arXiv:2305.08891 table 2.
+    Trailing,
+}
+
+impl TableSpacing {
+    /// Number of steps actually taken.
+    pub fn count(&self, steps: usize) -> usize {
+        match self {
+            Self::Sections { counts } => counts.iter().sum(),
+            _ => steps,
+        }
+    }
+
+    /// The indices in the order of sampling: from noise to data.
+    ///
+    /// # Errors
+    /// A problem located relative to the sampler, if so many steps cannot be placed.
+    pub fn indices(&self, steps: usize, table: usize) -> Result<Vec<usize>, Problem> {
+        let too_many = |steps: usize, room: usize| {
+            Problem::new("/steps", format!("{steps} steps do not fit into {room} training times")).accepts(format!("1 to {room}"))
+        };
+        if steps == 0 || (steps > table && !matches!(self, Self::Sections { .. })) {
+            return Err(too_many(steps, table));
+        }
+        let mut indices = match self {
+            Self::Uniform => section(0, table, steps),
+            Self::Sections { counts } => {
+                let n = counts.len();
+                let mut start = 0;
+                let mut all = Vec::new();
+                for (i, count) in counts.iter().enumerate() {
+                    let size = table / n + usize::from(i < table % n);
+                    if *count > size || *count == 0 {
+                        let mut problem = too_many(*count, size);
+                        problem.at = vec![format!("/spacing/counts/{i}")];
+                        return Err(problem);
+                    }
+                    all.extend(section(start, size, *count));
+                    start += size;
+                }
+                all
+            }
+            Self::Stride => {
+                let stride = (1..=table).find(|stride| table.div_ceil(*stride) == steps);
+                let Some(stride) = stride else {
+                    let what = format!("no integer stride visits exactly {steps} of {table} training times");
+                    return Err(Problem::new("/steps", what).and_at("/spacing").fix("use the `uniform` spacing, or a divisor"));
+                };
+                (0..table).step_by(stride).collect()
+            }
+            Self::Leading { offset } => {
+                let stride = table / steps;
+                (0..steps).map(|i| (i * stride + offset).min(table - 1)).collect()
+            }
+            Self::Trailing => {
+                let stride = table as f64 / steps as f64;
+                (0..steps).map(|i| (table as f64 - i as f64 * stride).round_ties_even() as usize - 1).rev().collect()
+            }
+        };
+        indices.reverse();
+        Ok(indices)
+    }
+}
+
+/// `count` indices evenly from `start` to `start + size - 1`.
+fn section(start: usize, size: usize, count: usize) -> Vec<usize> {
+    let stride = if count > 1 { (size - 1) as f64 / (count - 1) as f64 } else { 1.0 };
+    // Accumulated, not multiplied: ties fall as in the published respacing.
+    let mut place = 0.0_f64;
+    (0..count)
+        .map(|_| {
+            let index = start + place.round_ties_even() as usize;
+            place += stride;
+            index
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worked_by_hand() {
+        assert_eq!(TableSpacing::Uniform.indices(5, 9).unwrap(), [8, 6, 4, 2, 0]);
+        assert_eq!(TableSpacing::Stride.indices(5, 9).unwrap(), [8, 6, 4, 2, 0]);
+        assert_eq!(TableSpacing::Leading { offset: 1 }.indices(4, 8).unwrap(), [7, 5, 3, 1]);
+        assert_eq!(TableSpacing::Trailing.indices(4, 8).unwrap(), [7, 5, 3, 1]);
+        assert_eq!(TableSpacing::Sections { counts: vec![2, 1] }.indices(3, 8).unwrap(), [4, 3, 0]);
+        assert!(TableSpacing::Uniform.indices(10, 9).is_err());
+        assert!(TableSpacing::Stride.indices(7, 9).is_err());
+    }
+}
