@@ -77,8 +77,7 @@ pub fn initialize<M: Module>(module: M, random: &Random, init: &dyn Fn(&str, &[u
                 }
                 Init::Constant(values) => (values, false),
             };
-            let tensor = Tensor::from_data(TensorData::new(values, shape), (&device.clone().inner(), DType::F32));
-            let tensor = if device.is_autodiff() { tensor.to_device(&device) } else { tensor };
+            let tensor = Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32));
             Param::initialized(param_id(&path), tensor).set_require_grad(trained)
         }
     }
@@ -153,10 +152,8 @@ fn map_float<M: Module>(module: M, f: &mut dyn FnMut(&str, &TensorData) -> Optio
             let Some(new) = (self.1)(&path, &param.base().to_data()) else { return param };
             param.map(|old| {
                 let dtype = old.dtype();
-                let device = old.device();
-                let plain = Tensor::from_data(new.convert_dtype(dtype), (&device.clone().inner(), dtype));
-                let tracked = if device.is_autodiff() { plain.to_device(&device) } else { plain };
-                tracked.set_require_grad(old.is_require_grad())
+                let new = Tensor::from_data(new.convert_dtype(dtype), (&old.device(), dtype));
+                new.set_require_grad(old.is_require_grad())
             })
         }
     }
