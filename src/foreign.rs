@@ -46,14 +46,19 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     let missing = |name: &str, what: &str| {
         Failure::Input(format!("error: {} holds no `{name}`\n  accepts  {what}", options.input.display()))
     };
-    let numbers = |data: TensorData| data.convert::<f64>().try_into_vec::<f64>().map_err(|e| Failure::Run(format!("error: {e:?}")));
+    let numbers = |data: TensorData| {
+        data.convert::<f64>().try_into_vec::<f64>().map_err(|e| Failure::Run(format!("error: {e:?}")))
+    };
     let x = get("x")?.ok_or_else(|| missing("x", "x [B,C,H,W]"))?;
     let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B], in the checkpoint's own units"))?)?;
     let shape = x.shape().to_vec();
     let latent = pipeline.latent_shape();
     let expected = [t.len(), latent.channels, latent.grid[0], latent.grid[1]];
     if shape != expected {
-        return Err(Failure::Input(format!("error: `x` is {shape:?}\n  at       {}\n  accepts  {expected:?}", options.input.display())));
+        return Err(Failure::Input(format!(
+            "error: `x` is {shape:?}\n  at       {}\n  accepts  {expected:?}",
+            options.input.display()
+        )));
     }
     let num_classes = pipeline.backbone.accepts().num_classes;
     let condition = match (get("y")?, num_classes) {

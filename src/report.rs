@@ -14,12 +14,8 @@ use std::fs;
 
 /// The lines that `train` and `sample` print at the end.
 pub fn summary(drawn: &Drawn, measured: &[Measurement]) -> String {
-    let mut text = format!(
-        "{} images, NFE {} an image, {:.1} images/s",
-        drawn.images.len(),
-        drawn.nfe,
-        drawn.images_per_second()
-    );
+    let mut text =
+        format!("{} images, NFE {} an image, {:.1} images/s", drawn.images.len(), drawn.nfe, drawn.images_per_second());
     for Measurement { name, value, meaning } in measured {
         let _ = write!(text, "\n{name:<32} {value:>10.4}  {meaning}");
     }
@@ -40,15 +36,29 @@ pub fn write(run: &Run, pipeline: &Pipeline, drawn: &Drawn, measured: &[Measurem
         _ => Vec::new(),
     };
     for name in &names {
-        lines(&run.folder.join(format!("{name}.png")), &name.replace('_', " "), "step", &name.replace('_', " "), &[curve(name)])?;
+        lines(
+            &run.folder.join(format!("{name}.png")),
+            &name.replace('_', " "),
+            "step",
+            &name.replace('_', " "),
+            &[curve(name)],
+        )?;
     }
     let network = pipeline.backbone.init(&framework::burn::tensor::Device::flex());
-    let parameters: usize = weights::parameters(&network).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+    let parameters: usize =
+        weights::parameters(&network).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
     let mut report = String::from("# Run report\n\n![samples](samples.png)\n\n");
-    let _ = writeln!(report, "{} parameters, {} steps of {} samples.\n", thousands(parameters), pipeline.train.steps, pipeline.train.batch_size * pipeline.train.accumulate);
+    let _ = writeln!(
+        report,
+        "{} parameters, {} steps of {} samples.\n",
+        thousands(parameters),
+        pipeline.train.steps,
+        pipeline.train.batch_size * pipeline.train.accumulate
+    );
     let _ = writeln!(report, "| measured on {} samples | value | meaning |\n|---|---|---|", drawn.images.len());
     let _ = writeln!(report, "| nfe | {} | network evaluations an image |", drawn.nfe);
-    let _ = writeln!(report, "| images_per_second | {:.1} | sampling speed on this machine |", drawn.images_per_second());
+    let _ =
+        writeln!(report, "| images_per_second | {:.1} | sampling speed on this machine |", drawn.images_per_second());
     for Measurement { name, value, meaning } in measured {
         let _ = writeln!(report, "| {name} | {value:.4} | {meaning} |");
     }
@@ -56,7 +66,10 @@ pub fn write(run: &Run, pipeline: &Pipeline, drawn: &Drawn, measured: &[Measurem
     for name in &names {
         let _ = writeln!(report, "![{name}]({name}.png)");
     }
-    let _ = writeln!(report, "\nThe document, with every default, is `document.json`; every logged step is in `metrics.jsonl`.");
+    let _ = writeln!(
+        report,
+        "\nThe document, with every default, is `document.json`; every logged step is in `metrics.jsonl`."
+    );
     let path = run.folder.join("report.md");
     fs::write(&path, report).map_err(|e| Error::io(&path, e))?;
     let mut numbers = serde_json::Map::new();

@@ -66,7 +66,9 @@ pub fn newest(checkpoints: &Path, offer: &dyn Fn(&Path) -> String) -> Result<Opt
         Err(error) => {
             let whole = all.iter().rev().skip(1).find(|path| Checkpoint::load(path).is_ok());
             let help = match whole {
-                Some(path) => format!("the previous checkpoint is whole; go on from it with\n           {}", offer(path)),
+                Some(path) => {
+                    format!("the previous checkpoint is whole; go on from it with\n           {}", offer(path))
+                }
                 None => "there is no earlier whole checkpoint; delete the run's folder to begin again".to_string(),
             };
             Err(Failure::Run(format!("error: {error}\n  fix      {help}")))

@@ -48,7 +48,8 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     let network = trainer::restore(pipeline.init_backbone(&device), checkpoint.sampling_weights())?;
     let num_classes = pipeline.backbone.accepts().num_classes;
     if let Some(class) = options.classes.iter().find(|class| num_classes.is_none_or(|n| **class >= n)) {
-        let accepts = num_classes.map_or("an unconditional network has no classes".to_string(), |n| format!("classes 0 to {}", n - 1));
+        let accepts = num_classes
+            .map_or("an unconditional network has no classes".to_string(), |n| format!("classes 0 to {}", n - 1));
         return Err(Failure::Input(format!("error: no class {class}\n  at       --classes\n  accepts  {accepts}")));
     }
     let classes = match (options.classes.is_empty(), num_classes) {
@@ -86,7 +87,8 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     if let Some(path) = &options.tensors {
         let [c, h, w] = shape;
-        let mut tensors = vec![("x".to_string(), TensorData::new(drawn.images.values.clone(), [drawn.images.len(), c, h, w]))];
+        let mut tensors =
+            vec![("x".to_string(), TensorData::new(drawn.images.values.clone(), [drawn.images.len(), c, h, w]))];
         if !drawn.images.classes.is_empty() {
             let classes: Vec<i64> = drawn.images.classes.iter().map(|class| *class as i64).collect();
             tensors.push(("y".to_string(), TensorData::new(classes, [drawn.images.len()])));
@@ -115,6 +117,9 @@ fn checkpoint(from: &Path) -> Result<Checkpoint, Failure> {
     let offer = |path: &Path| format!("unguided sample {}", path.display());
     match run::newest(&run.checkpoints(), &offer)? {
         Some((_, checkpoint)) => Ok(checkpoint),
-        None => Err(Failure::Input(format!("error: {} holds no checkpoint\n  accepts  a run's folder, or a checkpoint file", from.display()))),
+        None => Err(Failure::Input(format!(
+            "error: {} holds no checkpoint\n  accepts  a run's folder, or a checkpoint file",
+            from.display()
+        ))),
     }
 }

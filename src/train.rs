@@ -29,7 +29,12 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let folder = options.run.clone().unwrap_or_else(|| Run::default_folder(&options.document.pipeline));
     let run = Run::open(&folder, &pipeline.document)?;
     let offer = |path: &Path| {
-        format!("unguided train {} --run {} --resume-from {}", options.document.pipeline.display(), folder.display(), path.display())
+        format!(
+            "unguided train {} --run {} --resume-from {}",
+            options.document.pipeline.display(),
+            folder.display(),
+            path.display()
+        )
     };
     let from = match &options.resume_from {
         Some(path) => Some((path.clone(), Checkpoint::load(path)?)),
@@ -37,14 +42,18 @@ pub fn train(options: &TrainOptions) -> Outcome {
     };
     if let Some((path, checkpoint)) = &from {
         if checkpoint.document != pipeline.document {
-            return Err(Failure::Input(format!("error: {} belongs to another document\n  fix      choose a checkpoint of this run", path.display())));
+            return Err(Failure::Input(format!(
+                "error: {} belongs to another document\n  fix      choose a checkpoint of this run",
+                path.display()
+            )));
         }
         eprintln!("going on from {} (step {})", path.display(), checkpoint.step);
     }
     pipeline.load(&device)?;
     let dataset: Arc<dyn Dataset> = pipeline.open_data()?.into();
     let pipeline = Arc::new(pipeline);
-    let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), &device, from.map(|(_, checkpoint)| checkpoint))?;
+    let mut trainer =
+        Trainer::new(pipeline.clone(), &run.checkpoints(), &device, from.map(|(_, checkpoint)| checkpoint))?;
     let stop = stop_on_ctrl_c();
     let mut events = Console::new(&run, pipeline.clone(), dataset.info(), &device, trainer.step())?;
     let end = trainer.run(dataset.clone(), &stop, &mut events)?;
@@ -109,9 +118,11 @@ fn sampled(
 
 /// A progress bar on a terminal, nothing otherwise.
 pub fn bar(name: &str, length: u64) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(length), target);
-    let style = ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len}  {msg}  {eta} left").expect("a valid template");
+    let style =
+        ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len}  {msg}  {eta} left").expect("a valid template");
     bar.set_style(style);
     bar.set_prefix(name.to_string());
     bar
@@ -166,7 +177,19 @@ impl Console {
         bar.reset_eta();
         let plain = !std::io::stderr().is_terminal();
         let (run, device) = (run.clone(), device.clone());
-        Ok(Self { run, pipeline, info, device, metrics, bar, plain, since: Instant::now(), samples: 0, loss: 0.0, steps: 0 })
+        Ok(Self {
+            run,
+            pipeline,
+            info,
+            device,
+            metrics,
+            bar,
+            plain,
+            since: Instant::now(),
+            samples: 0,
+            loss: 0.0,
+            steps: 0,
+        })
     }
 }
 

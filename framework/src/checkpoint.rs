@@ -5,8 +5,8 @@
 
 use crate::error::{Error, Result};
 use burn::tensor::{DType, TensorData};
-use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -42,7 +42,12 @@ impl Checkpoint {
         let mut tensors = Vec::new();
         for (group, values) in groups {
             for (name, data) in values.into_iter().flatten() {
-                tensors.push((format!("{group}/{name}"), foreign_dtype(data.dtype()), data.shape().to_vec(), data.as_bytes()));
+                tensors.push((
+                    format!("{group}/{name}"),
+                    foreign_dtype(data.dtype()),
+                    data.shape().to_vec(),
+                    data.as_bytes(),
+                ));
             }
         }
         tensors.push(("optimizer".to_string(), Dtype::U8, vec![self.optimizer.len()], &self.optimizer[..]));
@@ -50,7 +55,8 @@ impl Checkpoint {
         let views = tensors
             .iter()
             .map(|(name, dtype, shape, bytes)| {
-                let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::file(path, e.to_string()))?;
+                let view =
+                    TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::file(path, e.to_string()))?;
                 Ok((name.clone(), view))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -61,7 +67,10 @@ impl Checkpoint {
             ("document".to_string(), self.document.clone()),
             ("sha256".to_string(), checksum),
         ]);
-        write_atomically(path, &safetensors::serialize(views, Some(metadata)).map_err(|e| Error::file(path, e.to_string()))?)
+        write_atomically(
+            path,
+            &safetensors::serialize(views, Some(metadata)).map_err(|e| Error::file(path, e.to_string()))?,
+        )
     }
 
     /// Reads and verifies a checkpoint.
@@ -71,18 +80,25 @@ impl Checkpoint {
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
         let damaged = |what: String| Error::file(path, format!("damaged checkpoint: {what}"));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(format!("truncated or altered ({e})")))?;
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).map_err(|e| damaged(format!("truncated or altered ({e})")))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(format!("truncated or altered ({e})")))?;
         let Some(metadata) = header.metadata().as_ref().filter(|m| m.get("format").is_some_and(|f| f == FORMAT)) else {
-            return Err(Error::file(path, "a safetensors file, but no checkpoint of Unguided (no `format` in its metadata); use `convert`"));
+            return Err(Error::file(
+                path,
+                "a safetensors file, but no checkpoint of Unguided (no `format` in its metadata); use `convert`",
+            ));
         };
-        let get = |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("no `{name}` in its metadata")));
+        let get =
+            |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("no `{name}` in its metadata")));
         let step = get("step")?.parse().map_err(|_| damaged("its step is no number".into()))?;
         let document = get("document")?;
         let mut views: Vec<(String, TensorView<'_>)> = file.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
         if checksum(&views, step, &document) != get("sha256")? {
-            return Err(damaged("its content does not match its SHA-256: bits have changed since it was written".into()));
+            return Err(damaged(
+                "its content does not match its SHA-256: bits have changed since it was written".into(),
+            ));
         }
         let mut checkpoint = Self { step, document, ..Self::default() };
         for (name, view) in views {
@@ -97,7 +113,8 @@ impl Checkpoint {
                 "reference" => checkpoint.reference.get_or_insert_default(),
                 _ => return Err(damaged(format!("unknown tensor `{name}`"))),
             };
-            let dtype = own_dtype(view.dtype()).ok_or_else(|| damaged(format!("`{name}` has type {:?}", view.dtype())))?;
+            let dtype =
+                own_dtype(view.dtype()).ok_or_else(|| damaged(format!("`{name}` has type {:?}", view.dtype())))?;
             let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
             values.insert(parameter.to_string(), data);
         }

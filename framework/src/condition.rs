@@ -64,7 +64,11 @@ impl Condition {
                 let rows = drop
                     .iter()
                     .enumerate()
-                    .map(|(i, drop)| if *drop { null.clone() } else { features.clone().slice([i..i + 1, 0..length, 0..width]) })
+                    .map(
+                        |(i, drop)| {
+                            if *drop { null.clone() } else { features.clone().slice([i..i + 1, 0..length, 0..width]) }
+                        },
+                    )
                     .collect();
                 Self::Text { features: Tensor::cat(rows, 0), null: null.clone() }
             }

@@ -64,11 +64,21 @@ pub fn open(path: &Path) -> Result<Tensors> {
     }
     let safetensors = path.extension().is_some_and(|e| e == "safetensors");
     let tensors = if safetensors {
-        SafetensorsStore::from_file(path).map_indices_contiguous(false).get_all_tensors().cloned().map_err(|e| e.to_string())
+        SafetensorsStore::from_file(path)
+            .map_indices_contiguous(false)
+            .get_all_tensors()
+            .cloned()
+            .map_err(|e| e.to_string())
     } else {
-        PytorchStore::from_file(path).map_indices_contiguous(false).get_all_tensors().cloned().map_err(|e| e.to_string())
+        PytorchStore::from_file(path)
+            .map_indices_contiguous(false)
+            .get_all_tensors()
+            .cloned()
+            .map_err(|e| e.to_string())
     };
-    tensors.map_err(|what| Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .safetensors): {what}")))
+    tensors.map_err(|what| {
+        Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .safetensors): {what}"))
+    })
 }
 
 /// What became of every tensor of a foreign file.
@@ -87,7 +97,13 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nesting = if self.nesting.is_empty() { String::new() } else { format!(" (under `{}`)", self.nesting) };
-        write!(f, "{} tensors used{nesting}, {} ignored, {} new parameters start at zero", self.used.len(), self.ignored.len(), self.started_at_zero.len())?;
+        write!(
+            f,
+            "{} tensors used{nesting}, {} ignored, {} new parameters start at zero",
+            self.used.len(),
+            self.ignored.len(),
+            self.started_at_zero.len()
+        )?;
         for (name, why) in &self.ignored {
             write!(f, "\n  ignored  {name}: {why}")?;
         }
@@ -115,7 +131,10 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
         .find(|prefix| file.contains_key(&format!("{prefix}{first}")))
         .ok_or_else(|| {
             let some: Vec<&str> = file.keys().take(3).map(String::as_str).collect();
-            Error::file(path, format!("holds no `{first}`: it is no checkpoint of this backbone (its first tensors are {some:?})"))
+            Error::file(
+                path,
+                format!("holds no `{first}`: it is no checkpoint of this backbone (its first tensors are {some:?})"),
+            )
         })?;
     let mut report = Report { nesting: nesting.trim_end_matches('.').to_string(), ..Report::default() };
     let (mut values, mut problems) = (BTreeMap::new(), Vec::new());
@@ -149,7 +168,9 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
         let copy = names.nesting.iter().find(|prefix| **prefix != nesting && name.starts_with(**prefix));
         match (why, copy) {
             (Some(why), _) => report.ignored.push((name.clone(), why)),
-            (None, Some(prefix)) => report.ignored.push((name.clone(), format!("the other weights, `{}`", prefix.trim_end_matches('.')))),
+            (None, Some(prefix)) => {
+                report.ignored.push((name.clone(), format!("the other weights, `{}`", prefix.trim_end_matches('.'))))
+            }
             (None, None) => problems.push(format!("unknown `{name}`")),
         }
     }
@@ -236,7 +257,9 @@ impl Layout {
         let shape = data.shape().to_vec();
         match self {
             Self::Same => data,
-            Self::Reshaped(theirs) => TensorData::new(data.try_into_vec::<f32>().expect("weights are f32"), theirs.clone()),
+            Self::Reshaped(theirs) => {
+                TensorData::new(data.try_into_vec::<f32>().expect("weights are f32"), theirs.clone())
+            }
             Self::Transposed => {
                 let values = data.try_into_vec::<f32>().expect("weights are f32");
                 TensorData::new(transpose(&values, shape[0], shape[1]), [shape[1], shape[0]])
@@ -247,7 +270,8 @@ impl Layout {
                 let values = data.try_into_vec::<f32>().expect("weights are f32");
                 let at = |o: usize, channel: usize, place: usize| values[(place * channels + channel) * out + o];
                 let rows = (0..out).flat_map(|o| (0..channels).map(move |channel| (o, channel)));
-                let theirs = rows.flat_map(|(o, channel)| (0..places).map(move |place| at(o, channel, place))).collect();
+                let theirs =
+                    rows.flat_map(|(o, channel)| (0..places).map(move |place| at(o, channel, place))).collect();
                 TensorData::new::<f32, _>(theirs, [out, channels, *patch, *patch])
             }
         }

@@ -161,7 +161,18 @@ impl<'a> Denoiser<'a> {
         channels: usize,
     ) -> Self {
         let trajectory = rule.start();
-        Self { main, weak: None, process, rule, trajectory, guidance_of_scale, condition, channels, evaluations: 0, nfe: 0 }
+        Self {
+            main,
+            weak: None,
+            process,
+            rule,
+            trajectory,
+            guidance_of_scale,
+            condition,
+            channels,
+            evaluations: 0,
+            nfe: 0,
+        }
     }
 
     /// With the weaker network of two-model rules.

@@ -3,8 +3,8 @@
 use crate::dataset::{Dataset, Item, Label};
 use crate::error::Result;
 use crate::random::{Random, permutation};
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 /// The items of one batch.
 #[derive(Clone, Debug)]

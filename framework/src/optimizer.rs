@@ -140,7 +140,9 @@ impl OptimizerConfig {
                 betas.iter().map(|b| ("betas", f64::from(*b))).collect()
             }
             Self::Adan { betas, .. } => betas.iter().map(|b| ("betas", f64::from(*b))).collect(),
-            Self::Rmsprop { alpha, momentum, .. } => vec![("alpha", f64::from(*alpha)), ("momentum", f64::from(*momentum))],
+            Self::Rmsprop { alpha, momentum, .. } => {
+                vec![("alpha", f64::from(*alpha)), ("momentum", f64::from(*momentum))]
+            }
             Self::Sgd { momentum, .. } => vec![("momentum", *momentum)],
         };
         let mut problems: Problems = decays
@@ -152,7 +154,8 @@ impl OptimizerConfig {
             .collect();
         if let Self::Sgd { momentum: 0.0, nesterov: true, .. } = self {
             problems.push(
-                Problem::new("/nesterov", "`nesterov` has no effect without momentum").fix("set `momentum`, or drop `nesterov`"),
+                Problem::new("/nesterov", "`nesterov` has no effect without momentum")
+                    .fix("set `momentum`, or drop `nesterov`"),
             );
         }
         if self.weight_decay() < 0.0 {
@@ -189,10 +192,9 @@ impl OptimizerConfig {
                 .with_beta_2(betas[1])
                 .with_epsilon(epsilon)
                 .with_weight_decay(penalty(decay))),
-            Self::Lion { betas, .. } => build!(|decay| LionConfig::new()
-                .with_beta_1(betas[0])
-                .with_beta_2(betas[1])
-                .with_weight_decay(decay)),
+            Self::Lion { betas, .. } => {
+                build!(|decay| LionConfig::new().with_beta_1(betas[0]).with_beta_2(betas[1]).with_weight_decay(decay))
+            }
             Self::Adan { betas, epsilon, .. } => build!(|decay| AdanConfig::new()
                 .with_beta_1(betas[0])
                 .with_beta_2(betas[1])
@@ -209,7 +211,6 @@ impl OptimizerConfig {
                 .with_momentum((momentum > 0.0).then_some(MomentumConfig { momentum, dampening: 0.0, nesterov }))),
         }
     }
-
 }
 
 /// What follows the warm-up.
@@ -253,7 +254,11 @@ pub fn learning_rate(base: f64, warmup: usize, decay: &LearningRateDecay, step: 
 /// The L2 norm of all gradients together; they are scaled to `clip` where the norm is larger.
 ///
 /// Source: arXiv:1211.5063 algorithm 1, with PyTorch's `clip / (norm + 1e-6)`.
-pub fn clip_global_norm<M: Module>(module: &M, mut grads: GradientsParams, clip: Option<f64>) -> (GradientsParams, f64) {
+pub fn clip_global_norm<M: Module>(
+    module: &M,
+    mut grads: GradientsParams,
+    clip: Option<f64>,
+) -> (GradientsParams, f64) {
     struct Norm<'a>(&'a GradientsParams, Vec<Tensor<1>>);
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

@@ -90,10 +90,7 @@ pub fn split<const D: usize>(kind: Prediction, value: Tensor<D>, x_t: Tensor<D>,
         // alpha^2 + sigma^2 need not be 1: the inverse of [[alpha, sigma], [-sigma, alpha]].
         Prediction::V => {
             let norm = alpha * alpha + sigma * sigma;
-            Pair {
-                x: (x_t.clone() * alpha - value.clone() * sigma) / norm,
-                eps: (x_t * sigma + value * alpha) / norm,
-            }
+            Pair { x: (x_t.clone() * alpha - value.clone() * sigma) / norm, eps: (x_t * sigma + value * alpha) / norm }
         }
         // The inverse of [[alpha, sigma], [d_alpha, d_sigma]].
         Prediction::Velocity => {
@@ -125,7 +122,13 @@ pub fn join<const D: usize>(kind: Prediction, pair: Pair<D>, c: Coefficients) ->
 }
 
 /// A prediction of one kind as another, at the same `x_t` and time.
-pub fn convert<const D: usize>(from: Prediction, to: Prediction, value: Tensor<D>, x_t: Tensor<D>, c: Coefficients) -> Tensor<D> {
+pub fn convert<const D: usize>(
+    from: Prediction,
+    to: Prediction,
+    value: Tensor<D>,
+    x_t: Tensor<D>,
+    c: Coefficients,
+) -> Tensor<D> {
     if from == to { value } else { join(to, split(from, value, x_t, c), c) }
 }
 
@@ -136,7 +139,8 @@ mod tests {
     use burn::tensor::{DType, Device};
     use proptest::prelude::*;
 
-    const KINDS: [Prediction; 5] = [Prediction::Eps, Prediction::V, Prediction::X, Prediction::Velocity, Prediction::Score];
+    const KINDS: [Prediction; 5] =
+        [Prediction::Eps, Prediction::V, Prediction::X, Prediction::Velocity, Prediction::Score];
 
     proptest! {
         #[test]

@@ -26,11 +26,7 @@ pub fn grid(images: &Images, shape: ImageShape, columns: usize) -> RgbImage {
     let factor = (VISIBLE / shape[1].max(shape[2]) as u32).max(1);
     let (w, h) = (shape[2] as u32 * factor, shape[1] as u32 * factor);
     let rows = images.len().div_ceil(columns) as u32;
-    let mut canvas = RgbImage::from_pixel(
-        columns as u32 * (w + GAP) + GAP,
-        rows * (h + GAP) + GAP,
-        Rgb([40, 44, 52]),
-    );
+    let mut canvas = RgbImage::from_pixel(columns as u32 * (w + GAP) + GAP, rows * (h + GAP) + GAP, Rgb([40, 44, 52]));
     for i in 0..images.len() {
         let small = image(images.row(i), shape);
         let large = imageops::resize(&small, w, h, imageops::FilterType::Nearest);

@@ -69,7 +69,9 @@ impl Pipeline {
     pub fn latents(&self, batch: &Batch, info: &DatasetInfo, device: &Device) -> Latent {
         let count = batch.labels.len();
         match &info.items {
-            ItemKind::Images([c, h, w]) => self.tokenizer.encode(tensor4(batch.values.clone(), [count, *c, *h, *w], device)),
+            ItemKind::Images([c, h, w]) => {
+                self.tokenizer.encode(tensor4(batch.values.clone(), [count, *c, *h, *w], device))
+            }
             ItemKind::Latents { grid, channels } => {
                 let data = TensorData::new(batch.values.clone(), [count, grid[0] * grid[1], *channels]);
                 Latent::Values(Tensor::from_data(data, device))
@@ -94,7 +96,11 @@ impl Pipeline {
             _ => None,
         };
         let unconditional = self.backbone.accepts().num_classes.is_none();
-        if unconditional { Ok(Condition::None(labels.len())) } else { Ok(Condition::Class(labels.iter().map(class).collect())) }
+        if unconditional {
+            Ok(Condition::None(labels.len()))
+        } else {
+            Ok(Condition::Class(labels.iter().map(class).collect()))
+        }
     }
 
     /// Shape of the images that samples decode to.
@@ -130,7 +136,10 @@ impl Pipeline {
         }
         let takes = self.backbone.accepts().num_classes;
         if info.num_classes.is_some() && info.num_classes != takes {
-            return Err(Error::Run(format!("the data have {:?} classes, the backbone takes {takes:?}", info.num_classes)));
+            return Err(Error::Run(format!(
+                "the data have {:?} classes, the backbone takes {takes:?}",
+                info.num_classes
+            )));
         }
         Ok(dataset)
     }

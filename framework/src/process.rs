@@ -199,7 +199,5 @@ pub fn score(prediction: Tensor<3>, example: &Example) -> Tensor<1> {
 /// Log-probability of each token, `[B, position]`, from logits `[B, position, vocabulary]`.
 pub fn log_probabilities(logits: Tensor<3>, ids: &Tensor<2, Int>) -> Tensor<2> {
     let [batch, positions, _] = logits.dims();
-    activation::log_softmax(logits, 2)
-        .gather(2, ids.clone().unsqueeze_dim(2))
-        .reshape([batch, positions])
+    activation::log_softmax(logits, 2).gather(2, ids.clone().unsqueeze_dim(2)).reshape([batch, positions])
 }

@@ -68,8 +68,7 @@ pub fn draw(
     for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
         let condition = pipeline.condition(labels)?;
         let channels = shape.vocabulary.unwrap_or(shape.channels);
-        let mut model =
-            Denoiser::new(network, &*process, request.guidance, &guidance_of_scale, &condition, channels);
+        let mut model = Denoiser::new(network, &*process, request.guidance, &guidance_of_scale, &condition, channels);
         let mut noise = SeededNoise {
             random: Random::new(request.seed),
             first: batch * request.batch_size,
@@ -85,7 +84,10 @@ pub fn draw(
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             let sample = batch * request.batch_size + bad / images.width;
-            return Err(Error::Run(format!("sample {sample} of seed {} is not finite: the weights have diverged", request.seed)));
+            return Err(Error::Run(format!(
+                "sample {sample} of seed {} is not finite: the weights have diverged",
+                request.seed
+            )));
         }
         images.values.extend(values);
         images.classes.extend(labels.iter().filter_map(|label| match label {

@@ -246,7 +246,16 @@ impl Trainer {
                     .map_err(|e| Error::Run(format!("the checkpoint's optimizer state cannot be read: {e}")))?;
             }
         }
-        Ok(Self { pipeline, folder: folder.to_path_buf(), device: device.clone(), online, ema, reference, optimizer, step })
+        Ok(Self {
+            pipeline,
+            folder: folder.to_path_buf(),
+            device: device.clone(),
+            online,
+            ema,
+            reference,
+            optimizer,
+            step,
+        })
     }
 
     /// Steps done.
@@ -277,7 +286,13 @@ impl Trainer {
                 step: self.step + 1,
                 loss: 0.0,
                 grad_norm: 0.0,
-                learning_rate: learning_rate(train.learning_rate, train.warmup_steps, &train.learning_rate_decay, self.step, train.steps),
+                learning_rate: learning_rate(
+                    train.learning_rate,
+                    train.warmup_steps,
+                    &train.learning_rate_decay,
+                    self.step,
+                    train.steps,
+                ),
                 samples: train.batch_size * train.accumulate,
                 seconds: 0.0,
                 logged: BTreeMap::new(),
@@ -335,7 +350,8 @@ impl Trainer {
             Precision::F32 => self.online.clone(),
             Precision::Bf16 => self.online.clone().apply_reparameterization(CastAll),
         };
-        let models = Networks { stopped: online.valid(), online, ema: self.ema.as_ref(), reference: self.reference.as_ref() };
+        let models =
+            Networks { stopped: online.valid(), online, ema: self.ema.as_ref(), reference: self.reference.as_ref() };
         let choices = Choices { random, draw };
         let context = Context::new(&example, condition, &*process, &models, &choices, (self.step, train.steps));
         let loss = self.pipeline.objective.loss(&context).mean() / train.accumulate as f64;
@@ -351,7 +367,8 @@ impl Trainer {
     }
 
     fn not_finite(&self, what: &str) -> Error {
-        let last = checkpoint::list(&self.folder).ok().and_then(|all| all.last().map(|path| path.display().to_string()));
+        let last =
+            checkpoint::list(&self.folder).ok().and_then(|all| all.last().map(|path| path.display().to_string()));
         Error::Run(format!(
             "{what} of step {} is not finite (seed {}). The last good checkpoint is {}. A smaller learning rate, a longer warm-up or `clip_norm` helps.",
             self.step + 1,
@@ -388,10 +405,15 @@ impl Trainer {
 pub fn restore(network: BoxBackbone, mut values: BTreeMap<String, burn::tensor::TensorData>) -> Result<BoxBackbone> {
     for (path, shape, _) in weights::parameters(&network) {
         let Some(data) = values.get(&path) else {
-            return Err(Error::Run(format!("the checkpoint has no weights for `{path}`: it belongs to another backbone")));
+            return Err(Error::Run(format!(
+                "the checkpoint has no weights for `{path}`: it belongs to another backbone"
+            )));
         };
         if data.shape().to_vec() != shape {
-            return Err(Error::Run(format!("`{path}` is {:?} in the checkpoint and {shape:?} in the backbone", data.shape())));
+            return Err(Error::Run(format!(
+                "`{path}` is {:?} in the checkpoint and {shape:?} in the backbone",
+                data.shape()
+            )));
         }
     }
     let network = weights::import(network, &mut values);
@@ -459,7 +481,11 @@ struct CastAll;
 impl Reparameterizer for CastAll {
     type Reparam = CastToBf16;
 
-    fn reparameterize<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<CastToBf16>) {
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<CastToBf16>) {
         (param, Some(CastToBf16 {}))
     }
 }

@@ -189,9 +189,7 @@ impl Process for Vp {
     /// Minus half the squared error summed over positions and channels: the bound of arXiv:2006.11239
     /// eq. 12 with its weights set to one (eq. 14).
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
-        let Target::Values(target) = &example.target else {
-            panic!("a continuous process was given tokens as target")
-        };
+        let Target::Values(target) = &example.target else { panic!("a continuous process was given tokens as target") };
         let [_, positions, channels] = target.dims();
         score(prediction, example) * (-0.5 * (positions * channels) as f64)
     }
@@ -220,7 +218,6 @@ impl Vp {
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

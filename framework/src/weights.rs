@@ -68,7 +68,10 @@ pub fn initialize<M: Module>(module: M, random: &Random, init: &dyn Fn(&str, &[u
                 Init::Zeros => (vec![0.0; n], true),
                 Init::Ones => (vec![1.0; n], true),
                 Init::Normal(std) => {
-                    let draw = |_| { let z: f32 = StandardNormal.sample(&mut stream); z * std as f32 };
+                    let draw = |_| {
+                        let z: f32 = StandardNormal.sample(&mut stream);
+                        z * std as f32
+                    };
                     ((0..n).map(draw).collect(), true)
                 }
                 Init::XavierUniform { fan_in, fan_out } => {

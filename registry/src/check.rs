@@ -171,9 +171,12 @@ fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
             }
         }
         None if text => problems.push(
-            Problem::new("/backbone", format!("\"{backbone}\" reads a text, and there is no conditioner to make its features"))
-                .accepts("a text-conditional backbone with a conditioner")
-                .fix("add /conditioner"),
+            Problem::new(
+                "/backbone",
+                format!("\"{backbone}\" reads a text, and there is no conditioner to make its features"),
+            )
+            .accepts("a text-conditional backbone with a conditioner")
+            .fix("add /conditioner"),
         ),
         None => {}
     }
@@ -242,7 +245,9 @@ fn training(document: &Document) -> Problems {
         problems.push(
             Problem::new(
                 "/objective",
-                format!("objective \"{objective}\" needs a null condition; \"{backbone}\" as configured reads no condition"),
+                format!(
+                    "objective \"{objective}\" needs a null condition; \"{backbone}\" as configured reads no condition"
+                ),
             )
             .and_at("/backbone")
             .accepts("a backbone that reads a class or a text"),
@@ -292,7 +297,8 @@ fn scale(document: &Document) -> Problems {
         );
         (what, "guidance by branches, or an objective that trains a guidance input")
     } else if document.objective.guidance_of_scale(scale).is_none() {
-        let what = format!("guidance \"{guidance}\" asks for scale {scale}, which objective \"{objective}\" does not train");
+        let what =
+            format!("guidance \"{guidance}\" asks for scale {scale}, which objective \"{objective}\" does not train");
         (what, "a scale that the objective trains")
     } else {
         return Problems::new();

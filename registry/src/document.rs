@@ -1,10 +1,10 @@
 //! The pipeline document: one JSON file that says everything about a run.
 
+use framework::pipeline::Pipeline;
 use framework::plugin::{
     BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, MetricPlugin, ObjectivePlugin, SamplerPlugin,
     TokenizerPlugin,
 };
-use framework::pipeline::Pipeline;
 use framework::trainer::TrainConfig;
 use serde::{Deserialize, Serialize};
 

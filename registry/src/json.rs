@@ -60,7 +60,9 @@ pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Proble
                 let count = items.len();
                 match key.parse::<usize>().ok().filter(|i| key == i.to_string()).and_then(|i| items.get_mut(i)) {
                     Some(item) => item,
-                    None => return Err(lost(format!("{here} does not exist")).accepts(format!("an index below {count}"))),
+                    None => {
+                        return Err(lost(format!("{here} does not exist")).accepts(format!("an index below {count}")));
+                    }
                 }
             }
             _ => {

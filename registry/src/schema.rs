@@ -109,7 +109,8 @@ fn slot_of(kind: Kind, entries: &[&Entry]) -> Value {
     let each: Vec<Value> = entries
         .iter()
         .map(|entry| {
-            let this = json!({ "type": "object", "required": ["type"], "properties": { "type": { "const": entry.name } } });
+            let this =
+                json!({ "type": "object", "required": ["type"], "properties": { "type": { "const": entry.name } } });
             json!({ "if": this, "then": { "$ref": reference(&name_of(entry)) } })
         })
         .collect();

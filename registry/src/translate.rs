@@ -52,9 +52,10 @@ pub(crate) fn translate(root: &Value, error: &ValidationError<'_>) -> Problems {
             ]
         }
         Error::Type { .. } => one(format!("{} is not {}", show(value), types(place.schema))),
-        Error::Minimum { .. } | Error::Maximum { .. } | Error::ExclusiveMinimum { .. } | Error::ExclusiveMaximum { .. } => {
-            one(format!("{} is out of range", show(value)))
-        }
+        Error::Minimum { .. }
+        | Error::Maximum { .. }
+        | Error::ExclusiveMinimum { .. }
+        | Error::ExclusiveMaximum { .. } => one(format!("{} is out of range", show(value))),
         Error::Constant { .. } => one(format!("{} is not accepted here", show(value))),
         Error::Custom { keyword, .. } if keyword == STRICT_INTEGER => one(format!("{value} is not a plain integer")),
         Error::AnyOf { context } | Error::OneOfNotValid { context } => match meant(at, context) {
@@ -88,7 +89,8 @@ fn meant<'a, 'e>(at: &str, context: &'a [Vec<ValidationError<'e>>]) -> Option<&'
     };
     let other_key = |branch: &&Vec<ValidationError<'_>>| {
         let any = |test: fn(&Error) -> bool| branch.iter().any(|error| here(error) && test(error.kind()));
-        any(|kind| matches!(kind, Error::Required { .. })) && any(|kind| matches!(kind, Error::AdditionalProperties { .. }))
+        any(|kind| matches!(kind, Error::Required { .. }))
+            && any(|kind| matches!(kind, Error::AdditionalProperties { .. }))
     };
     let mut branches: Vec<&Vec<ValidationError<'_>>> = context.iter().filter(|branch| !other_kind(branch)).collect();
     if branches.len() > 1 {
@@ -125,7 +127,8 @@ impl<'a> Place<'a> {
             }
             let next = match node {
                 Value::Object(_) if step == "$ref" => {
-                    place.definition = node["$ref"].as_str().and_then(|to| to.strip_prefix("#/$defs/")).unwrap_or_default();
+                    place.definition =
+                        node["$ref"].as_str().and_then(|to| to.strip_prefix("#/$defs/")).unwrap_or_default();
                     place.steps.clear();
                     node = resolve(root, node);
                     continue;
@@ -235,7 +238,9 @@ fn describe(root: &Value, schema: &Value) -> String {
         return list(strings(options));
     }
     if let Some(schemas) = alternatives(schema) {
-        return list(schemas.iter().map(|schema| describe(root, schema)).collect::<Vec<_>>().iter().map(String::as_str));
+        return list(
+            schemas.iter().map(|schema| describe(root, schema)).collect::<Vec<_>>().iter().map(String::as_str),
+        );
     }
     let types = types(schema);
     if let Some(slot) = schema.pointer("/properties/type/enum") {
@@ -267,7 +272,9 @@ fn range(schema: &Value) -> String {
     if let (Some(low), Some(high)) = (limit("minimum"), limit("maximum")) {
         return format!(" from {low} to {high}");
     }
-    let words = [("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"), ("exclusiveMaximum", "below")];
-    let bounds: Vec<String> = words.iter().filter_map(|(keyword, word)| Some(format!("{word} {}", limit(keyword)?))).collect();
+    let words =
+        [("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"), ("exclusiveMaximum", "below")];
+    let bounds: Vec<String> =
+        words.iter().filter_map(|(keyword, word)| Some(format!("{word} {}", limit(keyword)?))).collect();
     if bounds.is_empty() { String::new() } else { format!(" {}", bounds.join(", ")) }
 }

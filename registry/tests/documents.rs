@@ -388,7 +388,9 @@ fn overrides_are_located() {
 fn pointers(value: &Value, here: &str, found: &mut Vec<String>) {
     found.push(here.to_string());
     match value {
-        Value::Object(members) => members.iter().for_each(|(key, value)| pointers(value, &format!("{here}/{key}"), found)),
+        Value::Object(members) => {
+            members.iter().for_each(|(key, value)| pointers(value, &format!("{here}/{key}"), found))
+        }
         Value::Array(items) => {
             items.iter().enumerate().for_each(|(i, value)| pointers(value, &format!("{here}/{i}"), found));
         }
@@ -418,7 +420,8 @@ fn a_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(2, 8, 3, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            prop::collection::vec((a_name(), inner), 0..3).prop_map(|members| Value::Object(members.into_iter().collect())),
+            prop::collection::vec((a_name(), inner), 0..3)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
         ]
     })
 }

@@ -35,11 +35,18 @@ impl Attention {
 
     /// Shapes: `x` `[B, L, D]`; `mask` `[B, heads, L, L]`, true = hidden. `perturb` holds the changes
     /// that concern block `block`.
-    pub fn forward(&self, x: Tensor<3>, mask: Option<Tensor<4, Bool>>, perturb: &[Perturbation], block: usize) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        mask: Option<Tensor<4, Bool>>,
+        perturb: &[Perturbation],
+        block: usize,
+    ) -> Tensor<3> {
         let width = x.dims()[2];
         let qkv = self.qkv.forward(x);
         let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), self.num_heads);
-        let identity = perturb.iter().any(|p| matches!(p, Perturbation::IdentityAttention(blocks) if blocks.contains(&block)));
+        let identity =
+            perturb.iter().any(|p| matches!(p, Perturbation::IdentityAttention(blocks) if blocks.contains(&block)));
         let mixed = if identity {
             // The attention map is the identity: each token keeps its own value (arXiv:2403.17377 eq. 9).
             part(2)

@@ -80,9 +80,7 @@ impl TimestepEmbedder {
 pub fn to_patches(x: Tensor<3>, grid: [usize; 2], patch: usize) -> Tensor<3> {
     let [batch, _, channels] = x.dims();
     let [h, w] = [grid[0] / patch, grid[1] / patch];
-    x.reshape([batch, h, patch, w, patch * channels])
-        .swap_dims(2, 3)
-        .reshape([batch, h * w, patch * patch * channels])
+    x.reshape([batch, h, patch, w, patch * channels]).swap_dims(2, 3).reshape([batch, h * w, patch * patch * channels])
 }
 
 /// The inverse of [`to_patches`]; `grid` is that of the positions.
@@ -90,9 +88,7 @@ pub fn from_patches(x: Tensor<3>, grid: [usize; 2], patch: usize) -> Tensor<3> {
     let [batch, _, width] = x.dims();
     let [h, w] = [grid[0] / patch, grid[1] / patch];
     let channels = width / (patch * patch);
-    x.reshape([batch, h, w, patch, patch * channels])
-        .swap_dims(2, 3)
-        .reshape([batch, h * w * patch * patch, channels])
+    x.reshape([batch, h, w, patch, patch * channels]).swap_dims(2, 3).reshape([batch, h * w * patch * patch, channels])
 }
 
 /// Patches, linearly embedded.

@@ -348,9 +348,9 @@ mod tests {
     }
 
     fn write(path: &FilePath, entries: &[Entry]) {
-        let views = entries.iter().map(|(name, dtype, shape, bytes)| {
-            (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
+        let views = entries
+            .iter()
+            .map(|(name, dtype, shape, bytes)| (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
         serialize_to_file(views, None, path).unwrap();
     }
 
@@ -423,14 +423,22 @@ mod tests {
         let root = TempDir::new().unwrap();
         let path = root.path().join("a.safetensors");
         write(&path, &[f32s("x", &[1, 2, 1, 1], &[1.0, 2.0]), i64s("y", &[3])]);
-        let right =
-            Latents { num_classes: Some(10), input_size: Some(1), channels: Some(2), ..latents(&path) };
+        let right = Latents { num_classes: Some(10), input_size: Some(1), channels: Some(2), ..latents(&path) };
         assert_eq!(right.info(), Some(right.open().unwrap().info()));
         assert_eq!(latents(&path).info(), None);
         for (wrong, expected) in [
-            (Latents { num_classes: Some(3), ..right.clone() }, "`y` holds class 3 and the document says `num_classes` = 3"),
-            (Latents { input_size: Some(4), ..right.clone() }, "[C, H, W] = [2, 1, 1] and the document says `input_size` = 4"),
-            (Latents { channels: Some(4), ..right.clone() }, "[C, H, W] = [2, 1, 1] and the document says `channels` = 4"),
+            (
+                Latents { num_classes: Some(3), ..right.clone() },
+                "`y` holds class 3 and the document says `num_classes` = 3",
+            ),
+            (
+                Latents { input_size: Some(4), ..right.clone() },
+                "[C, H, W] = [2, 1, 1] and the document says `input_size` = 4",
+            ),
+            (
+                Latents { channels: Some(4), ..right.clone() },
+                "[C, H, W] = [2, 1, 1] and the document says `channels` = 4",
+            ),
         ] {
             assert!(message(&wrong).contains(expected), "{}", message(&wrong));
         }

@@ -51,8 +51,7 @@ impl Metric for ClassAccuracy {
 
         let k = self.neighbours;
         let (worst, least) = of_samples.worst();
-        let measurement =
-            |name: &str, value, meaning: String| Measurement { name: name.into(), value, meaning };
+        let measurement = |name: &str, value, meaning: String| Measurement { name: name.into(), value, meaning };
         Ok(vec![
             measurement(
                 "class_accuracy",

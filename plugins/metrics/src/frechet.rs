@@ -75,10 +75,8 @@ impl Metric for Frechet {
                 (format!("frechet_pca_{components}"), samples * &directions, real * &directions)
             }
         };
-        let meaning = format!(
-            "Frechet distance in {} dimensions, squared units of the data, lower is better",
-            real.ncols()
-        );
+        let meaning =
+            format!("Frechet distance in {} dimensions, squared units of the data, lower is better", real.ncols());
         Ok(vec![Measurement { name, value: Gaussian::fit(&samples).distance(&Gaussian::fit(&real)), meaning }])
     }
 }

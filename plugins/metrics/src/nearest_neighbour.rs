@@ -51,8 +51,7 @@ impl Metric for NearestNeighbour {
         }
 
         let copies = distances.iter().filter(|distance| **distance / reference < self.copy_threshold).count();
-        let measurement =
-            |name: &str, value, meaning: String| Measurement { name: name.into(), value, meaning };
+        let measurement = |name: &str, value, meaning: String| Measurement { name: name.into(), value, meaning };
         Ok(vec![
             measurement(
                 "nearest_neighbour_ratio",
@@ -129,14 +128,10 @@ mod tests {
 
     #[test]
     fn errors_say_what_is_needed() {
-        let message = |samples, real| {
-            NearestNeighbour { copy_threshold: 0.2 }.measure(&samples, &real).unwrap_err().to_string()
-        };
+        let message =
+            |samples, real| NearestNeighbour { copy_threshold: 0.2 }.measure(&samples, &real).unwrap_err().to_string();
         let one = || images(vec![0.0], 1);
-        assert_eq!(
-            message(one(), one()),
-            "metric \"nearest_neighbour\" needs at least 2 real image(s) and got 1"
-        );
+        assert_eq!(message(one(), one()), "metric \"nearest_neighbour\" needs at least 2 real image(s) and got 1");
         assert!(message(one(), images(vec![0.0, 0.0], 1)).contains("every real image has an exact duplicate"));
         assert_eq!(NearestNeighbour { copy_threshold: 1.5 }.check().len(), 1);
         assert!(serde_json::from_str::<NearestNeighbour>("{}").unwrap().check().is_empty());

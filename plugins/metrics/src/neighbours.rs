@@ -56,7 +56,13 @@ fn sum_of_squares(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Refuses what no metric can compare: too few images, other sizes, numbers that are not finite.
-pub fn comparable(metric: &str, samples: &Images, real: &Images, least_samples: usize, least_real: usize) -> Result<()> {
+pub fn comparable(
+    metric: &str,
+    samples: &Images,
+    real: &Images,
+    least_samples: usize,
+    least_real: usize,
+) -> Result<()> {
     for (name, images, least) in [("sample", samples, least_samples), ("real image", real, least_real)] {
         let count = if images.width == 0 { 0 } else { images.len() };
         if count < least {

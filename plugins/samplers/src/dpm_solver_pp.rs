@@ -99,9 +99,7 @@ impl DpmSolverPp {
             }
             Spacing::Karras { rho } => {
                 let root = |t: f64| (-path.lambda(t)).exp().powf(1.0 / rho);
-                (0..=n)
-                    .map(|i| point(path.t_of_lambda(-even(root(start), root(end), i).powf(rho).ln())))
-                    .collect()
+                (0..=n).map(|i| point(path.t_of_lambda(-even(root(start), root(end), i).powf(rho).ln()))).collect()
             }
             Spacing::Timesteps { network_offset } => {
                 let index = |i: usize| ((table - 1.0) * (n - i) as f64 / n as f64).round_ties_even();
@@ -132,8 +130,11 @@ impl Sampler for DpmSolverPp {
         }
         if self.denoise_to_zero && matches!(self.spacing, Spacing::Timesteps { .. }) {
             problems.push(
-                Problem::new("/denoise_to_zero", "`denoise_to_zero` has no effect: the spacing `timesteps` ends at clean data already")
-                    .and_at("/spacing"),
+                Problem::new(
+                    "/denoise_to_zero",
+                    "`denoise_to_zero` has no effect: the spacing `timesteps` ends at clean data already",
+                )
+                .and_at("/spacing"),
             );
         }
         problems

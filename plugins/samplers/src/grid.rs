@@ -41,7 +41,8 @@ impl TableSpacing {
     /// A problem located relative to the sampler, if so many steps cannot be placed.
     pub fn indices(&self, steps: usize, table: usize) -> Result<Vec<usize>, Problem> {
         let too_many = |steps: usize, room: usize| {
-            Problem::new("/steps", format!("{steps} steps do not fit into {room} training times")).accepts(format!("1 to {room}"))
+            Problem::new("/steps", format!("{steps} steps do not fit into {room} training times"))
+                .accepts(format!("1 to {room}"))
         };
         if steps == 0 || (steps > table && !matches!(self, Self::Sections { .. })) {
             return Err(too_many(steps, table));
@@ -68,7 +69,9 @@ impl TableSpacing {
                 let stride = (1..=table).find(|stride| table.div_ceil(*stride) == steps);
                 let Some(stride) = stride else {
                     let what = format!("no integer stride visits exactly {steps} of {table} training times");
-                    return Err(Problem::new("/steps", what).and_at("/spacing").fix("use the `uniform` spacing, or a divisor"));
+                    return Err(Problem::new("/steps", what)
+                        .and_at("/spacing")
+                        .fix("use the `uniform` spacing, or a divisor"));
                 };
                 (0..table).step_by(stride).collect()
             }

@@ -11,8 +11,8 @@ use framework::burn::module::{Module, Param};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Attention, AttentionConfig, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm, modulate, parameter,
-    silu, sincos_2d,
+    Attention, AttentionConfig, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm, modulate,
+    parameter, silu, sincos_2d,
 };
 use framework::prelude::*;
 use framework::vp::VpConfig;
@@ -274,7 +274,9 @@ impl BackboneConfig for DitConfig {
     fn flops(&self) -> f64 {
         let Numbers { hidden_size, depth, patch_size, .. } = self.checked();
         let (width, tokens, mlp) = (hidden_size as f64, self.tokens() as f64, self.mlp_width() as f64);
-        let block = 2.0 * tokens * (4.0 * width * width + 2.0 * width * mlp) + 4.0 * tokens * tokens * width + 12.0 * width * width;
+        let block = 2.0 * tokens * (4.0 * width * width + 2.0 * width * mlp)
+            + 4.0 * tokens * tokens * width
+            + 12.0 * width * width;
         let patch = (patch_size * patch_size) as f64;
         let ends = 2.0 * tokens * width * patch * (self.in_channels + self.out_channels()) as f64;
         depth as f64 * block + ends
@@ -389,7 +391,8 @@ impl Backbone for Dit {
                     tokens = tokens.clone().select(1, Tensor::<1, Int>::from_data(order.as_slice(), &tokens.device()));
                 }
             }
-            let skipped = |change: &Perturbation| matches!(change, Perturbation::SkipBlocks(blocks) if blocks.contains(&i));
+            let skipped =
+                |change: &Perturbation| matches!(change, Perturbation::SkipBlocks(blocks) if blocks.contains(&i));
             if !control.perturb.iter().any(skipped) {
                 tokens = block.forward(tokens, c.clone(), &control.perturb, i);
             }
@@ -404,7 +407,8 @@ impl Block {
     fn forward(&self, x: Tensor<3>, c: Tensor<2>, perturb: &[Perturbation], index: usize) -> Tensor<3> {
         let [shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp] =
             self.ada_ln.forward(c).chunk(6, 1).try_into().expect("six equal chunks");
-        let attended = self.attn.forward(modulate(layer_norm(x.clone(), EPSILON), shift_attn, scale_attn), None, perturb, index);
+        let attended =
+            self.attn.forward(modulate(layer_norm(x.clone(), EPSILON), shift_attn, scale_attn), None, perturb, index);
         let x = x + attended * gate_attn.unsqueeze_dim(1);
         let mixed = self.mlp.forward(modulate(layer_norm(x.clone(), EPSILON), shift_mlp, scale_mlp));
         x + mixed * gate_mlp.unsqueeze_dim(1)

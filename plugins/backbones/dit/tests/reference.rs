@@ -46,7 +46,9 @@ fn config(json: &str) -> DitConfig {
 }
 
 fn plain() -> DitConfig {
-    config(r#"{"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 3, "num_heads": 4, "num_classes": 10, "learn_sigma": true}"#)
+    config(
+        r#"{"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 3, "num_heads": 4, "num_classes": 10, "learn_sigma": true}"#,
+    )
 }
 
 fn guided(form: &str) -> DitConfig {
@@ -78,7 +80,14 @@ fn classes(y: &[f64], null: usize) -> Condition {
     Condition::Class(y.iter().map(|y| Some(*y as usize).filter(|y| *y < null)).collect())
 }
 
-fn run(config: &DitConfig, network: &BoxBackbone, x: &TensorData, t: &[f64], condition: &Condition, beta: Option<Vec<f64>>) -> Vec<f64> {
+fn run(
+    config: &DitConfig,
+    network: &BoxBackbone,
+    x: &TensorData,
+    t: &[f64],
+    condition: &Condition,
+    beta: Option<Vec<f64>>,
+) -> Vec<f64> {
     let t = t.iter().map(|t| config.t_of_native(*t)).collect();
     official(network.predict(&Input::Noisy { x_t: positions(x), t }, condition, &Control::guided(beta)))
 }
@@ -196,10 +205,13 @@ fn same_gradients(prefix: &str, got: &BTreeMap<String, Vec<f64>>, golden: &BTree
         } else if let Some(name) = name.strip_prefix(&format!("{prefix}grad.")) {
             let expected = numbers(expected);
             match name {
-                "t_embedder.cond_proj.weight.rows0to8" => close(name, &got["t_embedder.cond_proj.weight"][..8 * 512], &expected, 1e-3),
+                "t_embedder.cond_proj.weight.rows0to8" => {
+                    close(name, &got["t_embedder.cond_proj.weight"][..8 * 512], &expected, 1e-3)
+                }
                 "y_embedder.rows" => {
                     let table = &got["y_embedder.embedding_table.weight"];
-                    let rows: Vec<f64> = [0, 1, 2, 3, 7, 9, 1000].iter().flat_map(|r| table[r * 48..(r + 1) * 48].to_vec()).collect();
+                    let rows: Vec<f64> =
+                        [0, 1, 2, 3, 7, 9, 1000].iter().flat_map(|r| table[r * 48..(r + 1) * 48].to_vec()).collect();
                     close(name, &rows, &expected, 1e-3);
                 }
                 _ => close(name, &got[name], &expected, 1e-3),
@@ -245,7 +257,9 @@ fn gft_mixture_has_the_official_loss_and_gradients() {
     let models = Recorded { stopped: network.valid(), online: network.clone() };
     let draws = Draws { beta: get("beta"), drop: get("drop_ids").iter().map(|d| *d > 0.5).collect() };
     let context = Context::new(&example, &condition, &vp, &models, &draws, (0, 1));
-    let losses = objectives::Gft { beta_min: 0.0, beta_max: 1.0, drop_probability: 0.1, dropped_sample: Default::default() }.loss(&context);
+    let losses =
+        objectives::Gft { beta_min: 0.0, beta_max: 1.0, drop_probability: 0.1, dropped_sample: Default::default() }
+            .loss(&context);
     close("losses", &numbers(&losses.clone().inner().into_data()), &get("loss"), 1e-5);
     let loss = losses.mean();
     close("mean", &[f64::from(loss.clone().into_scalar::<f32>())], &get("loss_mean"), 1e-5);
@@ -258,7 +272,13 @@ struct Recorded {
 }
 
 impl framework::objective::Models for Recorded {
-    fn predict(&self, role: framework::objective::Role, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+    fn predict(
+        &self,
+        role: framework::objective::Role,
+        input: &Input,
+        condition: &Condition,
+        control: &Control,
+    ) -> Tensor<3> {
         match role {
             framework::objective::Role::Online => self.online.predict(input, condition, control),
             _ => self.stopped.predict(input, condition, control),
@@ -289,7 +309,11 @@ fn published_sizes_count_the_published_parameters() {
     for (size, published) in [("S/2", 33.0), ("B/2", 130.0), ("L/2", 458.0), ("XL/2", 675.0)] {
         let config = config(&format!(r#"{{"size": "{size}", "learn_sigma": true}}"#));
         let parameters = weights::parameters(&config.init(&Device::flex()));
-        let count: usize = parameters.iter().filter(|(path, ..)| path != "pos_embed").map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+        let count: usize = parameters
+            .iter()
+            .filter(|(path, ..)| path != "pos_embed")
+            .map(|(_, shape, _)| shape.iter().product::<usize>())
+            .sum();
         let millions = count as f64 / 1e6;
         assert!((millions - published).abs() < 0.005 * published + 0.5, "{size}: {millions}");
     }

@@ -1,0 +1,57 @@
+//! What holds of the project as a whole: the committed schema, the visible list, the examples.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn schema() -> String {
+    // The binary's own registry: the test process links no plugins unless they are named.
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_unguided")).arg("schema").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// `UPDATE_SCHEMA=1 cargo test --release --workspace` rewrites the committed file.
+#[test]
+fn committed_schema_is_the_registrys() {
+    let path = root().join("pipeline.schema.json");
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        fs::write(&path, schema()).unwrap();
+    }
+    assert!(fs::read_to_string(&path).unwrap_or_default() == schema(), "run the tests once with UPDATE_SCHEMA=1");
+}
+
+#[test]
+fn visible_list_names_every_plugin_crate() {
+    let list = fs::read_to_string(root().join("src/linked.rs")).unwrap();
+    let mut crates: Vec<PathBuf> = Vec::new();
+    for folder in ["plugins", "plugins/backbones"] {
+        crates.extend(fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path().join("Cargo.toml")));
+    }
+    crates.retain(|path| path.exists());
+    assert!(crates.len() >= 7);
+    for manifest in crates {
+        let text = fs::read_to_string(&manifest).unwrap();
+        let name = text.lines().find_map(|line| line.strip_prefix("name = \"")).unwrap().trim_end_matches('"');
+        assert!(list.contains(&format!("use {name} as _;")), "src/linked.rs does not name {name}");
+    }
+}
+
+#[test]
+fn every_example_is_valid_and_has_a_tiny_variant() {
+    let folder = root().join("examples/pipelines");
+    let mut found = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_unguided")).arg("check").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        if !stem.ends_with("-tiny") {
+            assert!(folder.join(format!("{stem}-tiny.json")).exists(), "{stem} has no tiny variant");
+            found += 1;
+        }
+    }
+    assert!(found >= 2);
+}

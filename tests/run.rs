@@ -1,0 +1,137 @@
+//! Runs of the command itself: resume after kill -9, damaged checkpoints, refused documents.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const TINY: &str = "examples/pipelines/digits-dit-gft-tiny.json";
+
+fn unguided(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_unguided")).args(arguments).output().expect("the command starts")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Enough steps that a kill falls between them.
+fn train(run: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unguided"));
+    command
+        .args(["train", TINY, "--run", run.to_str().unwrap()])
+        .args(["--set", "/train/steps=150", "--set", "/train/save_every=7", "--set", "/train/accumulate=2"])
+        .args(["--set", "/train/keep_last=3", "--set", "/metrics=[]"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+fn last_checkpoint(run: &Path) -> PathBuf {
+    let mut all: Vec<PathBuf> = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+    all.sort();
+    all.pop().expect("a checkpoint")
+}
+
+#[test]
+fn killed_run_ends_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    assert!(train(&whole).status().unwrap().success());
+    let expected = fs::read(last_checkpoint(&whole)).unwrap();
+    // Moments from the clock, so that every test run kills elsewhere.
+    let mut random = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as u64;
+    let killed = folder.path().join("killed");
+    for _ in 0..3 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut child = train(&killed).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(150 + (random >> 33) % 900));
+        // SIGKILL on Unix. The run may be over already: then the last call finds it so.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    assert!(train(&killed).status().unwrap().success());
+    assert!(fs::read(last_checkpoint(&killed)).unwrap() == expected, "the resumed run ends with other bits");
+    let steps = |run: &Path| {
+        let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let line = |l: &str| serde_json::from_str::<serde_json::Value>(l).unwrap()["step"].as_u64().unwrap();
+        lines.lines().map(line).collect::<Vec<_>>()
+    };
+    assert_eq!(steps(&killed), steps(&whole), "every logged step stands in the metrics once");
+}
+
+#[test]
+fn damaged_checkpoint_is_refused_and_the_one_before_offered() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let arguments = ["train", TINY, "--run", run.to_str().unwrap()];
+    assert!(unguided(&arguments).status.success());
+    let last = last_checkpoint(&run);
+    let bytes = fs::read(&last).unwrap();
+    let mut flipped = bytes.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for (damage, says) in [(flipped, "does not match its SHA-256"), (bytes[..bytes.len() / 2].to_vec(), "truncated or altered")] {
+        fs::write(&last, damage).unwrap();
+        let output = unguided(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains(says) && text(&output).contains("step-000000015.safetensors"), "{}", text(&output));
+        let output = unguided(&["sample", run.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    }
+    let previous = run.join("checkpoints/step-000000015.safetensors");
+    let again = unguided(&[&arguments[..], &["--resume-from", previous.to_str().unwrap()]].concat());
+    assert!(again.status.success(), "{}", text(&again));
+    assert!(fs::read(&last).unwrap() == bytes, "going on from the previous checkpoint writes the same bits");
+}
+
+#[test]
+fn run_of_another_document_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    assert!(unguided(&["train", TINY, "--run", run.to_str().unwrap()]).status.success());
+    let output = unguided(&["train", TINY, "--run", run.to_str().unwrap(), "--set", "/train/seed=1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("/train/seed"), "{}", text(&output));
+}
+
+#[test]
+fn samples_do_not_depend_on_the_batch_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    assert!(unguided(&["train", TINY, "--run", run.to_str().unwrap(), "--set", "/metrics=[]"]).status.success());
+    let draw = |batch: &str| {
+        let file = folder.path().join(format!("{batch}.safetensors"));
+        let picture = folder.path().join("grid.png");
+        let output = unguided(&[
+            "sample", run.to_str().unwrap(), "--count", "2", "--batch-size", batch, "--tensors", file.to_str().unwrap(),
+            "--output", picture.to_str().unwrap(), "--set", "/sampler/eta=0.5",
+        ]);
+        assert!(output.status.success(), "{}", text(&output));
+        let bytes = fs::read(file).unwrap();
+        let x = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("x").unwrap().data().to_vec();
+        x.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+    };
+    let (whole, split) = (draw("20"), draw("3"));
+    let worst = whole.iter().zip(&split).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let largest = whole.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+    assert!(worst <= 1e-4 * largest, "{worst} against {largest}");
+}
+
+#[test]
+fn every_problem_of_a_document_is_printed_with_its_place() {
+    let output = unguided(&["check", TINY, "--set", "/objective/type=gtf", "--set", "/train/batch_size=0"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = text(&output);
+    for part in ["/objective/type", "nearest  gft", "/train/batch_size", TINY] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn guidance_free_network_needs_its_input() {
+    let output = unguided(&["check", TINY, "--set", "/backbone/guidance_input=null"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("/backbone/guidance_input"), "{}", text(&output));
+}
