@@ -126,9 +126,9 @@ mod tests {
         let patches = to_patches(x.clone(), [4, 6], 2);
         assert_eq!(patches.dims(), [2, 6, 12]);
         // First patch: pixels (0,0), (0,1), (1,0), (1,1) = positions 0, 1, 6, 7.
-        let first = patches.clone().slice([0..1, 0..1, 0..12]).into_data().to_vec::<f64>().unwrap();
+        let first = patches.clone().slice([0..1, 0..1, 0..12]).into_data().try_to_vec::<f64>().unwrap();
         assert_eq!(first, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 18.0, 19.0, 20.0, 21.0, 22.0, 23.0]);
-        let back = from_patches(patches, [4, 6], 2).into_data().to_vec::<f64>().unwrap();
+        let back = from_patches(patches, [4, 6], 2).into_data().try_to_vec::<f64>().unwrap();
         assert_eq!(back, values);
     }
 

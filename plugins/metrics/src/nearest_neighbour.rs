@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn copies_have_ratio_zero_and_fresh_images_about_one() {
-        let normal = |seed, n| images(Random::new(seed).normal("image", 0, 0, n * 64), 64);
+        let normal = |seed, n: usize| images(Random::new(seed).normal("image", 0, 0, n * 64), 64);
         let real = normal(1, 300);
         let copies = images(real.values[..64 * 20].to_vec(), 64);
         assert_eq!(values(0.2, &copies, &real), [0.0, 0.0, 1.0]);

@@ -86,6 +86,17 @@ pub enum GuidanceInput {
     Mlp,
 }
 
+/// How the embedders of time, class and guidance number are drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbeddingInit {
+    /// N(0, 0.02), as published: right for wide networks and hundreds of thousands of steps.
+    #[default]
+    Published,
+    /// Class vectors of unit variance and Xavier layers: a narrow network learns its condition in hundreds of steps.
+    UnitVariance,
+}
+
 /// Sizes of a DiT, by published name (`size`) or by number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -131,6 +142,9 @@ pub struct DitConfig {
     /// Where the guidance number of a guidance-free objective enters; null = the network takes none.
     #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
+    /// How the embedders are drawn.
+    #[serde(default)]
+    pub embedding_init: EmbeddingInit,
     /// Noise schedule and prediction.
     #[serde(default)]
     pub process: VpConfig,
@@ -252,13 +266,14 @@ impl BackboneConfig for DitConfig {
     fn initializer(&self, path: &str, shape: &[usize]) -> Init {
         let Numbers { hidden_size, patch_size, .. } = self.checked();
         let grid = [self.input_size / patch_size; 2];
+        let published = self.embedding_init == EmbeddingInit::Published;
         match path {
             "pos_embed" => Init::Constant(sincos_2d(grid, hidden_size)),
-            "y_embedder.embedding_table" => Init::Normal(0.02),
+            "y_embedder.embedding_table" => Init::Normal(if published { 0.02 } else { 1.0 }),
             // Published: fine-tuning starts with the term at zero, training from scratch at N(0, 0.02).
             "t_embedder.cond_proj.weight" => Init::Normal(0.02),
             _ if path.ends_with("bias") || path.contains("ada_ln") || path.starts_with("final_layer") => Init::Zeros,
-            _ if path.contains("_embedder.mlp") => Init::Normal(0.02),
+            _ if published && path.contains("_embedder.mlp") => Init::Normal(0.02),
             _ => Init::XavierUniform { fan_in: shape[0], fan_out: shape[1] },
         }
     }

@@ -1,0 +1,262 @@
+//! Trajectories equal those of the official samplers on an analytic Gaussian mixture, recorded in `shared/goldens`
+//! (guided-diffusion 22e0df8, dpm-solver 52bc3fb, diffusers 0.32.2, CompVis DDIM; see MANIFEST.md there).
+
+use framework::backbone::Backbone;
+use framework::burn::store::bridge;
+use framework::burn::tensor::{DType, TensorData, activation};
+use framework::foreign;
+use framework::guidance::{Denoiser, Guidance};
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::sampler::{NoiseSource, Progress, Sampler};
+use framework::vp::{Vp, VpConfig};
+use std::collections::BTreeMap;
+use std::path::Path as FilePath;
+
+struct Golden(BTreeMap<String, TensorData>);
+
+impl Golden {
+    fn open(name: &str) -> Option<Self> {
+        let path = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/goldens").join(name);
+        if !path.exists() {
+            eprintln!("skipped: {} is absent", path.display());
+            return None;
+        }
+        let read = |(name, tensor): (&String, _)| (name.clone(), bridge::to_data(tensor).unwrap());
+        Some(Self(foreign::open(&path).unwrap().iter().map(read).collect()))
+    }
+
+    fn numbers(&self, name: &str) -> Vec<f64> {
+        self.0[name].clone().convert::<f64>().try_into_vec::<f64>().unwrap()
+    }
+
+    /// `[B, C, H, W]` numbers `which` of a stack, as positions.
+    fn state(&self, name: &str, which: usize) -> Tensor<3> {
+        let all = self.numbers(name);
+        positions(&all[which * 24..(which + 1) * 24])
+    }
+}
+
+fn positions(values: &[f64]) -> Tensor<3> {
+    let x = Tensor::<4>::from_data(TensorData::new(values.to_vec(), [3, 2, 2, 2]), (&Device::flex(), DType::F64));
+    x.permute([0, 2, 3, 1]).reshape([3, 4, 2])
+}
+
+fn numbers(x: &Tensor<3>) -> Vec<f64> {
+    x.to_data().try_into_vec::<f64>().unwrap()
+}
+
+/// The exact noise prediction of a Gaussian mixture; a class is one of its components, null is all of it.
+#[derive(Debug)]
+struct Mixture {
+    vp: Vp,
+    weights: Vec<f64>,
+    means: Vec<Tensor<3>>,
+    stds: Vec<f64>,
+    learned_variance: bool,
+    /// How far the network's clock runs ahead of the schedule's.
+    offset: f64,
+}
+
+impl Mixture {
+    fn new(golden: &Golden, vp: Vp) -> Self {
+        let means = golden.numbers("mix.means");
+        let mean = |k: usize| {
+            let one: Vec<f64> = means[k * 8..(k + 1) * 8].to_vec();
+            let x = Tensor::<4>::from_data(TensorData::new(one, [1, 2, 2, 2]), (&Device::flex(), DType::F64));
+            x.permute([0, 2, 3, 1]).reshape([1, 4, 2])
+        };
+        Self {
+            vp,
+            weights: golden.numbers("mix.weights"),
+            means: (0..2).map(mean).collect(),
+            stds: golden.numbers("mix.stds"),
+            learned_variance: false,
+            offset: 0.0,
+        }
+    }
+}
+
+impl Backbone for Mixture {
+    fn predict(&self, input: &Input, condition: &Condition, _: &framework::backbone::Control) -> Tensor<3> {
+        let Input::Noisy { x_t, t } = input else { unreachable!() };
+        let at = self.vp.at(t[0] - self.offset);
+        let batch = x_t.dims()[0];
+        let Condition::Class(classes) = condition else { unreachable!() };
+        let (mut logs, mut eps) = (Vec::new(), Vec::new());
+        for k in 0..2 {
+            let variance = at.alpha.powi(2) * self.stds[k].powi(2) + at.sigma.powi(2);
+            let away = x_t.clone() - self.means[k].clone() * at.alpha;
+            let square = (away.clone() * away.clone()).sum_dim(1).sum_dim(2).reshape([batch, 1]);
+            logs.push(square * (-0.5 / variance) + (self.weights[k].ln() - 4.0 * variance.ln()));
+            eps.push(away * (at.sigma / variance));
+        }
+        let posterior = activation::softmax(Tensor::cat(logs, 1), 1);
+        let share: Vec<f64> = posterior.into_data().try_into_vec::<f64>().unwrap();
+        // A class asks for one component alone.
+        let share: Vec<f64> = (0..2 * batch)
+            .map(|i| classes[i / 2].map_or(share[i], |class| f64::from(u8::from(class == i % 2))))
+            .collect();
+        let share = |k: usize| {
+            let one: Vec<f64> = (0..batch).map(|b| share[2 * b + k]).collect();
+            Tensor::<3>::from_data(TensorData::new(one, [batch, 1, 1]), (&Device::flex(), DType::F64))
+        };
+        let out = eps[0].clone() * share(0) + eps[1].clone() * share(1);
+        if self.learned_variance { Tensor::cat(vec![out, x_t.clone().sin()], 2) } else { out }
+    }
+}
+
+struct Recorded<'a> {
+    golden: &'a Golden,
+    noise: Option<String>,
+}
+
+impl NoiseSource for Recorded<'_> {
+    fn normal(&mut self, draw: usize) -> Tensor<3> {
+        match draw {
+            0 => self.golden.state("z", 0),
+            _ => self.golden.state(self.noise.as_ref().expect("a deterministic sampler draws no noise"), draw - 1),
+        }
+    }
+    fn uniform(&mut self, _: usize) -> Vec<f64> {
+        unreachable!("no sampler here draws uniform numbers")
+    }
+}
+
+/// Runs a sampler given as JSON and compares every state with `KEY.xs`.
+#[track_caller]
+fn compare<S: Sampler + for<'a> Deserialize<'a>>(
+    golden: &Golden,
+    network: &Mixture,
+    json: &str,
+    key: &str,
+    rule: &dyn Guidance,
+    condition: &Condition,
+    tolerance: f64,
+) {
+    let sampler: S = framework::serde_json::from_str(json).unwrap();
+    assert!(sampler.check().is_empty() && sampler.check_process(&network.vp).is_empty(), "{json}");
+    let noise = golden.0.contains_key(&format!("{key}.noise")).then(|| format!("{key}.noise"));
+    let no_number = |_: f64| None;
+    let mut model = Denoiser::new(network, &network.vp, rule, &no_number, condition, 2);
+    let mut states = Vec::new();
+    let mut observer = |progress: &Progress<'_>| states.push(progress.state.clone());
+    let Latent::Values(end) = sampler.sample(&mut model, &mut Recorded { golden, noise }, &mut observer) else {
+        unreachable!()
+    };
+    let expected = format!("{key}.xs");
+    let count = golden.0[&expected].shape().to_vec()[0] - 1;
+    assert_eq!(states.len(), count, "{key}: number of steps");
+    assert_eq!(numbers(&end), numbers(&states[count - 1]), "{key}: the last state is the result");
+    for (k, state) in states.iter().enumerate() {
+        let (got, expected) = (numbers(state), numbers(&golden.state(&expected, k + 1)));
+        let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+        let worst = got.iter().zip(&expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst <= tolerance * largest, "{key} step {k}: {worst:e} against {largest:e}");
+    }
+}
+
+fn unconditional() -> Condition {
+    Condition::Class(vec![None; 3])
+}
+
+fn none() -> guidance::NoGuidance {
+    guidance::NoGuidance { scale: 1.0 }
+}
+
+fn linear() -> Vp {
+    VpConfig::default().process()
+}
+
+fn scaled_linear() -> Vp {
+    framework::serde_json::from_str::<VpConfig>(r#"{"betas": "scaled_linear"}"#).unwrap().process()
+}
+
+#[test]
+fn ddpm_equals_guided_diffusion() {
+    let Some(golden) = Golden::open("samplers_guided_diffusion.safetensors") else { return };
+    let mut network = Mixture::new(&golden, linear());
+    for (json, key) in [
+        (r#"{"steps": 25, "variance": "fixed_large"}"#, "ddpm25.fixed_large"),
+        (r#"{"steps": 25, "variance": "fixed_small"}"#, "ddpm25.fixed_small"),
+        (r#"{"steps": 25, "variance": "fixed_small", "clip": true}"#, "ddpm25.fixed_small_clip"),
+        (r#"{"steps": 25, "spacing": {"type": "sections", "counts": [10, 10, 5]}}"#, "ddpm_sections"),
+    ] {
+        compare::<samplers::Ddpm>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
+    }
+    network.learned_variance = true;
+    let json = r#"{"steps": 25, "variance": "learned_range"}"#;
+    compare::<samplers::Ddpm>(&golden, &network, json, "ddpm25.learned_range", &none(), &unconditional(), 1e-9);
+}
+
+#[test]
+fn ddim_equals_guided_diffusion() {
+    let Some(golden) = Golden::open("samplers_guided_diffusion.safetensors") else { return };
+    let network = Mixture::new(&golden, linear());
+    for (json, key) in [
+        (r#"{"steps": 25, "spacing": {"type": "stride"}}"#, "ddim25.eta0"),
+        (r#"{"steps": 25, "eta": 0.7, "spacing": {"type": "stride"}}"#, "ddim25.eta0.7"),
+        (r#"{"steps": 25}"#, "ddim_respace25.eta0"),
+    ] {
+        compare::<samplers::Ddim>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
+    }
+}
+
+#[test]
+fn dpm_solver_pp_equals_the_official_solver() {
+    let Some(golden) = Golden::open("samplers_dpm_solver.safetensors") else { return };
+    let network = Mixture::new(&golden, linear());
+    for (json, key) in [
+        (r#"{"steps": 20}"#, "dpmpp_2m_20.time_uniform"),
+        (r#"{"steps": 20, "spacing": {"type": "log_snr"}}"#, "dpmpp_2m_20.logSNR"),
+        (r#"{"steps": 20, "spacing": {"type": "quadratic"}}"#, "dpmpp_2m_20.quadratic"),
+        (r#"{"steps": 8}"#, "dpmpp_2m_8.time_uniform"),
+        (r#"{"steps": 20, "order": 3}"#, "dpmpp_3m_20.time_uniform"),
+        (r#"{"steps": 20, "order": 1}"#, "dpmpp_1_20.time_uniform"),
+        (r#"{"steps": 20, "denoise_to_zero": true}"#, "dpmpp_2m_20_tozero"),
+    ] {
+        compare::<samplers::DpmSolverPp>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
+    }
+}
+
+#[test]
+fn published_pipelines_of_diffusers_and_compvis() {
+    let Some(golden) = Golden::open("samplers_sd.safetensors") else { return };
+    let dit = Mixture::new(&golden, linear());
+    let json = r#"{"steps": 20, "spacing": {"type": "timesteps"}}"#;
+    compare::<samplers::DpmSolverPp>(&golden, &dit, json, "dpmpp_gft_dit", &none(), &unconditional(), 1e-4);
+    let sd = Mixture::new(&golden, scaled_linear());
+    compare::<samplers::DpmSolverPp>(&golden, &sd, json, "dpmpp_sd15", &none(), &unconditional(), 1e-4);
+    let ddim = r#"{"steps": 20, "spacing": {"type": "leading", "offset": 1}, "end_at_first_time": true}"#;
+    compare::<samplers::Ddim>(&golden, &sd, ddim, "ddim_sd15", &none(), &unconditional(), 1e-4);
+    let condition = Condition::Class(golden.numbers("compvis_ddim.cond").iter().map(|c| Some(*c as usize)).collect());
+    let rule = |scale: f64| framework::serde_json::from_str::<guidance::Cfg>(&format!(r#"{{"scale": {scale}}}"#)).unwrap();
+    // The coefficients of the official code are f32.
+    compare::<samplers::Ddim>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg1", &rule(1.0), &condition, 2e-6);
+    compare::<samplers::Ddim>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg3", &rule(3.0), &condition, 2e-6);
+    let noisy = ddim.replace("\"steps\"", "\"eta\": 0.5, \"steps\"");
+    compare::<samplers::Ddim>(&golden, &sd, &noisy, "compvis_ddim.eta0.5.cfg3", &rule(3.0), &condition, 2e-6);
+}
+
+#[test]
+fn first_order_dpm_solver_pp_is_ddim() {
+    let Some(golden) = Golden::open("samplers_sd.safetensors") else { return };
+    let table: VpConfig = framework::serde_json::from_str(r#"{"timesteps": 101}"#).unwrap();
+    let network = Mixture::new(&golden, table.process());
+    let condition = unconditional();
+    let run = |sampler: &dyn Sampler| {
+        let (rule, no_number) = (none(), |_: f64| None);
+        let mut model = Denoiser::new(&network, &network.vp, &rule, &no_number, &condition, 2);
+        let mut noise = Recorded { golden: &golden, noise: None };
+        let Latent::Values(x) = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}) else { unreachable!() };
+        numbers(&x)
+    };
+    // Both visit 100, 95, .. 5 of 0..101 and end at clean data.
+    let solver: samplers::DpmSolverPp =
+        framework::serde_json::from_str(r#"{"steps": 20, "order": 1, "spacing": {"type": "timesteps"}}"#).unwrap();
+    let ddim: samplers::Ddim =
+        framework::serde_json::from_str(r#"{"steps": 20, "spacing": {"type": "leading", "offset": 5}}"#).unwrap();
+    for (a, b) in run(&solver).iter().zip(&run(&ddim)) {
+        assert!((a - b).abs() < 1e-12, "{a} {b}");
+    }
+}
