@@ -45,7 +45,8 @@ fn every_example_is_valid_and_has_a_tiny_variant() {
     let mut found = 0;
     for entry in fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_unguided")).arg("check").arg(&path).output().unwrap();
+        let output =
+            std::process::Command::new(env!("CARGO_BIN_EXE_unguided")).arg("check").arg(&path).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let stem = path.file_stem().unwrap().to_str().unwrap();
         if !stem.ends_with("-tiny") {

@@ -28,7 +28,8 @@ fn train(run: &Path) -> Command {
 }
 
 fn last_checkpoint(run: &Path) -> PathBuf {
-    let mut all: Vec<PathBuf> = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut all: Vec<PathBuf> =
+        fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
     all.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
     all.sort();
     all.pop().expect("a checkpoint")
@@ -72,11 +73,17 @@ fn damaged_checkpoint_is_refused_and_the_one_before_offered() {
     let mut flipped = bytes.clone();
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    for (damage, says) in [(flipped, "does not match its SHA-256"), (bytes[..bytes.len() / 2].to_vec(), "truncated or altered")] {
+    for (damage, says) in
+        [(flipped, "does not match its SHA-256"), (bytes[..bytes.len() / 2].to_vec(), "truncated or altered")]
+    {
         fs::write(&last, damage).unwrap();
         let output = unguided(&arguments);
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-        assert!(text(&output).contains(says) && text(&output).contains("step-000000015.safetensors"), "{}", text(&output));
+        assert!(
+            text(&output).contains(says) && text(&output).contains("step-000000015.safetensors"),
+            "{}",
+            text(&output)
+        );
         let output = unguided(&["sample", run.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     }
@@ -105,8 +112,18 @@ fn samples_do_not_depend_on_the_batch_size() {
         let file = folder.path().join(format!("{batch}.safetensors"));
         let picture = folder.path().join("grid.png");
         let output = unguided(&[
-            "sample", run.to_str().unwrap(), "--count", "2", "--batch-size", batch, "--tensors", file.to_str().unwrap(),
-            "--output", picture.to_str().unwrap(), "--set", "/sampler/eta=0.5",
+            "sample",
+            run.to_str().unwrap(),
+            "--count",
+            "2",
+            "--batch-size",
+            batch,
+            "--tensors",
+            file.to_str().unwrap(),
+            "--output",
+            picture.to_str().unwrap(),
+            "--set",
+            "/sampler/eta=0.5",
         ]);
         assert!(output.status.success(), "{}", text(&output));
         let bytes = fs::read(file).unwrap();

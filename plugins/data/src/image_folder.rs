@@ -94,8 +94,11 @@ impl ImageFolder {
     }
 }
 
+/// Names of the classes, and every image with its label.
+type Listing = (Vec<String>, Vec<(PathBuf, Label)>);
+
 /// The class names in order, and every image with its class, in order.
-fn list(root: &FilePath) -> Result<(Vec<String>, Vec<(PathBuf, Label)>)> {
+fn list(root: &FilePath) -> Result<Listing> {
     let mut folders = Vec::new();
     let mut files = Vec::new();
     for entry in fs::read_dir(root).map_err(|e| Error::io(root, e))? {

@@ -230,7 +230,8 @@ fn published_pipelines_of_diffusers_and_compvis() {
     let ddim = r#"{"steps": 20, "spacing": {"type": "leading", "offset": 1}, "end_at_first_time": true}"#;
     compare::<samplers::Ddim>(&golden, &sd, ddim, "ddim_sd15", &none(), &unconditional(), 1e-4);
     let condition = Condition::Class(golden.numbers("compvis_ddim.cond").iter().map(|c| Some(*c as usize)).collect());
-    let rule = |scale: f64| framework::serde_json::from_str::<guidance::Cfg>(&format!(r#"{{"scale": {scale}}}"#)).unwrap();
+    let rule =
+        |scale: f64| framework::serde_json::from_str::<guidance::Cfg>(&format!(r#"{{"scale": {scale}}}"#)).unwrap();
     // The coefficients of the official code are f32.
     compare::<samplers::Ddim>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg1", &rule(1.0), &condition, 2e-6);
     compare::<samplers::Ddim>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg3", &rule(3.0), &condition, 2e-6);
@@ -248,7 +249,9 @@ fn first_order_dpm_solver_pp_is_ddim() {
         let (rule, no_number) = (none(), |_: f64| None);
         let mut model = Denoiser::new(&network, &network.vp, &rule, &no_number, &condition, 2);
         let mut noise = Recorded { golden: &golden, noise: None };
-        let Latent::Values(x) = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}) else { unreachable!() };
+        let Latent::Values(x) = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}) else {
+            unreachable!()
+        };
         numbers(&x)
     };
     // Both visit 100, 95, .. 5 of 0..101 and end at clean data.

@@ -221,7 +221,7 @@ impl BackboneConfig for DitConfig {
         }
         let Some(numbers) = self.numbers() else { return problems };
         let mut divides = |part: usize, name: &str, whole: usize, of: &str| {
-            if part == 0 || whole % part != 0 {
+            if !whole.is_multiple_of(part) {
                 problems.push(
                     Problem::new(format!("/{name}"), format!("`{name}` = {part} does not divide `{of}` = {whole}"))
                         .accepts(format!("a divisor of {whole}")),
@@ -230,7 +230,7 @@ impl BackboneConfig for DitConfig {
         };
         divides(numbers.num_heads, "num_heads", numbers.hidden_size, "hidden_size");
         divides(numbers.patch_size, "patch_size", self.input_size, "input_size");
-        if numbers.hidden_size % 4 != 0 {
+        if !numbers.hidden_size.is_multiple_of(4) {
             problems.push(
                 Problem::new("/hidden_size", format!("`hidden_size` = {} is no multiple of 4", numbers.hidden_size))
                     .accepts("a multiple of 4: sines and cosines of row and column"),
