@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 
-/// Latents that were encoded before: tensors `x` float [N, C, H, W], `y` int64 [N] (optional) and `x_flip` like
+/// Latents that were encoded before: tensors `x` float `[N, C, H, W]`, `y` int64 `[N]` (optional) and `x_flip` like
 /// `x` (optional: latents of the mirrored images, taken with probability 1/2, anew in each epoch).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -112,7 +112,7 @@ fn forward_equals_the_official_code() {
             let out = run(&config, &network, &golden["x"], &at, &cond.null(), None);
             close(t, &out, &get(&format!("out_null.t{t}")), 1e-4);
         }
-        let out = run(&config, &network, &golden["x"], &get("t_frac"), &y, None);
+        let out = run(&config, &network, &golden["x"], &get("t_frac"), &classes(&get("y_cond"), 10), None);
         close("fractional t", &out, &get("out_t_frac"), 1e-4);
     }
 }
