@@ -56,3 +56,16 @@ fn every_example_is_valid_and_has_a_tiny_variant() {
     }
     assert!(found >= 2);
 }
+
+#[test]
+fn readme_document_is_the_example() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let block = readme.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let shown: serde_json::Value = serde_json::from_str(block).unwrap();
+    let example = fs::read_to_string(root().join("examples/pipelines/digits-dit-gft.json")).unwrap();
+    let mut example: serde_json::Value = serde_json::from_str(&example).unwrap();
+    for note in ["$schema", "about"] {
+        example.as_object_mut().unwrap().remove(note);
+    }
+    assert_eq!(shown, example);
+}
