@@ -1,0 +1,111 @@
+//! Optimizer, clipping, schedules and averages equal those of PyTorch and diffusers, recorded in `shared/goldens`
+//! (torch 2.15, diffusers 0.32.2; `train_utils.safetensors` in MANIFEST.md there).
+
+use framework::burn;
+use framework::burn::module::{Module, Param};
+use framework::burn::optim::GradientsParams;
+use framework::burn::store::bridge;
+use framework::burn::tensor::{Device, Tensor, TensorData};
+use framework::foreign;
+use framework::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup, clip_global_norm, learning_rate};
+use framework::trainer::EmaConfig;
+use framework::weights;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+#[derive(Module, Debug)]
+struct Two {
+    w: Param<Tensor<2>>,
+    b: Param<Tensor<1>>,
+}
+
+type Golden = BTreeMap<String, TensorData>;
+
+fn golden() -> Option<Golden> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/goldens/train_utils.safetensors");
+    if !path.exists() {
+        eprintln!("skipped: {} is absent", path.display());
+        return None;
+    }
+    let file = foreign::open(&path).unwrap();
+    Some(file.iter().map(|(name, tensor)| (name.clone(), bridge::to_data(tensor).unwrap())).collect())
+}
+
+fn numbers(data: &TensorData) -> Vec<f64> {
+    data.clone().convert::<f64>().try_into_vec::<f64>().unwrap()
+}
+
+#[track_caller]
+fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
+    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let worst = got.iter().zip(expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
+    assert!(got.len() == expected.len() && worst <= tolerance * largest, "{name}: {worst:e} against {largest:e}");
+}
+
+/// Six steps with the recorded gradients; weights after each, and the average, must be the recorded ones.
+fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecayGroup], clip: Option<f64>) {
+    let device = Device::flex().autodiff();
+    let load = |name: &str| golden[name].clone();
+    let mut model = Two {
+        w: Param::from_tensor(Tensor::from_data(load("w0"), &device).require_grad()),
+        b: Param::from_tensor(Tensor::from_data(load("b0"), &device).require_grad()),
+    };
+    let mut average = model.valid();
+    let config: OptimizerConfig = framework::serde_json::from_str(optimizer).unwrap();
+    let mut optimizer = config.init(groups).unwrap();
+    let rates = numbers(&golden[&format!("{key}.lr")]);
+    for (i, rate) in rates.iter().enumerate() {
+        let mut grads = GradientsParams::new();
+        let plain = Device::flex();
+        grads.register::<2>(model.w.id, Tensor::from_data(load(&format!("grad_w.{i}")), &plain));
+        grads.register::<1>(model.b.id, Tensor::from_data(load(&format!("grad_b.{i}")), &plain));
+        let (grads, norm) = clip_global_norm(&model, grads, clip);
+        if clip.is_some() {
+            close("norm", &[norm], &[numbers(&golden["llamagen.grad_norm_before_clip"])[i]], 1e-5);
+        }
+        model = optimizer.step(*rate, model, grads);
+        average = weights::average(average, &model, 0.99);
+        let values = weights::export(&model);
+        for name in ["w", "b"] {
+            close(&format!("{key}.{name}.{i}"), &numbers(&values[name]), &numbers(&golden[&format!("{key}.{name}.{i}")]), 1e-5);
+        }
+    }
+    let values = weights::export(&average);
+    close("ema w", &numbers(&values["w"]), &numbers(&golden[&format!("{key}.ema_w")]), 1e-5);
+    close("ema b", &numbers(&values["b"]), &numbers(&golden[&format!("{key}.ema_b")]), 1e-5);
+}
+
+#[test]
+fn adamw_and_ema_equal_pytorch() {
+    let Some(golden) = golden() else { return };
+    trajectory(&golden, "dit", r#"{"type": "adamw"}"#, &[], None);
+    trajectory(&golden, "gft_cos", r#"{"type": "adamw"}"#, &[], None);
+    trajectory(&golden, "sd_warm", r#"{"type": "adamw", "weight_decay": 1e-2}"#, &[], None);
+    let no_decay = WeightDecayGroup { parameters: "^b$".into(), weight_decay: 0.0 };
+    let llamagen = r#"{"type": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.05}"#;
+    trajectory(&golden, "llamagen", llamagen, &[no_decay], Some(1.0));
+}
+
+#[test]
+fn schedules_equal_pytorch() {
+    let Some(golden) = golden() else { return };
+    let cosine = |to: f64, t_max: usize, base: f64, n: usize| -> Vec<f64> {
+        (0..n).map(|s| learning_rate(base, 0, &LearningRateDecay::Cosine { to }, s, t_max)).collect()
+    };
+    close("gft_cos", &cosine(1e-5, 20, 1e-2, 6), &numbers(&golden["gft_cos.lr"]), 1e-9);
+    close("periodic", &cosine(1e-5, 50, 1e-4, 70), &numbers(&golden["cosine_1e-4_T50_min1e-5.lr"]), 1e-9);
+    let warm: Vec<f64> = (0..6).map(|s| learning_rate(1e-2, 4, &LearningRateDecay::Constant, s, 6)).collect();
+    close("sd_warm", &warm, &numbers(&golden["sd_warm.lr"]), 1e-9);
+}
+
+#[test]
+fn ema_warmup_equals_diffusers() {
+    let Some(golden) = golden() else { return };
+    let config = EmaConfig { decay: 0.9999, warmup: true };
+    let steps = numbers(&golden["diffusers_ema.step"]);
+    let decays = numbers(&golden["diffusers_ema.decay_at_step"]);
+    for (step, decay) in steps.into_iter().zip(decays).filter(|(step, _)| *step > 1.0) {
+        // diffusers counts its own calls: call `step` averages with the decay after `step - 1` updates.
+        close("decay", &[config.decay_at(step as usize - 1)], &[decay], 1e-9);
+    }
+}
