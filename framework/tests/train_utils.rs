@@ -67,7 +67,12 @@ fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecay
         average = weights::average(average, &model, 0.99);
         let values = weights::export(&model);
         for name in ["w", "b"] {
-            close(&format!("{key}.{name}.{i}"), &numbers(&values[name]), &numbers(&golden[&format!("{key}.{name}.{i}")]), 1e-5);
+            close(
+                &format!("{key}.{name}.{i}"),
+                &numbers(&values[name]),
+                &numbers(&golden[&format!("{key}.{name}.{i}")]),
+                1e-5,
+            );
         }
     }
     let values = weights::export(&average);
