@@ -1,0 +1,57 @@
+//! Ten thousand changed example documents, with every linked plugin: each is valid and keeps what was written, or
+//! every problem says where it is. Never a panic.
+
+#[path = "../registry/tests/mutations/mod.rs"]
+mod mutations;
+
+use proptest::test_runner::{Config, TestRunner};
+use registry::Registry;
+use serde_json::Value;
+use std::cell::Cell;
+use std::path::Path;
+use unguided as _;
+
+/// The committed examples, and the options that no example uses.
+fn documents() -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pipelines");
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let mut documents: Vec<Value> =
+        paths.iter().map(|path| serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()).collect();
+    let first = documents[0].clone();
+    for (slot, value) in [
+        (
+            "data",
+            serde_json::json!({ "type": "image_folder", "path": "images", "image_size": 8, "channels": 1, "horizontal_flip": true }),
+        ),
+        ("data", serde_json::json!({ "type": "latents", "path": "latents.safetensors" })),
+        ("sampler", serde_json::json!({ "type": "ddpm", "steps": 20 })),
+        ("sampler", serde_json::json!({ "type": "dpm_solver_pp", "steps": 20, "order": 3, "spacing": "karras" })),
+        (
+            "backbone",
+            serde_json::json!({
+                "type": "dit", "size": "S/2", "input_size": 8, "in_channels": 1, "num_classes": 10, "learn_sigma": true,
+                "process": { "betas": "cosine", "timesteps": 100, "prediction": "v" }
+            }),
+        ),
+    ] {
+        let mut document = first.clone();
+        document[slot] = value;
+        documents.push(document);
+    }
+    documents
+}
+
+#[test]
+fn nothing_written_is_ignored() {
+    let registry = Registry::linked();
+    let valid = Cell::new(0);
+    let mut runner = TestRunner::new(Config { cases: 10_000, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&mutations::a_mutant(documents()), |mutant| {
+        valid.set(valid.get() + usize::from(mutations::is_located_or_kept(&registry, &mutant)?));
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+    // Both answers were tried: mutants that are all refused would prove nothing about silent defaults.
+    assert!((100..9_000).contains(&valid.get()), "{} of 10,000 mutants are valid", valid.get());
+}
