@@ -1,43 +1,21 @@
 //! `forward` and `convert`: official checkpoints in and out.
 
 use crate::arguments::{ConvertOptions, Format, ForwardOptions};
-use crate::{Failure, Outcome, document};
-use framework::backbone::{Backbone, BoxBackbone, Control};
+use crate::{Failure, Outcome, document, start};
+use framework::backbone::{Backbone, Control};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
-use framework::checkpoint::Checkpoint;
+use framework::checkpoint::{self, Checkpoint};
 use framework::condition::Condition;
-use framework::error::Error;
-use framework::foreign::{self, Report};
-use framework::pipeline::Pipeline;
+use framework::foreign;
 use framework::process::Input;
-use framework::trainer;
-use std::path::Path;
-
-/// Weights of either format; the report is that of an official file.
-fn weights(pipeline: &Pipeline, path: &Path, device: &Device) -> Result<(BoxBackbone, Option<Report>), Error> {
-    let network = pipeline.init_backbone(device);
-    match Checkpoint::load(path) {
-        Ok(checkpoint) => Ok((trainer::restore(network, checkpoint.sampling_weights())?, None)),
-        Err(native) => {
-            // A damaged checkpoint of our own is not an official file either: say the first, better message.
-            if native.to_string().contains("damaged checkpoint: its content") {
-                return Err(native);
-            }
-            let (network, report) = foreign::load(network, &pipeline.backbone.foreign_names(), path)?;
-            Ok((network, Some(report)))
-        }
-    }
-}
 
 /// Runs the backbone once.
 pub fn forward(options: &ForwardOptions) -> Outcome {
     let device = document::device(options.device.as_deref())?;
     let pipeline = document::read(&options.pipeline, &[])?;
-    let (network, report) = weights(&pipeline, &options.checkpoint, &device)?;
-    if let Some(report) = report {
-        eprintln!("{report}");
-    }
+    let (network, report) = start::weights(&pipeline, &options.checkpoint, &device)?;
+    eprintln!("{report}");
     let file = foreign::open(&options.input)?;
     let get = |name: &str| -> Result<Option<TensorData>, Failure> {
         let tensor = file.get(name).map(bridge::to_data).transpose();
@@ -100,8 +78,9 @@ fn from_positions(x: Tensor<3>, grid: [usize; 2]) -> Tensor<4> {
 pub fn convert(options: &ConvertOptions) -> Outcome {
     let device = Device::flex();
     let pipeline = document::read(&options.pipeline, &[])?;
-    let (network, report) = weights(&pipeline, &options.input, &device)?;
-    let to = options.to.unwrap_or(if report.is_some() { Format::Native } else { Format::Official });
+    let native = checkpoint::metadata(&options.input)?.is_some();
+    let (network, report) = start::weights(&pipeline, &options.input, &device)?;
+    let to = options.to.unwrap_or(if native { Format::Official } else { Format::Native });
     match to {
         Format::Official => foreign::save(&network, &pipeline.backbone.foreign_names(), &options.output)?,
         Format::Native => {
@@ -109,10 +88,7 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
             Checkpoint { document: pipeline.document.clone(), model, ..Checkpoint::default() }.save(&options.output)?;
         }
     }
-    match report {
-        Some(report) => println!("{report}"),
-        None => println!("native checkpoint: every parameter written under its official name"),
-    }
+    println!("{report}");
     println!("{}", options.output.display());
     Ok(())
 }

@@ -17,6 +17,7 @@ mod linked;
 mod report;
 mod run;
 mod sample;
+mod start;
 mod train;
 
 use arguments::{Arguments, Command};

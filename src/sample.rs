@@ -1,9 +1,8 @@
 //! `sample`: images from a checkpoint alone.
 
 use crate::arguments::SampleOptions;
-use crate::run::{self, Run};
 use crate::train::bar;
-use crate::{Failure, Outcome, document, report};
+use crate::{Failure, Outcome, document, report, start};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::Checkpoint;
 use framework::condition::ConditionKind;
@@ -11,9 +10,8 @@ use framework::dataset::{Dataset, Label};
 use framework::error::Error;
 use framework::pipeline::{Pipeline, real_images};
 use framework::sampling::{Request, draw};
-use framework::{foreign, picture, trainer};
+use framework::{foreign, picture, weights};
 use std::fs;
-use std::path::Path;
 
 /// `count` samples of each class, class after class; of an unconditional network as many without condition.
 pub fn class_labels(pipeline: &Pipeline, classes: &[usize], count: usize) -> Vec<Label> {
@@ -31,7 +29,7 @@ pub fn metric_labels(pipeline: &Pipeline, classes: usize, count: usize) -> Vec<L
 /// Draws images from a run or a checkpoint.
 pub fn sample(options: &SampleOptions) -> Outcome {
     let device = document::device(options.device.as_deref())?;
-    let checkpoint = checkpoint(&options.from)?;
+    let checkpoint = Checkpoint::load(&start::file(&options.from)?)?;
     let mut overrides = options.set.clone();
     overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
     overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
@@ -45,7 +43,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
     pipeline.load(&device)?;
-    let network = trainer::restore(pipeline.init_backbone(&device), checkpoint.sampling_weights())?;
+    let network = weights::restore(pipeline.init_backbone(&device), checkpoint.sampling_weights())?;
     let num_classes = pipeline.backbone.accepts().num_classes;
     if let Some(class) = options.classes.iter().find(|class| num_classes.is_none_or(|n| **class >= n)) {
         let accepts = num_classes
@@ -106,20 +104,4 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     println!("{}", report::summary(&drawn, &measured));
     println!("{}", options.output.display());
     Ok(())
-}
-
-/// The checkpoint of a run's folder or a file.
-fn checkpoint(from: &Path) -> Result<Checkpoint, Failure> {
-    if !from.is_dir() {
-        return Ok(Checkpoint::load(from)?);
-    }
-    let run = Run { folder: from.to_path_buf() };
-    let offer = |path: &Path| format!("unguided sample {}", path.display());
-    match run::newest(&run.checkpoints(), &offer)? {
-        Some((_, checkpoint)) => Ok(checkpoint),
-        None => Err(Failure::Input(format!(
-            "error: {} holds no checkpoint\n  accepts  a run's folder, or a checkpoint file",
-            from.display()
-        ))),
-    }
 }

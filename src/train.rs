@@ -3,7 +3,7 @@
 use crate::arguments::TrainOptions;
 use crate::run::{self, Run};
 use crate::sample::{class_labels, metric_labels};
-use crate::{Failure, Outcome, document, report};
+use crate::{Failure, Outcome, document, report, start};
 use framework::backbone::BoxBackbone;
 use framework::burn::tensor::Device;
 use framework::checkpoint::Checkpoint;
@@ -52,8 +52,8 @@ pub fn train(options: &TrainOptions) -> Outcome {
     pipeline.load(&device)?;
     let dataset: Arc<dyn Dataset> = pipeline.open_data()?.into();
     let pipeline = Arc::new(pipeline);
-    let mut trainer =
-        Trainer::new(pipeline.clone(), &run.checkpoints(), &device, from.map(|(_, checkpoint)| checkpoint))?;
+    let start = start::start(&pipeline, &run, &device, from.map(|(_, checkpoint)| checkpoint))?;
+    let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), &device, start)?;
     let stop = stop_on_ctrl_c();
     let mut events = Console::new(&run, pipeline.clone(), dataset.info(), &device, trainer.step())?;
     let end = trainer.run(dataset.clone(), &stop, &mut events)?;

@@ -30,7 +30,7 @@ fn train(run: &Path) -> Command {
 fn last_checkpoint(run: &Path) -> PathBuf {
     let mut all: Vec<PathBuf> =
         fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    all.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+    all.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("step-"));
     all.sort();
     all.pop().expect("a checkpoint")
 }
@@ -184,4 +184,76 @@ fn precision_and_checkpointing_train_the_same_network() {
     assert!((bf16 - f32).abs() < 0.004 * f32, "{bf16} against {f32}");
     let recomputed = last_loss("recomputed", "/train/gradient_checkpointing=true");
     assert!((recomputed - f32).abs() < 1e-6 * f32, "{recomputed} against {f32}");
+}
+
+#[test]
+fn fine_tuning_starts_at_the_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cfg, gft) = (folder.path().join("cfg"), folder.path().join("gft"));
+    let train = |pipeline: &str, run: &Path, sets: &[String]| {
+        let mut arguments = vec!["train", pipeline, "--run", run.to_str().unwrap(), "--set", "/metrics=[]"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        unguided(&arguments)
+    };
+    let output = train("examples/pipelines/digits-dit-cfg-tiny.json", &cfg, &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    // A vanishing learning rate: the run ends where it started, with a guidance input that changes nothing.
+    let still = [
+        format!("/train/from={}", cfg.display()),
+        "/train/learning_rate=1e-12".into(),
+        "/train/warmup_steps=0".into(),
+        "/train/ema=null".into(),
+    ];
+    let output = train(TINY, &gft, &still);
+    assert!(output.status.success() && text(&output).contains("starts at zero"), "{}", text(&output));
+    let draw = |run: &Path, name: &str, set: &[&str]| {
+        let file = folder.path().join(name);
+        let picture = folder.path().join("grid.png");
+        let arguments = ["sample", run.to_str().unwrap(), "--count", "1", "--tensors", file.to_str().unwrap()];
+        let output = unguided(&[&arguments[..], &["--output", picture.to_str().unwrap()], set].concat());
+        assert!(output.status.success(), "{}", text(&output));
+        let bytes = fs::read(file).unwrap();
+        let x = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("x").unwrap().data().to_vec();
+        x.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+    };
+    let one_branch = ["--set", r#"/guidance={"type":"none"}"#];
+    let (a, b) = (draw(&cfg, "a", &one_branch), draw(&gft, "b", &["--beta", "0.3"]));
+    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-3, "{worst}");
+    // What does not fit is refused with its name: a network without the input has no place for its weights.
+    let output = train(
+        "examples/pipelines/digits-dit-cfg-tiny.json",
+        &folder.path().join("back"),
+        &[format!("/train/from={}", gft.display())],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("unknown `beta_embedder"), "{}", text(&output));
+}
+
+#[test]
+fn threads_train_the_same_bits_and_the_best_checkpoint_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, workers: &str| {
+        let run = folder.path().join(name);
+        let output = unguided(&[
+            "train",
+            TINY,
+            "--run",
+            run.to_str().unwrap(),
+            "--set",
+            "/metrics=[]",
+            "--set",
+            "/train/accumulate=3",
+            "--set",
+            "/train/save_every=5",
+            "--set",
+            "/train/keep_best=true",
+            "--set",
+            workers,
+        ]);
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(run.join("checkpoints/best.safetensors").exists());
+        tensors(&last_checkpoint(&run))
+    };
+    assert!(run("one", "/train/workers=1") == run("two", "/train/workers=2"), "another division of labour, other bits");
 }

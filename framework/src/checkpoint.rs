@@ -26,8 +26,8 @@ pub struct Checkpoint {
     pub model: BTreeMap<String, TensorData>,
     /// Their exponential moving average, if the run keeps one.
     pub ema: Option<BTreeMap<String, TensorData>>,
-    /// The frozen weights the run started from, if its objective needs them.
-    pub reference: Option<BTreeMap<String, TensorData>>,
+    /// Mean training loss since the checkpoint before it; `None` where no training led to it.
+    pub loss: Option<f64>,
     /// Optimizer state, as Burn writes it.
     pub optimizer: Vec<u8>,
 }
@@ -38,7 +38,7 @@ impl Checkpoint {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let groups = [("model", Some(&self.model)), ("ema", self.ema.as_ref()), ("reference", self.reference.as_ref())];
+        let groups = [("model", Some(&self.model)), ("ema", self.ema.as_ref())];
         let mut tensors = Vec::new();
         for (group, values) in groups {
             for (name, data) in values.into_iter().flatten() {
@@ -60,10 +60,12 @@ impl Checkpoint {
                 Ok((name.clone(), view))
             })
             .collect::<Result<Vec<_>>>()?;
-        let checksum = checksum(&views, self.step, &self.document);
+        let loss = self.loss.map_or(String::new(), |loss| loss.to_string());
+        let checksum = checksum(&views, self.step, &loss, &self.document);
         let metadata = HashMap::from([
             ("format".to_string(), FORMAT.to_string()),
             ("step".to_string(), self.step.to_string()),
+            ("loss".to_string(), loss),
             ("document".to_string(), self.document.clone()),
             ("sha256".to_string(), checksum),
         ]);
@@ -92,15 +94,15 @@ impl Checkpoint {
         let get =
             |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("no `{name}` in its metadata")));
         let step = get("step")?.parse().map_err(|_| damaged("its step is no number".into()))?;
-        let document = get("document")?;
+        let (document, loss) = (get("document")?, get("loss")?);
         let mut views: Vec<(String, TensorView<'_>)> = file.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
-        if checksum(&views, step, &document) != get("sha256")? {
+        if checksum(&views, step, &loss, &document) != get("sha256")? {
             return Err(damaged(
                 "its content does not match its SHA-256: bits have changed since it was written".into(),
             ));
         }
-        let mut checkpoint = Self { step, document, ..Self::default() };
+        let mut checkpoint = Self { step, document, loss: loss.parse().ok(), ..Self::default() };
         for (name, view) in views {
             if name == "optimizer" {
                 checkpoint.optimizer = view.data().to_vec();
@@ -110,7 +112,6 @@ impl Checkpoint {
             let values = match group {
                 "model" => &mut checkpoint.model,
                 "ema" => checkpoint.ema.get_or_insert_default(),
-                "reference" => checkpoint.reference.get_or_insert_default(),
                 _ => return Err(damaged(format!("unknown tensor `{name}`"))),
             };
             let dtype =
@@ -125,6 +126,46 @@ impl Checkpoint {
     pub fn sampling_weights(&self) -> BTreeMap<String, TensorData> {
         self.ema.clone().unwrap_or_else(|| self.model.clone())
     }
+}
+
+/// The metadata of a native checkpoint, from its header alone; `None` if the file is none of ours.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn metadata(path: &Path) -> Result<Option<HashMap<String, String>>> {
+    use std::io::Read;
+    let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut length = [0; 8];
+    if file.read_exact(&mut length).is_err() {
+        return Ok(None);
+    }
+    let mut header = Vec::new();
+    // The reader stops at the end of a file that only looks like safetensors.
+    file.take(u64::from_le_bytes(length).min(100_000_000)).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
+    let header: serde_json::Value = serde_json::from_slice(&header).unwrap_or_default();
+    let metadata: Option<HashMap<String, String>> = serde_json::from_value(header["__metadata__"].clone()).ok();
+    Ok(metadata.filter(|metadata| metadata.get("format").is_some_and(|format| format == FORMAT)))
+}
+
+/// Makes `path` the best checkpoint of its folder, `best.safetensors`, if its loss is smaller than the best one's.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn keep_best(path: &Path) -> Result<()> {
+    let loss = |path: &Path| -> Result<f64> {
+        let loss = metadata(path)?.and_then(|metadata| metadata.get("loss")?.parse().ok());
+        Ok(loss.unwrap_or(f64::INFINITY))
+    };
+    let (best, partial) = (path.with_file_name("best.safetensors"), path.with_file_name("best.partial"));
+    if best.exists() && loss(path)? >= loss(&best)? {
+        return Ok(());
+    }
+    // A second name of the same bytes costs no space; file systems without such names get a copy.
+    let _ = fs::remove_file(&partial);
+    fs::hard_link(path, &partial)
+        .or_else(|_| fs::copy(path, &partial).map(drop))
+        .and_then(|()| fs::rename(&partial, &best))
+        .map_err(|e| Error::io(&best, e))
 }
 
 /// Writes a file so that it is either whole or absent, also after a crash.
@@ -146,13 +187,14 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn checksum(views: &[(String, TensorView<'_>)], step: usize, document: &str) -> String {
+fn checksum(views: &[(String, TensorView<'_>)], step: usize, loss: &str, document: &str) -> String {
     let mut hash = Sha256::new();
     let mut field = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
     field(&(step as u64).to_le_bytes());
+    field(loss.as_bytes());
     field(document.as_bytes());
     for (name, view) in views {
         field(name.as_bytes());

@@ -47,8 +47,18 @@ pub struct ForeignNames {
     pub nesting: &'static [&'static str],
     /// Names in the file that are not weights, and why they are ignored.
     pub ignored: &'static [(&'static str, &'static str)],
-    /// Parameters of ours that a file may lack: they keep their initial value (zero), e.g. a guidance input.
-    pub optional: &'static [&'static str],
+    /// Parameters of ours, by the beginning of their path, that a file may lack (a guidance input), and how they
+    /// start then. The first match counts.
+    pub optional: &'static [(&'static str, Fresh)],
+}
+
+/// How a parameter that the file lacks starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fresh {
+    /// At zero: the last layer of a new term, so that the network starts as the published one.
+    Zero,
+    /// As it was drawn: the layers below, which would not learn from zero.
+    Drawn,
 }
 
 /// The tensors of a file by name, unread.
@@ -90,8 +100,8 @@ pub struct Report {
     pub used: Vec<(String, String)>,
     /// Tensors left out, and why.
     pub ignored: Vec<(String, String)>,
-    /// Parameters that the file lacks and that keep their start value of zero.
-    pub started_at_zero: Vec<String>,
+    /// Parameters that the file lacks, and how they start.
+    pub fresh: Vec<(String, Fresh)>,
 }
 
 impl fmt::Display for Report {
@@ -99,16 +109,20 @@ impl fmt::Display for Report {
         let nesting = if self.nesting.is_empty() { String::new() } else { format!(" (under `{}`)", self.nesting) };
         write!(
             f,
-            "{} tensors used{nesting}, {} ignored, {} new parameters start at zero",
+            "{} tensors used{nesting}, {} ignored, {} new parameters",
             self.used.len(),
             self.ignored.len(),
-            self.started_at_zero.len()
+            self.fresh.len()
         )?;
         for (name, why) in &self.ignored {
             write!(f, "\n  ignored  {name}: {why}")?;
         }
-        for path in &self.started_at_zero {
-            write!(f, "\n  zero     {path}")?;
+        for (path, fresh) in &self.fresh {
+            let how = match fresh {
+                Fresh::Zero => "starts at zero",
+                Fresh::Drawn => "starts as drawn",
+            };
+            write!(f, "\n  new      {path}: {how}")?;
         }
         Ok(())
     }
@@ -142,12 +156,12 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
         let ForeignName { name, layout } = (names.of)(own);
         let name = format!("{nesting}{name}");
         let Some(tensor) = file.get(&name) else {
-            if names.optional.iter().any(|optional| own.starts_with(optional)) {
-                let zeros = vec![0.0_f32; shape.iter().product()];
-                values.insert(own.clone(), TensorData::new(zeros, shape.clone()));
-                report.started_at_zero.push(own.clone());
-            } else {
-                problems.push(format!("missing `{name}`"));
+            match names.fresh(own) {
+                Some(fresh) => {
+                    values.extend(fresh.values(own, shape));
+                    report.fresh.push((own.clone(), fresh));
+                }
+                None => problems.push(format!("missing `{name}`")),
             }
             continue;
         };
@@ -174,13 +188,64 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
             (None, None) => problems.push(format!("unknown `{name}`")),
         }
     }
-    if !problems.is_empty() {
-        let shown = problems.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
-        let more = problems.len().saturating_sub(12);
-        let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-        return Err(Error::file(path, format!("does not fit the backbone of the document:\n  {shown}{more}")));
-    }
+    refuse(path, &problems)?;
     Ok((weights::import(network, &mut values), report))
+}
+
+/// Puts the numbers of a native checkpoint into a network that may have grown new optional parameters since.
+///
+/// # Errors
+/// If a weight is missing, unknown, or of another shape: all of them are named.
+pub fn adopt(
+    network: BoxBackbone,
+    names: &ForeignNames,
+    mut from: BTreeMap<String, TensorData>,
+    path: &Path,
+) -> Result<(BoxBackbone, Report)> {
+    let (mut report, mut values, mut problems) = (Report::default(), BTreeMap::new(), Vec::new());
+    for (own, shape, _) in weights::parameters(&network) {
+        match (from.remove(&own), names.fresh(&own)) {
+            (Some(data), _) if data.shape().to_vec() == shape => {
+                values.insert(own.clone(), data);
+                report.used.push((own.clone(), own));
+            }
+            (Some(data), _) => problems.push(format!("`{own}` is {:?}, not {shape:?}", data.shape().to_vec())),
+            (None, Some(fresh)) => {
+                values.extend(fresh.values(&own, &shape));
+                report.fresh.push((own, fresh));
+            }
+            (None, None) => problems.push(format!("missing `{own}`")),
+        }
+    }
+    problems.extend(from.keys().map(|name| format!("unknown `{name}`")));
+    refuse(path, &problems)?;
+    Ok((weights::import(network, &mut values), report))
+}
+
+/// The first problems of a file as one error; nothing if there are none.
+fn refuse(path: &Path, problems: &[String]) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let shown = problems.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
+    let more = problems.len().saturating_sub(12);
+    let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
+    Err(Error::file(path, format!("does not fit the backbone of the document:\n  {shown}{more}")))
+}
+
+impl ForeignNames {
+    /// How the parameter at `path` starts where a file lacks it; `None` = a file must have it.
+    fn fresh(&self, path: &str) -> Option<Fresh> {
+        self.optional.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, fresh)| *fresh)
+    }
+}
+
+impl Fresh {
+    /// The numbers to put in place of those that were drawn.
+    fn values(self, path: &str, shape: &[usize]) -> Option<(String, TensorData)> {
+        let zeros = || TensorData::new(vec![0.0_f32; shape.iter().product()], shape.to_vec());
+        (self == Self::Zero).then(|| (path.to_string(), zeros()))
+    }
 }
 
 /// Writes a network under its official names and layouts, as safetensors.

@@ -23,14 +23,17 @@ pub mod picture;
 pub mod pipeline;
 pub mod plot;
 pub mod plugin;
+mod precision;
 pub mod process;
 pub mod random;
 pub mod sampler;
 pub mod sampling;
 pub mod tokenizer;
+pub mod train_config;
 pub mod trainer;
 pub mod vp;
 pub mod weights;
+pub mod workers;
 
 pub use {burn, inventory, schemars, serde, serde_json, typetag};
 

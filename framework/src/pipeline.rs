@@ -13,7 +13,7 @@ use crate::process::{Latent, LatentShape, Process};
 use crate::random::Random;
 use crate::sampler::Sampler;
 use crate::tokenizer::{ImageShape, Tokenizer};
-use crate::trainer::TrainConfig;
+use crate::train_config::TrainConfig;
 use crate::weights;
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -1,5 +1,6 @@
 //! Parameters by path: drawing them, counting them, reading and replacing their numbers, averaging them.
 
+use crate::error::{Error, Result};
 use crate::random::Random;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -138,6 +139,31 @@ pub fn import<M: Module>(module: M, values: &mut BTreeMap<String, TensorData>) -
         }
         None => None,
     })
+}
+
+/// Puts a checkpoint's numbers into a network.
+///
+/// # Errors
+/// If names or shapes are not the network's.
+pub fn restore<M: Module>(network: M, mut values: BTreeMap<String, TensorData>) -> Result<M> {
+    for (path, shape, _) in parameters(&network) {
+        let Some(data) = values.get(&path) else {
+            return Err(Error::Run(format!(
+                "the checkpoint has no weights for `{path}`: it belongs to another backbone"
+            )));
+        };
+        if data.shape().to_vec() != shape {
+            return Err(Error::Run(format!(
+                "`{path}` is {:?} in the checkpoint and {shape:?} in the backbone",
+                data.shape()
+            )));
+        }
+    }
+    let network = import(network, &mut values);
+    match values.keys().next() {
+        None => Ok(network),
+        Some(path) => Err(Error::Run(format!("the checkpoint holds `{path}`, which the backbone does not have"))),
+    }
 }
 
 /// Maps the numbers of parameters on the host; `None` leaves one as it is.

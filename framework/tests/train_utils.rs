@@ -8,7 +8,7 @@ use framework::burn::store::bridge;
 use framework::burn::tensor::{Device, Tensor, TensorData};
 use framework::foreign;
 use framework::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup, clip_global_norm, learning_rate};
-use framework::trainer::EmaConfig;
+use framework::train_config::EmaConfig;
 use framework::weights;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -241,6 +241,38 @@ fn training(document: &Document) -> Problems {
             }),
         );
     }
+    if needs.ema && document.train.ema.is_none() {
+        problems.push(
+            Problem::new(
+                "/train/ema",
+                format!("objective \"{objective}\" is taught by the average of the weights, and there is none"),
+            )
+            .and_at("/objective")
+            .accepts("an average, e.g. {\"decay\": 0.9999}"),
+        );
+    }
+    if needs.reference && document.train.from.is_none() && document.train.reference.is_none() {
+        problems.push(
+            Problem::new(
+                "/train/from",
+                format!(
+                    "objective \"{objective}\" compares with a trained network; this run starts from random weights"
+                ),
+            )
+            .and_at("/train/reference")
+            .accepts("a run's folder, a checkpoint, or an official file in one of them"),
+        );
+    }
+    if !needs.reference && document.train.reference.is_some() {
+        problems.push(
+            Problem::new(
+                "/train/reference",
+                format!("objective \"{objective}\" compares with no reference: this has no effect"),
+            )
+            .and_at("/objective")
+            .accepts("null, or an objective that needs a reference"),
+        );
+    }
     if needs.null_condition && accepts.condition == ConditionKind::None {
         problems.push(
             Problem::new(

@@ -5,7 +5,7 @@ use framework::plugin::{
     BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, MetricPlugin, ObjectivePlugin, SamplerPlugin,
     TokenizerPlugin,
 };
-use framework::trainer::TrainConfig;
+use framework::train_config::TrainConfig;
 use serde::{Deserialize, Serialize};
 
 /// One pipeline. [`crate::Registry::parse`] makes it from text.

@@ -4,7 +4,7 @@
 //! a `oneOf` over the plugins would only say that none of them fits.
 
 use framework::plugin::{Entry, Kind};
-use framework::trainer::TrainConfig;
+use framework::train_config::TrainConfig;
 use schemars::Schema;
 use schemars::transform::{Transform, transform_subschemas};
 use serde_json::{Map, Value, json};

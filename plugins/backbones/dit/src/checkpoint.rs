@@ -1,6 +1,6 @@
 //! The official DiT files: facebookresearch/DiT and thu-ml/GFT.
 
-use framework::foreign::{ForeignName, ForeignNames, Layout};
+use framework::foreign::{ForeignName, ForeignNames, Fresh, Layout};
 use std::sync::Arc;
 
 /// A flat state dict, or `ema` / `model` inside the training container.
@@ -11,7 +11,11 @@ pub fn names(patch: usize) -> ForeignNames {
         ignored: &[("opt.", "optimizer state"), ("args", "command-line arguments of the training script")],
         // A plain DiT file starts a guidance-free network: the new term starts at zero, so the network starts
         // at the published model for every guidance number.
-        optional: &["t_embedder.cond_proj.weight", "beta_embedder."],
+        optional: &[
+            ("t_embedder.cond_proj.weight", Fresh::Zero),
+            ("beta_embedder.mlp_2.", Fresh::Zero),
+            ("beta_embedder.", Fresh::Drawn),
+        ],
     }
 }
 

@@ -1,0 +1,122 @@
+//! The networks a run begins with: fresh, from a file, from where it stopped; and the frozen reference beside them.
+
+use crate::run::{self, Run};
+use crate::{Failure, document};
+use framework::backbone::BoxBackbone;
+use framework::burn::module::Module;
+use framework::burn::tensor::Device;
+use framework::checkpoint::{self, Checkpoint};
+use framework::error::Error;
+use framework::foreign::{self, Report};
+use framework::pipeline::Pipeline;
+use framework::trainer::{Start, tracking};
+use framework::weights;
+use std::path::{Path, PathBuf};
+
+/// The weights of a run's folder, a native checkpoint or an official file, in a network of this pipeline.
+pub fn weights(pipeline: &Pipeline, path: &Path, device: &Device) -> Result<(BoxBackbone, Report), Failure> {
+    let path = file(path)?;
+    let (network, names) = (pipeline.init_backbone(device), pipeline.backbone.foreign_names());
+    Ok(match checkpoint::metadata(&path)? {
+        Some(_) => foreign::adopt(network, &names, Checkpoint::load(&path)?.sampling_weights(), &path)?,
+        None => foreign::load(network, &names, &path)?,
+    })
+}
+
+/// The checkpoint file that a path stands for: a folder stands for its run's newest one.
+pub fn file(path: &Path) -> Result<PathBuf, Failure> {
+    if !path.exists() {
+        return Err(Failure::Input(format!(
+            "error: {} does not exist\n  accepts  a run's folder, a checkpoint, or an official file",
+            path.display()
+        )));
+    }
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let offer = |path: &Path| path.display().to_string();
+    match run::newest(&Run { folder: path.to_path_buf() }.checkpoints(), &offer)? {
+        Some((newest, _)) => Ok(newest),
+        None => Err(Failure::Input(format!(
+            "error: {} holds no checkpoint\n  accepts  a run's folder, or a checkpoint file",
+            path.display()
+        ))),
+    }
+}
+
+/// The networks of a run that begins, or goes on from `resume`.
+pub fn start(pipeline: &Pipeline, run: &Run, device: &Device, resume: Option<Checkpoint>) -> Result<Start, Failure> {
+    let tracked = tracking(&pipeline.train, device);
+    let online = match (&pipeline.train.from, &resume) {
+        (Some(path), None) => {
+            let (network, report) = weights(pipeline, path, &tracked)?;
+            eprintln!("starting from {}: {report}", path.display());
+            network
+        }
+        _ => pipeline.init_backbone(&tracked),
+    };
+    let reference = match pipeline.objective.needs().reference {
+        true => Some(reference(pipeline, run, device, &online, resume.is_some())?),
+        false => None,
+    };
+    Ok(Start { online, reference, resume })
+}
+
+/// The frozen reference. The run keeps its own copy, so it goes on after the original is gone.
+fn reference(
+    pipeline: &Pipeline,
+    run: &Run,
+    device: &Device,
+    online: &BoxBackbone,
+    resumed: bool,
+) -> Result<BoxBackbone, Failure> {
+    let kept = run.folder.join("reference.safetensors");
+    if resumed || kept.exists() {
+        let checkpoint = Checkpoint::load(&kept)?;
+        return own(pipeline, &kept, checkpoint, device);
+    }
+    let Some(path) = &pipeline.train.reference else {
+        let network = online.valid();
+        let (document, model) = (pipeline.document.clone(), weights::export(&network));
+        Checkpoint { document, model, ..Checkpoint::default() }.save(&kept)?;
+        return Ok(network);
+    };
+    let path = file(path)?;
+    let checkpoint = match checkpoint::metadata(&path)? {
+        Some(_) => {
+            let found = Checkpoint::load(&path)?;
+            Checkpoint { document: found.document.clone(), model: found.sampling_weights(), ..Checkpoint::default() }
+        }
+        None => {
+            let (network, report) = weights(pipeline, &path, device)?;
+            eprintln!("reference {}: {report}", path.display());
+            let (document, model) = (pipeline.document.clone(), weights::export(&network));
+            Checkpoint { document, model, ..Checkpoint::default() }
+        }
+    };
+    checkpoint.save(&kept)?;
+    own(pipeline, &path, checkpoint, device)
+}
+
+/// A network of the checkpoint's own document, which must speak of the same latents, noise and conditions.
+fn own(pipeline: &Pipeline, path: &Path, checkpoint: Checkpoint, device: &Device) -> Result<BoxBackbone, Failure> {
+    let theirs = document::from_text(&checkpoint.document, &[], &format!("{} (its document)", path.display()))?;
+    let (a, b) = (&pipeline.backbone, &theirs.backbone);
+    let differs = [
+        ("latents", a.latent_shape() != b.latent_shape()),
+        ("process", format!("{:?}", a.process()) != format!("{:?}", b.process())),
+        (
+            "conditions",
+            (a.accepts().condition, a.accepts().num_classes) != (b.accepts().condition, b.accepts().num_classes),
+        ),
+    ];
+    if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
+        return Err(Failure::Input(format!(
+            "error: the reference {} has other {what} than the network in training\n  at       /train/reference and /backbone\n  accepts  a reference of the same latents, process and conditions",
+            path.display()
+        )));
+    }
+    // Where it is drawn is of no matter: every number is replaced.
+    let network = theirs.init_backbone(device);
+    Ok(weights::restore(network, checkpoint.sampling_weights()).map_err(|e| Error::file(path, e.to_string()))?)
+}
