@@ -8,7 +8,7 @@ use framework::checkpoint::Checkpoint;
 use framework::condition::ConditionKind;
 use framework::dataset::{Dataset, Label};
 use framework::error::Error;
-use framework::pipeline::{Pipeline, real_images};
+use framework::pipeline::Pipeline;
 use framework::sampling::{Request, draw};
 use framework::{foreign, picture, weights};
 use std::fs;
@@ -55,18 +55,12 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         (true, Some(n)) => (0..n).collect(),
         (true, None) => vec![0],
     };
-    // Without a declared shape the dataset itself must be opened: an image folder's pictures, say.
-    let info = match pipeline.data.info() {
-        Some(info) => info,
-        None => pipeline.data.open()?.info(),
-    };
     let request = Request {
         labels: class_labels(&pipeline, &classes, options.count),
         seed: options.seed,
         batch_size: options.batch_size.max(1),
         sampler: &*pipeline.sampler,
         guidance: &*pipeline.guidance,
-        image: pipeline.image_shape(&info),
     };
     let bar = bar("sampling", 0);
     let drawn = draw(&pipeline, &network, &request, &device, &mut |done, all| {
@@ -74,7 +68,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
-    let shape = pipeline.image_shape(&info);
+    let shape = pipeline.image_shape();
     picture::save(&picture::grid(&drawn.images, shape, options.count), &options.output)?;
     if let Some(folder) = &options.images {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
@@ -96,7 +90,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     let mut measured = Vec::new();
     if options.metrics {
         let dataset: Box<dyn Dataset> = pipeline.open_data()?;
-        let real = real_images(&*dataset)?;
+        let real = pipeline.real_images(&*dataset, &device)?;
         for metric in &pipeline.metrics {
             measured.extend(metric.measure(&drawn.images, &real)?);
         }

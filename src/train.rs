@@ -9,8 +9,9 @@ use framework::burn::tensor::Device;
 use framework::checkpoint::Checkpoint;
 use framework::dataset::DatasetInfo;
 use framework::error::{Error, Result};
-use framework::pipeline::{Pipeline, real_images};
+use framework::pipeline::Pipeline;
 use framework::sampling::{Drawn, Request, draw};
+use framework::train_config::UNCONDITIONAL_ROWS;
 use framework::trainer::{End, Events, StepReport, Trainer};
 use framework::{dataset::Dataset, picture};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -68,20 +69,20 @@ pub fn train(options: &TrainOptions) -> Outcome {
 /// Samples, metrics, plots and the report of a finished run.
 fn finish(run: &Run, pipeline: &Pipeline, dataset: &dyn Dataset, network: &BoxBackbone, device: &Device) -> Outcome {
     let info = dataset.info();
-    let rows = info.num_classes.unwrap_or(8);
+    let rows = info.num_classes.unwrap_or(UNCONDITIONAL_ROWS);
     let columns = pipeline.train.sample_columns;
     let labels = class_labels(pipeline, &(0..rows).collect::<Vec<_>>(), columns);
-    let grid = sampled(pipeline, network, labels, &info, device)?;
+    let grid = sampled(pipeline, network, labels, device)?;
     let picture_path = run.folder.join("samples.png");
-    picture::save(&picture::grid(&grid.images, pipeline.image_shape(&info), columns), &picture_path)?;
+    picture::save(&picture::grid(&grid.images, pipeline.image_shape(), columns), &picture_path)?;
     let mut measured = Vec::new();
     let mut drawn = grid.clone();
     if !pipeline.metrics.is_empty() {
-        let count = if pipeline.train.metric_samples == 0 { rows * columns } else { pipeline.train.metric_samples };
+        let count = pipeline.train.samples_to_measure(info.num_classes);
         if count > rows * columns {
-            drawn = sampled(pipeline, network, metric_labels(pipeline, rows, count), &info, device)?;
+            drawn = sampled(pipeline, network, metric_labels(pipeline, rows, count), device)?;
         }
-        let real = real_images(dataset)?;
+        let real = pipeline.real_images(dataset, device)?;
         for metric in &pipeline.metrics {
             measured.extend(metric.measure(&drawn.images, &real)?);
         }
@@ -96,7 +97,6 @@ fn sampled(
     pipeline: &Pipeline,
     network: &BoxBackbone,
     labels: Vec<framework::dataset::Label>,
-    info: &DatasetInfo,
     device: &Device,
 ) -> Result<Drawn> {
     let request = Request {
@@ -105,7 +105,6 @@ fn sampled(
         batch_size: 100,
         sampler: &*pipeline.sampler,
         guidance: &*pipeline.guidance,
-        image: pipeline.image_shape(info),
     };
     let bar = bar("sampling", 0);
     let drawn = draw(pipeline, network, &request, device, &mut |done, all| {
@@ -225,12 +224,12 @@ impl Events for Console {
     }
 
     fn sample(&mut self, network: &BoxBackbone, step: usize) -> Result<()> {
-        let rows = self.info.num_classes.unwrap_or(8);
+        let rows = self.info.num_classes.unwrap_or(UNCONDITIONAL_ROWS);
         let columns = self.pipeline.train.sample_columns;
         let labels = class_labels(&self.pipeline, &(0..rows).collect::<Vec<_>>(), columns);
-        let drawn = sampled(&self.pipeline, network, labels, &self.info, &self.device)?;
+        let drawn = sampled(&self.pipeline, network, labels, &self.device)?;
         let path = self.run.folder.join("samples").join(format!("step-{step:09}.png"));
-        picture::save(&picture::grid(&drawn.images, self.pipeline.image_shape(&self.info), columns), &path)
+        picture::save(&picture::grid(&drawn.images, self.pipeline.image_shape(), columns), &path)
     }
 
     fn saved(&mut self, path: &Path, step: usize) {

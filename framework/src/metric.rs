@@ -52,6 +52,12 @@ pub trait Metric: Debug + Send + Sync {
     /// Whether it needs the class of each sample.
     fn needs_classes(&self) -> bool;
 
+    /// Fewest samples of `width` numbers each that it can measure.
+    fn least_samples(&self, width: usize) -> usize {
+        let _ = width;
+        1
+    }
+
     /// Measures `samples` against `real`, the training images.
     ///
     /// # Errors

@@ -104,14 +104,8 @@ impl Pipeline {
     }
 
     /// Shape of the images that samples decode to.
-    ///
-    /// # Errors
-    /// If the data are latents of a tokenizer that does not say what image they come from.
-    pub fn image_shape(&self, info: &DatasetInfo) -> ImageShape {
-        match &info.items {
-            ItemKind::Images(shape) => *shape,
-            ItemKind::Latents { grid, channels } => [*channels, grid[0], grid[1]],
-        }
+    pub fn image_shape(&self) -> ImageShape {
+        self.tokenizer.image_shape(self.latent_shape())
     }
 
     /// The backbone's latent.
@@ -143,23 +137,35 @@ impl Pipeline {
         }
         Ok(dataset)
     }
-}
 
-/// The dataset's images as rows: what samples are compared with.
-///
-/// # Errors
-/// If an item cannot be read.
-pub fn real_images(dataset: &dyn Dataset) -> Result<Images> {
-    let mut images = Images { values: Vec::new(), width: 0, classes: Vec::new() };
-    for index in 0..dataset.len() {
-        let item = dataset.plain(index)?;
-        images.width = item.values.len();
-        images.values.extend(item.values);
-        if let Label::Class(class) = item.label {
-            images.classes.push(class);
+    /// The dataset's images as rows `[C, H, W]`: what samples are compared with. Latents are decoded.
+    ///
+    /// # Errors
+    /// If an item cannot be read.
+    pub fn real_images(&self, dataset: &dyn Dataset, device: &Device) -> Result<Images> {
+        let info = dataset.info();
+        let shape = self.image_shape();
+        let mut images = Images { values: Vec::new(), width: shape.iter().product(), classes: Vec::new() };
+        let all: Vec<usize> = (0..dataset.len()).collect();
+        for indices in all.chunks(64) {
+            let items = indices.iter().map(|index| dataset.plain(*index)).collect::<Result<Vec<_>>>()?;
+            let values: Vec<f32> = items.iter().flat_map(|item| item.values.iter().copied()).collect();
+            let labels: Vec<Label> = items.into_iter().map(|item| item.label).collect();
+            images.classes.extend(labels.iter().filter_map(|label| match label {
+                Label::Class(class) => Some(*class),
+                _ => None,
+            }));
+            match info.items {
+                ItemKind::Images(_) => images.values.extend(values),
+                ItemKind::Latents { .. } => {
+                    let latents = self.latents(&Batch { values, labels }, &info, device);
+                    let decoded = self.tokenizer.decode(latents, shape);
+                    images.values.extend(decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?);
+                }
+            }
         }
+        Ok(images)
     }
-    Ok(images)
 }
 
 fn tensor4(values: Vec<f32>, shape: [usize; 4], device: &Device) -> Tensor<4> {

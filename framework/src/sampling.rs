@@ -8,7 +8,6 @@ use crate::metric::Images;
 use crate::pipeline::Pipeline;
 use crate::random::Random;
 use crate::sampler::{Progress, Sampler, SeededNoise};
-use crate::tokenizer::ImageShape;
 use burn::tensor::{DType, Device};
 use std::time::Instant;
 
@@ -24,8 +23,6 @@ pub struct Request<'a> {
     pub sampler: &'a dyn Sampler,
     /// The guidance rule.
     pub guidance: &'a dyn Guidance,
-    /// Shape of the images.
-    pub image: ImageShape,
 }
 
 /// What was drawn.
@@ -58,12 +55,12 @@ pub fn draw(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Drawn> {
     let process = pipeline.process();
-    let shape = pipeline.latent_shape();
+    let (shape, image) = (pipeline.latent_shape(), pipeline.image_shape());
     let guidance_of_scale = |scale: f64| pipeline.objective.guidance_of_scale(scale);
     let start = Instant::now();
     let count = request.labels.len();
     let batches = count.div_ceil(request.batch_size);
-    let mut images = Images { values: Vec::new(), width: request.image.iter().product(), classes: Vec::new() };
+    let mut images = Images { values: Vec::new(), width: image.iter().product(), classes: Vec::new() };
     let mut nfe = 0;
     for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
         let condition = pipeline.condition(labels)?;
@@ -80,7 +77,7 @@ pub fn draw(
         let mut observer = |at: &Progress<'_>| progress(batch * at.steps + at.step, batches * at.steps);
         let latent = request.sampler.sample(&mut model, &mut noise, &mut observer);
         nfe = model.nfe();
-        let decoded = pipeline.tokenizer.decode(latent, request.image);
+        let decoded = pipeline.tokenizer.decode(latent, image);
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             let sample = batch * request.batch_size + bad / images.width;

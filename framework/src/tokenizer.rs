@@ -21,6 +21,9 @@ pub trait Tokenizer: Debug + Send + Sync {
     /// If images of this shape cannot be encoded; pointers are relative to the entry.
     fn latent_shape(&self, image: ImageShape) -> Result<LatentShape, Problems>;
 
+    /// The image that a latent decodes to: the inverse of [`Tokenizer::latent_shape`].
+    fn image_shape(&self, latent: LatentShape) -> ImageShape;
+
     /// Loads its weights, once, before the first encode or decode.
     ///
     /// # Errors

@@ -37,6 +37,9 @@ impl EmaConfig {
     }
 }
 
+/// Rows of the sample grid of a network without classes.
+pub const UNCONDITIONAL_ROWS: usize = 8;
+
 /// How training goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -141,6 +144,12 @@ fn five_hundred() -> usize {
 }
 
 impl TrainConfig {
+    /// Samples drawn at the end for the metrics, of data with so many classes.
+    pub fn samples_to_measure(&self, num_classes: Option<usize>) -> usize {
+        let grid = num_classes.unwrap_or(UNCONDITIONAL_ROWS) * self.sample_columns;
+        if self.metric_samples == 0 { grid } else { self.metric_samples }
+    }
+
     /// Problems within the entry; pointers are relative to it.
     pub fn check(&self) -> Problems {
         let mut problems: Problems = self.optimizer.check().into_iter().map(|p| p.under("/optimizer")).collect();

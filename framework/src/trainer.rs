@@ -217,10 +217,16 @@ impl Trainer {
         let train = &self.pipeline.train;
         let process = self.pipeline.process();
         let example = process.corrupt(latents, random, draw);
-        let online = match train.precision {
-            Precision::F32 => self.online.clone(),
-            Precision::Bf16 => self.online.clone().apply_reparameterization(CastAll),
+        // Threads that share leaves of one gradient graph lock each other out: each has leaves of its own.
+        let online = match train.workers {
+            1 => self.online.clone(),
+            _ => self.online.clone().fork(&tracking(train, &self.device)),
         };
+        let online = match train.precision {
+            Precision::F32 => online,
+            Precision::Bf16 => online.apply_reparameterization(CastAll),
+        };
+        let leaves = online.clone();
         let models =
             Networks { stopped: online.valid(), online, ema: self.ema.as_ref(), reference: self.reference.as_ref() };
         let choices = Choices { random, draw };
@@ -232,7 +238,7 @@ impl Trainer {
         }
         let mean = |(name, value): (String, Tensor<1>)| (name, f64::from(value.into_scalar::<f32>()));
         let logged = context.into_log().into_iter().map(mean).collect();
-        Ok((value, GradientsParams::from_grads(loss.backward(), &self.online), logged))
+        Ok((value, GradientsParams::from_grads(loss.backward(), &leaves), logged))
     }
 
     fn not_finite(&self, what: &str) -> Error {

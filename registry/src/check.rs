@@ -4,6 +4,7 @@ use crate::document::Document;
 use framework::condition::ConditionKind;
 use framework::dataset::{DatasetInfo, ItemKind};
 use framework::error::{Problem, Problems};
+use framework::plugin::MetricPlugin;
 use framework::process::{Family, LatentShape};
 
 /// Every problem of a document that its schema does not show.
@@ -13,20 +14,22 @@ pub(crate) fn check(document: &Document) -> Problems {
         problems.push(Problem::new("/version", format!("version {} is not known", document.version)).accepts("1"));
     }
     // Each entry on its own. A pair is looked at only if both halves are sound.
-    let mut sound = |at: &str, found: Problems| {
+    let sound = |problems: &mut Problems, at: &str, found: Problems| {
         let sound = found.is_empty();
         problems.extend(found.into_iter().map(|problem| problem.under(at)));
         sound
     };
-    let data = sound("/data", document.data.check());
-    let tokenizer = sound("/tokenizer", document.tokenizer.check());
-    let backbone = sound("/backbone", document.backbone.check());
-    let objective = sound("/objective", document.objective.check());
-    let sampler = sound("/sampler", document.sampler.check());
-    let guidance = sound("/guidance", document.guidance.check());
-    sound("/train", document.train.check());
+    let data = sound(&mut problems, "/data", document.data.check());
+    let tokenizer = sound(&mut problems, "/tokenizer", document.tokenizer.check());
+    let backbone = sound(&mut problems, "/backbone", document.backbone.check());
+    let objective = sound(&mut problems, "/objective", document.objective.check());
+    let sampler = sound(&mut problems, "/sampler", document.sampler.check());
+    let guidance = sound(&mut problems, "/guidance", document.guidance.check());
+    sound(&mut problems, "/train", document.train.check());
     for (i, metric) in document.metrics.iter().enumerate() {
-        sound(&format!("/metrics/{i}"), metric.check());
+        if sound(&mut problems, &format!("/metrics/{i}"), metric.check()) && backbone && tokenizer {
+            problems.extend(measured(document, &**metric).into_iter().map(|p| p.under(&format!("/metrics/{i}"))));
+        }
     }
 
     let info = data.then(|| document.data.info()).flatten();
@@ -100,6 +103,30 @@ fn words(shape: LatentShape) -> String {
         Some(vocabulary) => format!("{height}x{width} tokens of a vocabulary of {vocabulary}"),
         None => format!("{height}x{width} positions of {} channels", shape.channels),
     }
+}
+
+/// One metric and the samples it will be given; the first pointer of a problem is relative to the metric.
+fn measured(document: &Document, metric: &dyn MetricPlugin) -> Problems {
+    let mut problems = Problems::new();
+    let (name, data) = (metric.typetag_name(), document.data.typetag_name());
+    let info = document.data.info();
+    if metric.needs_classes() && info.as_ref().is_some_and(|info| info.num_classes.is_none()) {
+        problems.push(
+            Problem::new("", format!("metric \"{name}\" needs the class of each sample; dataset \"{data}\" has none"))
+                .accepts("a dataset with classes, or a metric without"),
+        );
+    }
+    let count = document.train.samples_to_measure(info.and_then(|info| info.num_classes));
+    let image = document.tokenizer.image_shape(document.backbone.latent_shape());
+    let least = metric.least_samples(image.iter().product());
+    if count < least {
+        problems.push(
+            Problem::new("", format!("metric \"{name}\" needs at least {least} samples; the run draws {count}"))
+                .accepts(format!("{least} samples or more"))
+                .fix(format!("set /train/metric_samples to {least}")),
+        );
+    }
+    problems
 }
 
 /// Data to tokenizer to backbone.

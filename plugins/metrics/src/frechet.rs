@@ -57,12 +57,15 @@ impl Metric for Frechet {
         false
     }
 
+    fn least_samples(&self, width: usize) -> usize {
+        match self.features {
+            Features::Pixels {} => width + 1,
+            Features::Pca { components } => components + 1,
+        }
+    }
+
     fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
-        let (least_samples, least_real) = match self.features {
-            Features::Pixels {} => (samples.width + 1, real.width + 1),
-            Features::Pca { components } => (components + 1, components + 1),
-        };
-        comparable("frechet", samples, real, least_samples, least_real)?;
+        comparable("frechet", samples, real, self.least_samples(samples.width), self.least_samples(real.width))?;
         let (samples, real) = (rows(samples), rows(real));
         let (name, samples, real) = match self.features {
             Features::Pixels {} => ("frechet_pixels".to_string(), samples, real),

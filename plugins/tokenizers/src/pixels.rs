@@ -21,6 +21,10 @@ impl Tokenizer for Pixels {
         Ok(LatentShape { grid: [height, width], channels, vocabulary: None })
     }
 
+    fn image_shape(&self, latent: LatentShape) -> ImageShape {
+        [latent.channels, latent.grid[0], latent.grid[1]]
+    }
+
     fn encode(&self, images: Tensor<4>) -> Latent {
         let [batch, channels, height, width] = images.dims();
         Latent::Values(images.reshape([batch, channels, height * width]).swap_dims(1, 2))
@@ -62,5 +66,6 @@ mod tests {
         assert_eq!(x.into_data().try_to_vec::<f32>().unwrap(), expected);
         let shape = Pixels {}.latent_shape([2, 2, 2]).unwrap();
         assert_eq!(shape, LatentShape { grid: [2, 2], channels: 2, vocabulary: None });
+        assert_eq!(Pixels {}.image_shape(shape), [2, 2, 2]);
     }
 }

@@ -71,6 +71,9 @@ impl Tokenizer for Pixels {
     fn latent_shape(&self, [channels, height, width]: ImageShape) -> std::result::Result<LatentShape, Problems> {
         Ok(LatentShape { grid: [height, width], channels, vocabulary: None })
     }
+    fn image_shape(&self, latent: LatentShape) -> ImageShape {
+        [latent.channels, latent.grid[0], latent.grid[1]]
+    }
     fn encode(&self, _: Tensor<4>) -> Latent {
         unimplemented!()
     }
