@@ -36,6 +36,11 @@ pub enum Command {
     /// Convert an official checkpoint to a native one, or back.
     #[command(after_help = "Example: unguided convert --pipeline dit.json DiT-XL-2-256x256.pt dit.safetensors")]
     Convert(ConvertOptions),
+    /// Prove what distribution the optimum of each objective samples, on random finite worlds.
+    #[command(
+        after_help = "Example: unguided verify gft mg --worlds 1000\n         unguided verify '{\"type\": \"gft\", \"dropped_sample\": \"plain\"}'"
+    )]
+    Verify(VerifyOptions),
     /// Print completions for a shell.
     #[command(after_help = "Example: unguided completions bash > /etc/bash_completion.d/unguided")]
     Completions {
@@ -140,6 +145,19 @@ pub struct ForwardOptions {
     /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
     #[arg(long)]
     pub device: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyOptions {
+    /// Objectives by name, or as JSON entries [default: all, with the variants their schema shows].
+    #[arg(value_name = "NAME")]
+    pub objectives: Vec<String>,
+    /// Random worlds of each family.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub worlds: u32,
+    /// Seed of the worlds.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
 }
 
 /// The format that `convert` writes.

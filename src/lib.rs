@@ -19,6 +19,7 @@ mod run;
 mod sample;
 mod start;
 mod train;
+mod verify;
 
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
@@ -62,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::List => inspect::list(),
         Command::Forward(options) => foreign::forward(&options),
         Command::Convert(options) => foreign::convert(&options),
+        Command::Verify(options) => verify::verify(&options),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());
             Ok(())

@@ -88,10 +88,13 @@ impl Condition {
         }
     }
 
-    /// Every sample takes the condition of the next one: the rolled negatives of CCA.
-    pub fn rolled(&self) -> Self {
-        let n = self.len();
-        self.select(&(0..n).map(|i| (i + 1) % n).collect::<Vec<_>>())
+    /// Which samples have the same condition in both. Texts are told apart by their samples alone: none is the same.
+    pub fn same(&self, other: &Self) -> Vec<bool> {
+        match (self, other) {
+            (Self::Class(a), Self::Class(b)) => a.iter().zip(b).map(|(a, b)| a == b).collect(),
+            (Self::None(n), _) => vec![true; *n],
+            _ => vec![false; self.len()],
+        }
     }
 
     /// The samples of `self` followed by those of `other`.

@@ -13,6 +13,7 @@ pub mod dataset;
 pub mod error;
 pub mod foreign;
 pub mod guidance;
+pub mod laws;
 pub mod loader;
 pub mod metric;
 pub mod nn;
@@ -42,7 +43,7 @@ pub mod prelude {
     pub use crate::backbone::{Accepts, Backbone, BackboneModule, BoxBackbone, Control};
     pub use crate::condition::{Condition, ConditionKind};
     pub use crate::error::Problem;
-    pub use crate::objective::{Context, Needs, Objective, Optimum};
+    pub use crate::objective::{Against, Context, Needs, Objective, Of, Optimum, Role, Tilt};
     pub use crate::path::{Path, Prediction};
     pub use crate::process::{Example, Family, Input, LatentShape, Process, Target};
     pub use crate::register;

@@ -3,7 +3,8 @@
 use crate::backbone::Control;
 use crate::condition::Condition;
 use crate::error::Problems;
-use crate::process::{Example, Input, Process};
+use crate::process::{Example, Family, Input, Process, Progress, divergence, squared_error};
+use crate::random::tensor;
 use burn::tensor::Tensor;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,20 +23,103 @@ pub struct Needs {
     pub reference: bool,
     /// Conditions that do not belong to the sample.
     pub negatives: bool,
+    /// A number of classes to choose others from.
+    pub classes: bool,
     /// The log-likelihood of samples, or a bound.
     pub likelihood: bool,
 }
 
 /// The distribution that the minimiser of an objective samples. The laws check it.
-#[derive(Clone, Debug, PartialEq)]
 pub enum Optimum {
     /// `p(x | c)` and `p(x)`; guided at sampling by any rule.
     Conditional,
-    /// One pass samples what guidance samples at `scale`, where `scale` is read from the guidance number
-    /// by [`Objective::scale_of_guidance`].
-    TiltedByGuidance,
-    /// One pass samples what guidance samples at this fixed scale.
-    Tilted(f64),
+    /// One pass samples a tilted distribution.
+    Tilted(Tilt),
+    /// The descent from the conditional reference starts exactly along `conditional - unconditional`; where it ends has
+    /// no closed form.
+    Towards,
+    /// There is no minimiser, and why.
+    Unbounded(&'static str),
+    /// A minimiser that no formula is known for, and why. The laws have nothing to check: say it in the documentation.
+    Unstated(&'static str),
+}
+
+impl Optimum {
+    /// The statement, as a person reads it.
+    pub fn statement(&self) -> String {
+        match self {
+            Self::Conditional => "conditional and unconditional".into(),
+            Self::Tilted(tilt) => {
+                let of = if tilt.from == Of::Reference { "the reference" } else { "the data" };
+                let against = match tilt.against {
+                    Against::Null => "",
+                    Against::MeanOfClasses => ", against the mean of all classes",
+                    Against::MeanOfOtherClasses => ", against the mean of all other classes",
+                    Against::Others => ", against all other conditions",
+                };
+                let free = if tilt.free_normaliser { ", up to a factor of c" } else { "" };
+                format!("{of} at scale {}{against}{free}", tilt.text)
+            }
+            Self::Towards => "descends from the reference along guidance".into(),
+            Self::Unbounded(why) => format!("none: {why}"),
+            Self::Unstated(why) => format!("no closed form: {why}"),
+        }
+    }
+}
+
+/// Where a tilt starts, and whose difference it follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// The training data.
+    Data,
+    /// The frozen reference.
+    Reference,
+}
+
+/// What a condition is contrasted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Against {
+    /// The unconditional prediction.
+    Null,
+    /// The plain mean of the predictions of all classes.
+    MeanOfClasses,
+    /// The plain mean of the predictions of all other classes.
+    MeanOfOtherClasses,
+    /// The prediction for everything but the condition: `p(x | not c)`.
+    Others,
+}
+
+/// A scale as a function of the guidance number (if the network reads one) and of progress.
+pub type ScaleAt = Box<dyn Fn(Option<f64>, f64) -> f64 + Send + Sync>;
+
+/// `from(c) + (scale - 1) (of(c) - of(against))` in prediction space.
+pub struct Tilt {
+    /// The scale.
+    pub scale: ScaleAt,
+    /// The scale in words: `1 / beta`.
+    pub text: String,
+    /// What is tilted.
+    pub from: Of,
+    /// Whose difference it is tilted by.
+    pub of: Of,
+    /// What the condition is contrasted with.
+    pub against: Against,
+    /// Whether this holds for a model whose log-probabilities need not sum to one, up to one factor a condition.
+    pub free_normaliser: bool,
+}
+
+impl Tilt {
+    /// The data at the scale that `scale` gives.
+    pub fn data(text: impl Into<String>, scale: impl Fn(Option<f64>, f64) -> f64 + Send + Sync + 'static) -> Self {
+        Self {
+            scale: Box::new(scale),
+            text: text.into(),
+            from: Of::Data,
+            of: Of::Data,
+            against: Against::Null,
+            free_normaliser: false,
+        }
+    }
 }
 
 /// Which weights answer.
@@ -61,10 +145,10 @@ pub trait Models {
 pub trait Draw {
     /// One number uniform in [low, high) a sample.
     fn uniform(&self, purpose: &str, low: f64, high: f64, n: usize) -> Vec<f64>;
-    /// True with probability `p`, one a sample.
-    fn bernoulli(&self, purpose: &str, p: f64, n: usize) -> Vec<bool>;
-    /// An index below `choices`, one a sample.
-    fn index(&self, purpose: &str, choices: usize, n: usize) -> Vec<usize>;
+    /// One index a sample, drawn with these probabilities.
+    fn choice(&self, purpose: &str, probabilities: &[f64], n: usize) -> Vec<usize>;
+    /// The condition of another sample, drawn independently of this one's.
+    fn negative(&self, purpose: &str, condition: &Condition) -> Condition;
 }
 
 /// What a loss sees of one batch. Every random choice goes through it, so a run resumes exactly.
@@ -77,6 +161,8 @@ pub struct Context<'a> {
     pub progress: f64,
     /// Optimizer steps done.
     pub step: usize,
+    /// Number of classes, where conditions are classes.
+    pub num_classes: Option<usize>,
     process: &'a dyn Process,
     models: &'a dyn Models,
     draw: &'a dyn Draw,
@@ -87,14 +173,14 @@ impl<'a> Context<'a> {
     /// The context of one batch.
     pub fn new(
         example: &'a Example,
-        condition: &'a Condition,
+        (condition, num_classes): (&'a Condition, Option<usize>),
         process: &'a dyn Process,
         models: &'a dyn Models,
         draw: &'a dyn Draw,
         (step, steps): (usize, usize),
     ) -> Self {
         let progress = step as f64 / steps.max(1) as f64;
-        Self { example, condition, progress, step, process, models, draw, log: RefCell::default() }
+        Self { example, condition, num_classes, progress, step, process, models, draw, log: RefCell::default() }
     }
 
     /// Number of samples.
@@ -120,7 +206,7 @@ impl<'a> Context<'a> {
 
     /// Null in place of each condition with probability `p`; and which were dropped.
     pub fn drop_condition(&self, p: f64) -> (Condition, Vec<bool>) {
-        let dropped = self.draw.bernoulli("drop", p, self.batch());
+        let dropped: Vec<bool> = self.choice("drop", &[p, 1.0 - p]).into_iter().map(|choice| choice == 0).collect();
         (self.condition.dropped(&dropped), dropped)
     }
 
@@ -129,14 +215,64 @@ impl<'a> Context<'a> {
         self.draw.uniform(purpose, low, high, self.batch())
     }
 
-    /// An index below `choices`, one a sample. `purpose` names the stream.
-    pub fn index(&self, purpose: &str, choices: usize) -> Vec<usize> {
-        self.draw.index(purpose, choices, self.batch())
+    /// One index a sample, drawn with these probabilities. `purpose` names the stream.
+    pub fn choice(&self, purpose: &str, probabilities: &[f64]) -> Vec<usize> {
+        self.draw.choice(purpose, probabilities, self.batch())
+    }
+
+    /// The condition of another sample in place of each: it may happen to be the same.
+    pub fn negative(&self, purpose: &str) -> Condition {
+        self.draw.negative(purpose, self.condition)
+    }
+
+    /// Any class in place of each, all equally likely.
+    ///
+    /// # Panics
+    /// Without classes: `needs().classes` has the check phase refuse that.
+    pub fn any_class(&self, purpose: &str) -> Condition {
+        let n = self.num_classes.expect("the check phase refuses objectives that choose classes where there are none");
+        Condition::Class(self.choice(purpose, &vec![1.0 / n as f64; n]).into_iter().map(Some).collect())
+    }
+
+    /// Another class in place of each, all equally likely; null stays null.
+    ///
+    /// # Panics
+    /// Without classes: `needs().classes` has the check phase refuse that.
+    pub fn other_class(&self, purpose: &str) -> Condition {
+        let (Some(n), Condition::Class(own)) = (self.num_classes, self.condition) else {
+            panic!("the check phase refuses objectives that choose classes where there are none")
+        };
+        let others = self.choice(purpose, &vec![1.0 / (n - 1) as f64; n - 1]);
+        let other = |(own, other): (&Option<usize>, usize)| own.map(|own| other + usize::from(other >= own));
+        Condition::Class(own.iter().zip(others).map(other).collect())
+    }
+
+    /// A weight for every prediction, from (sample, progress): `[B, 1, 1]` or `[B, position, 1]`, to multiply with `like`.
+    pub fn weights(&self, like: &Tensor<3>, weight: impl Fn(usize, f64) -> f64) -> Tensor<3> {
+        let batch = self.batch();
+        let (values, positions): (Vec<f64>, usize) = match &self.example.progress {
+            Progress::PerSample(all) => (all.iter().enumerate().map(|(i, p)| weight(i, *p)).collect(), 1),
+            Progress::PerPosition(all) => (
+                (0..batch).flat_map(|i| all.iter().map(move |p| (i, *p))).map(|(i, p)| weight(i, p)).collect(),
+                all.len(),
+            ),
+        };
+        tensor(&values, [batch, positions, 1], like.dtype(), &like.device().inner())
     }
 
     /// The process's loss of each sample against the batch's target, `[B]`.
     pub fn loss(&self, prediction: Tensor<3>) -> Tensor<1> {
         self.process.loss(prediction, self.example)
+    }
+
+    /// Mean squared difference of two predictions of each sample, `[B]`.
+    pub fn squared_error(&self, prediction: Tensor<3>, other: Tensor<3>) -> Tensor<1> {
+        squared_error(prediction, other, self.example)
+    }
+
+    /// `KL(softmax(teacher) | softmax(student))` of each sample, `[B]`, nats.
+    pub fn divergence(&self, student: Tensor<3>, teacher: Tensor<3>) -> Tensor<1> {
+        divergence(student, teacher, self.example)
     }
 
     /// The process's log-likelihood (or bound) of each sample, `[B]`, nats.
@@ -168,8 +304,14 @@ pub trait Objective: Debug + Send + Sync {
     /// Loss of each sample, `[B]`; its mean is minimised.
     fn loss(&self, context: &Context<'_>) -> Tensor<1>;
 
-    /// What the minimiser samples.
-    fn optimum(&self) -> Optimum;
+    /// What the minimiser samples, on a process of this family.
+    fn optimum(&self, family: Family) -> Optimum;
+
+    /// Problems of this entry with the backbone's process; pointers are relative to the entry.
+    fn check_process(&self, process: &dyn Process) -> Problems {
+        let _ = process;
+        Problems::new()
+    }
 
     /// The guidance number at which one pass samples scale `scale`; `None` if the objective trains no
     /// guidance input.

@@ -120,6 +120,15 @@ pub enum Target {
     Ids(Tensor<2, Int>),
 }
 
+/// How far decoding is, in [0, 1], where a prediction is made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Progress {
+    /// One number a sample: 1 - t for diffusion. `[B]`.
+    PerSample(Vec<f64>),
+    /// One number a position, shared by the batch: the token families. `[position]`.
+    PerPosition(Vec<f64>),
+}
+
 /// One draw of training examples, one a sample of the batch.
 #[derive(Clone, Debug)]
 pub struct Example {
@@ -127,9 +136,8 @@ pub struct Example {
     pub input: Input,
     /// What its prediction is scored against.
     pub target: Target,
-    /// How far decoding is where each sample is predicted, in [0, 1]: 1 - t for diffusion. `[B]`, or
-    /// `[position]` shared by the batch for token families.
-    pub progress: Vec<f64>,
+    /// How far decoding is where each sample is predicted.
+    pub progress: Progress,
     /// Which positions are scored, `[B, position]` of zeros and ones; `None` = all of them.
     pub scored: Option<Tensor<2>>,
 }
@@ -178,15 +186,35 @@ pub trait Process: Debug + Send + Sync {
 /// # Panics
 /// If prediction and target disagree in batch or positions: a bug in the backbone.
 pub fn score(prediction: Tensor<3>, example: &Example) -> Tensor<1> {
-    let [batch, positions, _] = prediction.dims();
-    let each = match &example.target {
-        Target::Values(target) => {
-            let channels = target.dims()[2];
-            let error = prediction.narrow(2, 0, channels) - target.clone();
-            (error.clone() * error).mean_dim(2).reshape([batch, positions])
-        }
-        Target::Ids(ids) => -log_probabilities(prediction, ids),
-    };
+    match &example.target {
+        Target::Values(target) => squared_error(prediction, target.clone(), example),
+        Target::Ids(ids) => mean_scored(-log_probabilities(prediction, ids), example),
+    }
+}
+
+/// Mean squared difference of two predictions of each sample, `[B]`, over the scored positions and the latent's
+/// channels (or the vocabulary).
+pub fn squared_error(prediction: Tensor<3>, other: Tensor<3>, example: &Example) -> Tensor<1> {
+    let [batch, positions, mut channels] = prediction.dims();
+    if let Target::Values(target) = &example.target {
+        channels = target.dims()[2];
+    }
+    let error = prediction.narrow(2, 0, channels) - other.narrow(2, 0, channels);
+    mean_scored((error.clone() * error).mean_dim(2).reshape([batch, positions]), example)
+}
+
+/// Mean Kullback-Leibler divergence `KL(softmax(teacher) | softmax(student))` of each sample, `[B]`, nats, over the
+/// scored positions.
+pub fn divergence(student: Tensor<3>, teacher: Tensor<3>, example: &Example) -> Tensor<1> {
+    let [batch, positions, _] = student.dims();
+    let (student, teacher) = (activation::log_softmax(student, 2), activation::log_softmax(teacher, 2));
+    let each = (teacher.clone().exp() * (teacher - student)).sum_dim(2);
+    mean_scored(each.reshape([batch, positions]), example)
+}
+
+/// Mean over the scored positions, `[B]`, of one number a position, `[B, position]`.
+fn mean_scored(each: Tensor<2>, example: &Example) -> Tensor<1> {
+    let [batch, _] = each.dims();
     match &example.scored {
         None => each.mean_dim(1).reshape([batch]),
         Some(scored) => {

@@ -230,6 +230,7 @@ impl Trainer {
         let models =
             Networks { stopped: online.valid(), online, ema: self.ema.as_ref(), reference: self.reference.as_ref() };
         let choices = Choices { random, draw };
+        let condition = (condition, self.pipeline.backbone.accepts().num_classes);
         let context = Context::new(&example, condition, &*process, &models, &choices, (self.step, train.steps));
         let loss = self.pipeline.objective.loss(&context).mean() / train.accumulate as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());
@@ -308,12 +309,24 @@ impl Draw for Choices<'_> {
         self.random.uniform(purpose, 0, self.draw, n).into_iter().map(|u| low + (high - low) * u).collect()
     }
 
-    fn bernoulli(&self, purpose: &str, p: f64, n: usize) -> Vec<bool> {
-        self.random.uniform(purpose, 0, self.draw, n).into_iter().map(|u| u < p).collect()
+    fn choice(&self, purpose: &str, probabilities: &[f64], n: usize) -> Vec<usize> {
+        let choose = |u: f64| {
+            let mut rest = u;
+            let found = probabilities.iter().position(|p| {
+                rest -= p;
+                rest < 0.0
+            });
+            // Probabilities may sum to a little less than one: the last that is possible takes what is left.
+            found.unwrap_or_else(|| probabilities.iter().rposition(|p| *p > 0.0).unwrap_or_default())
+        };
+        self.random.uniform(purpose, 0, self.draw, n).into_iter().map(choose).collect()
     }
 
-    fn index(&self, purpose: &str, choices: usize, n: usize) -> Vec<usize> {
-        let mut stream = self.random.stream(purpose, 0, self.draw);
-        (0..n).map(|_| stream.random_range(0..choices)).collect()
+    /// The condition of the next sample of the batch, or of one further on for another purpose's draw.
+    fn negative(&self, purpose: &str, condition: &Condition) -> Condition {
+        let n = condition.len();
+        // Batches are drawn in random order, so the next sample is any other; purposes differ in how far they look.
+        let ahead = 1 + self.random.stream(purpose, 0, 0).random_range(0..n.max(2) - 1);
+        condition.select(&(0..n).map(|i| (i + ahead) % n).collect::<Vec<_>>())
     }
 }

@@ -6,7 +6,7 @@
 //! piecewise linear between the table's times `t_i = (i + 1) / T`).
 
 use crate::path::{Coefficients, Pair, Path, Prediction, join};
-use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Target, score};
+use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
 use crate::random::{Random, per_sample, tensor};
 use burn::tensor::Tensor;
 use rand::RngExt;
@@ -211,7 +211,7 @@ impl Vp {
             kind => join(kind, Pair { x, eps }, at[0]),
         };
         Example {
-            progress: t.iter().map(|t| 1.0 - t).collect(),
+            progress: Progress::PerSample(t.iter().map(|t| 1.0 - t).collect()),
             input: Input::Noisy { x_t, t },
             target: Target::Values(target),
             scored: None,

@@ -300,6 +300,30 @@ fn training(document: &Document) -> Problems {
             .accepts("null, or an objective that needs a reference"),
         );
     }
+    if needs.classes && accepts.num_classes.is_none_or(|n| n < 2) {
+        problems.push(
+            Problem::new(
+                "/objective",
+                format!("objective \"{objective}\" as configured chooses other classes; \"{backbone}\" as configured has none to choose from"),
+            )
+            .and_at("/backbone")
+            .accepts("a backbone with two classes or more"),
+        );
+    }
+    if needs.negatives && (accepts.condition == ConditionKind::None || document.train.batch_size < 2) {
+        problems.push(
+            Problem::new(
+                "/objective",
+                format!("objective \"{objective}\" contrasts each sample with the condition of another; there is none"),
+            )
+            .and_at("/backbone")
+            .and_at("/train/batch_size")
+            .accepts("a backbone that reads a class or a text, and batches of 2 or more"),
+        );
+    }
+    problems.extend(
+        document.objective.check_process(&*document.backbone.process()).into_iter().map(|p| p.under("/objective")),
+    );
     if needs.null_condition && accepts.condition == ConditionKind::None {
         problems.push(
             Problem::new(

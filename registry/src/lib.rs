@@ -16,7 +16,7 @@ pub use json::{read, set};
 pub use names::nearest;
 
 use framework::error::{Problem, Problems};
-use framework::plugin::{Entry, Kind};
+use framework::plugin::{Entry, Kind, ObjectivePlugin};
 use jsonschema::{Keyword, ValidationError, Validator};
 use serde_json::Value;
 use serde_path_to_error::Segment;
@@ -46,11 +46,7 @@ impl Registry {
             );
         }
         let schema = schema::document(&entries);
-        let validator = jsonschema::options()
-            .with_draft(jsonschema::Draft::Draft202012)
-            .with_keyword(schema::STRICT_INTEGER, |_, _, _| Ok(Box::new(StrictInteger)))
-            .build(&schema::strict(&schema))
-            .unwrap_or_else(|error| panic!("the schema of the document is not a schema: {error}"));
+        let validator = validator(&schema);
         Self { entries, schema, validator }
     }
 
@@ -89,9 +85,42 @@ impl Registry {
     ///
     /// # Errors
     /// Every problem of its names, types and ranges, sorted by pointer.
-    pub fn parse_value(&self, mut value: Value) -> Result<Document, Problems> {
+    pub fn parse_value(&self, value: Value) -> Result<Document, Problems> {
+        self.parse_as(&self.validator, value)
+    }
+
+    /// Parses and checks the entry of one objective, with its `type`.
+    ///
+    /// # Errors
+    /// Every problem of its name, fields and ranges; pointers are relative to the entry.
+    pub fn objective(&self, value: Value) -> Result<Box<dyn ObjectivePlugin>, Problems> {
+        let mut schema = self.schema.clone();
+        let members = schema.as_object_mut().expect("the schema is an object");
+        members.retain(|key, _| key == "$schema" || key == "$defs");
+        members.insert("$ref".into(), format!("#/$defs/{}", Kind::Objective.name()).into());
+        let objective: Box<dyn ObjectivePlugin> = self.parse_as(&validator(&schema), value)?;
+        let problems = objective.check();
+        if problems.is_empty() { Ok(objective) } else { Err(sorted(problems)) }
+    }
+
+    /// The documented variants of a plugin: itself with every default, where that is valid, and the examples of its
+    /// schema, as entries with their `type`.
+    pub fn variants(&self, entry: &Entry) -> Vec<Value> {
+        let schema = Value::from((entry.schema)());
+        let mut variants = vec![serde_json::json!({ "type": entry.name })];
+        for example in schema["examples"].as_array().into_iter().flatten() {
+            let mut variant = variants[0].clone();
+            if let (Some(variant), Some(fields)) = (variant.as_object_mut(), example.as_object()) {
+                variant.extend(fields.clone());
+            }
+            variants.push(variant);
+        }
+        variants
+    }
+
+    fn parse_as<T: serde::de::DeserializeOwned>(&self, validator: &Validator, mut value: Value) -> Result<T, Problems> {
         let problems: Problems =
-            self.validator.iter_errors(&value).flat_map(|error| translate::translate(&self.schema, &error)).collect();
+            validator.iter_errors(&value).flat_map(|error| translate::translate(&self.schema, &error)).collect();
         if !problems.is_empty() {
             return Err(sorted(problems));
         }
@@ -132,6 +161,14 @@ impl Registry {
     pub fn resolved(&self, document: &Document) -> Value {
         serde_json::to_value(document).expect("a document can be serialized")
     }
+}
+
+fn validator(schema: &Value) -> Validator {
+    jsonschema::options()
+        .with_draft(jsonschema::Draft::Draft202012)
+        .with_keyword(schema::STRICT_INTEGER, |_, _, _| Ok(Box::new(StrictInteger)))
+        .build(&schema::strict(schema))
+        .unwrap_or_else(|error| panic!("the schema of the document is not a schema: {error}"))
 }
 
 fn sorted(mut problems: Problems) -> Problems {

@@ -32,7 +32,7 @@ impl Objective for Cfg {
         context.loss(context.online(&condition, None))
     }
 
-    fn optimum(&self) -> Optimum {
+    fn optimum(&self, _: Family) -> Optimum {
         Optimum::Conditional
     }
 

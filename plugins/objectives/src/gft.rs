@@ -1,12 +1,48 @@
 //! Guidance-free training (GFT).
 //!
-//!   m    = beta f(x_t, c~, beta) + (1 - beta) sg[f(x_t, null, 1)],   beta ~ U(beta_min, beta_max)
-//!   loss = L(m, y)
+//!   m    = beta_p f(x_t, c~, beta) + (1 - beta_p) sg[f(x_t, null, 1)],   beta ~ U(beta_min, beta_max)
+//!   loss = L(m, y),   1 / beta_p = 1 + (1 / beta - 1) profile(p) at progress p
 //!
-//! Source: arXiv:2501.15420, algorithm 1.  Optimum: one pass at `beta` samples guidance at scale 1 / beta.
+//! Source: arXiv:2501.15420, algorithm 1.  Optimum: one pass at `beta` samples guidance at scale 1 / beta_p.
 
 use framework::prelude::*;
-use framework::random::per_sample;
+use std::f64::consts::PI;
+
+/// How the guidance that a `beta` stands for is spread over progress `p` (0 = noise or the first token, 1 = data).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Profile {
+    /// The same everywhere.
+    #[default]
+    Flat,
+    /// `p^exponent`: VAR's ramp over levels is exponent 1, its published GFT run 1.5.
+    Pyramid {
+        /// Exponent, 0 to 100; 0 is flat.
+        #[serde(default = "one")]
+        #[schemars(range(min = 0.0, max = 100.0))]
+        exponent: f64,
+    },
+    /// `(1 - cos(pi p^power)) / 2`: MAR's power-cosine.
+    PowerCosine {
+        /// Power, above 0 and at most 100.
+        #[serde(default = "one")]
+        #[schemars(range(min = 1e-6, max = 100.0))]
+        power: f64,
+    },
+}
+
+impl Profile {
+    /// `beta_p`.
+    fn beta(self, beta: f64, progress: f64) -> f64 {
+        let share = match self {
+            Self::Flat => return beta,
+            Self::Pyramid { exponent } => progress.powf(exponent),
+            Self::PowerCosine { power } => (1.0 - (PI * progress.powf(power)).cos()) / 2.0,
+        };
+        // 1 / (1 + (1 / beta - 1) share), defined at beta = 0 as well.
+        if beta == 0.0 && share == 0.0 { 1.0 } else { beta / (beta + (1.0 - beta) * share) }
+    }
+}
 
 /// What a sample whose condition was dropped is trained on. Its guidance number is 1 either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +57,11 @@ pub enum DroppedSample {
 
 /// Train one network that samples at any guidance scale in one pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(
+    example = framework::serde_json::json!({ "dropped_sample": "plain" }),
+    example = framework::serde_json::json!({ "profile": { "type": "pyramid", "exponent": 1.5 } }),
+    example = framework::serde_json::json!({ "profile": { "type": "power_cosine" } })
+)]
 #[serde(deny_unknown_fields)]
 pub struct Gft {
     /// Smallest `beta` drawn, in [0, 1]. Unitless; `beta = 1 / scale`.
@@ -38,6 +79,9 @@ pub struct Gft {
     /// What a dropped sample is trained on.
     #[serde(default)]
     pub dropped_sample: DroppedSample,
+    /// How guidance is spread over progress.
+    #[serde(default)]
+    pub profile: Profile,
 }
 
 fn one() -> f64 {
@@ -75,13 +119,19 @@ impl Objective for Gft {
         };
         let conditional = context.online(&condition, Some(&input));
         let unconditional = context.stopped(&context.condition.null(), Some(&vec![1.0; context.batch()]));
-        let beta = per_sample(&mixing, &conditional);
-        let rest = per_sample(&mixing.iter().map(|beta| 1.0 - beta).collect::<Vec<_>>(), &conditional);
-        context.loss(conditional * beta + unconditional * rest)
+        let beta = context.weights(&conditional, |i, progress| self.profile.beta(mixing[i], progress));
+        context.loss(conditional * beta.clone() + unconditional * (beta.neg() + 1.0))
     }
 
-    fn optimum(&self) -> Optimum {
-        Optimum::TiltedByGuidance
+    fn optimum(&self, _: Family) -> Optimum {
+        if self.drop_probability == 0.0 {
+            return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
+        }
+        let profile = self.profile;
+        let text = if profile == Profile::Flat { "1 / beta" } else { "1 / beta_p" };
+        Optimum::Tilted(Tilt::data(text, move |beta, progress| {
+            1.0 / profile.beta(beta.expect("gft feeds a beta"), progress)
+        }))
     }
 
     fn guidance_of_scale(&self, scale: f64) -> Option<f64> {

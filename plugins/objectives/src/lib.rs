@@ -1,7 +1,13 @@
 //! Training objectives: one file each, with the formula on top.
 
+mod cca;
 mod cfg;
+mod distill;
 mod gft;
+mod mg;
 
+pub use cca::{Cca, SameCondition, Variant};
 pub use cfg::Cfg;
-pub use gft::{DroppedSample, Gft};
+pub use distill::{Distance, Distill};
+pub use gft::{DroppedSample, Gft, Profile};
+pub use mg::{Mg, Unconditional};

@@ -9,7 +9,7 @@ use framework::error::{Problem, Problems, Result};
 use framework::foreign::ForeignNames;
 use framework::guidance::{Denoiser, Guidance, Trajectory};
 use framework::metric::{Images, Measurement, Metric};
-use framework::objective::{Context, Needs, Objective, Optimum};
+use framework::objective::{Context, Needs, Objective, Optimum, Tilt};
 use framework::path::Prediction;
 use framework::plugin::{GuidancePlugin, ObjectivePlugin};
 use framework::process::{Example, Family, Latent, LatentShape, Likelihood, Process};
@@ -226,7 +226,7 @@ impl Objective for Plain {
     fn loss(&self, _: &Context<'_>) -> Tensor<1> {
         unimplemented!()
     }
-    fn optimum(&self) -> Optimum {
+    fn optimum(&self, _: Family) -> Optimum {
         Optimum::Conditional
     }
     fn extra_passes(&self) -> usize {
@@ -259,8 +259,8 @@ impl Objective for Nested {
     fn loss(&self, _: &Context<'_>) -> Tensor<1> {
         unimplemented!()
     }
-    fn optimum(&self) -> Optimum {
-        Optimum::TiltedByGuidance
+    fn optimum(&self, _: Family) -> Optimum {
+        Optimum::Tilted(Tilt::data("s", |scale, _| scale.unwrap_or(1.0)))
     }
     fn guidance_of_scale(&self, scale: f64) -> Option<f64> {
         (scale <= self.scale).then_some(scale)

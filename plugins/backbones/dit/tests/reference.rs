@@ -256,10 +256,8 @@ fn gft_mixture_has_the_official_loss_and_gradients() {
     // The objective itself, with the recorded draws in place of random ones.
     let models = Recorded { stopped: network.valid(), online: network.clone() };
     let draws = Draws { beta: get("beta"), drop: get("drop_ids").iter().map(|d| *d > 0.5).collect() };
-    let context = Context::new(&example, &condition, &vp, &models, &draws, (0, 1));
-    let losses =
-        objectives::Gft { beta_min: 0.0, beta_max: 1.0, drop_probability: 0.1, dropped_sample: Default::default() }
-            .loss(&context);
+    let context = Context::new(&example, (&condition, Some(1000)), &vp, &models, &draws, (0, 1));
+    let losses = framework::serde_json::from_str::<objectives::Gft>("{}").unwrap().loss(&context);
     close("losses", &numbers(&losses.clone().inner().into_data()), &get("loss"), 1e-5);
     let loss = losses.mean();
     close("mean", &[f64::from(loss.clone().into_scalar::<f32>())], &get("loss_mean"), 1e-5);
@@ -295,11 +293,11 @@ impl framework::objective::Draw for Draws {
     fn uniform(&self, _: &str, _: f64, _: f64, _: usize) -> Vec<f64> {
         self.beta.clone()
     }
-    fn bernoulli(&self, _: &str, _: f64, _: usize) -> Vec<bool> {
-        self.drop.clone()
+    fn choice(&self, _: &str, _: &[f64], _: usize) -> Vec<usize> {
+        self.drop.iter().map(|drop| usize::from(!drop)).collect()
     }
-    fn index(&self, _: &str, _: usize, _: usize) -> Vec<usize> {
-        unreachable!("gft draws no index")
+    fn negative(&self, _: &str, _: &Condition) -> Condition {
+        unreachable!("gft and distill ask for no negatives")
     }
 }
 

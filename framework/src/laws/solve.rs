@@ -1,0 +1,237 @@
+//! The rest point of the training dynamics `d theta / d time = -gradient`, by Newton's method in f64.
+//!
+//! With stopped gradients the gradient is that of no function, so there is nothing to descend: what training converges to
+//! is a zero of the gradient at which its derivative pushes back. A zero that does not push back is no optimum.
+
+use super::table::{Cases, Lookups};
+use nalgebra::{DMatrix, DVector, Schur};
+use petgraph::algo::tarjan_scc;
+use petgraph::graph::DiGraph;
+use petgraph::unionfind::UnionFind;
+use std::collections::BTreeMap;
+
+/// Newton steps at the most.
+const STEPS: usize = 60;
+/// Halvings of a step that does not bring the gradient closer to zero.
+const HALVINGS: usize = 12;
+/// Difference of a probe.
+const PROBE: f64 = 1e-6;
+
+/// Numbers that influence each other, and the derivative of their gradient.
+struct Block {
+    /// Their places in the table.
+    at: Vec<usize>,
+    derivative: DMatrix<f64>,
+    /// Newton's step.
+    step: DVector<f64>,
+    /// Size of the gradient before the step.
+    gradient: f64,
+    /// Its largest derivative.
+    scale: f64,
+}
+
+/// Where the table came to rest.
+pub struct Rest {
+    /// The table, row after row.
+    pub values: Vec<f64>,
+    /// Of each number: size of the last Newton step.
+    pub last: Vec<f64>,
+    /// Of each number: how its block pushes back, negative where it runs away.
+    pub push: Vec<f64>,
+}
+
+/// Solves from a table of zeros.
+pub fn solve(cases: &Cases<'_>) -> Rest {
+    let lookups = Lookups::default();
+    let count = cases.rows.len() * cases.free;
+    let mut values = vec![0.0; count];
+    let mut gradient = cases.gradient(&values, &lookups);
+    let mut colours = colours(cases, true);
+    let mut blocks = Vec::new();
+    for step in 0..STEPS {
+        let mut derivative = probe(cases, &lookups, &values, &gradient, &colours);
+        if step == 0 && !agrees(cases, &lookups, &values, &gradient, &derivative) {
+            // Some loss couples different inputs, as likelihoods of whole sequences do: probe number by number.
+            colours = self::colours(cases, false);
+            derivative = probe(cases, &lookups, &values, &gradient, &colours);
+        }
+        blocks = self::blocks(&gradient, &derivative);
+        gradient = advance(cases, &lookups, &mut values, &blocks);
+        if blocks.iter().all(|block| block.step.amax() < 1e-11 || block.gradient < 1e-15) {
+            break;
+        }
+    }
+    let (mut last, mut push) = (vec![0.0; count], vec![0.0; count]);
+    for block in &blocks {
+        // A gradient without derivative pushes for ever.
+        let endless = block.scale == 0.0 && block.gradient > 1e-14;
+        let step = if endless { f64::INFINITY } else { block.step.amax() };
+        block.at.iter().for_each(|at| last[*at] = step);
+        block.push_back(&mut push);
+    }
+    Rest { values, last, push }
+}
+
+/// Numbers that are probed together: at most one of each world, or one of each input of each world.
+fn colours(cases: &Cases<'_>, by_input: bool) -> Vec<Vec<usize>> {
+    let mut next = std::collections::HashMap::<(usize, usize), usize>::new();
+    let mut colours: Vec<Vec<usize>> = Vec::new();
+    for at in 0..cases.rows.len() * cases.free {
+        let row = cases.rows[at / cases.free];
+        let colour = next.entry((row.world, if by_input { row.input } else { 0 })).or_default();
+        if *colour == colours.len() {
+            colours.push(Vec::new());
+        }
+        colours[*colour].push(at);
+        *colour += 1;
+    }
+    colours
+}
+
+/// Non-zero entries (row, column, value) of the gradient's derivative.
+type Entries = Vec<(usize, usize, f64)>;
+
+fn probe(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], gradient: &[f64], colours: &[Vec<usize>]) -> Entries {
+    // With one number of each input probed, whatever moves at an input (or in a world) is that number's doing.
+    let whole = colours.len() > 1 && !one_per_input(cases, colours);
+    let group = |at: usize| {
+        let row = cases.rows[at / cases.free];
+        (row.world, if whole { 0 } else { row.input })
+    };
+    let mut entries = Entries::new();
+    for colour in colours {
+        let mut moved = values.to_vec();
+        let mut column = std::collections::HashMap::new();
+        for at in colour {
+            moved[*at] += PROBE;
+            column.insert(group(*at), *at);
+        }
+        let after = cases.gradient(&moved, lookups);
+        for (at, (after, before)) in after.iter().zip(gradient).enumerate() {
+            let change = (after - before) / PROBE;
+            if change != 0.0
+                && let Some(column) = column.get(&group(at))
+            {
+                entries.push((at, *column, change));
+            }
+        }
+    }
+    entries
+}
+
+fn one_per_input(cases: &Cases<'_>, colours: &[Vec<usize>]) -> bool {
+    let inputs: std::collections::HashSet<(usize, usize)> =
+        cases.rows.iter().map(|row| (row.world, row.input)).collect();
+    colours.first().is_some_and(|first| first.len() == inputs.len())
+}
+
+/// Whether the entries are the whole derivative: the gradient moves as they say in a direction of no pattern.
+fn agrees(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], gradient: &[f64], entries: &Entries) -> bool {
+    let direction: Vec<f64> = (0..values.len()).map(|i| (i as f64 * 0.754_877_666).fract() - 0.5).collect();
+    let moved: Vec<f64> = values.iter().zip(&direction).map(|(v, d)| v + PROBE * d).collect();
+    let after = cases.gradient(&moved, lookups);
+    let mut said = vec![0.0; values.len()];
+    entries.iter().for_each(|(row, column, value)| said[*row] += value * direction[*column]);
+    let largest = entries.iter().fold(0.0_f64, |m, (.., value)| m.max(value.abs()));
+    said.iter()
+        .zip(after.iter().zip(gradient))
+        .all(|(said, (after, before))| (said - (after - before) / PROBE).abs() <= 1e-4 * largest)
+}
+
+/// Blocks of numbers that influence each other, with Newton's step for each.
+fn blocks(gradient: &[f64], entries: &Entries) -> Vec<Block> {
+    // Probes leave noise of about 1e-10 where nothing depends.
+    let largest = entries.iter().fold(0.0_f64, |m, (.., value)| m.max(value.abs()));
+    let mut joined = UnionFind::<usize>::new(gradient.len());
+    for (row, column, value) in entries {
+        if value.abs() > 1e-9 * largest {
+            joined.union(*row, *column);
+        }
+    }
+    let mut members = BTreeMap::<usize, Vec<usize>>::new();
+    let mut place = vec![(0, 0); gradient.len()];
+    for (at, place) in place.iter_mut().enumerate() {
+        let root = joined.find(at);
+        let block = members.entry(root).or_default();
+        *place = (root, block.len());
+        block.push(at);
+    }
+    let mut matrices: BTreeMap<usize, DMatrix<f64>> =
+        members.iter().map(|(root, at)| (*root, DMatrix::zeros(at.len(), at.len()))).collect();
+    for (row, column, value) in entries {
+        if place[*row].0 == place[*column].0
+            && let Some(matrix) = matrices.get_mut(&place[*row].0)
+        {
+            matrix[(place[*row].1, place[*column].1)] = *value;
+        }
+    }
+    members
+        .into_iter()
+        .map(|(root, at)| {
+            let derivative = matrices.remove(&root).expect("made above");
+            let right = DVector::from_iterator(at.len(), at.iter().map(|i| -gradient[*i]));
+            let scale = derivative.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+            // Numbers that nothing trains have no derivative: they stay where they are.
+            let damped = &derivative + DMatrix::identity(at.len(), at.len()) * (scale * 1e-13 + 1e-300);
+            let step = damped.lu().solve(&right).filter(|step| step.iter().all(|v| v.is_finite()));
+            let step = step.unwrap_or_else(|| DVector::zeros(at.len()));
+            Block { at, derivative, step, gradient: right.amax(), scale }
+        })
+        .collect()
+}
+
+/// Takes the steps, each shortened until its own gradient falls; the gradient after them.
+fn advance(cases: &Cases<'_>, lookups: &Lookups, values: &mut [f64], blocks: &[Block]) -> Vec<f64> {
+    let before = values.to_vec();
+    let mut length = vec![1.0; blocks.len()];
+    for halving in 0.. {
+        for (block, length) in blocks.iter().zip(&length) {
+            for (i, step) in block.at.iter().zip(block.step.iter()) {
+                values[*i] = before[*i] + step * length;
+            }
+        }
+        let gradient = cases.gradient(values, lookups);
+        let mut good = true;
+        for (block, length) in blocks.iter().zip(&mut length) {
+            let after = block.at.iter().fold(0.0_f64, |m, i| m.max(gradient[*i].abs()));
+            // Close to zero the last bits decide, not the step.
+            if !(after <= block.gradient || after < 1e-14) {
+                *length *= 0.5;
+                good = false;
+            }
+        }
+        if good || halving == HALVINGS {
+            return gradient;
+        }
+    }
+    unreachable!("the loop ends by itself")
+}
+
+impl Block {
+    /// Of every number: the smallest real part of the eigenvalues of what it is entangled with, over the block's scale.
+    ///
+    /// What a number depends on without acting back on it (a teacher, a stopped branch) has eigenvalues of its own: a
+    /// triangular derivative has those of its diagonal.
+    fn push_back(&self, push: &mut [f64]) {
+        if self.scale == 0.0 {
+            return;
+        }
+        let mut graph = DiGraph::<(), ()>::new();
+        let nodes: Vec<_> = self.at.iter().map(|_| graph.add_node(())).collect();
+        for (row, column) in (0..nodes.len()).flat_map(|row| (0..nodes.len()).map(move |column| (row, column))) {
+            if self.derivative[(row, column)].abs() > 1e-8 * self.scale {
+                graph.add_edge(nodes[row], nodes[column], ());
+            }
+        }
+        for entangled in tarjan_scc(&graph) {
+            let entangled: Vec<usize> = entangled.into_iter().map(petgraph::graph::NodeIndex::index).collect();
+            let n = entangled.len();
+            let part = DMatrix::from_fn(n, n, |row, column| self.derivative[(entangled[row], entangled[column])]);
+            // Eigenvalues that cannot be found count as none that push back.
+            let least = Schur::try_new(part, 1e-12 * self.scale, 10_000).map_or(f64::NEG_INFINITY, |schur| {
+                schur.complex_eigenvalues().iter().map(|value| value.re).fold(f64::INFINITY, f64::min)
+            });
+            entangled.into_iter().for_each(|i| push[self.at[i]] = least / self.scale);
+        }
+    }
+}

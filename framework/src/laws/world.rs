@@ -1,0 +1,230 @@
+//! Finite worlds: a joint distribution over conditions and everything a process can make of data and noise.
+
+use crate::objective::{Against, Of, Tilt};
+use crate::process::Family;
+use proptest::prelude::*;
+use std::fmt::Write;
+
+/// Number of conditions of every world.
+pub const CONDITIONS: usize = 3;
+/// Channels of a continuous world's predictions.
+pub const CHANNELS: usize = 2;
+/// Tokens of a token world's vocabulary.
+pub const VOCABULARY: usize = 3;
+
+/// What can happen: an input the network sees, and the target it is scored against.
+///
+/// Of a continuous process, data and noise matter through the input `x_t` and the regression target alone; so a world
+/// lists those. Of a token process an outcome is a sequence: its prefixes are the inputs, its tokens the targets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct World {
+    /// Continuous or tokens.
+    pub family: Family,
+    /// Inputs of a continuous world; length of the sequences of a token world.
+    pub size: usize,
+    /// Probability of (condition, outcome), condition after condition; sums to one.
+    pub joint: Vec<f64>,
+    /// Target of each outcome of a continuous world, `CHANNELS` numbers each.
+    pub targets: Vec<f64>,
+    /// Progress of each input of a continuous world, above 0 and at most 1.
+    pub progress: Vec<f64>,
+    /// What a frozen reference predicts, by (condition or null, input).
+    pub reference: Vec<f64>,
+    /// Where uniform draws fall: two points in (0, 1).
+    pub quantiles: [f64; 2],
+}
+
+/// Outcomes an input of a continuous world can have.
+const OUTCOMES: usize = 3;
+
+fn sequences(length: usize) -> usize {
+    VOCABULARY.pow(length as u32)
+}
+
+/// Prefixes of length 0 to `length - 1`.
+fn prefixes(length: usize) -> usize {
+    (0..length).map(sequences).sum()
+}
+
+impl World {
+    /// Random worlds of a family. Token worlds have sequences of `length` tokens.
+    pub fn strategy(family: Family, length: usize) -> impl Strategy<Value = Self> {
+        let sizes = if family == Family::Continuous { 1..=3_usize } else { length..=length };
+        sizes.prop_flat_map(move |size| {
+            let (outcomes, inputs, width) = match family {
+                Family::Continuous => (size * OUTCOMES, size, CHANNELS),
+                _ => (sequences(size), prefixes(size), VOCABULARY),
+            };
+            let rounded = |range: std::ops::Range<i32>| range.prop_map(|n| f64::from(n) / 10.0);
+            (
+                prop::collection::vec(rounded(1..11), CONDITIONS * outcomes),
+                prop::collection::vec(rounded(-20..21), outcomes * CHANNELS),
+                prop::collection::vec(rounded(1..11), inputs),
+                prop::collection::vec(rounded(-20..21), (CONDITIONS + 1) * inputs * width),
+                [rounded(1..6), rounded(6..10)],
+            )
+                .prop_map(move |(mass, targets, progress, reference, quantiles)| {
+                    let total: f64 = mass.iter().sum();
+                    let joint = mass.into_iter().map(|m| m / total).collect();
+                    Self { family, size, joint, targets, progress, reference, quantiles }.last_logit_at_zero()
+                })
+        })
+    }
+
+    /// The same world with the data's own predictions as reference: a perfectly pretrained network.
+    pub fn pretrained(mut self) -> Self {
+        self.reference = Vec::new();
+        for condition in (0..CONDITIONS).map(Some).chain([None]) {
+            for input in 0..self.inputs() {
+                let data = self.data(condition, input);
+                self.reference.extend(data);
+            }
+        }
+        self.last_logit_at_zero()
+    }
+
+    /// A constant added to all logits changes nothing: the last one of the reference is zero, as that of the table is.
+    fn last_logit_at_zero(mut self) -> Self {
+        if self.tokens() {
+            for row in self.reference.chunks_mut(VOCABULARY) {
+                let last = row[VOCABULARY - 1];
+                row.iter_mut().for_each(|logit| *logit -= last);
+            }
+        }
+        self
+    }
+
+    /// Whether its predictions are logits.
+    pub fn tokens(&self) -> bool {
+        self.family != Family::Continuous
+    }
+
+    /// Numbers of one prediction.
+    pub fn width(&self) -> usize {
+        if self.tokens() { VOCABULARY } else { CHANNELS }
+    }
+
+    /// Positions of one sample.
+    pub fn positions(&self) -> usize {
+        if self.tokens() { self.size } else { 1 }
+    }
+
+    /// Inputs a prediction is made at.
+    pub fn inputs(&self) -> usize {
+        if self.tokens() { prefixes(self.size) } else { self.size }
+    }
+
+    /// Outcomes a condition can have.
+    pub fn outcomes(&self) -> usize {
+        if self.tokens() { sequences(self.size) } else { self.size * OUTCOMES }
+    }
+
+    /// `p(c, outcome)`.
+    pub fn probability(&self, condition: usize, outcome: usize) -> f64 {
+        self.joint[condition * self.outcomes() + outcome]
+    }
+
+    /// `p(c)`.
+    pub fn prior(&self, condition: usize) -> f64 {
+        (0..self.outcomes()).map(|outcome| self.probability(condition, outcome)).sum()
+    }
+
+    /// Tokens of an outcome, first to last.
+    pub fn tokens_of(&self, outcome: usize) -> Vec<usize> {
+        (0..self.size).map(|place| outcome / sequences(self.size - 1 - place) % VOCABULARY).collect()
+    }
+
+    /// The input at each position of an outcome.
+    pub fn inputs_of(&self, outcome: usize) -> Vec<usize> {
+        if !self.tokens() {
+            return vec![outcome / OUTCOMES];
+        }
+        let prefix = |length: usize| prefixes(length) + outcome / sequences(self.size - length);
+        (0..self.size).map(prefix).collect()
+    }
+
+    /// Progress at an input.
+    pub fn progress_at(&self, input: usize) -> f64 {
+        if !self.tokens() {
+            return self.progress[input];
+        }
+        let length = (0..self.size).rev().find(|length| input >= prefixes(*length)).unwrap_or(0);
+        length as f64 / self.size as f64
+    }
+
+    /// What the minimiser of the plain loss predicts at an input, over outcomes weighted by `weight(c)`: the mean of the
+    /// targets, or the log-probabilities of the next token.
+    fn minimiser(&self, input: usize, weight: &dyn Fn(usize) -> f64) -> Vec<f64> {
+        let mut sums = vec![0.0; self.width()];
+        let mut total = 0.0;
+        for c in 0..CONDITIONS {
+            for outcome in 0..self.outcomes() {
+                let Some(position) = self.inputs_of(outcome).iter().position(|at| *at == input) else { continue };
+                let mass = weight(c) * self.probability(c, outcome);
+                total += mass;
+                if self.tokens() {
+                    sums[self.tokens_of(outcome)[position]] += mass;
+                } else {
+                    let target = &self.targets[outcome * CHANNELS..][..CHANNELS];
+                    sums.iter_mut().zip(target).for_each(|(sum, target)| *sum += mass * target);
+                }
+            }
+        }
+        sums.iter().map(|sum| if self.tokens() { (sum / total).ln() } else { sum / total }).collect()
+    }
+
+    /// The data's prediction for a condition, or unconditionally.
+    pub fn data(&self, condition: Option<usize>, input: usize) -> Vec<f64> {
+        self.minimiser(input, &|c| f64::from(u8::from(condition.is_none_or(|condition| c == condition))))
+    }
+
+    /// The reference's prediction.
+    pub fn referred(&self, condition: Option<usize>, input: usize) -> &[f64] {
+        let row = condition.unwrap_or(CONDITIONS) * self.inputs() + input;
+        &self.reference[row * self.width()..][..self.width()]
+    }
+
+    /// What a tilt says the network predicts for a condition at an input.
+    pub fn tilted(&self, tilt: &Tilt, condition: usize, input: usize, guidance: Option<f64>) -> Vec<f64> {
+        let of = |of: Of, condition: Option<usize>| match of {
+            Of::Data => self.data(condition, input),
+            Of::Reference => self.referred(condition, input).to_vec(),
+        };
+        let mean = |classes: Vec<usize>| -> Vec<f64> {
+            let all: Vec<Vec<f64>> = classes.iter().map(|c| of(tilt.of, Some(*c))).collect();
+            (0..self.width()).map(|i| all.iter().map(|p| p[i]).sum::<f64>() / all.len() as f64).collect()
+        };
+        let against = match tilt.against {
+            Against::Null => of(tilt.of, None),
+            Against::MeanOfClasses => mean((0..CONDITIONS).collect()),
+            Against::MeanOfOtherClasses => mean((0..CONDITIONS).filter(|c| *c != condition).collect()),
+            Against::Others => self.minimiser(input, &|c| f64::from(u8::from(c != condition))),
+        };
+        let scale = (tilt.scale)(guidance, self.progress_at(input));
+        let (from, toward) = (of(tilt.from, Some(condition)), of(tilt.of, Some(condition)));
+        (0..self.width()).map(|i| from[i] + (scale - 1.0) * (toward[i] - against[i])).collect()
+    }
+
+    /// The world as a table that a person can read.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let _ = writeln!(
+            text,
+            "  condition  outcome    probability  {}",
+            if self.tokens() { "tokens" } else { "input, progress -> target" }
+        );
+        for c in 0..CONDITIONS {
+            for outcome in 0..self.outcomes() {
+                let what = if self.tokens() {
+                    format!("{:?}", self.tokens_of(outcome))
+                } else {
+                    let input = self.inputs_of(outcome)[0];
+                    let target = &self.targets[outcome * CHANNELS..][..CHANNELS];
+                    format!("{input}, {} -> {target:?}", self.progress[input])
+                };
+                let _ = writeln!(text, "  {c:>9}  {outcome:>7}    {:>11.4}  {what}", self.probability(c, outcome));
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,154 @@
+//! Condition contrastive alignment (CCA): a pretrained model learns to tell its own condition from others.
+//!
+//!   loss = [-w log sig(b g(x, c)) - w' log sig(-b g(x, c'))] / max(lambda, 1),   g = log p(x | c) - log p_ref(x | c)
+//!
+//! with c' the condition of another sample, w = 1, w' = lambda; a dropped pair counts as positive twice.
+//! Source: arXiv:2410.09347, eq. 13, and its released code.  Optimum: g = log(p(x | c) / p(x)) / b up to a factor of c, for
+//! a model that is free in its normaliser: the reference at scale 1 + 1 / b. On a process with only a likelihood bound
+//! (diffusion) it is our extension: the descent starts along guidance, and where it ends has no closed form.
+
+use framework::burn::tensor::activation::log_sigmoid;
+use framework::prelude::*;
+use framework::random::tensor;
+
+/// The loss on the two gaps `g+` (own condition) and `g-` (another's).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// `-log sig(b g+) - lambda log sig(-b g-)`.
+    #[default]
+    Cca,
+    /// `-log sig(b (g+ - g-))`: direct preference optimisation.
+    Dpo,
+    /// `-g+ + lambda g-`: likelihood up and down without bound.
+    Unlearning,
+}
+
+/// How another sample's condition counts that happens to be the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SameCondition {
+    /// As a second positive, as the released code: the contrast is then with all *other* conditions.
+    #[default]
+    Positive,
+    /// As a negative, as eq. 13: the contrast is with the unconditional distribution.
+    Negative,
+}
+
+/// Fine-tune a pretrained model to sample guided in one pass, without any guidance input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(
+    example = framework::serde_json::json!({ "same_condition": "negative", "beta": 1.0, "lambda": 1.0 }),
+    example = framework::serde_json::json!({ "variant": "dpo" }),
+    example = framework::serde_json::json!({ "variant": "unlearning" })
+)]
+#[serde(deny_unknown_fields)]
+pub struct Cca {
+    /// Inverse strength b, above 0: the optimum is the reference at scale 1 + 1 / b.
+    #[serde(default = "fiftieth")]
+    #[schemars(range(min = 1e-6, max = 1e6))]
+    pub beta: f64,
+    /// Weight of negatives, at least 0. Published: 50 to 1000.
+    #[serde(default = "fifty")]
+    #[schemars(range(min = 0.0, max = 1e9))]
+    pub lambda: f64,
+    /// Probability of training a sample without its condition, in [0, 1].
+    #[serde(default = "tenth")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub drop_probability: f64,
+    /// The loss.
+    #[serde(default)]
+    pub variant: Variant,
+    /// How another sample's condition counts that happens to be the same.
+    #[serde(default)]
+    pub same_condition: SameCondition,
+    /// Divide by max(lambda, 1), as published wherever samples are dropped.
+    #[serde(default = "yes")]
+    pub divide: bool,
+}
+
+fn fiftieth() -> f64 {
+    0.02
+}
+fn fifty() -> f64 {
+    50.0
+}
+fn tenth() -> f64 {
+    0.1
+}
+fn yes() -> bool {
+    true
+}
+
+framework::register!(objective "cca" => Cca, "arXiv:2410.09347");
+
+impl Cca {
+    /// The loss of each sample from its two gaps, `[B]`. `positive[i]`: the second pair counts as positive.
+    pub fn of_gaps(&self, own: Tensor<1>, other: Tensor<1>, positive: &[bool]) -> Tensor<1> {
+        let like = |values: Vec<f64>| tensor(&values, [positive.len()], own.dtype(), &own.device().inner());
+        let sign = like(positive.iter().map(|positive| if *positive { 1.0 } else { -1.0 }).collect());
+        let weight = like(positive.iter().map(|positive| if *positive { 1.0 } else { self.lambda }).collect());
+        let loss = match self.variant {
+            Variant::Cca => -log_sigmoid(own * self.beta) - weight * log_sigmoid(other * sign * self.beta),
+            Variant::Dpo => return -log_sigmoid((own - other) * self.beta),
+            Variant::Unlearning => -own - weight * sign * other,
+        };
+        if self.divide { loss / self.lambda.max(1.0) } else { loss }
+    }
+}
+
+impl Objective for Cca {
+    fn needs(&self) -> Needs {
+        Needs {
+            null_condition: self.drop_probability > 0.0,
+            reference: true,
+            negatives: true,
+            likelihood: true,
+            ..Needs::default()
+        }
+    }
+
+    fn loss(&self, context: &Context<'_>) -> Tensor<1> {
+        let (own, dropped) = context.drop_condition(self.drop_probability);
+        let negative = context.negative("negative");
+        let other = negative.dropped(&dropped);
+        let counts = self.same_condition == SameCondition::Positive;
+        let same = context.condition.same(&negative);
+        let positive: Vec<bool> =
+            dropped.iter().zip(same).map(|(dropped, same)| *dropped || (counts && same)).collect();
+        let gap = |condition: &Condition| {
+            let reference = context.log_likelihood(context.model(Role::Reference, condition, None));
+            context.log_likelihood(context.online(condition, None)) - reference
+        };
+        self.of_gaps(gap(&own), gap(&other), &positive)
+    }
+
+    fn optimum(&self, family: Family) -> Optimum {
+        match (self.variant, family) {
+            (Variant::Unlearning, Family::NextToken | Family::NextLevel) => {
+                Optimum::Unbounded("the likelihood of negatives falls for ever")
+            }
+            (_, Family::NextToken | Family::NextLevel) => {
+                let scale = 1.0 + 1.0 / self.beta;
+                let against = match (self.variant, self.same_condition) {
+                    (Variant::Cca, SameCondition::Positive) => Against::Others,
+                    _ => Against::Null,
+                };
+                if self.variant == Variant::Dpo {
+                    return Optimum::Unstated(
+                        "it fixes the differences between conditions only: any factor of x is free",
+                    );
+                }
+                let tilt = Tilt::data("1 + 1 / beta", move |_, _| scale);
+                Optimum::Tilted(Tilt { from: Of::Reference, against, free_normaliser: true, ..tilt })
+            }
+            (Variant::Unlearning, _) => Optimum::Unstated("a squared error falls for ever where negatives weigh more"),
+            _ => Optimum::Towards,
+        }
+    }
+
+    fn extra_passes(&self) -> usize {
+        // Two of the reference, and a second one with gradient.
+        3
+    }
+}

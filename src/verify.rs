@@ -1,0 +1,101 @@
+//! `verify`: the laws, on everything the registry knows.
+
+use crate::arguments::VerifyOptions;
+use crate::{Failure, Outcome};
+use framework::error::Problems;
+use framework::laws;
+use framework::plugin::Kind;
+use framework::process::Family;
+use registry::{Registry, nearest};
+use serde_json::Value;
+use std::time::Instant;
+
+/// The families that laws have worlds for.
+const FAMILIES: [(Family, &str); 2] = [(Family::Continuous, "continuous"), (Family::NextToken, "tokens")];
+
+/// Prints a table of what holds; fails if something does not.
+pub fn verify(options: &VerifyOptions) -> Outcome {
+    let registry = Registry::linked();
+    let entries = entries(&registry, &options.objectives)?;
+    let start = Instant::now();
+    let name = entries.iter().map(|entry| label(entry).chars().count()).max().unwrap_or_default().max(9);
+    println!(
+        "{:<name$}  {:<10}  {:<44}  {:>6}  {:>11}  {:>7}",
+        "objective", "family", "optimum", "worlds", "worst error", "seconds"
+    );
+    let (mut proven, mut failed, mut counterexamples) = (0, 0, Vec::new());
+    for entry in &entries {
+        let label = label(entry);
+        let objective = registry.objective(entry.clone()).map_err(|problems| refused(&label, &problems))?;
+        for (family, family_name) in FAMILIES {
+            let verdict = laws::verify(&*objective, family, options.worlds as usize, options.seed);
+            let outcome = match (verdict.worlds, &verdict.counterexample) {
+                (0, _) => "not stated".to_string(),
+                (_, None) => format!("{:.1e}", verdict.worst),
+                (_, Some(_)) => format!("FAILS {:.0e}", verdict.worst),
+            };
+            proven += usize::from(verdict.worlds > 0 && verdict.counterexample.is_none());
+            println!(
+                "{label:<name$}  {family_name:<10}  {:>6}  {outcome:>11}  {:>7.1}  {}",
+                verdict.worlds, verdict.seconds, verdict.statement
+            );
+            if let Some(counterexample) = verdict.counterexample {
+                failed += 1;
+                counterexamples.push(format!("{label}, {family_name}: not {}\n{counterexample}", verdict.statement));
+            }
+        }
+    }
+    println!(
+        "{proven} statements proven to {:.0e}, {failed} refuted, in {:.1} s",
+        laws::TOLERANCE,
+        start.elapsed().as_secs_f64()
+    );
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Failure::Run(format!(
+        "\nThe smallest worlds found on which statements fail:\n\n{}",
+        counterexamples.join("\n")
+    )))
+}
+
+/// The entry without its `type`'s key: `gft`, or `gft {\"dropped_sample\":\"plain\"}`.
+fn label(entry: &Value) -> String {
+    let mut fields = entry.as_object().cloned().unwrap_or_default();
+    let name = fields.shift_remove("type").and_then(|name| Some(name.as_str()?.to_string())).unwrap_or_default();
+    if fields.is_empty() { name } else { format!("{name} {}", Value::from(fields)) }
+}
+
+fn refused(label: &str, problems: &Problems) -> Failure {
+    Failure::Input(problems.iter().map(|problem| problem.display(label).to_string()).collect::<Vec<_>>().join("\n"))
+}
+
+/// The entries to verify.
+fn entries(registry: &Registry, asked: &[String]) -> Result<Vec<Value>, Failure> {
+    let known: Vec<_> = registry.entries().iter().filter(|entry| entry.kind == Kind::Objective).collect();
+    if asked.is_empty() {
+        return Ok(known.iter().flat_map(|entry| registry.variants(entry)).collect());
+    }
+    let mut entries = Vec::new();
+    for asked in asked {
+        if asked.trim_start().starts_with('{') {
+            let (value, problems) = registry::read(asked).map_err(|problem| refused(asked, &vec![problem]))?;
+            if !problems.is_empty() {
+                return Err(refused(asked, &problems));
+            }
+            entries.push(value);
+            continue;
+        }
+        let Some(entry) = known.iter().find(|entry| entry.name == asked) else {
+            let names: Vec<&str> = known.iter().map(|entry| entry.name).collect();
+            let near =
+                nearest(asked, names.iter().copied()).map_or(String::new(), |near| format!("\n  nearest  {near}"));
+            return Err(Failure::Input(format!(
+                "error: unknown objective \"{asked}\"\n  accepts  {}, or a JSON entry{near}",
+                names.join(", ")
+            )));
+        };
+        entries.extend(registry.variants(entry));
+    }
+    Ok(entries)
+}

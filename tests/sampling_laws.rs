@@ -1,0 +1,136 @@
+//! Guidance and samplers against the closed-form Gaussian world `p(x | c) = N(0, 1)`, `p(x) = N(0, 2)`.
+//!
+//! In `y = x_t / alpha`, `s = sigma / alpha` the noise predictions are `y s / (1 + s^2)` and `y s / (2 + s^2)`; guided at
+//! scale w, the ODE `dy / ds = eps` keeps `y / sqrt((1 + s^2)^w (2 + s^2)^(1 - w))` constant. So samples end with variance
+//! 2^(1 - w), while the SDE ends with (2 - 2^(2 - 2w)) / (2 w - 1): neither samples the powered law's 2 / (1 + w).
+
+use framework::backbone::{Backbone, Control};
+use framework::burn::tensor::{DType, Device, Tensor};
+use framework::condition::Condition;
+use framework::guidance::Denoiser;
+use framework::path::Path;
+use framework::plugin::{GuidancePlugin, SamplerPlugin};
+use framework::process::{Input, Latent};
+use framework::random::{per_sample, tensor};
+use framework::sampler::{NoiseSource, Progress};
+use framework::vp::{Vp, VpConfig};
+use serde_json::{Value, json};
+use unguided as _;
+
+/// The exact network of the world.
+#[derive(Debug)]
+struct Exact(Vp);
+
+impl Backbone for Exact {
+    fn predict(&self, input: &Input, condition: &Condition, _: &Control) -> Tensor<3> {
+        let (Input::Noisy { x_t, t }, Condition::Class(classes)) = (input, condition) else { unreachable!() };
+        let factor: Vec<f64> = t
+            .iter()
+            .zip(classes)
+            .map(|(t, class)| {
+                let at = self.0.at(*t);
+                let variance = if class.is_some() { 1.0 } else { 2.0 };
+                at.sigma / (variance * at.alpha * at.alpha + at.sigma * at.sigma)
+            })
+            .collect();
+        x_t.clone() * per_sample(&factor, x_t)
+    }
+}
+
+/// Noise that is one at one draw for each sample, and zero otherwise: what comes out are the sampler's coefficients.
+struct Impulses(usize);
+
+impl NoiseSource for Impulses {
+    fn normal(&mut self, draw: usize) -> Tensor<3> {
+        let values: Vec<f64> = (0..self.0).map(|i| f64::from(u8::from(i == draw))).collect();
+        tensor(&values, [self.0, 1, 1], DType::F64, &Device::flex())
+    }
+    fn uniform(&mut self, _: usize) -> Vec<f64> {
+        unreachable!("no sampler here asks for it")
+    }
+}
+
+/// The coefficients of every noise in the result, and the NFE.
+fn coefficients(sampler: Value, guidance: Value, timesteps: usize, draws: usize) -> (Vec<f64>, usize) {
+    let sampler: Box<dyn SamplerPlugin> = serde_json::from_value(sampler).unwrap();
+    let rule: Box<dyn GuidancePlugin> = serde_json::from_value(guidance).unwrap();
+    let vp = VpConfig { timesteps, ..VpConfig::default() }.process();
+    let network = Exact(vp.clone());
+    let condition = Condition::Class(vec![Some(0); draws]);
+    let mut model = Denoiser::new(&network, &vp, &*rule, &|_| None, &condition, 1);
+    let latent = sampler.sample(&mut model, &mut Impulses(draws), &mut |_: &Progress<'_>| {});
+    let Latent::Values(x) = latent else { unreachable!() };
+    (x.into_data().try_into_vec::<f64>().unwrap(), model.nfe())
+}
+
+fn cfg(scale: f64) -> Value {
+    json!({ "type": "cfg", "scale": scale })
+}
+
+#[test]
+fn the_ode_ends_with_variance_two_to_the_one_minus_w() {
+    for w in [0.0, 1.0, 1.5, 2.0, 3.0] {
+        let sampler = json!({ "type": "ddim", "steps": 1000 });
+        let (x, nfe) = coefficients(sampler, cfg(w), 1000, 1);
+        let (got, stated) = (x[0] * x[0], 2.0_f64.powf(1.0 - w));
+        // 1,000 steps of a first-order solver.
+        assert!((got / stated - 1.0).abs() < 0.01, "scale {w}: {got} against {stated}");
+        assert_eq!(nfe, if w == 1.0 { 1000 } else { 2000 });
+    }
+}
+
+#[test]
+fn the_sde_ends_with_its_own_variance() {
+    for w in [1.0, 1.5, 2.0, 3.0] {
+        let sampler = json!({ "type": "ddpm", "steps": 1000 });
+        let (x, _) = coefficients(sampler, cfg(w), 1000, 1001);
+        let (got, stated) =
+            (x.iter().map(|x| x * x).sum::<f64>(), (2.0 - 2.0_f64.powf(2.0 - 2.0 * w)) / (2.0 * w - 1.0));
+        assert!((got / stated - 1.0).abs() < 0.02, "scale {w}: {got} against {stated}");
+    }
+}
+
+/// Slope of the logarithm of the error over that of the step.
+fn order(w: f64, order: usize) -> f64 {
+    const TIMES: usize = 100_000;
+    let vp = VpConfig { timesteps: TIMES, ..VpConfig::default() }.process();
+    let exact = |t: f64| {
+        let at = vp.at(t);
+        let s = at.sigma / at.alpha;
+        at.alpha * ((1.0 + s * s).powf(w) * (2.0 + s * s).powf(1.0 - w)).sqrt()
+    };
+    let stated = exact(1.0 / TIMES as f64) / exact(1.0);
+    let points: Vec<(f64, f64)> = [40, 80, 160, 320]
+        .into_iter()
+        .map(|steps| {
+            let sampler =
+                json!({ "type": "dpm_solver_pp", "steps": steps, "order": order, "spacing": { "type": "log_snr" } });
+            let (x, _) = coefficients(sampler, cfg(w), TIMES, 1);
+            (-(f64::from(steps)).ln(), (x[0] - stated).abs().ln())
+        })
+        .collect();
+    let mean = |f: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(f).sum::<f64>() / points.len() as f64;
+    let (x, y) = (mean(&|p| p.0), mean(&|p| p.1));
+    mean(&|p| (p.0 - x) * (p.1 - y)) / mean(&|p| (p.0 - x).powi(2))
+}
+
+#[test]
+fn errors_fall_with_the_order_of_the_solver() {
+    for w in [1.0, 2.0] {
+        for expected in [1, 2] {
+            let found = order(w, expected);
+            assert!((found - expected as f64).abs() < 0.15, "order {expected} at scale {w}: {found}");
+        }
+    }
+}
+
+#[test]
+fn ddim_is_the_first_order_of_dpm_solver_pp() {
+    for w in [1.0, 2.5] {
+        let ddim = json!({ "type": "ddim", "steps": 50, "end_at_first_time": true });
+        let solver = json!({ "type": "dpm_solver_pp", "steps": 49, "order": 1 });
+        let (a, _) = coefficients(ddim, cfg(w), 50, 1);
+        let (b, _) = coefficients(solver, cfg(w), 50, 1);
+        assert!((a[0] / b[0] - 1.0).abs() < 1e-12, "{} {}", a[0], b[0]);
+    }
+}
