@@ -75,7 +75,7 @@ fn the_ode_ends_with_variance_two_to_the_one_minus_w() {
         let (got, stated) = (x[0] * x[0], 2.0_f64.powf(1.0 - w));
         // 1,000 steps of a first-order solver.
         assert!((got / stated - 1.0).abs() < 0.01, "scale {w}: {got} against {stated}");
-        assert_eq!(nfe, if w == 1.0 { 1000 } else { 2000 });
+        assert_eq!(nfe, if w == 0.0 || w == 1.0 { 1000 } else { 2000 }, "one branch is enough");
     }
 }
 

@@ -11,11 +11,13 @@ use petgraph::unionfind::UnionFind;
 use std::collections::BTreeMap;
 
 /// Newton steps at the most.
-const STEPS: usize = 60;
+const STEPS: i32 = 60;
+/// Longest first step; later ones may be longer. Where a sigmoid is flat, Newton's own step knows no end.
+const FIRST: f64 = 4.0;
 /// Halvings of a step that does not bring the gradient closer to zero.
 const HALVINGS: usize = 12;
-/// Difference of a probe.
-const PROBE: f64 = 1e-6;
+/// Half the distance of the two ends of a probe.
+const PROBE: f64 = 1e-4;
 
 /// Numbers that influence each other, and the derivative of their gradient.
 struct Block {
@@ -34,7 +36,7 @@ struct Block {
 pub struct Rest {
     /// The table, row after row.
     pub values: Vec<f64>,
-    /// Of each number: size of the last Newton step.
+    /// Of each number: size of the last Newton step, 0 where no gradient is left.
     pub last: Vec<f64>,
     /// Of each number: how its block pushes back, negative where it runs away.
     pub push: Vec<f64>,
@@ -49,14 +51,14 @@ pub fn solve(cases: &Cases<'_>) -> Rest {
     let mut colours = colours(cases, true);
     let mut blocks = Vec::new();
     for step in 0..STEPS {
-        let mut derivative = probe(cases, &lookups, &values, &gradient, &colours);
-        if step == 0 && !agrees(cases, &lookups, &values, &gradient, &derivative) {
+        let mut derivative = probe(cases, &lookups, &values, &colours);
+        if step == 0 && !agrees(cases, &lookups, &values, &derivative) {
             // Some loss couples different inputs, as likelihoods of whole sequences do: probe number by number.
             colours = self::colours(cases, false);
-            derivative = probe(cases, &lookups, &values, &gradient, &colours);
+            derivative = probe(cases, &lookups, &values, &colours);
         }
         blocks = self::blocks(&gradient, &derivative);
-        gradient = advance(cases, &lookups, &mut values, &blocks);
+        gradient = advance(cases, &lookups, &mut values, &blocks, FIRST * 1.5_f64.powi(step));
         if blocks.iter().all(|block| block.step.amax() < 1e-11 || block.gradient < 1e-15) {
             break;
         }
@@ -65,7 +67,12 @@ pub fn solve(cases: &Cases<'_>) -> Rest {
     for block in &blocks {
         // A gradient without derivative pushes for ever.
         let endless = block.scale == 0.0 && block.gradient > 1e-14;
-        let step = if endless { f64::INFINITY } else { block.step.amax() };
+        let at_rest = block.gradient < 1e-13;
+        let step = match (endless, at_rest) {
+            (true, _) => f64::INFINITY,
+            (_, true) => 0.0,
+            _ => block.step.amax(),
+        };
         block.at.iter().for_each(|at| last[*at] = step);
         block.push_back(&mut push);
     }
@@ -91,7 +98,7 @@ fn colours(cases: &Cases<'_>, by_input: bool) -> Vec<Vec<usize>> {
 /// Non-zero entries (row, column, value) of the gradient's derivative.
 type Entries = Vec<(usize, usize, f64)>;
 
-fn probe(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], gradient: &[f64], colours: &[Vec<usize>]) -> Entries {
+fn probe(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], colours: &[Vec<usize>]) -> Entries {
     // With one number of each input probed, whatever moves at an input (or in a world) is that number's doing.
     let whole = colours.len() > 1 && !one_per_input(cases, colours);
     let group = |at: usize| {
@@ -100,15 +107,16 @@ fn probe(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], gradient: &[f64],
     };
     let mut entries = Entries::new();
     for colour in colours {
-        let mut moved = values.to_vec();
+        let (mut up, mut down) = (values.to_vec(), values.to_vec());
         let mut column = std::collections::HashMap::new();
         for at in colour {
-            moved[*at] += PROBE;
+            up[*at] += PROBE;
+            down[*at] -= PROBE;
             column.insert(group(*at), *at);
         }
-        let after = cases.gradient(&moved, lookups);
-        for (at, (after, before)) in after.iter().zip(gradient).enumerate() {
-            let change = (after - before) / PROBE;
+        let (up, down) = (cases.gradient(&up, lookups), cases.gradient(&down, lookups));
+        for (at, (up, down)) in up.iter().zip(&down).enumerate() {
+            let change = (up - down) / (2.0 * PROBE);
             if change != 0.0
                 && let Some(column) = column.get(&group(at))
             {
@@ -126,21 +134,24 @@ fn one_per_input(cases: &Cases<'_>, colours: &[Vec<usize>]) -> bool {
 }
 
 /// Whether the entries are the whole derivative: the gradient moves as they say in a direction of no pattern.
-fn agrees(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], gradient: &[f64], entries: &Entries) -> bool {
+fn agrees(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], entries: &Entries) -> bool {
     let direction: Vec<f64> = (0..values.len()).map(|i| (i as f64 * 0.754_877_666).fract() - 0.5).collect();
-    let moved: Vec<f64> = values.iter().zip(&direction).map(|(v, d)| v + PROBE * d).collect();
-    let after = cases.gradient(&moved, lookups);
+    let moved = |by: f64| -> Vec<f64> {
+        let moved: Vec<f64> = values.iter().zip(&direction).map(|(v, d)| v + by * d).collect();
+        cases.gradient(&moved, lookups)
+    };
+    let (up, down) = (moved(PROBE), moved(-PROBE));
     let mut said = vec![0.0; values.len()];
     entries.iter().for_each(|(row, column, value)| said[*row] += value * direction[*column]);
     let largest = entries.iter().fold(0.0_f64, |m, (.., value)| m.max(value.abs()));
     said.iter()
-        .zip(after.iter().zip(gradient))
-        .all(|(said, (after, before))| (said - (after - before) / PROBE).abs() <= 1e-4 * largest)
+        .zip(up.iter().zip(&down))
+        .all(|(said, (up, down))| (said - (up - down) / (2.0 * PROBE)).abs() <= 1e-4 * largest)
 }
 
 /// Blocks of numbers that influence each other, with Newton's step for each.
 fn blocks(gradient: &[f64], entries: &Entries) -> Vec<Block> {
-    // Probes leave noise of about 1e-10 where nothing depends.
+    // Probes leave noise of about 1e-12 where nothing depends.
     let largest = entries.iter().fold(0.0_f64, |m, (.., value)| m.max(value.abs()));
     let mut joined = UnionFind::<usize>::new(gradient.len());
     for (row, column, value) in entries {
@@ -181,9 +192,9 @@ fn blocks(gradient: &[f64], entries: &Entries) -> Vec<Block> {
 }
 
 /// Takes the steps, each shortened until its own gradient falls; the gradient after them.
-fn advance(cases: &Cases<'_>, lookups: &Lookups, values: &mut [f64], blocks: &[Block]) -> Vec<f64> {
+fn advance(cases: &Cases<'_>, lookups: &Lookups, values: &mut [f64], blocks: &[Block], longest: f64) -> Vec<f64> {
     let before = values.to_vec();
-    let mut length = vec![1.0; blocks.len()];
+    let mut length: Vec<f64> = blocks.iter().map(|block| (longest / block.step.amax()).min(1.0)).collect();
     for halving in 0.. {
         for (block, length) in blocks.iter().zip(&length) {
             for (i, step) in block.at.iter().zip(block.step.iter()) {

@@ -60,7 +60,7 @@ impl World {
                 prop::collection::vec(rounded(1..11), CONDITIONS * outcomes),
                 prop::collection::vec(rounded(-20..21), outcomes * CHANNELS),
                 prop::collection::vec(rounded(1..11), inputs),
-                prop::collection::vec(rounded(-20..21), (CONDITIONS + 1) * inputs * width),
+                prop::collection::vec(rounded(-10..11), (CONDITIONS + 1) * inputs * width),
                 [rounded(1..6), rounded(6..10)],
             )
                 .prop_map(move |(mass, targets, progress, reference, quantiles)| {
