@@ -3,7 +3,7 @@
 use framework::guidance::mix;
 use framework::laws::{self, CONDITIONS, Reached, World};
 use framework::plugin::Kind;
-use framework::prelude::*;
+use framework::prelude::{Condition, Context, Device, Family, Needs, Objective, Optimum, Role, Tensor};
 use framework::random::tensor;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -16,6 +16,14 @@ const FAMILIES: [Family; 2] = [Family::Continuous, Family::NextToken];
 
 fn objective(entry: Value) -> Box<dyn framework::plugin::ObjectivePlugin> {
     Registry::linked().objective(entry).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+/// CCA whose contrast is with the unconditional distribution.
+fn contrast(beta: f64, lambda: f64) -> Value {
+    json!({
+        "type": "cca", "drop_probability": 0.0,
+        "variant": { "type": "contrast", "beta": beta, "negatives": { "lambda": lambda, "same_condition": "negative" } }
+    })
 }
 
 fn worlds(family: Family, length: usize, count: usize) -> Vec<World> {
@@ -43,8 +51,11 @@ fn every_objective_reaches_its_optimum() {
     assert!(proven >= 10, "{proven}");
 }
 
-/// Predictions by (world, input, condition), of the rows with a condition.
-fn conditional(rows: Vec<Reached>) -> Vec<((usize, usize, usize), Vec<f64>)> {
+/// (world, input, condition) and the prediction there.
+type Prediction = ((usize, usize, usize), Vec<f64>);
+
+/// The predictions of the rows with a condition, in order.
+fn conditional(rows: Vec<Reached>) -> Vec<Prediction> {
     let mut all: Vec<_> = rows
         .into_iter()
         .filter_map(|row| {
@@ -57,7 +68,7 @@ fn conditional(rows: Vec<Reached>) -> Vec<((usize, usize, usize), Vec<f64>)> {
 }
 
 #[track_caller]
-fn same(family: Family, name: &str, a: &[((usize, usize, usize), Vec<f64>)], b: &[((usize, usize, usize), Vec<f64>)]) {
+fn same(family: Family, name: &str, a: &[Prediction], b: &[Prediction]) {
     assert_eq!(a.len(), b.len(), "{name}");
     for ((at, a), (also, b)) in a.iter().zip(b) {
         assert_eq!(at, also);
@@ -105,14 +116,13 @@ fn all_objectives_reach_what_guidance_samples() {
             if family == Family::Continuous {
                 same(family, "mg", &conditional(rows), &guided);
             } else if length == 2 {
-                let later = |rows: Vec<((usize, usize, usize), Vec<f64>)>| -> Vec<_> {
+                let later = |rows: Vec<Prediction>| -> Vec<_> {
                     rows.into_iter().filter(|((_, input, _), _)| *input > 0).collect()
                 };
                 same(family, "mg", &later(conditional(rows)), &later(guided.clone()));
             }
             if length == 1 && family == Family::NextToken {
-                let cca =
-                    json!({ "type": "cca", "beta": 1.0 / (scale - 1.0), "lambda": 2.0, "same_condition": "negative" });
+                let cca = contrast(1.0 / (scale - 1.0), 2.0);
                 same(family, "cca", &conditional(laws::reached(&*objective(cca), &worlds, true)), &guided);
             }
         }
@@ -152,7 +162,7 @@ fn mg(scale: f64) -> objectives::Mg {
 fn a_normalised_model_stays_short_of_ccas_optimum() {
     // What SPEC.md says of CCA on models that must sum to one: no scale describes where it ends.
     let worlds = worlds(Family::NextToken, 1, 40);
-    let cca = json!({ "type": "cca", "beta": 1.0, "lambda": 1.0, "same_condition": "negative" });
+    let cca = contrast(1.0, 1.0);
     let (free, normalised) = (
         conditional(laws::reached(&*objective(cca.clone()), &worlds, true)),
         conditional(laws::reached(&*objective(cca), &worlds, false)),
@@ -249,8 +259,7 @@ fn wrong_objectives_fail_their_law() {
         vec![Wrong { name, of: objective(of), loss, family }]
     };
     let aware = json!({ "type": "mg", "scale_input": true, "scale_min": 1.0, "scale_max": 5.0, "t_high": 1.0 });
-    let contrastive =
-        json!({ "type": "cca", "beta": 1.0, "lambda": 1.0, "drop_probability": 0.0, "same_condition": "negative" });
+    let contrastive = contrast(1.0, 1.0);
     let mutants: Vec<Wrong> = [
         both("sign flipped", json!({ "type": "gft" }), |c| -gft(c, |f, u, b| f * b.clone() + u * (b.neg() + 1.0))),
         both("beta swapped for 1 - beta", json!({ "type": "gft" }), |c| {
@@ -318,12 +327,9 @@ fn wrong_objectives_fail_their_law() {
         one("wrong negatives: one's own condition", Family::NextToken, contrastive.clone(), |c| {
             cca(c, true, |own, other| -log_sigmoid(own) - log_sigmoid(-other))
         }),
-        one(
-            "beta inverted",
-            Family::NextToken,
-            json!({ "type": "cca", "beta": 2.0, "lambda": 1.0, "drop_probability": 0.0, "same_condition": "negative" }),
-            |c| cca(c, false, |own, other| -log_sigmoid(own * 0.5) - log_sigmoid(other * -0.5)),
-        ),
+        one("beta inverted", Family::NextToken, contrast(2.0, 1.0), |c| {
+            cca(c, false, |own, other| -log_sigmoid(own * 0.5) - log_sigmoid(other * -0.5))
+        }),
         one("first step away from guidance", Family::Continuous, contrastive, |c| {
             cca(c, false, |own, other| -log_sigmoid(-own) - log_sigmoid(other))
         }),

@@ -290,7 +290,10 @@ pub fn save_tensors(tensors: &[(String, TensorData)], path: &Path) -> Result<()>
 
 impl Layout {
     /// Their numbers in our layout.
-    fn to_own(&self, data: TensorData, shape: &[usize]) -> std::result::Result<TensorData, String> {
+    ///
+    /// # Errors
+    /// If their shape is not what this layout makes of `shape`.
+    pub fn to_own(&self, data: TensorData, shape: &[usize]) -> std::result::Result<TensorData, String> {
         let theirs = data.shape().to_vec();
         let fits = match self {
             Self::Same => theirs == shape,

@@ -279,11 +279,11 @@ impl Trainer {
 }
 
 /// The networks of one step.
-struct Networks<'a> {
-    online: BoxBackbone,
-    stopped: BoxBackbone,
-    ema: Option<&'a BoxBackbone>,
-    reference: Option<&'a BoxBackbone>,
+pub(crate) struct Networks<'a> {
+    pub(crate) online: BoxBackbone,
+    pub(crate) stopped: BoxBackbone,
+    pub(crate) ema: Option<&'a BoxBackbone>,
+    pub(crate) reference: Option<&'a BoxBackbone>,
 }
 
 impl Models for Networks<'_> {
@@ -299,9 +299,9 @@ impl Models for Networks<'_> {
 }
 
 /// Random choices as a function of (seed, purpose, draw).
-struct Choices<'a> {
-    random: &'a Random,
-    draw: u64,
+pub(crate) struct Choices<'a> {
+    pub(crate) random: &'a Random,
+    pub(crate) draw: u64,
 }
 
 impl Draw for Choices<'_> {

@@ -8,6 +8,7 @@
 use crate::path::{Coefficients, Pair, Path, Prediction, join};
 use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
 use crate::random::{Random, per_sample, tensor};
+use crate::variance::{self, Step};
 use burn::tensor::Tensor;
 use rand::RngExt;
 use schemars::JsonSchema;
@@ -49,6 +50,9 @@ pub struct VpConfig {
     /// What the network predicts.
     #[serde(default = "eps")]
     pub prediction: VpPrediction,
+    /// Also train the variance channels of a `learn_sigma` network, by the variational bound of each step.
+    #[serde(default)]
+    pub variance_loss: bool,
 }
 
 fn linear() -> Betas {
@@ -63,7 +67,7 @@ fn eps() -> VpPrediction {
 
 impl Default for VpConfig {
     fn default() -> Self {
-        Self { betas: linear(), timesteps: thousand(), prediction: eps() }
+        Self { betas: linear(), timesteps: thousand(), prediction: eps(), variance_loss: false }
     }
 }
 
@@ -104,7 +108,7 @@ impl VpConfig {
             VpPrediction::Eps => Prediction::Eps,
             VpPrediction::V => Prediction::V,
         };
-        Vp { log_alpha, prediction }
+        Vp { log_alpha, prediction, variance_loss: self.variance_loss }
     }
 }
 
@@ -114,6 +118,7 @@ pub struct Vp {
     /// `log alpha` at `t_i = (i + 1) / T`.
     log_alpha: Vec<f64>,
     prediction: Prediction,
+    variance_loss: bool,
 }
 
 impl Vp {
@@ -125,6 +130,21 @@ impl Vp {
     /// The (fractional) index of a time, as the published networks take it: `i = t T - 1`.
     pub fn index_of_t(&self, t: f64) -> f64 {
         t * self.log_alpha.len() as f64 - 1.0
+    }
+
+    /// The step of the chain at a training time.
+    fn step_of(&self, t: f64) -> Step {
+        let index = (self.index_of_t(t).round().max(0.0) as usize).min(self.log_alpha.len() - 1);
+        let alpha = |i: usize| self.log_alpha[i].exp();
+        let plain = |index: usize| Step {
+            index,
+            alpha: alpha(index),
+            sigma: (-(2.0 * self.log_alpha[index]).exp_m1()).sqrt(),
+            alpha_bar_before: if index == 0 { 1.0 } else { alpha(index - 1).powi(2) },
+            log_posterior: 0.0,
+        };
+        // The first posterior variance is 0; its logarithm is taken from the next time, as published.
+        Step { log_posterior: plain(index.max(1)).posterior().ln(), ..plain(index) }
     }
 
     /// `log alpha` at `t` and its derivative: linear between the table's times, and from 0 at t = 0.
@@ -182,6 +202,20 @@ impl Process for Vp {
         self.example(x.clone(), eps, t)
     }
 
+    fn loss(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+        let simple = score(prediction.clone(), example);
+        if !self.variance_loss {
+            return simple;
+        }
+        let (Input::Noisy { x_t, t }, Target::Values(target)) = (&example.input, &example.target) else {
+            panic!("a continuous process was given tokens")
+        };
+        let channels = target.dims()[2];
+        let steps: Vec<Step> = t.iter().map(|t| self.step_of(*t)).collect();
+        let (predicted, extra) = (prediction.clone().narrow(2, 0, channels), prediction.narrow(2, channels, channels));
+        simple + variance::bound(self.prediction, &steps, x_t.clone(), target.clone(), predicted, extra)
+    }
+
     fn likelihood(&self) -> Likelihood {
         Likelihood::Bound
     }
@@ -225,7 +259,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn config(betas: Betas, timesteps: usize) -> VpConfig {
-        VpConfig { betas, timesteps, prediction: VpPrediction::Eps }
+        VpConfig { betas, timesteps, ..VpConfig::default() }
     }
 
     proptest! {

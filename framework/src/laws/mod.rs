@@ -76,7 +76,7 @@ pub fn reached(objective: &dyn Objective, worlds: &[World], free: bool) -> Vec<R
             let push = rest.push[numbers].iter().fold(f64::INFINITY, |m, v| m.min(*v));
             let rests = if push < -1e-7 {
                 Err("training runs away from its rest point")
-            } else if !(last < 1e-8) {
+            } else if last.is_nan() || last >= 1e-8 {
                 Err("training comes to no rest")
             } else {
                 Ok(())
@@ -125,8 +125,8 @@ pub fn verify(objective: &dyn Objective, family: Family, worlds: usize, seed: u6
         results.into_iter().map(|failure| failure.error).collect()
     });
     let worst = errors.iter().copied().fold(0.0, f64::max);
-    let counterexample = errors.iter().position(|error| !(*error <= TOLERANCE)).map(|first| {
-        let fails = |world: &World| !(errors_of(objective, &optimum, world).error <= TOLERANCE);
+    let counterexample = errors.iter().position(|error| *error > TOLERANCE).map(|first| {
+        let fails = |world: &World| errors_of(objective, &optimum, world).error > TOLERANCE;
         let smallest = shrink(&mut trees[first], &fails);
         let failure = errors_of(objective, &optimum, &smallest);
         format!("{}\n{}", failure.what, smallest.table())
@@ -167,8 +167,9 @@ fn errors(objective: &dyn Objective, optimum: &Optimum, worlds: &[World]) -> Vec
     let mut note = |world: usize, error: f64, what: &dyn Fn() -> String| {
         let failure = &mut failures[world];
         // A number that is none is the largest error of all.
-        if !(error <= failure.error) {
-            *failure = Failure { error: if error.is_nan() { f64::INFINITY } else { error }, what: what() };
+        let error = if error.is_nan() { f64::INFINITY } else { error };
+        if error > failure.error {
+            *failure = Failure { error, what: what() };
         }
     };
     match optimum {

@@ -18,6 +18,21 @@ pub fn sinusoid(values: &[f64], dim: usize) -> Vec<f64> {
         .collect()
 }
 
+/// Sinusoids of guidance: `[sin(1000 w f_i)], [cos(1000 w f_i)]` of `w = scale - 1`, `f_i = 10000^(-i / (dim / 2 - 1))`;
+/// `[n, dim]` row-major. Sines first, and the last frequency is 1 / 10000: not the order of [`sinusoid`].
+///
+/// Source: arXiv:2310.04378 (the guidance embedding of latent consistency models), as Stable Diffusion's networks read it.
+pub fn guidance_sinusoid(w: &[f64], dim: usize) -> Vec<f64> {
+    let half = dim / 2;
+    let frequency = |i: usize| (-(10_000_f64.ln()) * i as f64 / (half - 1) as f64).exp();
+    w.iter()
+        .flat_map(|w| {
+            let angle = move |i: usize| 1000.0 * w * frequency(i);
+            (0..half).map(move |i| angle(i).sin()).chain((0..half).map(move |i| angle(i).cos()))
+        })
+        .collect()
+}
+
 /// 2-D sine-cosine position table `[grid * grid, dim]`: sin x, cos x, sin y, cos y, x = column.
 ///
 /// Source: arXiv:2212.09748 (fixed positions as in arXiv:2111.06377).

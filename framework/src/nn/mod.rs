@@ -8,7 +8,7 @@ mod embedding;
 mod linear;
 
 pub use attention::{Attention, AttentionConfig, heads, merge_heads};
-pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, sincos_2d, sinusoid, to_patches};
+pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
 pub use linear::{Linear, Mlp};
 
 use burn::module::{Param, ParamId};

@@ -12,16 +12,69 @@ use framework::prelude::*;
 use framework::random::tensor;
 
 /// The loss on the two gaps `g+` (own condition) and `g-` (another's).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Variant {
     /// `-log sig(b g+) - lambda log sig(-b g-)`.
-    #[default]
-    Cca,
+    Contrast {
+        /// Inverse strength b, above 0: the optimum is the reference at scale 1 + 1 / b.
+        #[serde(default = "fiftieth")]
+        #[schemars(range(min = 1e-6, max = 1e6))]
+        beta: f64,
+        /// How samples with another's condition count.
+        #[serde(default)]
+        negatives: Negatives,
+    },
     /// `-log sig(b (g+ - g-))`: direct preference optimisation.
-    Dpo,
+    Dpo {
+        /// Inverse strength b, above 0.
+        #[serde(default = "fiftieth")]
+        #[schemars(range(min = 1e-6, max = 1e6))]
+        beta: f64,
+    },
     /// `-g+ + lambda g-`: likelihood up and down without bound.
-    Unlearning,
+    Unlearning {
+        /// How samples with another's condition count.
+        #[serde(default)]
+        negatives: Negatives,
+    },
+}
+
+/// How samples with another's condition count.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Negatives {
+    /// Weight of negatives, at least 0. Published: 50 to 1000.
+    #[serde(default = "fifty")]
+    #[schemars(range(min = 0.0, max = 1e9))]
+    pub lambda: f64,
+    /// How another sample's condition counts that happens to be the same.
+    #[serde(default)]
+    pub same_condition: SameCondition,
+    /// Divide by max(lambda, 1), as published wherever samples are dropped.
+    #[serde(default = "yes")]
+    pub divide: bool,
+}
+
+impl Default for Negatives {
+    fn default() -> Self {
+        Self { lambda: fifty(), same_condition: SameCondition::default(), divide: yes() }
+    }
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self::Contrast { beta: fiftieth(), negatives: Negatives::default() }
+    }
+}
+
+impl Variant {
+    fn negatives(&self) -> Option<&Negatives> {
+        match self {
+            Self::Contrast { negatives, .. } | Self::Unlearning { negatives } => Some(negatives),
+            Self::Dpo { .. } => None,
+        }
+    }
 }
 
 /// How another sample's condition counts that happens to be the same.
@@ -37,21 +90,15 @@ pub enum SameCondition {
 
 /// Fine-tune a pretrained model to sample guided in one pass, without any guidance input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(
-    example = framework::serde_json::json!({ "same_condition": "negative", "beta": 1.0, "lambda": 1.0 }),
-    example = framework::serde_json::json!({ "variant": "dpo" }),
-    example = framework::serde_json::json!({ "variant": "unlearning" })
-)]
 #[serde(deny_unknown_fields)]
+#[schemars(
+    example = framework::serde_json::json!({
+        "variant": { "type": "contrast", "beta": 1.0, "negatives": { "same_condition": "negative", "lambda": 2.0 } }
+    }),
+    example = framework::serde_json::json!({ "variant": { "type": "dpo" } }),
+    example = framework::serde_json::json!({ "variant": { "type": "unlearning" } })
+)]
 pub struct Cca {
-    /// Inverse strength b, above 0: the optimum is the reference at scale 1 + 1 / b.
-    #[serde(default = "fiftieth")]
-    #[schemars(range(min = 1e-6, max = 1e6))]
-    pub beta: f64,
-    /// Weight of negatives, at least 0. Published: 50 to 1000.
-    #[serde(default = "fifty")]
-    #[schemars(range(min = 0.0, max = 1e9))]
-    pub lambda: f64,
     /// Probability of training a sample without its condition, in [0, 1].
     #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -59,12 +106,6 @@ pub struct Cca {
     /// The loss.
     #[serde(default)]
     pub variant: Variant,
-    /// How another sample's condition counts that happens to be the same.
-    #[serde(default)]
-    pub same_condition: SameCondition,
-    /// Divide by max(lambda, 1), as published wherever samples are dropped.
-    #[serde(default = "yes")]
-    pub divide: bool,
 }
 
 fn fiftieth() -> f64 {
@@ -85,15 +126,19 @@ framework::register!(objective "cca" => Cca, "arXiv:2410.09347");
 impl Cca {
     /// The loss of each sample from its two gaps, `[B]`. `positive[i]`: the second pair counts as positive.
     pub fn of_gaps(&self, own: Tensor<1>, other: Tensor<1>, positive: &[bool]) -> Tensor<1> {
-        let like = |values: Vec<f64>| tensor(&values, [positive.len()], own.dtype(), &own.device().inner());
+        let (dtype, device) = (own.dtype(), own.device().inner());
+        let like = |values: Vec<f64>| tensor(&values, [positive.len()], dtype, &device);
         let sign = like(positive.iter().map(|positive| if *positive { 1.0 } else { -1.0 }).collect());
-        let weight = like(positive.iter().map(|positive| if *positive { 1.0 } else { self.lambda }).collect());
-        let loss = match self.variant {
-            Variant::Cca => -log_sigmoid(own * self.beta) - weight * log_sigmoid(other * sign * self.beta),
-            Variant::Dpo => return -log_sigmoid((own - other) * self.beta),
-            Variant::Unlearning => -own - weight * sign * other,
+        let weigh = |n: &Negatives| like(positive.iter().map(|p| if *p { 1.0 } else { n.lambda }).collect());
+        let (loss, negatives) = match &self.variant {
+            Variant::Dpo { beta } => return -log_sigmoid((own - other) * *beta),
+            Variant::Unlearning { negatives } => (-own - weigh(negatives) * sign * other, negatives),
+            Variant::Contrast { beta, negatives } => {
+                let negative = weigh(negatives) * log_sigmoid(other * sign * *beta);
+                (-log_sigmoid(own * *beta) - negative, negatives)
+            }
         };
-        if self.divide { loss / self.lambda.max(1.0) } else { loss }
+        if negatives.divide { loss / negatives.lambda.max(1.0) } else { loss }
     }
 }
 
@@ -112,7 +157,7 @@ impl Objective for Cca {
         let (own, dropped) = context.drop_condition(self.drop_probability);
         let negative = context.negative("negative");
         let other = negative.dropped(&dropped);
-        let counts = self.same_condition == SameCondition::Positive;
+        let counts = self.variant.negatives().is_some_and(|n| n.same_condition == SameCondition::Positive);
         let same = context.condition.same(&negative);
         let positive: Vec<bool> =
             dropped.iter().zip(same).map(|(dropped, same)| *dropped || (counts && same)).collect();
@@ -124,26 +169,25 @@ impl Objective for Cca {
     }
 
     fn optimum(&self, family: Family) -> Optimum {
-        match (self.variant, family) {
-            (Variant::Unlearning, Family::NextToken | Family::NextLevel) => {
-                Optimum::Unbounded("the likelihood of negatives falls for ever")
+        let tokens = matches!(family, Family::NextToken | Family::NextLevel);
+        match self.variant {
+            Variant::Unlearning { .. } if tokens => Optimum::Unbounded("the likelihood of negatives falls for ever"),
+            Variant::Unlearning { .. } => Optimum::Unstated(
+                "a squared error falls for ever where negatives weigh more than the condition's samples",
+            ),
+            _ if !tokens => Optimum::Towards,
+            Variant::Dpo { .. } => {
+                Optimum::Unstated("it fixes the differences between conditions only: any factor of x is free")
             }
-            (_, Family::NextToken | Family::NextLevel) => {
-                let scale = 1.0 + 1.0 / self.beta;
-                let against = match (self.variant, self.same_condition) {
-                    (Variant::Cca, SameCondition::Positive) => Against::Others,
-                    _ => Against::Null,
+            Variant::Contrast { beta, negatives } => {
+                let scale = 1.0 + 1.0 / beta;
+                let against = match negatives.same_condition {
+                    SameCondition::Positive => Against::Others,
+                    SameCondition::Negative => Against::Null,
                 };
-                if self.variant == Variant::Dpo {
-                    return Optimum::Unstated(
-                        "it fixes the differences between conditions only: any factor of x is free",
-                    );
-                }
                 let tilt = Tilt::data("1 + 1 / beta", move |_, _| scale);
                 Optimum::Tilted(Tilt { from: Of::Reference, against, free_normaliser: true, ..tilt })
             }
-            (Variant::Unlearning, _) => Optimum::Unstated("a squared error falls for ever where negatives weigh more"),
-            _ => Optimum::Towards,
         }
     }
 

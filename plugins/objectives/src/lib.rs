@@ -6,7 +6,7 @@ mod distill;
 mod gft;
 mod mg;
 
-pub use cca::{Cca, SameCondition, Variant};
+pub use cca::{Cca, Negatives, SameCondition, Variant};
 pub use cfg::Cfg;
 pub use distill::{Distance, Distill};
 pub use gft::{DroppedSample, Gft, Profile};

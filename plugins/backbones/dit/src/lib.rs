@@ -219,6 +219,11 @@ impl BackboneConfig for DitConfig {
                 _ => {}
             }
         }
+        if self.process.variance_loss && !self.learn_sigma {
+            let what = "`variance_loss` trains channels that the network does not have";
+            let problem = Problem::new("/process/variance_loss", what).and_at("/learn_sigma");
+            problems.push(problem.accepts("`variance_loss` with \"learn_sigma\": true"));
+        }
         let Some(numbers) = self.numbers() else { return problems };
         let mut divides = |part: usize, name: &str, whole: usize, of: &str| {
             if !whole.is_multiple_of(part) {

@@ -1,0 +1,98 @@
+//! Training the variance channels of a learned-range network: the variational bound of each step, with the mean stopped.
+//!
+//!   log v(x_t) = s log beta_t + (1 - s) log beta~_t,   s = (o + 1) / 2 of the network's extra channels o
+//!   L_t = KL(q(x_{t-1} | x_t, x) | N(mu, v)),   L_0 = -log p(x | x_1) of images in 256 grey values; bits per dimension
+//!
+//! Source: arXiv:2102.09672 eq. 15-16 (learned range, stopped mean); arXiv:2006.11239 eq. 13 (decoder).
+
+use crate::path::Prediction;
+use crate::random::per_sample;
+use burn::tensor::Tensor;
+use std::f64::consts::{LN_2, PI};
+
+/// What the bound of one training time needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Index of the training time, from 0.
+    pub index: usize,
+    /// `alpha_t` of the time.
+    pub alpha: f64,
+    /// `sigma_t` of the time.
+    pub sigma: f64,
+    /// `alpha^2` of the time before; 1 before the first.
+    pub alpha_bar_before: f64,
+    /// Log of the posterior's variance; of the first time, that of the second.
+    pub log_posterior: f64,
+}
+
+impl Step {
+    fn alpha_bar(&self) -> f64 {
+        self.alpha * self.alpha
+    }
+
+    /// `beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}`.
+    pub fn beta(&self) -> f64 {
+        1.0 - self.alpha_bar() / self.alpha_bar_before
+    }
+
+    /// Variance of `q(x_{t-1} | x_t, x)`.
+    pub fn posterior(&self) -> f64 {
+        self.beta() * (1.0 - self.alpha_bar_before) / (1.0 - self.alpha_bar())
+    }
+}
+
+/// The bound of each sample in bits per dimension, `[B]`. All of `[B, position, channel]`: `x_t`, the `target` and the
+/// `predicted` eps or v (its gradient is not followed), and the `extra` channels.
+///
+/// # Panics
+/// For other predictions than eps and v.
+pub fn bound(
+    kind: Prediction,
+    steps: &[Step],
+    x_t: Tensor<3>,
+    target: Tensor<3>,
+    predicted: Tensor<3>,
+    extra: Tensor<3>,
+) -> Tensor<1> {
+    let like = x_t.clone();
+    let each = |f: &dyn Fn(&Step) -> f64| per_sample(&steps.iter().map(f).collect::<Vec<_>>(), &like);
+    // x and eps are linear in the prediction at one x_t, so the clean latents differ by a multiple of what they do.
+    let of_state = |s: &Step| if kind == Prediction::V { s.alpha } else { 1.0 / s.alpha };
+    let of_prediction = |s: &Step| match kind {
+        Prediction::Eps => -s.sigma / s.alpha,
+        Prediction::V => -s.sigma,
+        other => panic!("a variance-preserving network predicts eps or v, not {other:?}"),
+    };
+    let apart = (target.clone() - predicted.detach()) * each(&of_prediction);
+    let log_posterior = each(&|s| s.log_posterior);
+    let log_variance = (extra + 1.0) * 0.5 * each(&|s| s.beta().ln() - s.log_posterior) + log_posterior.clone();
+    let mean_apart = apart.clone() * each(&|s| s.beta() * s.alpha_bar_before.sqrt() / (1.0 - s.alpha_bar()));
+    let divergence = (log_variance.clone() - log_posterior.clone() - 1.0
+        + (log_posterior - log_variance.clone()).exp()
+        + mean_apart.clone() * mean_apart * log_variance.clone().neg().exp())
+        * 0.5;
+    // At the first time the mean is the predicted clean latent itself.
+    let x = x_t * each(&of_state) + target * each(&of_prediction);
+    let decoder = -discretized(x, apart, log_variance * 0.5);
+    let first = each(&|s| f64::from(u8::from(s.index == 0)));
+    let bits = (decoder * first.clone() + divergence * (first.neg() + 1.0)) / LN_2;
+    let [batch, ..] = bits.dims();
+    bits.mean_dim(2).mean_dim(1).reshape([batch])
+}
+
+/// Log-probability of images in steps of 2 / 255 under a normal that is `apart` from them.
+fn discretized(x: Tensor<3>, apart: Tensor<3>, log_deviation: Tensor<3>) -> Tensor<3> {
+    let inverse = log_deviation.neg().exp();
+    // The usual approximation of the normal's distribution function, which published numbers rest on.
+    let below = |at: Tensor<3>| {
+        let cube = at.clone() * at.clone() * at.clone();
+        ((at + cube * 0.044715) * (2.0 / PI).sqrt()).tanh() * 0.5 + 0.5
+    };
+    let upper = below(inverse.clone() * (apart.clone() + 1.0 / 255.0));
+    let lower = below(inverse * (apart - 1.0 / 255.0));
+    let log = |p: Tensor<3>| p.clamp_min(1e-12).log();
+    let inside = log(upper.clone() - lower.clone());
+    let darkest = log(upper);
+    let lightest = log(lower.neg() + 1.0);
+    inside.mask_where(x.clone().lower_elem(-0.999), darkest).mask_where(x.greater_elem(0.999), lightest)
+}
