@@ -16,6 +16,7 @@ use framework::trainer::{End, Events, StepReport, Trainer};
 use framework::{dataset::Dataset, picture};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, json};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -56,7 +57,7 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let start = start::start(&pipeline, &run, &device, from.map(|(_, checkpoint)| checkpoint))?;
     let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), &device, start)?;
     let stop = stop_on_ctrl_c();
-    let mut events = Console::new(&run, pipeline.clone(), dataset.info(), &device, trainer.step())?;
+    let mut events = Console::new(&run, pipeline.clone(), dataset.clone(), &device, trainer.step())?;
     let end = trainer.run(dataset.clone(), &stop, &mut events)?;
     events.bar.finish_and_clear();
     if let End::Interrupted(step) = end {
@@ -144,6 +145,7 @@ fn stop_on_ctrl_c() -> Arc<AtomicBool> {
 /// Progress on the terminal, metrics as JSON lines, sample grids.
 struct Console {
     run: Run,
+    dataset: Arc<dyn Dataset>,
     pipeline: Arc<Pipeline>,
     info: DatasetInfo,
     device: Device,
@@ -157,7 +159,13 @@ struct Console {
 }
 
 impl Console {
-    fn new(run: &Run, pipeline: Arc<Pipeline>, info: DatasetInfo, device: &Device, step: usize) -> Result<Self> {
+    fn new(
+        run: &Run,
+        pipeline: Arc<Pipeline>,
+        dataset: Arc<dyn Dataset>,
+        device: &Device,
+        step: usize,
+    ) -> Result<Self> {
         let path = run.metrics();
         // Lines of steps that the checkpoint does not know will be written again.
         let kept: String = fs::read_to_string(&path)
@@ -176,8 +184,10 @@ impl Console {
         bar.reset_eta();
         let plain = !std::io::stderr().is_terminal();
         let (run, device) = (run.clone(), device.clone());
+        let info = dataset.info();
         Ok(Self {
             run,
+            dataset,
             pipeline,
             info,
             device,
@@ -223,13 +233,25 @@ impl Events for Console {
         Ok(())
     }
 
-    fn sample(&mut self, network: &BoxBackbone, step: usize) -> Result<()> {
+    fn sample(&mut self, network: &BoxBackbone, step: usize, measure: bool) -> Result<BTreeMap<String, f64>> {
         let rows = self.info.num_classes.unwrap_or(UNCONDITIONAL_ROWS);
         let columns = self.pipeline.train.sample_columns;
         let labels = class_labels(&self.pipeline, &(0..rows).collect::<Vec<_>>(), columns);
         let drawn = sampled(&self.pipeline, network, labels, &self.device)?;
         let path = self.run.folder.join("samples").join(format!("step-{step:09}.png"));
-        picture::save(&picture::grid(&drawn.images, self.pipeline.image_shape(), columns), &path)
+        picture::save(&picture::grid(&drawn.images, self.pipeline.image_shape(), columns), &path)?;
+        let mut measured = BTreeMap::new();
+        if measure {
+            let count = self.pipeline.train.samples_to_measure(self.info.num_classes);
+            let labels = metric_labels(&self.pipeline, rows, count);
+            let drawn = sampled(&self.pipeline, network, labels, &self.device)?;
+            let real = self.pipeline.real_images(&*self.dataset, &self.device)?;
+            for metric in &self.pipeline.metrics {
+                let all = metric.measure(&drawn.images, &real)?;
+                measured.extend(all.into_iter().map(|measurement| (measurement.name, measurement.value)));
+            }
+        }
+        Ok(measured)
     }
 
     fn saved(&mut self, path: &Path, step: usize) {

@@ -108,8 +108,7 @@ fn all_objectives_reach_what_guidance_samples() {
             ] {
                 same(family, name, &conditional(laws::reached(&*objective(entry), &worlds, false)), &guided);
             }
-            let mg =
-                json!({ "type": "mg", "scale_input": true, "scale_min": scale, "scale_max": scale, "t_high": 1.0 });
+            let mg = json!({ "type": "mg", "scale": { "type": "input", "min": scale, "max": scale }, "t_high": 1.0 });
             let rows = laws::reached(&*objective(mg), &worlds, false);
             let rows = rows.into_iter().filter(|row| row.guidance == Some(scale)).collect();
             // The first token of a sequence is drawn at t = 1, where MG teaches no guidance.
@@ -133,7 +132,7 @@ fn all_objectives_reach_what_guidance_samples() {
 fn plain_mg_has_the_fixed_point_one_over_one_minus_w_and_repels_from_w_one_on() {
     let worlds = worlds(Family::Continuous, 1, 20);
     for w in [0.2, 0.5, 0.9] {
-        let mg = objective(json!({ "type": "mg", "scale_min": 1.0 + w, "scale_max": 1.0 + w, "t_high": 1.0 }));
+        let mg = objective(json!({ "type": "mg", "scale": { "type": "fixed", "scale": 1.0 + w }, "t_high": 1.0 }));
         for row in laws::reached(&*mg, &worlds, false) {
             let Some(condition) = row.condition else { continue };
             assert_eq!(row.rests, Ok(()));
@@ -155,7 +154,7 @@ fn plain_mg_has_the_fixed_point_one_over_one_minus_w_and_repels_from_w_one_on() 
 }
 
 fn mg(scale: f64) -> objectives::Mg {
-    objectives::Mg { scale_min: scale, scale_max: scale, t_high: 1.0, ..serde_json::from_str("{}").unwrap() }
+    objectives::Mg { scale: objectives::Scale::Fixed { scale }, t_high: 1.0, ..serde_json::from_str("{}").unwrap() }
 }
 
 #[test]
@@ -258,7 +257,7 @@ fn wrong_objectives_fail_their_law() {
     let one = |name, family, of: Value, loss: fn(&Context<'_>) -> Tensor<1>| {
         vec![Wrong { name, of: objective(of), loss, family }]
     };
-    let aware = json!({ "type": "mg", "scale_input": true, "scale_min": 1.0, "scale_max": 5.0, "t_high": 1.0 });
+    let aware = json!({ "type": "mg", "scale": { "type": "input" }, "t_high": 1.0 });
     let contrastive = contrast(1.0, 1.0);
     let mutants: Vec<Wrong> = [
         both("sign flipped", json!({ "type": "gft" }), |c| -gft(c, |f, u, b| f * b.clone() + u * (b.neg() + 1.0))),
@@ -349,7 +348,7 @@ fn wrong_objectives_fail_their_law() {
 fn a_missing_stop_gradient_is_seen_where_it_matters() {
     // Below w = 1 both have one rest point; from there on only the stopped one runs away.
     #[derive(Debug)]
-    struct TwoSided(objectives::Mg);
+    struct TwoSided(objectives::Mg, f64);
     impl Objective for TwoSided {
         fn needs(&self) -> Needs {
             self.0.needs()
@@ -358,7 +357,7 @@ fn a_missing_stop_gradient_is_seen_where_it_matters() {
             let (condition, dropped) = c.drop_condition(0.1);
             let toward = c.online(c.condition, None) - c.online(&c.condition.null(), None);
             let prediction = c.online(&condition, None);
-            let weight = c.weights(&prediction, |i, _| if dropped[i] { 0.0 } else { self.0.scale_max - 1.0 });
+            let weight = c.weights(&prediction, |i, _| if dropped[i] { 0.0 } else { self.1 - 1.0 });
             c.loss(prediction - toward * weight)
         }
         fn optimum(&self, family: Family) -> Optimum {
@@ -368,9 +367,9 @@ fn a_missing_stop_gradient_is_seen_where_it_matters() {
             2
         }
     }
-    assert!(laws::verify(&TwoSided(mg(1.5)), Family::Continuous, 10, 0).counterexample.is_none());
+    assert!(laws::verify(&TwoSided(mg(1.5), 1.5), Family::Continuous, 10, 0).counterexample.is_none());
     assert!(laws::verify(&mg(2.5), Family::Continuous, 10, 0).counterexample.is_none());
-    assert!(laws::verify(&TwoSided(mg(2.5)), Family::Continuous, 10, 0).counterexample.is_some());
+    assert!(laws::verify(&TwoSided(mg(2.5), 2.5), Family::Continuous, 10, 0).counterexample.is_some());
 }
 
 proptest! {

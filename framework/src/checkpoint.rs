@@ -26,6 +26,8 @@ pub struct Checkpoint {
     pub model: BTreeMap<String, TensorData>,
     /// Their exponential moving average, if the run keeps one.
     pub ema: Option<BTreeMap<String, TensorData>>,
+    /// What the objective remembers of its measurements.
+    pub memory: BTreeMap<String, f64>,
     /// Mean training loss since the checkpoint before it; `None` where no training led to it.
     pub loss: Option<f64>,
     /// Optimizer state, as Burn writes it.
@@ -61,11 +63,13 @@ impl Checkpoint {
             })
             .collect::<Result<Vec<_>>>()?;
         let loss = self.loss.map_or(String::new(), |loss| loss.to_string());
-        let checksum = checksum(&views, self.step, &loss, &self.document);
+        let memory = serde_json::to_string(&self.memory).map_err(|e| Error::file(path, e.to_string()))?;
+        let checksum = checksum(&views, self.step, [&loss, &memory, &self.document]);
         let metadata = HashMap::from([
             ("format".to_string(), FORMAT.to_string()),
             ("step".to_string(), self.step.to_string()),
             ("loss".to_string(), loss),
+            ("memory".to_string(), memory),
             ("document".to_string(), self.document.clone()),
             ("sha256".to_string(), checksum),
         ]);
@@ -94,15 +98,16 @@ impl Checkpoint {
         let get =
             |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("no `{name}` in its metadata")));
         let step = get("step")?.parse().map_err(|_| damaged("its step is no number".into()))?;
-        let (document, loss) = (get("document")?, get("loss")?);
+        let (document, loss, memory) = (get("document")?, get("loss")?, get("memory")?);
         let mut views: Vec<(String, TensorView<'_>)> = file.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
-        if checksum(&views, step, &loss, &document) != get("sha256")? {
+        if checksum(&views, step, [&loss, &memory, &document]) != get("sha256")? {
             return Err(damaged(
                 "its content does not match its SHA-256: bits have changed since it was written".into(),
             ));
         }
-        let mut checkpoint = Self { step, document, loss: loss.parse().ok(), ..Self::default() };
+        let memory = serde_json::from_str(&memory).map_err(|e| damaged(format!("its memory: {e}")))?;
+        let mut checkpoint = Self { step, document, memory, loss: loss.parse().ok(), ..Self::default() };
         for (name, view) in views {
             if name == "optimizer" {
                 checkpoint.optimizer = view.data().to_vec();
@@ -187,15 +192,14 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn checksum(views: &[(String, TensorView<'_>)], step: usize, loss: &str, document: &str) -> String {
+fn checksum(views: &[(String, TensorView<'_>)], step: usize, texts: [&str; 3]) -> String {
     let mut hash = Sha256::new();
     let mut field = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
     field(&(step as u64).to_le_bytes());
-    field(loss.as_bytes());
-    field(document.as_bytes());
+    texts.iter().for_each(|text| field(text.as_bytes()));
     for (name, view) in views {
         field(name.as_bytes());
         field(format!("{:?} {:?}", view.dtype(), view.shape()).as_bytes());

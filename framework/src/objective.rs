@@ -27,7 +27,12 @@ pub struct Needs {
     pub classes: bool,
     /// The log-likelihood of samples, or a bound.
     pub likelihood: bool,
+    /// The document's metrics, measured on samples during training.
+    pub measurements: bool,
 }
+
+/// Numbers that an objective keeps from one measurement to the next. They are saved with the run.
+pub type Memory = BTreeMap<String, f64>;
 
 /// The distribution that the minimiser of an objective samples. The laws check it.
 pub enum Optimum {
@@ -163,6 +168,7 @@ pub struct Context<'a> {
     pub step: usize,
     /// Number of classes, where conditions are classes.
     pub num_classes: Option<usize>,
+    memory: Option<&'a Memory>,
     process: &'a dyn Process,
     models: &'a dyn Models,
     draw: &'a dyn Draw,
@@ -180,7 +186,28 @@ impl<'a> Context<'a> {
         (step, steps): (usize, usize),
     ) -> Self {
         let progress = step as f64 / steps.max(1) as f64;
-        Self { example, condition, num_classes, progress, step, process, models, draw, log: RefCell::default() }
+        Self {
+            example,
+            condition,
+            num_classes,
+            memory: None,
+            progress,
+            step,
+            process,
+            models,
+            draw,
+            log: RefCell::default(),
+        }
+    }
+
+    /// The same context with what [`Objective::measured`] remembers.
+    pub fn with_memory(self, memory: &'a Memory) -> Self {
+        Self { memory: Some(memory), ..self }
+    }
+
+    /// A number that [`Objective::measured`] remembered; `None` before the first measurement.
+    pub fn remembered(&self, name: &str) -> Option<f64> {
+        self.memory?.get(name).copied()
     }
 
     /// Number of samples.
@@ -303,6 +330,15 @@ pub trait Objective: Debug + Send + Sync {
 
     /// Loss of each sample, `[B]`; its mean is minimised.
     fn loss(&self, context: &Context<'_>) -> Tensor<1>;
+
+    /// Takes note of the metrics on samples of the network as it is: called every `sample_every` steps.
+    ///
+    /// # Errors
+    /// What is missing among the measurements.
+    fn measured(&self, memory: &mut Memory, measurements: &BTreeMap<String, f64>) -> Result<(), String> {
+        let _ = (memory, measurements);
+        Ok(())
+    }
 
     /// What the minimiser samples, on a process of this family.
     fn optimum(&self, family: Family) -> Optimum;

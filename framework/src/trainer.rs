@@ -6,7 +6,7 @@ use crate::condition::Condition;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::loader::{Batch, Loader};
-use crate::objective::{Context, Draw, Models, Role};
+use crate::objective::{Context, Draw, Memory, Models, Role};
 use crate::optimizer::{clip_global_norm, learning_rate};
 use crate::pipeline::Pipeline;
 use crate::precision::CastAll;
@@ -52,11 +52,12 @@ pub trait Events {
     /// Ends the run.
     fn step(&mut self, report: &StepReport) -> Result<()>;
 
-    /// The averaged (or plain) weights after `step` steps, every `sample_every` steps.
+    /// The averaged (or plain) weights after `step` steps, every `sample_every` steps. Answers with the document's
+    /// metrics on samples of them, where `measure` asks for it.
     ///
     /// # Errors
     /// Ends the run.
-    fn sample(&mut self, network: &BoxBackbone, step: usize) -> Result<()>;
+    fn sample(&mut self, network: &BoxBackbone, step: usize, measure: bool) -> Result<BTreeMap<String, f64>>;
 
     /// A checkpoint was written.
     fn saved(&mut self, path: &Path, step: usize);
@@ -97,6 +98,7 @@ pub struct Trainer {
     reference: Option<BoxBackbone>,
     optimizer: ModuleOptimizer,
     workers: Box<dyn Workers>,
+    memory: Memory,
     step: usize,
     /// Sum of the losses since the last checkpoint, and their number.
     since_saved: (f64, usize),
@@ -112,9 +114,9 @@ impl Trainer {
         let mut online = start.online;
         let mut optimizer = train.optimizer.init(&train.weight_decay_groups).map_err(Error::Run)?;
         let mut ema = train.ema.is_some().then(|| online.valid());
-        let mut step = 0;
+        let (mut step, mut memory) = (0, Memory::new());
         if let Some(from) = start.resume {
-            step = from.step;
+            (step, memory) = (from.step, from.memory);
             online = weights::restore(online, from.model)?;
             if let (Some(network), Some(values)) = (ema.take(), from.ema) {
                 ema = Some(weights::restore(network, values)?);
@@ -133,6 +135,7 @@ impl Trainer {
             reference: start.reference,
             optimizer,
             workers: workers(train.workers),
+            memory,
             step,
             since_saved: (0.0, 0),
             pipeline,
@@ -197,13 +200,15 @@ impl Trainer {
             self.since_saved = (self.since_saved.0 + report.loss, self.since_saved.1 + 1);
             report.seconds = start.elapsed().as_secs_f64();
             events.step(&report)?;
+            if train.sample_every.is_some_and(|every| self.step.is_multiple_of(every)) {
+                let measure = pipeline.objective.needs().measurements;
+                let measured = events.sample(&self.sampling_network(), self.step, measure)?;
+                pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
+            }
             let stopping = stop.load(Ordering::SeqCst) && self.step < train.steps;
             if stopping || self.step == train.steps || self.step.is_multiple_of(train.save_every) {
                 let path = self.save()?;
                 events.saved(&path, self.step);
-            }
-            if train.sample_every.is_some_and(|every| self.step.is_multiple_of(every)) {
-                events.sample(&self.sampling_network(), self.step)?;
             }
             if stopping {
                 return Ok(End::Interrupted(self.step));
@@ -231,7 +236,8 @@ impl Trainer {
             Networks { stopped: online.valid(), online, ema: self.ema.as_ref(), reference: self.reference.as_ref() };
         let choices = Choices { random, draw };
         let condition = (condition, self.pipeline.backbone.accepts().num_classes);
-        let context = Context::new(&example, condition, &*process, &models, &choices, (self.step, train.steps));
+        let context = Context::new(&example, condition, &*process, &models, &choices, (self.step, train.steps))
+            .with_memory(&self.memory);
         let loss = self.pipeline.objective.loss(&context).mean() / train.accumulate as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
@@ -263,6 +269,7 @@ impl Trainer {
             document: self.pipeline.document.clone(),
             model: weights::export(&self.online),
             ema: self.ema.as_ref().map(weights::export),
+            memory: self.memory.clone(),
             loss: Some(sum / count as f64),
             optimizer: optimizer.to_vec(),
         }

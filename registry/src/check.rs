@@ -278,6 +278,16 @@ fn training(document: &Document) -> Problems {
             .accepts("an average, e.g. {\"decay\": 0.9999}"),
         );
     }
+    if needs.measurements && (document.train.sample_every.is_none() || document.metrics.is_empty()) {
+        problems.push(
+            Problem::new(
+                "/train/sample_every",
+                format!("objective \"{objective}\" as configured follows a metric on samples, and none is measured while training"),
+            )
+            .and_at("/metrics")
+            .accepts("a number of steps, and the metric"),
+        );
+    }
     if needs.reference && document.train.from.is_none() && document.train.reference.is_none() {
         problems.push(
             Problem::new(

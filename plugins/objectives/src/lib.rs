@@ -10,4 +10,4 @@ pub use cca::{Cca, Negatives, SameCondition, Variant};
 pub use cfg::Cfg;
 pub use distill::{Distance, Distill};
 pub use gft::{DroppedSample, Gft, Profile};
-pub use mg::{Mg, Unconditional};
+pub use mg::{Mg, Scale, Unconditional};

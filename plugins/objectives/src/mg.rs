@@ -8,7 +8,9 @@
 //! Source: arXiv:2502.12154, eq. 16-20, and its released code.  Optimum: plain, scale 1 / (2 - scale), which diverges at
 //! scale 2 (w = 1); with the scale as input, exactly `scale`.
 
+use framework::objective::Memory;
 use framework::prelude::*;
+use std::collections::BTreeMap;
 
 /// What stands for the unconditional prediction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,26 +29,69 @@ pub enum Unconditional {
     },
 }
 
+/// The guidance scale that is taught; 1 = none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Scale {
+    /// One scale; training converges below 2 only. Published run: 1.45.
+    Fixed {
+        /// The scale, 1 to 2.
+        #[serde(default = "published")]
+        #[schemars(range(min = 1.0, max = 1000.0))]
+        scale: f64,
+    },
+    /// Uniform between two scales, which the network reads.
+    Input {
+        /// Smallest scale.
+        #[serde(default = "one")]
+        #[schemars(range(min = 1.0, max = 1000.0))]
+        min: f64,
+        /// Largest scale.
+        #[serde(default = "five")]
+        #[schemars(range(min = 1.0, max = 1000.0))]
+        max: f64,
+    },
+    /// A scale that follows the quality of samples: it starts at 1, rises when quality falls and falls otherwise.
+    ///
+    /// Source: arXiv:2502.12154, sec. 3.3, which gives it in words only; the numbers are ours.
+    Automatic {
+        /// The measurement followed, e.g. `frechet_pixels`.
+        measurement: String,
+        /// Whether smaller is better.
+        #[serde(default = "yes")]
+        lower_is_better: bool,
+        /// Largest scale, below 2.
+        #[serde(default = "most")]
+        #[schemars(range(min = 1.0, max = 1.999))]
+        max: f64,
+        /// Change of the scale after a measurement, above 0.
+        #[serde(default = "tenth")]
+        #[schemars(range(min = 1e-6, max = 10.0))]
+        rate: f64,
+        /// Weight of the past in the averages of measurement and scale, in [0, 1).
+        #[serde(default = "half")]
+        #[schemars(range(min = 0.0, max = 0.999))]
+        smoothing: f64,
+    },
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self::Fixed { scale: published() }
+    }
+}
+
 /// Train the guided prediction itself, taught by the average of the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(
-    example = framework::serde_json::json!({ "scale_input": true, "scale_max": 5.0 }),
+    example = framework::serde_json::json!({ "scale": { "type": "input" } }),
     example = framework::serde_json::json!({ "unconditional": { "type": "classes", "count": 2 } }),
-    example = framework::serde_json::json!({ "unconditional": { "type": "wrong_class" }, "scale_input": true })
+    example = framework::serde_json::json!({ "unconditional": { "type": "wrong_class" }, "scale": { "type": "input" } })
 )]
-#[serde(deny_unknown_fields)]
 pub struct Mg {
-    /// Smallest guidance scale drawn, 1 to 1000; 1 = none. Equal to `scale_max` for a network without scale input.
-    #[serde(default = "published")]
-    #[schemars(range(min = 1.0, max = 1000.0))]
-    pub scale_min: f64,
-    /// Largest guidance scale drawn. Published run: 1.45.
-    #[serde(default = "published")]
-    #[schemars(range(min = 1.0, max = 1000.0))]
-    pub scale_max: f64,
-    /// Whether the network reads the scale.
+    /// The guidance scale that is taught.
     #[serde(default)]
-    pub scale_input: bool,
+    pub scale: Scale,
     /// Guidance is taught where t < t_high, in [0, 1]; 0 = data, 1 = noise.
     #[serde(default = "three_quarters")]
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -55,8 +100,8 @@ pub struct Mg {
     #[serde(default)]
     #[schemars(range(max = 1_000_000_000))]
     pub start_step: usize,
-    /// Share of the samples that are guided, in [0, 1]; null = published: all that are not dropped, or 0.2 with
-    /// `scale_input`. The rest is trained plainly.
+    /// Share of the samples that are guided, in [0, 1]; null = published: all that are not dropped, or 0.2 where
+    /// the network reads the scale. The rest is trained plainly.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub guided_share: Option<f64>,
@@ -72,6 +117,21 @@ pub struct Mg {
 fn published() -> f64 {
     1.45
 }
+fn one() -> f64 {
+    1.0
+}
+fn five() -> f64 {
+    5.0
+}
+fn most() -> f64 {
+    1.9
+}
+fn yes() -> bool {
+    true
+}
+fn half() -> f64 {
+    0.5
+}
 fn tenth() -> f64 {
     0.1
 }
@@ -84,12 +144,17 @@ framework::register!(objective "mg" => Mg, "arXiv:2502.12154");
 impl Mg {
     /// Share of the samples that are guided.
     fn guided(&self) -> f64 {
-        self.guided_share.unwrap_or(if self.scale_input { 0.2 } else { 1.0 - self.drop_probability })
+        self.guided_share.unwrap_or(if self.reads_scale() { 0.2 } else { 1.0 - self.drop_probability })
+    }
+
+    /// Whether the network reads the scale.
+    fn reads_scale(&self) -> bool {
+        matches!(self.scale, Scale::Input { .. })
     }
 
     /// The prediction that stands for the unconditional one.
     fn contrast(&self, context: &Context<'_>) -> Tensor<3> {
-        let number = |scale: f64| self.scale_input.then(|| vec![scale; context.batch()]);
+        let number = |scale: f64| self.reads_scale().then(|| vec![scale; context.batch()]);
         match self.unconditional {
             Unconditional::Null => context.model(Role::Ema, &context.condition.null(), number(0.0).as_deref()),
             Unconditional::WrongClass => {
@@ -108,21 +173,21 @@ impl Mg {
 impl Objective for Mg {
     fn check(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if self.scale_min > self.scale_max {
-            let what = format!("`scale_min` = {} is larger than `scale_max` = {}", self.scale_min, self.scale_max);
-            problems.push(Problem::new("/scale_min", what).and_at("/scale_max").accepts("scale_min <= scale_max"));
-        }
-        if !self.scale_input && self.scale_min < self.scale_max {
-            let what = "a network that does not read the scale can learn one scale only";
-            let problem = Problem::new("/scale_min", what).and_at("/scale_max").accepts("scale_min = scale_max");
-            problems.push(problem.fix("switch /objective/scale_input on"));
-        }
-        if !self.scale_input && self.scale_max >= 2.0 {
-            let what = format!(
-                "without scale input, training at scale {} diverges: its optimum is 1 / (2 - scale)",
-                self.scale_max
-            );
-            problems.push(Problem::new("/scale_max", what).accepts("a scale below 2, or `scale_input`"));
+        match self.scale {
+            Scale::Input { min, max } if min > max => {
+                let what = format!("`min` = {min} is larger than `max` = {max}");
+                problems.push(Problem::new("/scale/min", what).and_at("/scale/max").accepts("min <= max"));
+            }
+            Scale::Fixed { scale } if scale >= 2.0 => {
+                let what = format!("training at the fixed scale {scale} diverges: its optimum is 1 / (2 - scale)");
+                let problem = Problem::new("/scale/scale", what).accepts("a scale below 2");
+                problems.push(
+                    problem.fix(
+                        "set /objective/scale to {\"type\": \"input\"}: a network that reads the scale learns any",
+                    ),
+                );
+            }
+            _ => {}
         }
         if self.guided() + self.drop_probability > 1.0 + 1e-12 {
             let what = format!(
@@ -139,9 +204,10 @@ impl Objective for Mg {
     fn needs(&self) -> Needs {
         Needs {
             null_condition: self.drop_probability > 0.0 || self.unconditional == Unconditional::Null,
-            guidance_input: self.scale_input,
+            guidance_input: self.reads_scale(),
             ema: true,
             classes: self.unconditional != Unconditional::Null,
+            measurements: matches!(self.scale, Scale::Automatic { .. }),
             ..Needs::default()
         }
     }
@@ -150,19 +216,23 @@ impl Objective for Mg {
         let shares = [self.drop_probability, self.guided(), 1.0 - self.drop_probability - self.guided()];
         let branch = context.choice("branch", &shares.map(|share| share.max(0.0)));
         let (dropped, guided) = (|i: usize| branch[i] == 0, |i: usize| branch[i] == 1);
-        let scale = context.uniform("scale", self.scale_min, self.scale_max);
+        let scale = match self.scale {
+            Scale::Fixed { scale } => vec![scale; context.batch()],
+            Scale::Input { min, max } => context.uniform("scale", min, max),
+            Scale::Automatic { .. } => vec![context.remembered("scale").unwrap_or(1.0); context.batch()],
+        };
         let number = |i: usize| match branch[i] {
             0 => 0.0,
             1 => scale[i],
             _ => 1.0,
         };
-        let input: Option<Vec<f64>> = self.scale_input.then(|| (0..context.batch()).map(number).collect());
+        let input: Option<Vec<f64>> = self.reads_scale().then(|| (0..context.batch()).map(number).collect());
         let condition = context.condition.dropped(&(0..context.batch()).map(dropped).collect::<Vec<_>>());
         let prediction = context.online(&condition, input.as_deref());
         if context.step < self.start_step {
             return context.loss(prediction);
         }
-        let one = self.scale_input.then(|| vec![1.0; context.batch()]);
+        let one = self.reads_scale().then(|| vec![1.0; context.batch()]);
         let toward = context.model(Role::Ema, context.condition, one.as_deref()) - self.contrast(context);
         let weight =
             context.weights(
@@ -174,6 +244,24 @@ impl Objective for Mg {
         context.loss(prediction - toward * weight)
     }
 
+    fn measured(&self, memory: &mut Memory, measurements: &BTreeMap<String, f64>) -> Result<(), String> {
+        let Scale::Automatic { measurement, lower_is_better, max, rate, smoothing } = &self.scale else {
+            return Ok(());
+        };
+        let Some(now) = measurements.get(measurement) else {
+            let known: Vec<&str> = measurements.keys().map(String::as_str).collect();
+            return Err(format!("objective \"mg\" follows `{measurement}`; measured are {}", known.join(", ")));
+        };
+        let smooth = |past: f64, new: f64| smoothing * past + (1.0 - smoothing) * new;
+        let usual = memory.get("quality").copied().unwrap_or(*now);
+        let worse = if *lower_is_better { *now > usual } else { *now < usual };
+        let scale = memory.get("scale").copied().unwrap_or(1.0);
+        let aim = (scale + if worse { *rate } else { -rate }).clamp(1.0, *max);
+        memory.insert("quality".into(), smooth(usual, *now));
+        memory.insert("scale".into(), smooth(scale, aim));
+        Ok(())
+    }
+
     fn optimum(&self, family: Family) -> Optimum {
         if self.unconditional == Unconditional::Null && self.drop_probability == 0.0 {
             return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
@@ -181,20 +269,25 @@ impl Objective for Mg {
         if self.unconditional != Unconditional::Null && (family != Family::Continuous) {
             return Optimum::Unstated("the cross-entropy of a mixture over random classes is not that of its mean");
         }
-        if !self.scale_input && (self.guided() + self.drop_probability - 1.0).abs() > 1e-12 {
+        if !self.reads_scale() && (self.guided() + self.drop_probability - 1.0).abs() > 1e-12 {
             return Optimum::Unstated("plain and guided samples train the same prediction");
         }
-        if !self.scale_input && self.scale_max >= 2.0 {
-            return Optimum::Unbounded("the fixed point 1 / (2 - s) repels from s = 2 on");
-        }
-        let (t_high, fixed) = (self.t_high, self.scale_max);
+        let fixed = match self.scale {
+            Scale::Automatic { .. } => return Optimum::Unstated("the scale moves with the quality of samples"),
+            Scale::Fixed { scale } if scale >= 2.0 => {
+                return Optimum::Unbounded("the fixed point 1 / (2 - s) repels from s = 2 on");
+            }
+            Scale::Fixed { scale } => scale,
+            Scale::Input { .. } => 1.0,
+        };
+        let t_high = self.t_high;
         let within = move |progress: f64| 1.0 - progress < t_high;
         let against = match self.unconditional {
             Unconditional::Null => Against::Null,
             Unconditional::WrongClass => Against::MeanOfOtherClasses,
             Unconditional::Classes { .. } => Against::MeanOfClasses,
         };
-        let tilt = if self.scale_input {
+        let tilt = if self.reads_scale() {
             Tilt::data("s", move |scale, progress| match scale {
                 Some(scale) if within(progress) => scale,
                 _ => 1.0,
@@ -202,7 +295,7 @@ impl Objective for Mg {
         } else {
             Tilt::data("1 / (2 - s)", move |_, progress| if within(progress) { 1.0 / (2.0 - fixed) } else { 1.0 })
         };
-        if against == Against::MeanOfOtherClasses && !self.scale_input {
+        if against == Against::MeanOfOtherClasses && !self.reads_scale() {
             return Optimum::Unstated(
                 "it depends on the number of classes n: 1 / (1 - w n / (n - 1)) against their mean",
             );
@@ -211,11 +304,11 @@ impl Objective for Mg {
     }
 
     fn guidance_of_scale(&self, scale: f64) -> Option<f64> {
-        self.scale_input.then_some(scale)
+        self.reads_scale().then_some(scale)
     }
 
     fn scale_of_guidance(&self, guidance: f64) -> Option<f64> {
-        self.scale_input.then_some(guidance)
+        self.reads_scale().then_some(guidance)
     }
 
     fn extra_passes(&self) -> usize {
@@ -223,5 +316,30 @@ impl Objective for Mg {
             Unconditional::Classes { count } => 1 + count,
             _ => 2,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn automatic_scale_rises_when_quality_falls() {
+        let mg: Mg = framework::serde_json::from_str(
+            r#"{"scale": {"type": "automatic", "measurement": "fid", "rate": 0.2, "smoothing": 0.5}}"#,
+        )
+        .unwrap();
+        assert!(mg.check().is_empty());
+        let mut memory = Memory::new();
+        let mut tell = |fid: f64| {
+            mg.measured(&mut memory, &BTreeMap::from([("fid".to_string(), fid)])).unwrap();
+            memory["scale"]
+        };
+        // The first is its own yardstick: no fall. Then 8 > 6 aims at 1.2, half of the way; 5 < 7 aims at 0.9, which is
+        // held at 1.
+        assert_eq!(tell(6.0), 1.0);
+        assert!((tell(8.0) - 1.1).abs() < 1e-12);
+        assert!((tell(5.0) - 1.05).abs() < 1e-12);
+        assert!(mg.measured(&mut Memory::new(), &BTreeMap::new()).unwrap_err().contains("fid"));
     }
 }
