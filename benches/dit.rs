@@ -1,4 +1,5 @@
-//! Train step and sampling throughput of the digits DiT and of DiT-S/2, with peak memory and the ratio gft / cfg.
+//! Train step and sampling throughput of the digits DiT and of DiT-S/2 with every objective, with peak memory and the
+//! ratios to cfg.
 //!
 //!   cargo bench --bench dit
 //!
@@ -18,18 +19,31 @@ struct Case {
     columns: usize,
 }
 
+/// Objectives in the order measured; the last two start from the weights of the first.
+const OBJECTIVES: [&str; 5] = ["cfg", "gft", "mg", "distill", "cca"];
+
 impl Case {
     fn document(&self, objective: &str) -> String {
-        let Self { data, backbone, steps, batch, columns, .. } = self;
-        let (input, guidance) = match objective {
-            "gft" => (r#", "guidance_input": "mlp""#, r#"{"type": "none", "scale": 2.0}"#),
-            _ => ("", r#"{"type": "cfg", "scale": 2.0}"#),
+        let Self { name, data, backbone, steps, batch, columns } = self;
+        let (settings, reads_scale, from_cfg) = match objective {
+            "mg" => (r#", "scale": {"type": "fixed", "scale": 1.5}, "t_high": 1.0"#, false, false),
+            "gft" => ("", true, false),
+            "distill" => ("", true, true),
+            "cca" => (r#", "variant": {"type": "contrast", "beta": 1.0}"#, false, true),
+            _ => ("", false, false),
+        };
+        let input = if reads_scale { r#", "guidance_input": "mlp""# } else { "" };
+        let from = if from_cfg { format!(r#""from": "{name}-cfg", "#) } else { String::new() };
+        let guidance = match objective {
+            "cfg" => r#"{"type": "cfg", "scale": 2.0}"#,
+            _ if reads_scale => r#"{"type": "none", "scale": 2.0}"#,
+            _ => r#"{"type": "none"}"#,
         };
         format!(
             r#"{{"version": 1, "data": {data}, "tokenizer": {{"type": "pixels"}},
 "backbone": {{"type": "dit", {backbone}, "num_classes": 10{input}}},
-"objective": {{"type": "{objective}"}},
-"train": {{"steps": {steps}, "batch_size": {batch}, "learning_rate": 1e-3, "log_every": 1, "sample_columns": {columns}}},
+"objective": {{"type": "{objective}"{settings}}},
+"train": {{{from}"steps": {steps}, "batch_size": {batch}, "learning_rate": 1e-3, "ema": {{"decay": 0.999}}, "log_every": 1, "sample_columns": {columns}}},
 "sampler": {{"type": "ddim", "steps": 10}}, "guidance": {guidance}}}"#
         )
     }
@@ -53,9 +67,10 @@ fn measure(folder: &Path, name: &str, document: &str) -> (f64, f64, f64) {
     fs::write(&pipeline, document).expect("the folder is writable");
     let run = folder.join(name);
     let mut child = Command::new(env!("CARGO_BIN_EXE_unguided"))
+        .current_dir(folder)
         .args(["train", pipeline.to_str().unwrap(), "--run", run.to_str().unwrap()])
         .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
+        .stderr(fs::File::create(folder.join("errors")).expect("the folder is writable"))
         .spawn()
         .expect("the command starts");
     let status = format!("/proc/{}/status", child.id());
@@ -71,6 +86,8 @@ fn measure(folder: &Path, name: &str, document: &str) -> (f64, f64, f64) {
     let output = child.wait_with_output().expect("the child has ended");
     let text = String::from_utf8_lossy(&output.stdout).to_string();
     let sampling = text.split("an image, ").nth(1).and_then(|t| t.split(' ').next()?.parse().ok()).unwrap_or(f64::NAN);
+    let errors = || fs::read_to_string(folder.join("errors")).unwrap_or_default();
+    assert!(output.status.success(), "{name}: {}", errors());
     let lines = fs::read_to_string(run.join("metrics.jsonl")).expect("the run logs its steps");
     let mut speeds: Vec<f64> = lines
         .lines()
@@ -113,19 +130,21 @@ fn main() {
             columns: 1,
         },
     ];
-    println!("{:<18} {:>14} {:>16} {:>12}", "pipeline", "train images/s", "sample images/s", "peak MiB");
+    println!(
+        "{:<19} {:>14} {:>16} {:>9} {:>10} {:>11}",
+        "pipeline", "train images/s", "sample images/s", "peak MiB", "step / cfg", "memory / cfg"
+    );
     for case in &cases {
-        let [cfg, gft] = ["cfg", "gft"].map(|objective| {
+        let mut cfg = None;
+        for objective in OBJECTIVES {
             let name = format!("{}-{objective}", case.name);
             let (train, sample, peak) = measure(folder.path(), &name, &case.document(objective));
-            println!("{name:<18} {train:>14.1} {sample:>16.2} {peak:>12.0}");
-            (train, peak)
-        });
-        println!(
-            "{}: a gft step takes {:.2} times a cfg step, its memory {:.2} times",
-            case.name,
-            cfg.0 / gft.0,
-            gft.1 / cfg.1
-        );
+            let (train_cfg, peak_cfg) = *cfg.get_or_insert((train, peak));
+            println!(
+                "{name:<19} {train:>14.1} {sample:>16.2} {peak:>9.0} {:>10.2} {:>12.2}",
+                train_cfg / train,
+                peak / peak_cfg
+            );
+        }
     }
 }

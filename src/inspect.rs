@@ -3,6 +3,8 @@
 use crate::arguments::CheckOptions;
 use crate::{Failure, Outcome, document};
 use framework::burn::tensor::Device;
+use framework::plugin::Kind;
+use framework::process::Family;
 use framework::weights;
 use registry::Registry;
 
@@ -43,6 +45,10 @@ pub fn check(options: &CheckOptions) -> Outcome {
         evaluations * pipeline.guidance.max_branches(),
         pipeline.guidance.max_branches(),
     );
+    let family = pipeline.backbone.process().family();
+    if let Some(why) = pipeline.objective.extension(family) {
+        eprintln!("extension    objective \"{}\" on {} processes: {why}", pipeline.objective.typetag_name(), family.name());
+    }
     Ok(())
 }
 
@@ -59,6 +65,15 @@ pub fn list() -> Outcome {
     println!("{:<12} {:<18} {:<20} papers", "kind", "type", "from");
     for entry in registry.entries() {
         println!("{:<12} {:<18} {:<20} {}", entry.kind.name(), entry.name, entry.origin, entry.papers.join(", "));
+    }
+    println!("\nextensions, which the papers do not define");
+    for entry in registry.entries().iter().filter(|entry| entry.kind == Kind::Objective) {
+        let Ok(objective) = registry.objective(serde_json::json!({ "type": entry.name })) else { continue };
+        for family in Family::ALL {
+            if let Some(why) = objective.extension(family) {
+                println!("{:<12} on {:<15} {why}", entry.name, family.name());
+            }
+        }
     }
     Ok(())
 }

@@ -343,6 +343,12 @@ pub trait Objective: Debug + Send + Sync {
     /// What the minimiser samples, on a process of this family.
     fn optimum(&self, family: Family) -> Optimum;
 
+    /// Why training on this family is an extension that the paper does not define; `None` where it does.
+    fn extension(&self, family: Family) -> Option<&'static str> {
+        let _ = family;
+        None
+    }
+
     /// Problems of this entry with the backbone's process; pointers are relative to the entry.
     fn check_process(&self, process: &dyn Process) -> Problems {
         let _ = process;

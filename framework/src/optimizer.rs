@@ -19,61 +19,61 @@ pub enum OptimizerConfig {
     Adamw {
         /// Decay of the first and second moments, in [0, 1).
         #[serde(default = "adam_betas")]
-        betas: [f32; 2],
+        betas: [f64; 2],
         /// Added to the root of the second moment.
         #[serde(default = "adam_epsilon")]
-        epsilon: f32,
+        epsilon: f64,
         /// Weight decay a step, times the learning rate.
         #[serde(default)]
-        weight_decay: f32,
+        weight_decay: f64,
     },
     /// Adam. Source: arXiv:1412.6980.
     Adam {
         /// Decay of the first and second moments, in [0, 1).
         #[serde(default = "adam_betas")]
-        betas: [f32; 2],
+        betas: [f64; 2],
         /// Added to the root of the second moment.
         #[serde(default = "adam_epsilon")]
-        epsilon: f32,
+        epsilon: f64,
         /// L2 penalty, added to the gradient.
         #[serde(default)]
-        weight_decay: f32,
+        weight_decay: f64,
     },
     /// Signs of an interpolated momentum. Source: arXiv:2302.06675.
     Lion {
         /// Interpolation and decay of the momentum, in [0, 1).
         #[serde(default = "lion_betas")]
-        betas: [f32; 2],
+        betas: [f64; 2],
         /// Weight decay a step, times the learning rate.
         #[serde(default)]
-        weight_decay: f32,
+        weight_decay: f64,
     },
     /// Adaptive Nesterov momentum. Source: arXiv:2208.06677.
     Adan {
         /// Decay of the three moments, in [0, 1).
         #[serde(default = "adan_betas")]
-        betas: [f32; 3],
+        betas: [f64; 3],
         /// Added to the root of the third moment.
         #[serde(default = "adam_epsilon")]
-        epsilon: f32,
+        epsilon: f64,
         /// Weight decay a step, times the learning rate.
         #[serde(default)]
-        weight_decay: f32,
+        weight_decay: f64,
     },
     /// Gradients over a running root mean square.
     Rmsprop {
         /// Decay of the mean square, in [0, 1).
         #[serde(default = "rmsprop_alpha")]
-        alpha: f32,
+        alpha: f64,
         /// Momentum, in [0, 1).
         #[serde(default)]
-        momentum: f32,
+        momentum: f64,
         /// Added to the root of the mean square.
         #[serde(default = "adam_epsilon")]
-        epsilon: f32,
+        epsilon: f64,
         /// L2 penalty, added to the gradient.
         #[serde(default)]
-        weight_decay: f32,
+        weight_decay: f64,
     },
     /// Stochastic gradient descent.
     Sgd {
@@ -85,23 +85,23 @@ pub enum OptimizerConfig {
         nesterov: bool,
         /// L2 penalty, added to the gradient.
         #[serde(default)]
-        weight_decay: f32,
+        weight_decay: f64,
     },
 }
 
-fn adam_betas() -> [f32; 2] {
+fn adam_betas() -> [f64; 2] {
     [0.9, 0.999]
 }
-fn lion_betas() -> [f32; 2] {
+fn lion_betas() -> [f64; 2] {
     [0.9, 0.99]
 }
-fn adan_betas() -> [f32; 3] {
+fn adan_betas() -> [f64; 3] {
     [0.98, 0.92, 0.99]
 }
-fn adam_epsilon() -> f32 {
+fn adam_epsilon() -> f64 {
     1e-8
 }
-fn rmsprop_alpha() -> f32 {
+fn rmsprop_alpha() -> f64 {
     0.99
 }
 
@@ -118,11 +118,11 @@ pub struct WeightDecayGroup {
     /// Regular expression, searched in a parameter's path (as `check --parameters` prints it): `"bias$"`.
     pub parameters: String,
     /// Their weight decay.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
 }
 
 impl OptimizerConfig {
-    fn weight_decay(&self) -> f32 {
+    fn weight_decay(&self) -> f64 {
         match self {
             Self::Adamw { weight_decay, .. }
             | Self::Adam { weight_decay, .. }
@@ -137,11 +137,11 @@ impl OptimizerConfig {
     pub fn check(&self) -> Problems {
         let decays: Vec<(&str, f64)> = match self {
             Self::Adamw { betas, .. } | Self::Adam { betas, .. } | Self::Lion { betas, .. } => {
-                betas.iter().map(|b| ("betas", f64::from(*b))).collect()
+                betas.iter().map(|b| ("betas", *b)).collect()
             }
-            Self::Adan { betas, .. } => betas.iter().map(|b| ("betas", f64::from(*b))).collect(),
+            Self::Adan { betas, .. } => betas.iter().map(|b| ("betas", *b)).collect(),
             Self::Rmsprop { alpha, momentum, .. } => {
-                vec![("alpha", f64::from(*alpha)), ("momentum", f64::from(*momentum))]
+                vec![("alpha", *alpha), ("momentum", *momentum)]
             }
             Self::Sgd { momentum, .. } => vec![("momentum", *momentum)],
         };
@@ -169,10 +169,11 @@ impl OptimizerConfig {
     /// # Errors
     /// If a group's regular expression is none.
     pub fn init(&self, groups: &[WeightDecayGroup]) -> Result<ModuleOptimizer, String> {
+        // Burn's optimizers keep f32; the document keeps what was written.
         let penalty = |decay: f32| (decay > 0.0).then_some(WeightDecayConfig { penalty: decay });
         macro_rules! build {
             ($config:expr) => {{
-                let config = |decay: f32| $config(decay);
+                let config = |decay: f64| $config(decay as f32);
                 let mut optimizer: ModuleOptimizer = config(self.weight_decay()).init();
                 for group in groups {
                     let matched = ParamGroup::from_regex(&group.parameters).map_err(|e| format!("{e:?}"))?;
@@ -183,28 +184,31 @@ impl OptimizerConfig {
         }
         match self.clone() {
             Self::Adamw { betas, epsilon, .. } => build!(|decay| AdamWConfig::new()
-                .with_beta_1(betas[0])
-                .with_beta_2(betas[1])
-                .with_epsilon(epsilon)
+                .with_beta_1(betas[0] as f32)
+                .with_beta_2(betas[1] as f32)
+                .with_epsilon(epsilon as f32)
                 .with_weight_decay(decay)),
             Self::Adam { betas, epsilon, .. } => build!(|decay| AdamConfig::new()
-                .with_beta_1(betas[0])
-                .with_beta_2(betas[1])
-                .with_epsilon(epsilon)
+                .with_beta_1(betas[0] as f32)
+                .with_beta_2(betas[1] as f32)
+                .with_epsilon(epsilon as f32)
                 .with_weight_decay(penalty(decay))),
             Self::Lion { betas, .. } => {
-                build!(|decay| LionConfig::new().with_beta_1(betas[0]).with_beta_2(betas[1]).with_weight_decay(decay))
+                build!(|decay| LionConfig::new()
+                    .with_beta_1(betas[0] as f32)
+                    .with_beta_2(betas[1] as f32)
+                    .with_weight_decay(decay))
             }
             Self::Adan { betas, epsilon, .. } => build!(|decay| AdanConfig::new()
-                .with_beta_1(betas[0])
-                .with_beta_2(betas[1])
-                .with_beta_3(betas[2])
-                .with_epsilon(epsilon)
+                .with_beta_1(betas[0] as f32)
+                .with_beta_2(betas[1] as f32)
+                .with_beta_3(betas[2] as f32)
+                .with_epsilon(epsilon as f32)
                 .with_weight_decay(decay)),
             Self::Rmsprop { alpha, momentum, epsilon, .. } => build!(|decay| RmsPropConfig::new()
-                .with_alpha(alpha)
-                .with_momentum(momentum)
-                .with_epsilon(epsilon)
+                .with_alpha(alpha as f32)
+                .with_momentum(momentum as f32)
+                .with_epsilon(epsilon as f32)
                 .with_weight_decay(penalty(decay))),
             Self::Sgd { momentum, nesterov, .. } => build!(|decay| SgdConfig::new()
                 .with_weight_decay(penalty(decay))

@@ -18,6 +18,26 @@ pub enum Family {
     Masked,
 }
 
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Continuous, Self::NextToken, Self::NextLevel, Self::Masked];
+
+    /// Its name in tables and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Continuous => "continuous",
+            Self::NextToken => "next token",
+            Self::NextLevel => "next level",
+            Self::Masked => "masked",
+        }
+    }
+
+    /// Whether its predictions are logits.
+    pub fn has_logits(self) -> bool {
+        matches!(self, Self::NextToken | Self::NextLevel)
+    }
+}
+
 /// Shape of a clean latent: positions on a grid (height, width), and channels or vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatentShape {

@@ -168,8 +168,13 @@ impl Objective for Cca {
         self.of_gaps(gap(&own), gap(&other), &positive)
     }
 
+    fn extension(&self, family: Family) -> Option<&'static str> {
+        let why = "the paper's likelihoods are exact; a bound stands in for them";
+        (!family.has_logits()).then_some(why)
+    }
+
     fn optimum(&self, family: Family) -> Optimum {
-        let tokens = matches!(family, Family::NextToken | Family::NextLevel);
+        let tokens = family.has_logits();
         match self.variant {
             Variant::Unlearning { .. } if tokens => Optimum::Unbounded("the likelihood of negatives falls for ever"),
             Variant::Unlearning { .. } => Optimum::Unstated(

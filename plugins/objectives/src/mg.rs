@@ -1,7 +1,7 @@
 //! Model guidance (MG).
 //!
 //!   plain:        loss = L(f(c~) - w sg[f_ema(c) - f_ema(null)], y),   w = scale - 1
-//!   scale input:  loss = L(f(c, scale) - w sg[f_ema(c, 1) - f_ema(null, 0)], y),   scale ~ U(scale_min, scale_max)
+//!   scale input:  loss = L(f(c, scale) - w sg[f_ema(c, 1) - f_ema(null, 0)], y),   scale ~ U(min, max)
 //!
 //! with w = 0 where t >= t_high, before start_step, and for samples that are not guided. For a squared error this is the
 //! published loss, with the target `y + w sg[..]`; on logits it is our extension.
@@ -260,6 +260,11 @@ impl Objective for Mg {
         memory.insert("quality".into(), smooth(usual, *now));
         memory.insert("scale".into(), smooth(scale, aim));
         Ok(())
+    }
+
+    fn extension(&self, family: Family) -> Option<&'static str> {
+        let why = "the paper's target is a shifted one of a squared error; here the logits are shifted back";
+        family.has_logits().then_some(why)
     }
 
     fn optimum(&self, family: Family) -> Optimum {
