@@ -25,7 +25,7 @@ pub fn check(options: &CheckOptions) -> Outcome {
     // Weights, gradient, two moments of Adam, and the copies; all f32.
     let state = count as f64 * 4.0 * (4 + copies) as f64;
     let activations = pipeline.backbone.activations() * pipeline.train.batch_size as f64 * 4.0;
-    let evaluations = pipeline.sampler.evaluations();
+    let evaluations = pipeline.sampler.evaluations(&pipeline.latent_shape());
     eprintln!("parameters   {}", thousands(count));
     eprintln!(
         "memory       about {} to train (weights and optimizer {}, activations of a batch of {} {}), {} to sample",
@@ -47,7 +47,7 @@ pub fn check(options: &CheckOptions) -> Outcome {
     );
     let family = pipeline.backbone.process().family();
     if let Some(why) = pipeline.objective.extension(family) {
-        eprintln!("extension    objective \"{}\" on {} processes: {why}", pipeline.objective.typetag_name(), family.name());
+        eprintln!("extension    this objective on a {} process: {why}", family.name());
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use framework::condition::Condition;
 use framework::guidance::Denoiser;
 use framework::path::Path;
 use framework::plugin::{GuidancePlugin, SamplerPlugin};
-use framework::process::{Input, Latent};
+use framework::process::{Input, Latent, LatentShape};
 use framework::random::{per_sample, tensor};
 use framework::sampler::{NoiseSource, Progress};
 use framework::vp::{Vp, VpConfig};
@@ -45,8 +45,14 @@ impl NoiseSource for Impulses {
         let values: Vec<f64> = (0..self.0).map(|i| f64::from(u8::from(i == draw))).collect();
         tensor(&values, [self.0, 1, 1], DType::F64, &Device::flex())
     }
-    fn uniform(&mut self, _: usize) -> Vec<f64> {
+    fn uniform(&mut self, _: usize, _: usize) -> Vec<f64> {
         unreachable!("no sampler here asks for it")
+    }
+    fn count(&self) -> usize {
+        unreachable!("no sampler here asks for it")
+    }
+    fn device(&self) -> Device {
+        Device::flex()
     }
 }
 
@@ -57,7 +63,7 @@ fn coefficients(sampler: Value, guidance: Value, timesteps: usize, draws: usize)
     let vp = VpConfig { timesteps, ..VpConfig::default() }.process();
     let network = Exact(vp.clone());
     let condition = Condition::Class(vec![Some(0); draws]);
-    let mut model = Denoiser::new(&network, &vp, &*rule, &|_| None, &condition, 1);
+    let mut model = Denoiser::new(&network, &vp, &*rule, &|_| None, &condition, &LatentShape::values([1, 1], 1));
     let latent = sampler.sample(&mut model, &mut Impulses(draws), &mut |_: &Progress<'_>| {});
     let Latent::Values(x) = latent else { unreachable!() };
     (x.into_data().try_into_vec::<f64>().unwrap(), model.nfe())

@@ -9,6 +9,7 @@ use crate::weights::Init;
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
 use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a backbone, as configured, can be given. Pairs are checked against it before anything is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Accepts {
     pub variance: bool,
     /// Whether its attention and blocks honour [`Control::perturb`].
     pub perturbation: bool,
+    /// Whether it honours [`Control::cache`].
+    pub cache: bool,
 }
 
 /// A change to the forward pass of one branch, for guidance by a perturbed model.
@@ -50,12 +53,65 @@ pub struct Control {
     pub guidance: Option<Vec<f64>>,
     /// Changes to the forward pass.
     pub perturb: Vec<Perturbation>,
+    /// What the network keeps from one step of a decoding to the next. With it, predictions are those of the positions
+    /// (of a masked process: of the places) that it has not yet read.
+    pub cache: Option<Cache>,
 }
 
 impl Control {
     /// A control that carries one guidance number a sample.
     pub fn guided(guidance: Option<Vec<f64>>) -> Self {
-        Self { guidance, perturb: Vec::new() }
+        Self { guidance, ..Self::default() }
+    }
+}
+
+/// What a network keeps while it decodes one batch: keys and values of every attention layer over the positions read so
+/// far, or the features of a masked sequence. A handle: clones share what is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Cache(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    read: usize,
+    layers: Vec<[Tensor<4>; 2]>,
+    features: Option<Tensor<3>>,
+}
+
+impl Cache {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().expect("no holder of a cache panics")
+    }
+
+    /// Positions read so far.
+    pub fn read(&self) -> usize {
+        self.kept().read
+    }
+
+    /// Notes that positions up to `read` have gone through every layer.
+    pub fn advance(&self, read: usize) {
+        self.kept().read = read;
+    }
+
+    /// Appends keys and values `[B, heads, new, d]` of layer `layer`, and returns all so far.
+    pub fn extend(&self, layer: usize, keys: Tensor<4>, values: Tensor<4>) -> [Tensor<4>; 2] {
+        let layers = &mut self.kept().layers;
+        if layer == layers.len() {
+            layers.push([keys, values]);
+        } else {
+            let [old_keys, old_values] = layers[layer].clone();
+            layers[layer] = [Tensor::cat(vec![old_keys, keys], 2), Tensor::cat(vec![old_values, values], 2)];
+        }
+        layers[layer].clone()
+    }
+
+    /// The features kept, or those that `make` makes now.
+    pub fn features(&self, make: impl FnOnce() -> Tensor<3>) -> Tensor<3> {
+        let kept = self.kept().features.clone();
+        kept.unwrap_or_else(|| {
+            let made = make();
+            self.kept().features = Some(made.clone());
+            made
+        })
     }
 }
 

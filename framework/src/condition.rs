@@ -29,6 +29,8 @@ pub enum Condition {
         features: Tensor<3>,
         /// Features of the null text.
         null: Tensor<3>,
+        /// Which samples hold the null features: a network may have learned a null of its own.
+        dropped: Vec<bool>,
     },
 }
 
@@ -59,7 +61,7 @@ impl Condition {
             Self::Class(classes) => {
                 Self::Class(classes.iter().zip(drop).map(|(class, drop)| class.filter(|_| !drop)).collect())
             }
-            Self::Text { features, null } => {
+            Self::Text { features, null, dropped } => {
                 let [_, length, width] = features.dims();
                 let rows = drop
                     .iter()
@@ -70,7 +72,8 @@ impl Condition {
                         },
                     )
                     .collect();
-                Self::Text { features: Tensor::cat(rows, 0), null: null.clone() }
+                let dropped = dropped.iter().zip(drop).map(|(before, now)| *before || *now).collect();
+                Self::Text { features: Tensor::cat(rows, 0), null: null.clone(), dropped }
             }
         }
     }
@@ -80,10 +83,11 @@ impl Condition {
         match self {
             Self::None(_) => Self::None(rows.len()),
             Self::Class(classes) => Self::Class(rows.iter().map(|i| classes[*i]).collect()),
-            Self::Text { features, null } => {
+            Self::Text { features, null, dropped } => {
+                let dropped = rows.iter().map(|i| dropped[*i]).collect();
                 let rows: Vec<i64> = rows.iter().map(|i| *i as i64).collect();
                 let indices = Tensor::<1, Int>::from_data(rows.as_slice(), &features.device());
-                Self::Text { features: features.clone().select(0, indices), null: null.clone() }
+                Self::Text { features: features.clone().select(0, indices), null: null.clone(), dropped }
             }
         }
     }
@@ -105,9 +109,11 @@ impl Condition {
         match (self, other) {
             (Self::None(a), Self::None(b)) => Self::None(a + b),
             (Self::Class(a), Self::Class(b)) => Self::Class(a.iter().chain(b).copied().collect()),
-            (Self::Text { features: a, null }, Self::Text { features: b, .. }) => {
-                Self::Text { features: Tensor::cat(vec![a.clone(), b.clone()], 0), null: null.clone() }
-            }
+            (Self::Text { features: a, null, dropped }, Self::Text { features: b, dropped: also, .. }) => Self::Text {
+                features: Tensor::cat(vec![a.clone(), b.clone()], 0),
+                null: null.clone(),
+                dropped: dropped.iter().chain(also).copied().collect(),
+            },
             _ => panic!("conditions of different kinds in one batch"),
         }
     }

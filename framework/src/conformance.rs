@@ -11,9 +11,10 @@ use crate::condition::{Condition, ConditionKind};
 use crate::guidance::Denoiser;
 use crate::objective::{Context, Draw, Objective};
 use crate::plugin::{self, BackbonePlugin, Kind, ObjectivePlugin, SamplerPlugin};
-use crate::process::{Example, Family, Input, Latent, Process, Progress, Target};
+use crate::process::{Example, Family, Input, Latent, LatentShape, Process, Progress, Target};
 use crate::random::{Random, permutation, tensor};
 use crate::sampler::SeededNoise;
+use crate::tokenizer::LevelCodec;
 use crate::trainer::{Choices, Networks};
 use crate::weights::{self, Init};
 use burn::module::Module;
@@ -142,23 +143,30 @@ pub fn sampler(entry: &Value, backbone: &Value) -> Vec<String> {
     let network = bench.online.valid();
     let shape = bench.config.latent_shape();
     let rule = OneBranch;
+    let codec = AnyCodec(shape.clone());
     let draw = |sampler: &dyn SamplerPlugin, seed: u64, first: usize, count: usize| {
         let condition = bench.condition.select(&(first..first + count).collect::<Vec<_>>());
-        let channels = shape.vocabulary.unwrap_or(shape.channels);
-        let mut model = Denoiser::new(&network, &*bench.process, &rule, &|_| None, &condition, channels);
-        let mut noise =
-            SeededNoise { random: Random::new(seed), first, count, shape, dtype: DType::F32, device: Device::flex() };
+        let mut model =
+            Denoiser::new(&network, &*bench.process, &rule, &|_| None, &condition, &shape).with_codec(Some(&codec));
+        let mut noise = SeededNoise {
+            random: Random::new(seed),
+            first,
+            count,
+            shape: shape.clone(),
+            dtype: DType::F32,
+            device: Device::flex(),
+        };
         let mut seen = 0;
         let latent = sampler.sample(&mut model, &mut noise, &mut |_: &crate::sampler::Progress<'_>| seen += 1);
         let drawn = match latent {
             Latent::Values(x) => values(x),
-            Latent::Ids(ids) => values(ids.float().unsqueeze::<3>()),
+            Latent::Ids(ids) | Latent::Levels { ids, .. } => values(ids.float().unsqueeze::<3>()),
         };
         (drawn, model.nfe(), seen)
     };
     let (whole, nfe, seen) = draw(&*sampler, 0, 0, 4);
     must(whole.iter().all(|v| v.is_finite()), "samples are finite");
-    must(nfe == sampler.evaluations(), "`evaluations` is what one draw evaluates");
+    must(nfe == sampler.evaluations(&shape), "`evaluations` is what one draw evaluates");
     must(seen > 0, "every step is reported");
     must(draw(&*sampler, 0, 0, 4).0 == whole, "the same seed gives the same samples");
     must(draw(&*sampler, 1, 0, 4).0 != whole, "another seed gives other samples");
@@ -199,6 +207,24 @@ impl crate::guidance::Trajectory for OneBranch {
     }
     fn combine(&mut self, _: &crate::guidance::Moment, mut all: Vec<Tensor<3>>) -> crate::guidance::Guided {
         all.remove(0).into()
+    }
+}
+
+/// Any function of the coarser levels' tokens.
+struct AnyCodec(LatentShape);
+
+impl LevelCodec for AnyCodec {
+    fn features(&self, ids: &[Tensor<2, Int>], batch: usize, device: &Device) -> Tensor<3> {
+        let channels = self.0.channels;
+        let level = |(side, ids): (&usize, Option<&Tensor<2, Int>>)| match ids {
+            None => Tensor::zeros([batch, side * side, channels], (device, DType::F32)),
+            Some(ids) => {
+                let mean = ids.clone().float().mean_dim(1).reshape([batch, 1, 1]) / 10.0;
+                mean.expand([batch, side * side, channels])
+            }
+        };
+        let before = [None].into_iter().chain(ids.iter().map(Some));
+        Tensor::cat(self.0.levels.iter().zip(before).map(level).collect(), 1)
     }
 }
 
@@ -324,10 +350,17 @@ fn rows(input: &Input, rows: &[usize]) -> Input {
         Input::Noisy { x_t, t } => Input::Noisy { x_t: x_t.clone().select(0, index(&x_t.device())), t: times(t) },
         Input::Tokens { ids } => Input::Tokens { ids: ids.clone().select(0, index(&ids.device())) },
         Input::Levels { features } => Input::Levels { features: features.clone().select(0, index(&features.device())) },
-        Input::Masked { x, mask, x_t, t } => {
-            let hidden = mask.clone().int().select(0, index(&x.device())).equal_elem(1);
+        Input::Masked { x, hidden, places, x_t, t } => {
             let pick = |x: &Tensor<3>| x.clone().select(0, index(&x.device()));
-            Input::Masked { x: pick(x), mask: hidden, x_t: pick(x_t), t: times(t) }
+            let [batch, positions, _] = x.dims();
+            let each = places.len() / batch;
+            Input::Masked {
+                x: pick(x),
+                hidden: rows.iter().flat_map(|row| hidden[row * positions..][..positions].to_vec()).collect(),
+                places: rows.iter().flat_map(|row| places[row * each..][..each].to_vec()).collect(),
+                x_t: pick(x_t),
+                t: rows.iter().flat_map(|row| t[row * each..][..each].to_vec()).collect(),
+            }
         }
     }
 }
@@ -377,7 +410,15 @@ impl Bench {
                     .into_iter()
                     .map(|u| (u * vocabulary as f64) as i64)
                     .collect();
-                Latent::Ids(Tensor::from_data(TensorData::new(ids, [BATCH, positions]), &Device::flex()))
+                let ids = Tensor::from_data(TensorData::new(ids, [BATCH, positions]), &Device::flex());
+                if shape.levels.is_empty() {
+                    Latent::Ids(ids)
+                } else {
+                    let normal = random.normal("features", 0, 0, BATCH * positions * shape.channels);
+                    let normal: Vec<f64> = normal.into_iter().map(f64::from).collect();
+                    let sizes = [BATCH, positions, shape.channels];
+                    Latent::Levels { ids, features: tensor(&normal, sizes, DType::F32, &Device::flex()) }
+                }
             }
         };
         let condition = match (accepts.condition, accepts.num_classes) {
@@ -393,7 +434,11 @@ impl Bench {
                         random.normal(name, 0, 0, count * 4 * width).into_iter().map(f64::from).collect();
                     tensor(&normal, [count, 4, width], DType::F32, &Device::flex())
                 };
-                Condition::Text { features: features("text", BATCH), null: features("null", 1) }
+                Condition::Text {
+                    features: features("text", BATCH),
+                    null: features("null", 1),
+                    dropped: vec![false; BATCH],
+                }
             }
             _ => Condition::None(BATCH),
         };

@@ -3,12 +3,14 @@
 //! All guidance arithmetic lives behind [`Guidance`]; [`Denoiser`] joins a rule and a network into what
 //! samplers call.
 
-use crate::backbone::{Backbone, Control, Perturbation};
+use crate::backbone::{Backbone, Cache, Control, Perturbation};
 use crate::condition::Condition;
 use crate::error::Problems;
 use crate::path::Prediction;
-use crate::process::{Input, Process};
+use crate::process::{Input, LatentShape, Process};
+use crate::tokenizer::LevelCodec;
 use burn::tensor::{Int, Tensor};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// Which network a branch asks.
@@ -145,20 +147,23 @@ pub struct Denoiser<'a> {
     trajectory: Box<dyn Trajectory>,
     guidance_of_scale: GuidanceOfScale<'a>,
     condition: &'a Condition,
-    channels: usize,
+    shape: LatentShape,
+    codec: Option<&'a dyn LevelCodec>,
+    caches: Option<BTreeMap<String, Cache>>,
+    progress: Option<f64>,
     evaluations: usize,
     nfe: usize,
 }
 
 impl<'a> Denoiser<'a> {
-    /// Joins them. `channels` counts the latent's channels (or the vocabulary).
+    /// Joins them. `shape` is the latent's.
     pub fn new(
         main: &'a dyn Backbone,
         process: &'a dyn Process,
         rule: &'a dyn Guidance,
         guidance_of_scale: GuidanceOfScale<'a>,
         condition: &'a Condition,
-        channels: usize,
+        shape: &LatentShape,
     ) -> Self {
         let trajectory = rule.start();
         Self {
@@ -169,10 +174,58 @@ impl<'a> Denoiser<'a> {
             trajectory,
             guidance_of_scale,
             condition,
-            channels,
+            shape: shape.clone(),
+            codec: None,
+            caches: None,
+            progress: None,
             evaluations: 0,
             nfe: 0,
         }
+    }
+
+    /// With what turns the tokens of a pyramid's levels into the features of the next.
+    pub fn with_codec(mut self, codec: Option<&'a dyn LevelCodec>) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// The same network, rule and condition around another network: the head of a masked process, whose own time is not
+    /// the progress of the decoding.
+    pub fn head<'b>(
+        &self,
+        head: &'b dyn Backbone,
+        process: &'b dyn Process,
+        shape: &LatentShape,
+        progress: f64,
+    ) -> Denoiser<'b>
+    where
+        'a: 'b,
+    {
+        let head = Denoiser::new(head, process, self.rule, self.guidance_of_scale, self.condition, shape);
+        Denoiser { progress: Some(progress), ..head }
+    }
+
+    /// From now on the network keeps what it has read between evaluations. `false` = it reads everything each time.
+    pub fn keep(&mut self, keep: bool) {
+        self.caches = keep.then(BTreeMap::new);
+    }
+
+    /// The network itself.
+    pub fn network(&self) -> &'a dyn Backbone {
+        self.main
+    }
+
+    /// What turns the tokens of a pyramid's levels into the features of the next.
+    ///
+    /// # Panics
+    /// Without levels; the check phase refuses such pairs.
+    pub fn codec(&self) -> &'a dyn LevelCodec {
+        self.codec.expect("the check phase asks for a tokenizer with levels")
+    }
+
+    /// The latent's shape.
+    pub fn shape(&self) -> &LatentShape {
+        &self.shape
     }
 
     /// With the weaker network of two-model rules.
@@ -186,9 +239,14 @@ impl<'a> Denoiser<'a> {
         self.process
     }
 
-    /// Channels of the latent.
+    /// Numbers of a prediction that are guided: the latent's channels, or the vocabulary.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.shape.width()
+    }
+
+    /// Counts evaluations that another denoiser made for this one.
+    pub fn count(&mut self, nfe: usize) {
+        self.nfe += nfe;
     }
 
     /// Network evaluations so far, counted per sample: a batch counts once.
@@ -196,13 +254,16 @@ impl<'a> Denoiser<'a> {
         self.nfe
     }
 
-    /// The guided prediction at `input`, in the network's own space. Branches of one model run as one batch.
+    /// The guided prediction at `input`, in the network's own space. Branches of one model run as one batch. After
+    /// [`Denoiser::keep`], predictions are those of the positions not read before.
     pub fn evaluate(&mut self, input: &Input, progress: f64) -> Guided {
         let t = match input {
             Input::Noisy { t, .. } => t[0],
             _ => 1.0 - progress,
         };
-        let moment = Moment { progress, t, evaluation: self.evaluations, channels: self.channels };
+        let progress = self.progress.unwrap_or(progress);
+        let channels = self.channels();
+        let moment = Moment { progress, t, evaluation: self.evaluations, channels };
         self.evaluations += 1;
         let branches = self.trajectory.branches(&moment);
         assert!(!branches.is_empty(), "a guidance rule must ask for at least one branch");
@@ -218,11 +279,11 @@ impl<'a> Denoiser<'a> {
         let (own, at) = (self.process.prediction(), path.at(t[0]));
         let convert = |from, to, value: Tensor<3>| {
             let total = value.dims()[2];
-            let latent = crate::path::convert(from, to, value.clone().narrow(2, 0, self.channels), x_t.clone(), at);
-            if total == self.channels {
+            let latent = crate::path::convert(from, to, value.clone().narrow(2, 0, channels), x_t.clone(), at);
+            if total == channels {
                 latent
             } else {
-                Tensor::cat(vec![latent, value.narrow(2, self.channels, total - self.channels)], 2)
+                Tensor::cat(vec![latent, value.narrow(2, channels, total - channels)], 2)
             }
         };
         let there = predictions.into_iter().map(|p| convert(own, space, p)).collect();
@@ -233,7 +294,13 @@ impl<'a> Denoiser<'a> {
         }
     }
 
-    fn predict(&self, input: &Input, branches: &[Branch]) -> Vec<Tensor<3>> {
+    /// The cache of a set of branches: another set reads from the start.
+    fn cache(&mut self, branches: &[Branch]) -> Option<Cache> {
+        let caches = self.caches.as_mut()?;
+        Some(caches.entry(format!("{branches:?}")).or_default().clone())
+    }
+
+    fn predict(&mut self, input: &Input, branches: &[Branch]) -> Vec<Tensor<3>> {
         let samples = self.condition.len();
         let plain = |branch: &Branch| branch.model == Model::Main && branch.perturb.is_empty();
         // One forward for all unperturbed branches of the main network, unless only some carry a guidance number.
@@ -249,7 +316,8 @@ impl<'a> Denoiser<'a> {
                 }
                 guidance.extend(numbers[i].map(|n| vec![n; samples]).into_iter().flatten());
             }
-            let control = Control::guided((!guidance.is_empty()).then_some(guidance));
+            let guidance = (!guidance.is_empty()).then_some(guidance);
+            let control = Control { guidance, cache: self.cache(branches), ..Control::default() };
             let all = self.main.predict(&repeat(input, branches.len()), &condition, &control);
             return all.split(samples, 0);
         }
@@ -261,7 +329,11 @@ impl<'a> Denoiser<'a> {
                     Model::Main => self.main,
                     Model::Weak => self.weak.expect("the check phase refuses two-model rules without a weak model"),
                 };
-                let control = Control { guidance: number.map(|n| vec![n; samples]), perturb: branch.perturb.clone() };
+                let control = Control {
+                    guidance: number.map(|n| vec![n; samples]),
+                    perturb: branch.perturb.clone(),
+                    cache: self.cache(std::slice::from_ref(branch)),
+                };
                 model.predict(input, &self.asked(branch), &control)
             })
             .collect()
@@ -285,9 +357,10 @@ fn repeat(input: &Input, times: usize) -> Input {
         Input::Noisy { x_t, t } => Input::Noisy { x_t: again(x_t, times), t: t.repeat(times) },
         Input::Tokens { ids } => Input::Tokens { ids: Tensor::<2, Int>::cat(vec![ids.clone(); times], 0) },
         Input::Levels { features } => Input::Levels { features: again(features, times) },
-        Input::Masked { x, mask, x_t, t } => Input::Masked {
+        Input::Masked { x, hidden, places, x_t, t } => Input::Masked {
             x: again(x, times),
-            mask: Tensor::cat(vec![mask.clone(); times], 0),
+            hidden: hidden.repeat(times),
+            places: places.repeat(times),
             x_t: again(x_t, times),
             t: t.repeat(times),
         },

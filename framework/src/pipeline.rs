@@ -122,7 +122,7 @@ impl Pipeline {
         let info = dataset.info();
         let latent = match &info.items {
             ItemKind::Images(shape) => self.tokenizer.latent_shape(*shape).map_err(Error::Document)?,
-            ItemKind::Latents { grid, channels } => LatentShape { grid: *grid, channels: *channels, vocabulary: None },
+            ItemKind::Latents { grid, channels } => LatentShape::values(*grid, *channels),
         };
         let expected = self.latent_shape();
         if latent != expected {

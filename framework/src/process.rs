@@ -2,7 +2,7 @@
 
 use crate::path::{Path, Prediction};
 use crate::random::Random;
-use burn::tensor::{Bool, Int, Tensor, activation};
+use burn::tensor::{Int, Tensor, activation};
 use std::fmt::Debug;
 
 /// The families of generative process.
@@ -39,20 +39,46 @@ impl Family {
 }
 
 /// Shape of a clean latent: positions on a grid (height, width), and channels or vocabulary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LatentShape {
-    /// Height and width of the position grid.
+    /// Height and width of the position grid; of the finest one, where there are levels.
     pub grid: [usize; 2],
-    /// Channels of a continuous latent; 1 for tokens.
+    /// Channels of a continuous latent, or of the features that feed the levels of a token pyramid; 1 for other tokens.
     pub channels: usize,
     /// Vocabulary of tokens; `None` for a continuous latent.
     pub vocabulary: Option<usize>,
+    /// Sides of the square token maps of a pyramid, coarse to fine; empty without levels.
+    pub levels: Vec<usize>,
 }
 
 impl LatentShape {
-    /// Number of positions.
+    /// A continuous latent.
+    pub fn values(grid: [usize; 2], channels: usize) -> Self {
+        Self { grid, channels, vocabulary: None, levels: Vec::new() }
+    }
+
+    /// Tokens in raster order.
+    pub fn tokens(grid: [usize; 2], vocabulary: usize) -> Self {
+        Self { grid, channels: 1, vocabulary: Some(vocabulary), levels: Vec::new() }
+    }
+
+    /// Token maps of the given sides, and the channels of the features that feed them.
+    pub fn pyramid(sides: &[usize], vocabulary: usize, channels: usize) -> Self {
+        let side = sides.last().copied().unwrap_or_default();
+        Self { grid: [side; 2], channels, vocabulary: Some(vocabulary), levels: sides.to_vec() }
+    }
+
+    /// Number of positions, of all levels together.
     pub fn positions(&self) -> usize {
-        self.grid[0] * self.grid[1]
+        if self.levels.is_empty() {
+            return self.grid[0] * self.grid[1];
+        }
+        self.levels.iter().map(|side| side * side).sum()
+    }
+
+    /// Numbers of one prediction that guidance acts on: the vocabulary, or the channels.
+    pub fn width(&self) -> usize {
+        self.vocabulary.unwrap_or(self.channels)
     }
 }
 
@@ -63,6 +89,13 @@ pub enum Latent {
     Values(Tensor<3>),
     /// Tokens, `[B, position]`, in decoding order (raster order, or level by level).
     Ids(Tensor<2, Int>),
+    /// Tokens level by level, and what feeds each level's predictions.
+    Levels {
+        /// Token ids, `[B, position]`.
+        ids: Tensor<2, Int>,
+        /// Features, `[B, position, channel]`; those of the first level are not read.
+        features: Tensor<3>,
+    },
 }
 
 impl Latent {
@@ -70,13 +103,24 @@ impl Latent {
     pub fn len(&self) -> usize {
         match self {
             Self::Values(x) => x.dims()[0],
-            Self::Ids(ids) => ids.dims()[0],
+            Self::Ids(ids) | Self::Levels { ids, .. } => ids.dims()[0],
         }
     }
 
     /// Whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The token ids, `[B, position]`.
+    ///
+    /// # Panics
+    /// If the latent is continuous; the check phase refuses such pairs.
+    pub fn ids(self) -> Tensor<2, Int> {
+        match self {
+            Self::Ids(ids) | Self::Levels { ids, .. } => ids,
+            Self::Values(_) => panic!("a continuous latent was taken for tokens"),
+        }
     }
 }
 
@@ -91,25 +135,27 @@ pub enum Input {
         /// Time in [0, 1], 0 = data, 1 = noise; `[B]`.
         t: Vec<f64>,
     },
-    /// Tokens decoded so far, `[B, position]`; the model predicts each from those before it.
+    /// Tokens from the first on, `[B, position]`; each is predicted from those before it, so the last is not read.
     Tokens {
         /// Token ids.
         ids: Tensor<2, Int>,
     },
-    /// Features of the levels decoded so far, `[B, position, channel]`.
+    /// What feeds the levels from the first on; those of the first level are not read.
     Levels {
-        /// Features, level after level.
+        /// Features, level after level, `[B, position, channel]`.
         features: Tensor<3>,
     },
     /// Continuous tokens, which of them are hidden, and the noisy tokens of the head.
     Masked {
         /// Continuous tokens `[B, position, channel]`.
         x: Tensor<3>,
-        /// `[B, position]`, true = hidden.
-        mask: Tensor<2, Bool>,
-        /// The head's `x_t`, `[B, position, channel]`.
+        /// Which are hidden, row-major `[B, position]`: as many of each sample.
+        hidden: Vec<bool>,
+        /// Places of the tokens that the head predicts, row-major `[B, n]`.
+        places: Vec<usize>,
+        /// The head's noisy tokens, `[B, n, channel]`.
         x_t: Tensor<3>,
-        /// The head's time, `[B]`.
+        /// The head's time of each, row-major `[B, n]`.
         t: Vec<f64>,
     },
 }

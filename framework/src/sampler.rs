@@ -13,8 +13,14 @@ pub trait NoiseSource {
     /// Standard normal noise `[B, position, channel]` for draw `draw`; draw 0 is where sampling starts.
     fn normal(&mut self, draw: usize) -> Tensor<3>;
 
-    /// One number uniform in [0, 1) a sample for draw `draw`.
-    fn uniform(&mut self, draw: usize) -> Vec<f64>;
+    /// `n` numbers uniform in [0, 1) a sample for draw `draw`, row-major `[B, n]`.
+    fn uniform(&mut self, draw: usize, n: usize) -> Vec<f64>;
+
+    /// Samples in the batch.
+    fn count(&self) -> usize;
+
+    /// Where its tensors live.
+    fn device(&self) -> Device;
 }
 
 /// Seeded noise for the samples `first..first + count`.
@@ -36,7 +42,7 @@ pub struct SeededNoise {
 
 impl NoiseSource for SeededNoise {
     fn normal(&mut self, draw: usize) -> Tensor<3> {
-        let [positions, channels] = [self.shape.positions(), self.shape.channels];
+        let (positions, channels) = (self.shape.positions(), self.shape.channels);
         let values: Vec<f64> = (self.first..self.first + self.count)
             .flat_map(|sample| self.random.normal("sample", sample as u64, draw as u64, positions * channels))
             .map(f64::from)
@@ -44,10 +50,18 @@ impl NoiseSource for SeededNoise {
         tensor(&values, [self.count, positions, channels], self.dtype, &self.device)
     }
 
-    fn uniform(&mut self, draw: usize) -> Vec<f64> {
+    fn uniform(&mut self, draw: usize, n: usize) -> Vec<f64> {
         (self.first..self.first + self.count)
-            .map(|sample| self.random.uniform("sample uniform", sample as u64, draw as u64, 1)[0])
+            .flat_map(|sample| self.random.uniform("sample uniform", sample as u64, draw as u64, n))
             .collect()
+    }
+
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
     }
 }
 
@@ -58,10 +72,10 @@ pub struct Progress<'a> {
     pub step: usize,
     /// Steps in all.
     pub steps: usize,
-    /// The time now (0 = data).
+    /// The time now (0 = data); 1 - progress for other families.
     pub t: f64,
-    /// The state, `[B, position, channel]`, for continuous families.
-    pub state: &'a Tensor<3>,
+    /// The state, `[B, position, channel]`, where it is continuous.
+    pub state: Option<&'a Tensor<3>>,
 }
 
 /// Called after every step: progress bars, trajectories, counters.
@@ -97,8 +111,8 @@ pub trait Sampler: Debug + Send + Sync {
     /// Whether it draws from processes of this family.
     fn serves(&self, family: Family) -> bool;
 
-    /// Guided evaluations of one draw. NFE is this times the branches of the guidance rule.
-    fn evaluations(&self) -> usize;
+    /// Guided evaluations of one draw of such a latent. NFE is this times the branches of the guidance rule.
+    fn evaluations(&self, shape: &LatentShape) -> usize;
 
     /// Draws a batch of latents.
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent;

@@ -64,13 +64,13 @@ pub fn draw(
     let mut nfe = 0;
     for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
         let condition = pipeline.condition(labels)?;
-        let channels = shape.vocabulary.unwrap_or(shape.channels);
-        let mut model = Denoiser::new(network, &*process, request.guidance, &guidance_of_scale, &condition, channels);
+        let mut model = Denoiser::new(network, &*process, request.guidance, &guidance_of_scale, &condition, &shape)
+            .with_codec(pipeline.tokenizer.codec());
         let mut noise = SeededNoise {
             random: Random::new(request.seed),
             first: batch * request.batch_size,
             count: labels.len(),
-            shape,
+            shape: shape.clone(),
             dtype: DType::F32,
             device: device.clone(),
         };

@@ -2,7 +2,7 @@
 
 use crate::error::{Problems, Result};
 use crate::process::{Latent, LatentShape};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use std::fmt::Debug;
 
 /// Shape of an image: channels, height, width.
@@ -38,4 +38,16 @@ pub trait Tokenizer: Debug + Send + Sync {
 
     /// Latents to images `[B, C, H, W]`, nominally in [-1, 1].
     fn decode(&self, latent: Latent, image: ImageShape) -> Tensor<4>;
+
+    /// What turns the tokens of a pyramid's levels into the features of the next, if it makes levels.
+    fn codec(&self) -> Option<&dyn LevelCodec> {
+        None
+    }
+}
+
+/// From the tokens of some levels to what the next level's predictions read.
+pub trait LevelCodec {
+    /// Features of the levels `0..=ids.len()`, `[B, position, channel]`, from the tokens of the levels before the last,
+    /// each `[B, side * side]`. Those of the first level are zero and never read.
+    fn features(&self, ids: &[Tensor<2, Int>], batch: usize, device: &Device) -> Tensor<3>;
 }

@@ -97,9 +97,13 @@ fn describe(family: Family) -> &'static str {
     }
 }
 
-fn words(shape: LatentShape) -> String {
+fn words(shape: &LatentShape) -> String {
     let [height, width] = shape.grid;
     match shape.vocabulary {
+        Some(vocabulary) if !shape.levels.is_empty() => {
+            let (levels, channels) = (&shape.levels, shape.channels);
+            format!("levels of sides {levels:?} of a vocabulary of {vocabulary}, fed by {channels} channels")
+        }
         Some(vocabulary) => format!("{height}x{width} tokens of a vocabulary of {vocabulary}"),
         None => format!("{height}x{width} positions of {} channels", shape.channels),
     }
@@ -139,7 +143,7 @@ fn shapes(document: &Document, info: &DatasetInfo) -> Result<(), Problems> {
             (format!("tokenizer \"{}\" makes", document.tokenizer.typetag_name()), "/tokenizer", latent)
         }
         ItemKind::Latents { grid, channels } => {
-            let latent = LatentShape { grid, channels, vocabulary: None };
+            let latent = LatentShape::values(grid, channels);
             (format!("dataset \"{}\" holds", document.data.typetag_name()), "/data", latent)
         }
     };
@@ -149,9 +153,9 @@ fn shapes(document: &Document, info: &DatasetInfo) -> Result<(), Problems> {
     }
     let what = format!(
         "{maker} latents of {}; \"{}\" as configured models {}",
-        words(latent),
+        words(&latent),
         document.backbone.typetag_name(),
-        words(wanted)
+        words(&wanted)
     );
     Err(vec![Problem::new(at, what).and_at("/backbone").accepts("the same latent on both sides")])
 }

@@ -53,7 +53,7 @@ impl Sampler for Ddim {
         family == Family::Continuous
     }
 
-    fn evaluations(&self) -> usize {
+    fn evaluations(&self, _: &LatentShape) -> usize {
         self.spacing.count(self.steps)
     }
 
@@ -75,7 +75,7 @@ impl Sampler for Ddim {
             if s > 0.0 {
                 x_t = x_t + noise.normal(k + 1) * s;
             }
-            observer.step(&Progress { step: k + 1, steps: indices.len(), t: time(*index), state: &x_t });
+            observer.step(&Progress { step: k + 1, steps: indices.len(), t: time(*index), state: Some(&x_t) });
         }
         Latent::Values(x_t)
     }

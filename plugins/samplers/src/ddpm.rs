@@ -65,7 +65,7 @@ impl Sampler for Ddpm {
         family == Family::Continuous
     }
 
-    fn evaluations(&self) -> usize {
+    fn evaluations(&self, _: &LatentShape) -> usize {
         self.spacing.count(self.steps)
     }
 
@@ -104,7 +104,7 @@ impl Sampler for Ddpm {
                     }
                 }
             };
-            observer.step(&Progress { step: k + 1, steps: indices.len(), t: time(*index), state: &x_t });
+            observer.step(&Progress { step: k + 1, steps: indices.len(), t: time(*index), state: Some(&x_t) });
         }
         Latent::Values(x_t)
     }

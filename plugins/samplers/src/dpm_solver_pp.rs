@@ -158,14 +158,14 @@ impl Sampler for DpmSolverPp {
         family == Family::Continuous
     }
 
-    fn evaluations(&self) -> usize {
+    fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps + usize::from(self.denoise_to_zero)
     }
 
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
         let path = model.process().path().expect("the check phase refuses other families");
         let points = self.points(path);
-        let steps = self.evaluations();
+        let steps = self.evaluations(model.shape());
         let mut x_t = noise.normal(0);
         // The latest predictions of the clean latent, newest first, with their lambda.
         let mut past: Vec<(Tensor<3>, f64)> = Vec::new();
@@ -199,12 +199,12 @@ impl Sampler for DpmSolverPp {
             x_t = next * to.at.alpha + x_t * (to.at.sigma / from.at.sigma);
             past.insert(0, (predicted.x_of_eps, from.lambda));
             past.truncate(2);
-            observer.step(&Progress { step: k + 1, steps, t: from.t, state: &x_t });
+            observer.step(&Progress { step: k + 1, steps, t: from.t, state: Some(&x_t) });
         }
         if self.denoise_to_zero {
             let end = points[self.steps];
             x_t = evaluate(model, &x_t, end.t, end.at, false).x;
-            observer.step(&Progress { step: steps, steps, t: end.t, state: &x_t });
+            observer.step(&Progress { step: steps, steps, t: end.t, state: Some(&x_t) });
         }
         Latent::Values(x_t)
     }

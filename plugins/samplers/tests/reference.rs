@@ -118,8 +118,14 @@ impl NoiseSource for Recorded<'_> {
             _ => self.golden.state(self.noise.as_ref().expect("a deterministic sampler draws no noise"), draw - 1),
         }
     }
-    fn uniform(&mut self, _: usize) -> Vec<f64> {
+    fn uniform(&mut self, _: usize, _: usize) -> Vec<f64> {
         unreachable!("no sampler here draws uniform numbers")
+    }
+    fn count(&self) -> usize {
+        unreachable!("no sampler here asks for it")
+    }
+    fn device(&self) -> Device {
+        Device::flex()
     }
 }
 
@@ -138,9 +144,9 @@ fn compare<S: Sampler + for<'a> Deserialize<'a>>(
     assert!(sampler.check().is_empty() && sampler.check_process(&network.vp).is_empty(), "{json}");
     let noise = golden.0.contains_key(&format!("{key}.noise")).then(|| format!("{key}.noise"));
     let no_number = |_: f64| None;
-    let mut model = Denoiser::new(network, &network.vp, rule, &no_number, condition, 2);
+    let mut model = Denoiser::new(network, &network.vp, rule, &no_number, condition, &LatentShape::values([1, 1], 2));
     let mut states = Vec::new();
-    let mut observer = |progress: &Progress<'_>| states.push(progress.state.clone());
+    let mut observer = |progress: &Progress<'_>| states.push(progress.state.expect("a continuous sampler").clone());
     let Latent::Values(end) = sampler.sample(&mut model, &mut Recorded { golden, noise }, &mut observer) else {
         unreachable!()
     };
@@ -247,7 +253,8 @@ fn first_order_dpm_solver_pp_is_ddim() {
     let condition = unconditional();
     let run = |sampler: &dyn Sampler| {
         let (rule, no_number) = (none(), |_: f64| None);
-        let mut model = Denoiser::new(&network, &network.vp, &rule, &no_number, &condition, 2);
+        let mut model =
+            Denoiser::new(&network, &network.vp, &rule, &no_number, &condition, &LatentShape::values([1, 1], 2));
         let mut noise = Recorded { golden: &golden, noise: None };
         let Latent::Values(x) = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}) else {
             unreachable!()

@@ -18,7 +18,7 @@ framework::register!(tokenizer "pixels" => Pixels, "arXiv:2006.11239");
 
 impl Tokenizer for Pixels {
     fn latent_shape(&self, [channels, height, width]: ImageShape) -> Result<LatentShape, Problems> {
-        Ok(LatentShape { grid: [height, width], channels, vocabulary: None })
+        Ok(LatentShape::values([height, width], channels))
     }
 
     fn image_shape(&self, latent: LatentShape) -> ImageShape {
@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(x.dims(), [1, 4, 2]);
         assert_eq!(x.into_data().try_to_vec::<f32>().unwrap(), expected);
         let shape = Pixels {}.latent_shape([2, 2, 2]).unwrap();
-        assert_eq!(shape, LatentShape { grid: [2, 2], channels: 2, vocabulary: None });
+        assert_eq!(shape, LatentShape::values([2, 2], 2));
         assert_eq!(Pixels {}.image_shape(shape), [2, 2, 2]);
     }
 }

@@ -69,7 +69,7 @@ pub struct Pixels {}
 
 impl Tokenizer for Pixels {
     fn latent_shape(&self, [channels, height, width]: ImageShape) -> std::result::Result<LatentShape, Problems> {
-        Ok(LatentShape { grid: [height, width], channels, vocabulary: None })
+        Ok(LatentShape::values([height, width], channels))
     }
     fn image_shape(&self, latent: LatentShape) -> ImageShape {
         [latent.channels, latent.grid[0], latent.grid[1]]
@@ -159,10 +159,11 @@ impl BackboneConfig for Tiny {
             guidance_field: "/guidance_input",
             variance: false,
             perturbation: false,
+            cache: false,
         }
     }
     fn latent_shape(&self) -> LatentShape {
-        LatentShape { grid: [self.size, self.size], channels: 3, vocabulary: None }
+        LatentShape::values([self.size, self.size], 3)
     }
     fn process(&self) -> Box<dyn Process> {
         Box::new(Still)
@@ -292,7 +293,7 @@ impl Sampler for Steps {
     fn serves(&self, family: Family) -> bool {
         (family != Family::Continuous) == self.tokens
     }
-    fn evaluations(&self) -> usize {
+    fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps as usize
     }
     fn sample(&self, _: &mut Denoiser<'_>, _: &mut dyn NoiseSource, _: &mut dyn Observer) -> Latent {

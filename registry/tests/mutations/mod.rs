@@ -194,7 +194,7 @@ pub fn is_located_or_kept(registry: &Registry, mutant: &Mutant) -> Result<bool, 
             if problems.is_empty() {
                 // A valid document can be built: no file is opened, no weight is drawn.
                 let pipeline = registry.build(parsed);
-                prop_assert!(pipeline.sampler.evaluations() > 0);
+                prop_assert!(pipeline.sampler.evaluations(&pipeline.latent_shape()) > 0);
             }
             Ok(problems.is_empty())
         }

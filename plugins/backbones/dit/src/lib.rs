@@ -253,11 +253,12 @@ impl BackboneConfig for DitConfig {
             guidance_field: "/guidance_input",
             variance: self.learn_sigma,
             perturbation: true,
+            cache: false,
         }
     }
 
     fn latent_shape(&self) -> LatentShape {
-        LatentShape { grid: [self.input_size; 2], channels: self.in_channels, vocabulary: None }
+        LatentShape::values([self.input_size; 2], self.in_channels)
     }
 
     fn process(&self) -> Box<dyn Process> {

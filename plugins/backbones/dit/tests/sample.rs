@@ -54,8 +54,14 @@ impl NoiseSource for Recorded<'_> {
             _ => self.golden.state(self.noise.expect("a deterministic sampler"), (draw - 1) * self.stride),
         }
     }
-    fn uniform(&mut self, _: usize) -> Vec<f64> {
+    fn uniform(&mut self, _: usize, _: usize) -> Vec<f64> {
         unreachable!("no sampler here draws uniform numbers")
+    }
+    fn count(&self) -> usize {
+        unreachable!("no sampler here asks for it")
+    }
+    fn device(&self) -> Device {
+        Device::flex()
     }
 }
 
@@ -86,9 +92,9 @@ fn compare(
     let condition = Condition::Class(classes);
     let guided = config.guidance_input.is_some();
     let number = |scale: f64| guided.then_some(1.0 / scale);
-    let mut model = Denoiser::new(network, &*process, rule, &number, &condition, 4);
+    let mut model = Denoiser::new(network, &*process, rule, &number, &condition, &LatentShape::values([8, 8], 4));
     let mut states = Vec::new();
-    let mut observer = |progress: &Progress<'_>| states.push(progress.state.clone());
+    let mut observer = |progress: &Progress<'_>| states.push(progress.state.expect("a continuous sampler").clone());
     let Latent::Values(_) = sampler.sample(&mut model, &mut noise, &mut observer) else { unreachable!() };
     assert!(states.len() >= 20);
     for (k, state) in states.iter().enumerate() {
