@@ -18,15 +18,12 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
     let registry = Registry::linked();
     let entries = entries(&registry, &options.objectives)?;
     let start = Instant::now();
-    let name = entries.iter().map(|entry| label(entry).chars().count()).max().unwrap_or_default().max(9);
-    println!(
-        "{:<name$}  {:<10}  {:<44}  {:>6}  {:>11}  {:>7}",
-        "objective", "family", "optimum", "worlds", "worst error", "seconds"
-    );
+    println!("{:<12}  {:>6}  {:>11}  {:>7}  optimum", "objective", "worlds", "worst error", "seconds");
     let (mut proven, mut failed, mut counterexamples) = (0, 0, Vec::new());
     for entry in &entries {
         let label = label(entry);
         let objective = registry.objective(entry.clone()).map_err(|problems| refused(&label, &problems))?;
+        println!("{label}");
         for (family, family_name) in FAMILIES {
             let verdict = laws::verify(&*objective, family, options.worlds as usize, options.seed);
             let outcome = match (verdict.worlds, &verdict.counterexample) {
@@ -36,7 +33,7 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
             };
             proven += usize::from(verdict.worlds > 0 && verdict.counterexample.is_none());
             println!(
-                "{label:<name$}  {family_name:<10}  {:>6}  {outcome:>11}  {:>7.1}  {}",
+                "  {family_name:<10}  {:>6}  {outcome:>11}  {:>7.1}  {}",
                 verdict.worlds, verdict.seconds, verdict.statement
             );
             if let Some(counterexample) = verdict.counterexample {

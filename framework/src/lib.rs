@@ -31,6 +31,7 @@ pub mod random;
 pub mod sampler;
 pub mod sampling;
 pub mod tokenizer;
+pub mod tokens;
 pub mod train_config;
 pub mod trainer;
 pub mod variance;

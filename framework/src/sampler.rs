@@ -103,6 +103,12 @@ pub trait Sampler: Debug + Send + Sync {
         Problems::new()
     }
 
+    /// Problems of this entry with the latents it is to draw; pointers are relative to the entry.
+    fn check_shape(&self, shape: &LatentShape) -> Problems {
+        let _ = shape;
+        Problems::new()
+    }
+
     /// The field by which it asks for a learned variance beside the prediction, if it does.
     fn needs_variance(&self) -> Option<&'static str> {
         None

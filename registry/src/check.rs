@@ -66,7 +66,10 @@ pub(crate) fn check(document: &Document) -> Problems {
             );
         } else {
             let process = document.backbone.process();
-            problems.extend(document.sampler.check_process(&*process).into_iter().map(|p| p.under("/sampler")));
+            let shape = document.backbone.latent_shape();
+            let found =
+                document.sampler.check_process(&*process).into_iter().chain(document.sampler.check_shape(&shape));
+            problems.extend(found.map(|problem| problem.under("/sampler")));
         }
         if let Some(field) = document.sampler.needs_variance()
             && !document.backbone.accepts().variance

@@ -51,10 +51,28 @@ impl Attention {
             // The attention map is the identity: each token keeps its own value (arXiv:2403.17377 eq. 9).
             part(2)
         } else {
-            attention(part(0), part(1), part(2), mask, None, AttentionModuleOptions::default())
+            attend([part(0), part(1), part(2)], Span::All, mask, None)
         };
         self.proj.forward(merge_heads(mixed))
     }
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// All of them.
+    All,
+    /// Those up to its own place; the last query stands at the last key.
+    Causal,
+}
+
+/// `softmax(q k^T scale) v`. Shapes: `q` `[B, heads, L, d]`, `k` and `v` `[B, heads, K, d]`; `mask` `[B, heads, L, K]`,
+/// true = hidden. `scale` is `1 / sqrt(d)` unless it is given.
+///
+/// Source: arXiv:1706.03762 eq. 1.
+pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: Option<f64>) -> Tensor<4> {
+    let options = AttentionModuleOptions { scale, is_causal: span == Span::Causal, ..Default::default() };
+    attention(q, k, v, mask, None, options)
 }
 
 /// `[B, L, D]` to `[B, heads, L, D / heads]`.

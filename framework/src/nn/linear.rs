@@ -1,6 +1,6 @@
-use super::{gelu_tanh, parameter};
+use super::{gelu_tanh, parameter, silu};
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, module::linear};
+use burn::tensor::{DType, Device, Int, Tensor, module::linear};
 
 /// `x W + b`. `weight` is `[in, out]`, `bias` `[out]`.
 #[derive(Module, Debug)]
@@ -30,6 +30,61 @@ impl Linear {
     /// Shapes: `[.., in]` to `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+    }
+}
+
+/// A table of vectors, one a row.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[rows, D]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// Allocates nothing.
+    pub fn new(rows: usize, width: usize, device: &Device) -> Self {
+        Self { weight: parameter([rows, width], device) }
+    }
+
+    /// Shapes: `ids` `[B, L]` to `[B, L, D]`.
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let [batch, length] = ids.dims();
+        let weight = self.weight.val();
+        let width = weight.dims()[1];
+        weight.select(0, ids.reshape([batch * length])).reshape([batch, length, width])
+    }
+
+    /// Shapes: `rows` `[B]` to `[B, D]`.
+    pub fn rows(&self, rows: &[i64]) -> Tensor<2> {
+        let weight = self.weight.val();
+        let rows = Tensor::<1, Int>::from_data(rows, &weight.device().inner());
+        weight.select(0, rows)
+    }
+}
+
+/// `w2(silu(w1(x)) w3(x))`, without biases.
+///
+/// Source: arXiv:2002.05202 eq. 6 (SwiGLU).
+#[derive(Module, Debug)]
+pub struct GatedMlp {
+    /// To the hidden width, through silu.
+    pub w1: Linear,
+    /// Back.
+    pub w2: Linear,
+    /// To the hidden width: what is gated.
+    pub w3: Linear,
+}
+
+impl GatedMlp {
+    /// Width in and out, and hidden width.
+    pub fn new(width: usize, hidden: usize, device: &Device) -> Self {
+        let to = || Linear::without_bias(width, hidden, device);
+        Self { w1: to(), w2: Linear::without_bias(hidden, width, device), w3: to() }
+    }
+
+    /// Shapes: `[B, L, D]` to the same.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.w2.forward(silu(self.w1.forward(x.clone())) * self.w3.forward(x))
     }
 }
 

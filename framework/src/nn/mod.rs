@@ -6,13 +6,30 @@
 mod attention;
 mod embedding;
 mod linear;
+mod norm;
+mod rotary;
 
-pub use attention::{Attention, AttentionConfig, heads, merge_heads};
+pub use attention::{Attention, AttentionConfig, Span, attend, heads, merge_heads};
 pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
-pub use linear::{Linear, Mlp};
+pub use linear::{Embedding, GatedMlp, Linear, Mlp};
+pub use norm::RmsNorm;
+pub use rotary::{Place, Rotary};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, activation};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How embeddings are drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbeddingInit {
+    /// N(0, 0.02), as published: right for wide networks and hundreds of thousands of steps.
+    #[default]
+    Published,
+    /// Tables of unit variance and Xavier layers: a narrow network learns its condition in hundreds of steps.
+    UnitVariance,
+}
 
 /// A parameter of the given shape that holds nothing until it is given numbers.
 pub fn parameter<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {

@@ -1,13 +1,19 @@
-//! Samplers of continuous processes: one file each, with the formula on top; `grid.rs` holds their times.
+//! Samplers: one file each, with the formula on top; `grid.rs` holds the times of the continuous ones, `categorical.rs`
+//! the draw of the token ones.
 
+mod autoregressive;
+pub mod categorical;
 mod ddim;
 mod ddpm;
 mod dpm_solver_pp;
 pub mod grid;
+mod next_level;
 
+pub use autoregressive::Autoregressive;
 pub use ddim::Ddim;
 pub use ddpm::{Ddpm, Variance};
 pub use dpm_solver_pp::{DpmSolverPp, Spacing};
+pub use next_level::NextLevel;
 
 use framework::guidance::Denoiser;
 use framework::path::{Coefficients, split};

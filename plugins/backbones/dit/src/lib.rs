@@ -11,8 +11,8 @@ use framework::burn::module::{Module, Param};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Attention, AttentionConfig, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm, modulate,
-    parameter, silu, sincos_2d,
+    Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm,
+    modulate, parameter, silu, sincos_2d,
 };
 use framework::prelude::*;
 use framework::vp::VpConfig;
@@ -84,17 +84,6 @@ pub enum GuidanceInput {
     Linear,
     /// A second embedder, added to the sum of time and class embeddings.
     Mlp,
-}
-
-/// How the embedders of time, class and guidance number are drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EmbeddingInit {
-    /// N(0, 0.02), as published: right for wide networks and hundreds of thousands of steps.
-    #[default]
-    Published,
-    /// Class vectors of unit variance and Xavier layers: a narrow network learns its condition in hundreds of steps.
-    UnitVariance,
 }
 
 /// Sizes of a DiT, by published name (`size`) or by number.

@@ -1,0 +1,53 @@
+use crate::random::tensor;
+use burn::tensor::{DType, Device, Tensor};
+
+/// Rotations of queries and keys by their place on a grid: cosines and sines, each `[1, 1, L, d]`.
+///
+/// Of the pairs of a head, the first half turns with the row and the second with the column, by
+/// `place * base^(-2 i / (d / 2))`. Source: arXiv:2104.09864 eq. 15; in two dimensions arXiv:2406.06525.
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    cos: Tensor<4>,
+    sin: Tensor<4>,
+}
+
+/// What a sequence's entry is rotated by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The released LlamaGen multiplies queries and keys of its condition by zero: they attend evenly.
+    Nowhere,
+    /// Row and column.
+    At(usize, usize),
+}
+
+impl Rotary {
+    /// The table of a sequence, for heads of width `d` (a multiple of 4).
+    pub fn new(places: &[Place], d: usize, base: f64, dtype: DType, device: &Device) -> Self {
+        let quarter = d / 4;
+        let frequency = |i: usize| base.powf(-2.0 * i as f64 / (d / 2) as f64);
+        let (mut cos, mut sin) = (Vec::with_capacity(places.len() * d), Vec::with_capacity(places.len() * d));
+        for place in places {
+            let Place::At(row, column) = place else {
+                cos.extend(std::iter::repeat_n(0.0, d));
+                sin.extend(std::iter::repeat_n(0.0, d));
+                continue;
+            };
+            for place in [*row, *column] {
+                for i in 0..quarter {
+                    let angle = place as f64 * frequency(i);
+                    cos.extend([angle.cos(); 2]);
+                    sin.extend([-angle.sin(), angle.sin()]);
+                }
+            }
+        }
+        let table = |values: &[f64]| tensor(values, [1, 1, places.len(), d], dtype, device);
+        Self { cos: table(&cos), sin: table(&sin) }
+    }
+
+    /// `[B, heads, L, d]` to the same: pairs `(2 i, 2 i + 1)` are turned.
+    pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
+        let shape @ [batch, heads, length, d] = x.dims();
+        let swapped = x.clone().reshape([batch * heads, length, d / 2, 2]).flip([3]).reshape(shape);
+        x * self.cos.clone() + swapped * self.sin.clone()
+    }
+}

@@ -1,0 +1,79 @@
+//! One token after the other, in raster order.
+//!
+//!   x_i ~ softmax(guided f(x_<i, c) / temperature), among the top_k likeliest and the share top_p
+//!
+//! Source: arXiv:2406.06525 sec. 2.3.
+
+use crate::categorical::{self, Categorical};
+use framework::guidance::Denoiser;
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+
+/// Token by token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(example = framework::serde_json::json!({ "temperature": 0.9, "top_k": 4, "top_p": 0.9 }))]
+#[serde(deny_unknown_fields)]
+pub struct Autoregressive {
+    /// Divides the logits, 0 to 100; 0 = the most likely token.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub temperature: f64,
+    /// Only so many of the likeliest tokens; 0 = all.
+    #[serde(default)]
+    #[schemars(range(max = 10_000_000))]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together hold this share, above 0; 1 = all.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1e-6, max = 1.0))]
+    pub top_p: f64,
+    /// Keep keys and values of the tokens read, rather than read all of them for each token. The samples are the same.
+    #[serde(default = "yes")]
+    pub cache: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn yes() -> bool {
+    true
+}
+
+framework::register!(sampler "autoregressive" => Autoregressive, "arXiv:2406.06525");
+
+impl Sampler for Autoregressive {
+    fn check(&self) -> Vec<Problem> {
+        categorical::check(self.temperature, &[self.top_k], &[self.top_p])
+    }
+
+    fn serves(&self, family: Family) -> bool {
+        family == Family::NextToken
+    }
+
+    fn evaluations(&self, shape: &LatentShape) -> usize {
+        shape.positions()
+    }
+
+    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
+        let (batch, length, device) = (noise.count(), model.shape().positions(), noise.device());
+        let how = Categorical { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p };
+        model.keep(self.cache);
+        // The place of the token to come holds 0, which no one reads.
+        let next = || Tensor::<2, Int>::zeros([batch, 1], &device);
+        let mut ids = next();
+        for i in 0..length {
+            let progress = i as f64 / length as f64;
+            let logits = model.evaluate(&Input::Tokens { ids: ids.clone() }, progress).prediction;
+            let [_, predicted, vocabulary] = logits.dims();
+            let logits = logits.slice([0..batch, predicted - 1..predicted, 0..vocabulary]);
+            let drawn = categorical::draw(logits, &noise.uniform(i, 1), how);
+            let drawn = Tensor::<1, Int>::from_data(drawn.as_slice(), &device).reshape([batch, 1]);
+            ids = if i == 0 { drawn } else { Tensor::cat(vec![ids.narrow(1, 0, i), drawn], 1) };
+            if i + 1 < length {
+                ids = Tensor::cat(vec![ids, next()], 1);
+            }
+            observer.step(&Progress { step: i + 1, steps: length, t: 1.0 - progress, state: None });
+        }
+        Latent::Ids(ids)
+    }
+}

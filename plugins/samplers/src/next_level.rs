@@ -1,0 +1,110 @@
+//! One level of a pyramid after the other, all tokens of a level at once.
+//!
+//!   x_k ~ softmax(guided f(features(x_<k), c) / temperature), token by token, independently
+//!
+//! Source: arXiv:2404.02905 sec. 3.2; guidance that grows with the level is its `cfg` (a rule's schedule here).
+
+use crate::categorical::{self, Categorical};
+use framework::guidance::Denoiser;
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+
+/// Level by level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(example = framework::serde_json::json!({ "temperature": 0.9, "top_k": [4], "top_p": [0.9] }))]
+#[serde(deny_unknown_fields)]
+pub struct NextLevel {
+    /// Divides the logits, 0 to 100; 0 = the most likely token.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub temperature: f64,
+    /// Only so many of the likeliest tokens, 0 = all: one number for all levels, or one a level.
+    #[serde(default = "all_tokens")]
+    #[schemars(inner(range(max = 10_000_000)))]
+    pub top_k: Vec<usize>,
+    /// Only the likeliest tokens that together hold this share, above 0, 1 = all: one number for all levels, or one a level.
+    #[serde(default = "whole_share")]
+    #[schemars(inner(range(min = 1e-6, max = 1.0)))]
+    pub top_p: Vec<f64>,
+    /// Keep keys and values of the levels read, rather than read all of them for each level. The samples are the same.
+    #[serde(default = "yes")]
+    pub cache: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn all_tokens() -> Vec<usize> {
+    vec![0]
+}
+fn whole_share() -> Vec<f64> {
+    vec![1.0]
+}
+fn yes() -> bool {
+    true
+}
+
+framework::register!(sampler "next_level" => NextLevel, "arXiv:2404.02905");
+
+impl NextLevel {
+    fn at(&self, level: usize) -> Categorical {
+        fn of<T: Copy>(all: &[T], level: usize) -> T {
+            all[level.min(all.len() - 1)]
+        }
+        Categorical { temperature: self.temperature, top_k: of(&self.top_k, level), top_p: of(&self.top_p, level) }
+    }
+}
+
+impl Sampler for NextLevel {
+    fn check(&self) -> Vec<Problem> {
+        let mut problems = categorical::check(self.temperature, &self.top_k, &self.top_p);
+        for (name, count) in [("top_k", self.top_k.len()), ("top_p", self.top_p.len())] {
+            if count == 0 {
+                let what = format!("`{name}` is empty");
+                problems.push(Problem::new(format!("/{name}"), what).accepts("one number, or one a level"));
+            }
+        }
+        problems
+    }
+
+    fn check_shape(&self, shape: &LatentShape) -> Vec<Problem> {
+        let levels = shape.levels.len();
+        let counts = [("top_k", self.top_k.len()), ("top_p", self.top_p.len())];
+        let wrong = counts.into_iter().filter(|(_, count)| ![1, levels].contains(count));
+        wrong
+            .map(|(name, count)| {
+                let what = format!("`{name}` has {count} numbers; the latent has {levels} levels");
+                Problem::new(format!("/{name}"), what).accepts(format!("1 number, or {levels}"))
+            })
+            .collect()
+    }
+
+    fn serves(&self, family: Family) -> bool {
+        family == Family::NextLevel
+    }
+
+    fn evaluations(&self, shape: &LatentShape) -> usize {
+        shape.levels.len()
+    }
+
+    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
+        let (batch, device) = (noise.count(), noise.device());
+        let sides = model.shape().levels.clone();
+        let last = (sides.len().max(2) - 1) as f64;
+        model.keep(self.cache);
+        let mut ids: Vec<Tensor<2, Int>> = Vec::with_capacity(sides.len());
+        for (k, side) in sides.iter().enumerate() {
+            let tokens = side * side;
+            let features = model.codec().features(&ids, batch, &device);
+            let progress = k as f64 / last;
+            let logits = model.evaluate(&Input::Levels { features }, progress).prediction;
+            let [_, predicted, vocabulary] = logits.dims();
+            let logits = logits.slice([0..batch, predicted - tokens..predicted, 0..vocabulary]);
+            let drawn = categorical::draw(logits, &noise.uniform(k, tokens), self.at(k));
+            ids.push(Tensor::<1, Int>::from_data(drawn.as_slice(), &device).reshape([batch, tokens]));
+            observer.step(&Progress { step: k + 1, steps: sides.len(), t: 1.0 - progress, state: None });
+        }
+        Latent::Ids(Tensor::cat(ids, 1))
+    }
+}

@@ -1,0 +1,69 @@
+//! Grey values as tokens, in raster order.
+//!
+//!   id = round((x + 1) / 2 (values - 1)),   x in [-1, 1]
+//!
+//! Source: the pixel language models of arXiv:1601.06759. Shapes: `[B, 1, H, W]` and `[B, H W]`.
+
+use framework::error::Problems;
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::tokenizer::{ImageShape, Tokenizer};
+
+/// One token a pixel of a grey image: its value, rounded to one of `values`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Levels {
+    /// Grey values from black to white, 2 to 65,536; the vocabulary. The embedded digits have 17.
+    #[serde(default = "bytes")]
+    #[schemars(range(min = 2, max = 65_536))]
+    pub values: usize,
+}
+
+fn bytes() -> usize {
+    256
+}
+
+framework::register!(tokenizer "levels" => Levels, "arXiv:1601.06759");
+
+/// Values in [-1, 1] as whole steps 0 to `values - 1`, kept as floats.
+pub(crate) fn quantize<const D: usize>(x: Tensor<D>, values: usize) -> Tensor<D> {
+    ((x.clamp(-1.0, 1.0) + 1.0) * ((values - 1) as f64 / 2.0)).round()
+}
+
+/// The inverse: the middle of each step.
+pub(crate) fn value<const D: usize>(steps: Tensor<D>, values: usize) -> Tensor<D> {
+    steps * (2.0 / (values - 1) as f64) - 1.0
+}
+
+/// Refuses images of more than one channel.
+pub(crate) fn grey(channels: usize, name: &str) -> Result<(), Problems> {
+    if channels == 1 {
+        return Ok(());
+    }
+    let what = format!("tokenizer \"{name}\" reads grey images; these have {channels} channels");
+    Err(vec![
+        Problem::new("", what).accepts("images of 1 channel").fix("use a tokenizer with a codebook, such as \"vq\""),
+    ])
+}
+
+impl Tokenizer for Levels {
+    fn latent_shape(&self, [channels, height, width]: ImageShape) -> Result<LatentShape, Problems> {
+        grey(channels, "levels")?;
+        Ok(LatentShape::tokens([height, width], self.values))
+    }
+
+    fn image_shape(&self, latent: LatentShape) -> ImageShape {
+        [1, latent.grid[0], latent.grid[1]]
+    }
+
+    fn encode(&self, images: Tensor<4>) -> Latent {
+        let [batch, _, height, width] = images.dims();
+        Latent::Ids(quantize(images, self.values).reshape([batch, height * width]).int())
+    }
+
+    fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
+        let ids = latent.ids();
+        let [batch, _] = ids.dims();
+        value(ids.float(), self.values).reshape([batch, 1, height, width])
+    }
+}
