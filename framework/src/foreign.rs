@@ -321,7 +321,10 @@ impl Layout {
     }
 
     /// Our numbers in their layout.
-    fn to_foreign(&self, data: TensorData) -> TensorData {
+    ///
+    /// # Panics
+    /// If they are not f32.
+    pub fn to_foreign(&self, data: TensorData) -> TensorData {
         let shape = data.shape().to_vec();
         match self {
             Self::Same => data,

@@ -1,31 +1,19 @@
 //! CCA's loss of recorded log-probabilities equals that of the official code (thu-ml/CCA 7d5a073; `shared/goldens`).
 
-use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor};
-use framework::foreign;
 use framework::random::tensor;
+use goldens::Golden;
 use objectives::{Cca, Negatives, Variant};
-use std::path::Path;
 
 /// The loss of a golden file with the options it was recorded with.
 fn compare(file: &str, cca: &Cca) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/goldens").join(file);
-    if !path.exists() {
-        eprintln!("skipped: {} is absent", path.display());
-        return;
-    }
-    let golden = foreign::open(&path).unwrap();
-    let numbers = |name: &str| -> Option<Vec<f64>> {
-        let data = bridge::to_data(golden.get(name)?).unwrap();
-        Some(data.convert::<f64>().try_into_vec::<f64>().unwrap())
-    };
-    let own = numbers("img_logp_gap").unwrap();
-    let other = numbers("negative_img_logp_gap").unwrap();
-    let positive: Vec<bool> =
-        numbers("neg_weight").map_or(vec![false; own.len()], |all| all.iter().map(|weight| *weight > 0.5).collect());
+    let Some(golden) = Golden::open(file) else { return };
+    let (own, other) = (golden.numbers("img_logp_gap"), golden.numbers("negative_img_logp_gap"));
+    let weighed = golden.names().any(|name| name == "neg_weight");
+    let positive = if weighed { golden.flags("neg_weight") } else { vec![false; own.len()] };
     let at = |values: &[f64]| -> Tensor<1> { tensor(values, [values.len()], DType::F64, &Device::flex()) };
     let loss = cca.of_gaps(at(&own), at(&other), &positive).mean().into_scalar::<f64>();
-    let expected = numbers("loss").unwrap()[0];
+    let expected = golden.numbers("loss")[0];
     assert!((loss - expected).abs() <= 1e-5 * expected.abs().max(1e-3), "{file}: {loss} against {expected}");
 }
 
