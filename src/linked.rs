@@ -8,3 +8,4 @@ use metrics as _;
 use objectives as _;
 use samplers as _;
 use tokenizers_builtin as _;
+use var as _;

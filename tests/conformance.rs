@@ -16,6 +16,26 @@ fn dit(more: Value) -> Value {
     entry
 }
 
+/// A LlamaGen small enough for tests.
+fn llamagen(more: Value) -> Value {
+    let mut entry = json!({
+        "type": "llamagen", "dim": 16, "n_layer": 2, "n_head": 2, "vocab_size": 7, "block_size": 9, "num_classes": 4,
+        "multiple_of": 8
+    });
+    entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    entry
+}
+
+/// A VAR small enough for tests.
+fn var(more: Value) -> Value {
+    let mut entry = json!({
+        "type": "var", "depth": 2, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 3], "V": 7, "Cvae": 3,
+        "num_classes": 4
+    });
+    entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    entry
+}
+
 #[track_caller]
 fn holds(what: &Value, failures: Vec<String>) {
     assert!(failures.is_empty(), "{what} does not hold that\n  {}", failures.join("\n  "));
@@ -32,6 +52,9 @@ fn objectives() {
             if variant["distance"] != "kullback_leibler" {
                 holds(&variant, conformance::objective(&variant, &dit(input)));
             }
+            let input = if objective.needs().guidance_input { json!({ "guidance_input": "mlp" }) } else { json!({}) };
+            holds(&variant, conformance::objective(&variant, &llamagen(input.clone())));
+            holds(&variant, conformance::objective(&variant, &var(input)));
         }
     }
 }
@@ -46,6 +69,14 @@ fn backbones() {
         let entry = dit(more);
         holds(&entry, conformance::backbone(&entry));
     }
+    for entry in [
+        llamagen(json!({})),
+        llamagen(json!({ "guidance_input": "mlp" })),
+        var(json!({})),
+        var(json!({ "guidance_input": "mlp", "shared_aln": true })),
+    ] {
+        holds(&entry, conformance::backbone(&entry));
+    }
 }
 
 #[test]
@@ -57,4 +88,8 @@ fn samplers() {
     ] {
         holds(&sampler, conformance::sampler(&sampler, &dit(json!({ "learn_sigma": true }))));
     }
+    let sampler = json!({ "type": "autoregressive", "top_k": 5, "top_p": 0.9 });
+    holds(&sampler, conformance::sampler(&sampler, &llamagen(json!({}))));
+    let sampler = json!({ "type": "next_level", "top_k": [5], "top_p": [0.9] });
+    holds(&sampler, conformance::sampler(&sampler, &var(json!({}))));
 }

@@ -6,8 +6,9 @@
 //!
 //! Every function returns what fails, in words; nothing fails of a plugin that keeps its promises.
 
-use crate::backbone::{Backbone, BoxBackbone, Control};
+use crate::backbone::{Backbone, BoxBackbone, Cache, Control};
 use crate::condition::{Condition, ConditionKind};
+use crate::error::{Problem, Problems};
 use crate::guidance::Denoiser;
 use crate::objective::{Context, Draw, Objective};
 use crate::plugin::{self, BackbonePlugin, Kind, ObjectivePlugin, SamplerPlugin};
@@ -22,6 +23,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Samples of a batch.
 const BATCH: usize = 12;
@@ -58,11 +60,14 @@ pub fn objective(entry: &Value, backbone: &Value) -> Vec<String> {
             objective.check_process(&*bench.process).into_iter().map(|problem| problem.what).collect();
         format!("{numbers:?} {:?} {stated:?} {scales:?} {refused:?}", objective.needs())
     };
-    let sound = |objective: &dyn ObjectivePlugin| objective.check().is_empty();
     let fits = |objective: &dyn ObjectivePlugin| bench.fits(objective);
     failures.extend(fields::<Box<dyn ObjectivePlugin>>(entry, Kind::Objective, &|new| {
         // Where another setting needs another backbone, it changes something.
-        sound(&**new).then(|| if fits(&**new) { acts(&**new) } else { "another backbone".to_string() })
+        let problems = new.check();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(if fits(&**new) { acts(&**new) } else { "another backbone".to_string() })
     }));
     failures
 }
@@ -95,6 +100,12 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         numbers(&bench.example.input, &bench.condition, guidance) == whole,
         "the same input gives the same prediction",
     );
+    if accepts.cache {
+        let cached = bench.cached(guidance);
+        let apart = cached.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
+        must(cached.len() == whole.len() && apart <= 1e-5 * largest, "predictions with a cache are those without");
+    }
     let first = numbers(&rows(&bench.example.input, &[0]), &bench.condition.select(&[0]), guidance);
     let apart = first.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
@@ -117,14 +128,15 @@ pub fn backbone(entry: &Value) -> Vec<String> {
     let silent = silent(&gradients);
     must(silent.is_empty(), &format!("gradients reach every parameter; they do not reach {silent:?}"));
     failures.extend(fields::<Box<dyn BackbonePlugin>>(entry, Kind::Backbone, &|new| {
-        if !new.check().is_empty() {
-            return None;
+        let problems = new.check();
+        if !problems.is_empty() {
+            return Err(problems);
         }
         let network = new.init(&Device::flex());
         let shapes = weights::parameters(&network);
         let init: Vec<_> = shapes.iter().map(|(path, shape, _)| new.initializer(path, shape)).collect();
         let predicted = values(Bench::new(&serde_json::to_value(new).expect("plugins can be written")).predict());
-        Some(format!("{shapes:?} {init:?} {predicted:?} {:?} {:?}", new.accepts(), new.process()))
+        Ok(format!("{shapes:?} {init:?} {predicted:?} {:?} {:?}", new.accepts(), new.process()))
     }));
     failures
 }
@@ -140,7 +152,7 @@ pub fn sampler(entry: &Value, backbone: &Value) -> Vec<String> {
         }
     };
     must(sampler.serves(bench.process.family()), "it serves the family");
-    let network = bench.online.valid();
+    let network = Counting { network: bench.online.valid(), predicted: AtomicUsize::new(0) };
     let shape = bench.config.latent_shape();
     let rule = OneBranch;
     let codec = AnyCodec(shape.clone());
@@ -157,14 +169,15 @@ pub fn sampler(entry: &Value, backbone: &Value) -> Vec<String> {
             device: Device::flex(),
         };
         let mut seen = 0;
+        network.predicted.store(0, Ordering::Relaxed);
         let latent = sampler.sample(&mut model, &mut noise, &mut |_: &crate::sampler::Progress<'_>| seen += 1);
         let drawn = match latent {
             Latent::Values(x) => values(x),
             Latent::Ids(ids) | Latent::Levels { ids, .. } => values(ids.float().unsqueeze::<3>()),
         };
-        (drawn, model.nfe(), seen)
+        (drawn, model.nfe(), seen, network.predicted.load(Ordering::Relaxed))
     };
-    let (whole, nfe, seen) = draw(&*sampler, 0, 0, 4);
+    let (whole, nfe, seen, _) = draw(&*sampler, 0, 0, 4);
     must(whole.iter().all(|v| v.is_finite()), "samples are finite");
     must(nfe == sampler.evaluations(&shape), "`evaluations` is what one draw evaluates");
     must(seen > 0, "every step is reported");
@@ -174,15 +187,31 @@ pub fn sampler(entry: &Value, backbone: &Value) -> Vec<String> {
     let apart = halves.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
     must(apart <= 1e-3 * largest, "samples do not depend on how they are batched");
-    let fits = |new: &dyn SamplerPlugin| {
-        new.check().is_empty()
-            && new.check_process(&*bench.process).is_empty()
-            && (new.needs_variance().is_none() || bench.config.accepts().variance)
-    };
     failures.extend(fields::<Box<dyn SamplerPlugin>>(entry, Kind::Sampler, &|new| {
-        fits(&**new).then(|| format!("{:?}", draw(&**new, 0, 0, 2)))
+        let mut problems = new.check();
+        problems.extend(new.check_process(&*bench.process));
+        problems.extend(new.check_shape(&shape));
+        if let Some(field) = new.needs_variance().filter(|_| !bench.config.accepts().variance) {
+            problems.push(Problem::new(field, "the backbone has no variance"));
+        }
+        if problems.is_empty() { Ok(format!("{:?}", draw(&**new, 0, 0, 2))) } else { Err(problems) }
     }));
     failures
+}
+
+/// A network that counts the positions it predicts: what a cache saves.
+#[derive(Debug)]
+struct Counting {
+    network: BoxBackbone,
+    predicted: AtomicUsize,
+}
+
+impl Backbone for Counting {
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        let prediction = self.network.predict(input, condition, control);
+        self.predicted.fetch_add(prediction.dims()[1], Ordering::Relaxed);
+        prediction
+    }
 }
 
 /// The conditional prediction alone.
@@ -245,16 +274,15 @@ fn round_trip<T: Serialize + DeserializeOwned>(entry: &Value) -> Vec<String> {
     }
 }
 
-/// Fields of an entry that change nothing, whatever is written there. `acts` says what a plugin does; `None` if it is not
-/// sound.
+/// Fields of an entry that change nothing, whatever is written there. `acts` says what a plugin does, or why it is not
+/// sound: a refusal that names the field has heard it.
 fn fields<T: Serialize + DeserializeOwned>(
     entry: &Value,
     kind: Kind,
-    acts: &dyn Fn(&T) -> Option<String>,
+    acts: &dyn Fn(&T) -> Result<String, Problems>,
 ) -> Vec<String> {
     let Some(plugin) = parse::<T>(entry) else { return Vec::new() };
-    let (Some(before), written) = (acts(&plugin), serde_json::to_value(&plugin).expect("plugins can be written"))
-    else {
+    let (Ok(before), written) = (acts(&plugin), serde_json::to_value(&plugin).expect("plugins can be written")) else {
         return vec!["the entry is sound".to_string()];
     };
     let schema = plugin::entries()
@@ -277,7 +305,8 @@ fn fields<T: Serialize + DeserializeOwned>(
         .filter(|place| {
             let differs = |value: Value| {
                 let mut changed = written.clone();
-                // A name or a switch that is refused is one that was heard; numbers are refused for being out of range.
+                let heard = place.clone();
+                // A name or a switch that is refused is one that was heard, whatever the refusal names.
                 let refusal_counts = !value.is_number();
                 // Another type has other fields: they all take their defaults.
                 let (place, value) = match place.strip_suffix("/type") {
@@ -287,8 +316,11 @@ fn fields<T: Serialize + DeserializeOwned>(
                 *changed.pointer_mut(place).expect("a place of it") = value;
                 in_range(&changed)
                     && parse::<T>(&changed).is_some_and(|plugin| match acts(&plugin) {
-                        Some(after) => after != before,
-                        None => refusal_counts,
+                        Ok(after) => after != before,
+                        Err(problems) => {
+                            let named = |at: &String| !at.is_empty() && heard.starts_with(at.as_str());
+                            refusal_counts || problems.iter().any(|problem| problem.at.first().is_some_and(named))
+                        }
                     })
             };
             !others(written.pointer(place).expect("a place of it"), &words).into_iter().any(differs)
@@ -328,7 +360,7 @@ fn others(value: &Value, words: &[Value]) -> Vec<Value> {
     let mut others: Vec<Value> = match value {
         Value::Bool(is) => vec![Value::Bool(!is)],
         Value::Number(_) => numbers.into_iter().chain(whole).collect(),
-        Value::String(_) => words.to_vec(),
+        Value::String(_) => [Value::Null].into_iter().chain(words.iter().cloned()).collect(),
         _ => [Value::Bool(true)].into_iter().chain(numbers).chain(whole).chain(words.iter().cloned()).collect(),
     };
     others.retain(|other| other != value);
@@ -457,6 +489,29 @@ impl Bench {
     fn predict(&self) -> Tensor<3> {
         let guidance = self.config.accepts().guidance_input.then(|| vec![0.5; BATCH]);
         self.online.predict(&self.example.input, &self.condition, &Control::guided(guidance))
+    }
+
+    /// The predictions of the batch, read step by step through a cache.
+    fn cached(&self, guidance: Option<f64>) -> Vec<f64> {
+        let control = Control {
+            guidance: guidance.map(|number| vec![number; BATCH]),
+            cache: Some(Cache::default()),
+            ..Control::default()
+        };
+        let sides = self.config.latent_shape().levels;
+        let network = self.online.valid();
+        let mut steps = Vec::new();
+        let mut read = 0;
+        while read < self.config.latent_shape().positions() {
+            read += sides.get(steps.len()).map_or(1, |side| side * side);
+            let input = match &self.example.input {
+                Input::Tokens { ids } => Input::Tokens { ids: ids.clone().narrow(1, 0, read) },
+                Input::Levels { features } => Input::Levels { features: features.clone().narrow(1, 0, read) },
+                other => other.clone(),
+            };
+            steps.push(network.predict(&input, &self.condition, &control));
+        }
+        values(Tensor::cat(steps, 1))
     }
 
     /// Losses of the batch in some order, and their mean's gradients.

@@ -16,6 +16,8 @@ pub enum Init {
     Zeros,
     /// All one.
     Ones,
+    /// All this number.
+    Filled(f64),
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
     /// Uniform in +-sqrt(6 / (fan_in + fan_out)), Glorot & Bengio (2010), eq. 16.
@@ -68,6 +70,7 @@ pub fn initialize<M: Module>(module: M, random: &Random, init: &dyn Fn(&str, &[u
             let (values, trained) = match (self.init)(&path, &shape) {
                 Init::Zeros => (vec![0.0; n], true),
                 Init::Ones => (vec![1.0; n], true),
+                Init::Filled(value) => (vec![value as f32; n], true),
                 Init::Normal(std) => {
                     let draw = |_| {
                         let z: f32 = StandardNormal.sample(&mut stream);

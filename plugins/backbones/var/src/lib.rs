@@ -1,0 +1,503 @@
+//! VAR: a transformer that predicts a pyramid of token maps, level after level, modulated by the class (adaLN).
+//!
+//! Source: arXiv:2404.02905. Its guidance input is our port of GFT's appendix (arXiv:2501.15420): no official code exists.
+//! Read this file first; `checkpoint.rs` holds the official names.
+
+// The official names of two parameters hold capital letters.
+#![allow(non_snake_case)]
+
+mod checkpoint;
+
+use framework::backbone::{Backbone, BackboneConfig, Cache};
+use framework::burn;
+use framework::burn::module::{Module, Param};
+use framework::burn::tensor::{Bool, TensorData};
+use framework::error::Problems;
+use framework::foreign::ForeignNames;
+use framework::nn::{
+    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, attend, heads, layer_norm, merge_heads, parameter,
+    silu,
+};
+use framework::prelude::*;
+use framework::tokens::TokenProcess;
+use framework::weights::Init;
+
+/// The published sizes: depth, and `s` for a shared modulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Size {
+    D16,
+    D20,
+    D24,
+    D30,
+    #[serde(rename = "d36-s")]
+    D36S,
+}
+
+/// The numbers that a size stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Numbers {
+    depth: usize,
+    embed_dim: usize,
+    num_heads: usize,
+    shared_aln: bool,
+}
+
+impl Size {
+    /// Width 64 depth, as many heads as layers. Source: arXiv:2404.02905 eq. 8.
+    fn numbers(self) -> Numbers {
+        let (depth, shared_aln) = match self {
+            Self::D16 => (16, false),
+            Self::D20 => (20, false),
+            Self::D24 => (24, false),
+            Self::D30 => (30, false),
+            Self::D36S => (36, true),
+        };
+        Numbers { depth, embed_dim: 64 * depth, num_heads: depth, shared_aln }
+    }
+}
+
+/// Where the guidance number enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuidanceInput {
+    /// An embedder of 1000 times the number, added to the class embedding.
+    Mlp,
+}
+
+/// Sizes of a VAR, by published name (`size`) or by number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VarConfig {
+    /// A published size; then leave out depth, embed_dim, num_heads and shared_aln.
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// Number of blocks.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 512))]
+    pub depth: Option<usize>,
+    /// Width of the transformer; a multiple of `num_heads`.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 16384))]
+    pub embed_dim: Option<usize>,
+    /// Attention heads of a block.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 256))]
+    pub num_heads: Option<usize>,
+    /// One modulation for all blocks, to which each adds an offset; null = false.
+    #[serde(default)]
+    pub shared_aln: Option<bool>,
+    /// Hidden width of the blocks' MLP, as a multiple of `embed_dim`.
+    #[serde(default = "mlp_ratio")]
+    #[schemars(range(min = 0.25, max = 32.0))]
+    pub mlp_ratio: f64,
+    /// Queries and keys of unit length, with a learned scale a head: every released model.
+    #[serde(default = "yes")]
+    pub attn_l2_norm: bool,
+    /// Number of classes; the null class is one more row of the table.
+    #[serde(default = "num_classes")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub num_classes: usize,
+    /// Sides of the token maps, coarse to fine. Published, 256 pixels: 1, 2, 3, 4, 5, 6, 8, 10, 13, 16.
+    #[serde(default = "patch_nums")]
+    #[schemars(length(min = 1), inner(range(min = 1, max = 1024)))]
+    pub patch_nums: Vec<usize>,
+    /// Tokens of the vocabulary.
+    #[serde(default = "vocabulary", rename = "V")]
+    #[schemars(range(min = 2, max = 10_000_000))]
+    pub vocabulary: usize,
+    /// Channels of the tokenizer's features, which feed the levels.
+    #[serde(default = "channels", rename = "Cvae")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub channels: usize,
+    /// Epsilon of the norms.
+    #[serde(default = "norm_eps")]
+    #[schemars(range(min = 1e-12, max = 1.0))]
+    pub norm_eps: f64,
+    /// Where the guidance number of a guidance-free objective enters; null = the network takes none.
+    #[serde(default)]
+    pub guidance_input: Option<GuidanceInput>,
+    /// How embeddings and layers are drawn.
+    #[serde(default)]
+    pub embedding_init: EmbeddingInit,
+}
+
+fn mlp_ratio() -> f64 {
+    4.0
+}
+fn yes() -> bool {
+    true
+}
+fn num_classes() -> usize {
+    1000
+}
+fn patch_nums() -> Vec<usize> {
+    vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+}
+fn vocabulary() -> usize {
+    4096
+}
+fn channels() -> usize {
+    32
+}
+fn norm_eps() -> f64 {
+    1e-6
+}
+
+framework::register!(backbone "var" => VarConfig, "arXiv:2404.02905");
+
+impl VarConfig {
+    fn numbers(&self) -> Option<Numbers> {
+        match self.size {
+            Some(size) => Some(size.numbers()),
+            None => Some(Numbers {
+                depth: self.depth?,
+                embed_dim: self.embed_dim?,
+                num_heads: self.num_heads?,
+                shared_aln: self.shared_aln.unwrap_or(false),
+            }),
+        }
+    }
+
+    /// The numbers of a checked entry.
+    fn checked(&self) -> Numbers {
+        self.numbers().expect("the check phase refuses a var without size")
+    }
+
+    fn hidden(&self) -> usize {
+        (self.checked().embed_dim as f64 * self.mlp_ratio).round() as usize
+    }
+
+    fn positions(&self) -> usize {
+        self.patch_nums.iter().map(|side| side * side).sum()
+    }
+
+    /// Positions of the first level.
+    fn first(&self) -> usize {
+        self.patch_nums[0] * self.patch_nums[0]
+    }
+
+    /// The level of each position.
+    fn levels(&self) -> Vec<usize> {
+        self.patch_nums.iter().enumerate().flat_map(|(k, side)| vec![k; side * side]).collect()
+    }
+}
+
+impl BackboneConfig for VarConfig {
+    fn check(&self) -> Problems {
+        let mut problems = Problems::new();
+        let given = [
+            ("depth", self.depth.is_some(), true),
+            ("embed_dim", self.embed_dim.is_some(), true),
+            ("num_heads", self.num_heads.is_some(), true),
+            ("shared_aln", self.shared_aln.is_some(), false),
+        ];
+        for (name, is_given, needed) in given {
+            if self.size.is_some() && is_given {
+                problems.push(
+                    Problem::new(format!("/{name}"), format!("`{name}` is set beside `size`, which already says it"))
+                        .accepts("either `size`, or depth, embed_dim and num_heads")
+                        .fix(format!("delete /backbone/{name} or /backbone/size")),
+                );
+            } else if self.size.is_none() && !is_given && needed {
+                problems.push(
+                    Problem::new("", format!("the var has neither `size` nor `{name}`"))
+                        .accepts("either `size` (such as \"d16\"), or depth, embed_dim and num_heads"),
+                );
+            }
+        }
+        if !self.patch_nums.windows(2).all(|pair| pair[0] < pair[1]) {
+            let what = format!("`patch_nums` {:?} do not grow", self.patch_nums);
+            problems.push(Problem::new("/patch_nums", what).accepts("growing sides, coarse to fine"));
+        }
+        if let Some(Numbers { embed_dim, num_heads, .. }) = self.numbers()
+            && !embed_dim.is_multiple_of(num_heads)
+        {
+            let what = format!("`num_heads` = {num_heads} does not divide `embed_dim` = {embed_dim}");
+            problems.push(Problem::new("/num_heads", what).accepts(format!("a divisor of {embed_dim}")));
+        }
+        problems
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts {
+            condition: ConditionKind::Class,
+            num_classes: Some(self.num_classes),
+            text_width: None,
+            guidance_input: self.guidance_input.is_some(),
+            guidance_field: "/guidance_input",
+            variance: false,
+            perturbation: false,
+            cache: true,
+        }
+    }
+
+    fn latent_shape(&self) -> LatentShape {
+        LatentShape::pyramid(&self.patch_nums, self.vocabulary, self.channels)
+    }
+
+    fn process(&self) -> Box<dyn Process> {
+        Box::new(TokenProcess::next_level(&self.patch_nums))
+    }
+
+    fn init(&self, device: &Device) -> BoxBackbone {
+        BoxBackbone::new(Var::new(self, device))
+    }
+
+    fn initializer(&self, path: &str, shape: &[usize]) -> Init {
+        let published = self.embedding_init == EmbeddingInit::Published;
+        let Numbers { embed_dim, depth, .. } = self.checked();
+        // Source: the released training code: every table and layer N(0, 1 / (3 D)), residual outputs over sqrt(2 depth),
+        // the head over 50, modulations that leave the blocks almost at rest.
+        let std = (1.0 / embed_dim as f64 / 3.0).sqrt();
+        let table = path.contains("emb") || path.starts_with("pos_") || path.ends_with("ada_gss");
+        match path {
+            _ if path.ends_with("scale_mul_1H11") => Init::Filled(4.0_f64.ln()),
+            _ if path.ends_with("bias") => Init::Zeros,
+            _ if path.contains("ada_lin") => Init::Normal(std * 1e-3),
+            _ if !published && path.starts_with("class_emb") => Init::Normal(1.0),
+            _ if !published && path.contains("beta_embedder") => {
+                Init::XavierUniform { fan_in: shape[0], fan_out: shape[1] }
+            }
+            _ if table => Init::Normal(std),
+            _ if path.starts_with("head.") => Init::Normal(0.02 * std),
+            _ if path.ends_with("proj.weight") || path.ends_with("fc2.weight") => {
+                Init::Normal(std / (2.0 * depth as f64).sqrt())
+            }
+            _ if published => Init::Normal(std),
+            _ => Init::XavierUniform { fan_in: shape[0], fan_out: shape[1] },
+        }
+    }
+
+    fn foreign_names(&self) -> ForeignNames {
+        checkpoint::names()
+    }
+
+    fn t_of_native(&self, native: f64) -> f64 {
+        native
+    }
+
+    fn flops(&self) -> f64 {
+        let Numbers { depth, embed_dim, shared_aln, .. } = self.checked();
+        let (width, hidden, length) = (embed_dim as f64, self.hidden() as f64, self.positions() as f64);
+        let modulation = if shared_aln { 0.0 } else { 12.0 * width * width };
+        let block = 2.0 * length * (4.0 * width * width + 2.0 * width * hidden) + 4.0 * length * length * width;
+        let ends = 2.0 * length * width * (self.channels + self.vocabulary) as f64 + 16.0 * width * width;
+        depth as f64 * (block + modulation) + ends
+    }
+
+    fn activations(&self) -> f64 {
+        let Numbers { depth, embed_dim, num_heads, .. } = self.checked();
+        let (length, heads) = (self.positions() as f64, num_heads as f64);
+        // Kept per block: inputs of the matmuls, norms and modulations in pieces, unit queries and keys, gelu's factors, and
+        // the attention map with its exponentials; at the end the logits with their exponentials.
+        let block = length * (26.0 * embed_dim as f64 + 7.0 * self.hidden() as f64) + 3.0 * heads * length * length;
+        depth as f64 * block + 3.0 * length * self.vocabulary as f64
+    }
+}
+
+/// Self-attention on levels. Keys have no bias.
+#[derive(Module, Debug)]
+struct SelfAttention {
+    scale_mul_1H11: Option<Param<Tensor<4>>>,
+    q_bias: Param<Tensor<1>>,
+    v_bias: Param<Tensor<1>>,
+    mat_qkv: Linear,
+    proj: Linear,
+    #[module(skip)]
+    num_heads: usize,
+}
+
+/// One block. Its modulation is a layer of its own, or an offset to the shared one.
+#[derive(Module, Debug)]
+struct Block {
+    attn: SelfAttention,
+    ffn: Mlp,
+    ada_lin: Option<Linear>,
+    ada_gss: Option<Param<Tensor<4>>>,
+}
+
+/// The last norm's modulation.
+#[derive(Module, Debug)]
+struct HeadNorm {
+    ada_lin: Linear,
+}
+
+/// The network. Fields are named as in the official files.
+#[derive(Module, Debug)]
+pub struct Var {
+    word_embed: Linear,
+    class_emb: Embedding,
+    beta_embedder: Option<TimestepEmbedder>,
+    pos_start: Param<Tensor<3>>,
+    pos_1LC: Param<Tensor<3>>,
+    lvl_embed: Embedding,
+    shared_ada_lin: Option<Linear>,
+    blocks: Vec<Block>,
+    head_nm: HeadNorm,
+    head: Linear,
+    #[module(skip)]
+    config: VarConfig,
+}
+
+/// Width of the guidance number's sinusoids.
+const FREQUENCIES: usize = 256;
+/// The learned logarithm of an attention scale counts up to that of 100.
+const LARGEST_SCALE: f64 = 100.0;
+
+impl Var {
+    /// Allocates nothing.
+    pub fn new(config: &VarConfig, device: &Device) -> Self {
+        let Numbers { depth, embed_dim: width, num_heads, shared_aln } = config.checked();
+        let block = |_| Block {
+            attn: SelfAttention {
+                scale_mul_1H11: config.attn_l2_norm.then(|| parameter([1, num_heads, 1, 1], device)),
+                q_bias: parameter([width], device),
+                v_bias: parameter([width], device),
+                mat_qkv: Linear::without_bias(width, 3 * width, device),
+                proj: Linear::new(width, width, device),
+                num_heads,
+            },
+            ffn: Mlp::new(width, config.hidden(), device),
+            ada_lin: (!shared_aln).then(|| Linear::new(width, 6 * width, device)),
+            ada_gss: shared_aln.then(|| parameter([1, 1, 6, width], device)),
+        };
+        Self {
+            word_embed: Linear::new(config.channels, width, device),
+            class_emb: Embedding::new(config.num_classes + 1, width, device),
+            beta_embedder: config.guidance_input.map(|_| TimestepEmbedder::new(width, FREQUENCIES, None, device)),
+            pos_start: parameter([1, config.first(), width], device),
+            pos_1LC: parameter([1, config.positions(), width], device),
+            lvl_embed: Embedding::new(config.patch_nums.len(), width, device),
+            shared_ada_lin: shared_aln.then(|| Linear::new(width, 6 * width, device)),
+            blocks: (0..depth).map(block).collect(),
+            head_nm: HeadNorm { ada_lin: Linear::new(width, 2 * width, device) },
+            head: Linear::new(width, config.vocabulary, device),
+            config: config.clone(),
+        }
+    }
+
+    /// Class and guidance number as one vector a sample, `[B, D]`.
+    fn condition(&self, condition: &Condition, guidance: Option<&[f64]>) -> Tensor<2> {
+        let class = self.class_emb.rows(&condition.class_rows(self.config.num_classes));
+        match (&self.beta_embedder, guidance) {
+            (Some(embedder), Some(guidance)) => {
+                let thousands: Vec<f64> = guidance.iter().map(|g| 1000.0 * g).collect();
+                let device = class.device().inner();
+                class + embedder.forward(&thousands, None, &device)
+            }
+            _ => class,
+        }
+    }
+
+    /// Which keys `0..to` the queries `from..to` may not see: those of finer levels. `None` if they see all.
+    fn mask(&self, from: usize, to: usize, batch: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+        let levels = &self.config.levels()[..to];
+        if levels[from] == levels[to - 1] {
+            return None;
+        }
+        let hidden: Vec<bool> =
+            levels[from..].iter().flat_map(|own| levels.iter().map(move |other| other > own)).collect();
+        let mask = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, to - from, to]), device);
+        Some(mask.expand([batch, self.config.checked().num_heads, to - from, to]))
+    }
+}
+
+impl Backbone for Var {
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        let Input::Levels { features } = input else {
+            panic!("var reads levels; the check phase refuses other families")
+        };
+        let [batch, end, _] = features.dims();
+        let (cache, first, device) = (control.cache.as_ref(), self.config.first(), features.device().inner());
+        let read = cache.map_or(0, Cache::read);
+        let c = self.condition(condition, control.guidance.as_deref());
+        let width = c.dims()[1];
+        // The first level starts from the class alone, the others from the coarser level's features.
+        let words = |from: usize| {
+            let features = features.clone().narrow(1, from, end - from).cast(c.dtype());
+            self.word_embed.forward(features)
+        };
+        let start = || c.clone().unsqueeze_dim::<3>(1).expand([batch, first, width]) + self.pos_start.val();
+        let x = match read {
+            0 if end == first => start(),
+            0 => Tensor::cat(vec![start(), words(first)], 1),
+            _ => words(read),
+        };
+        let levels: Vec<i64> = self.config.levels()[read..end].iter().map(|level| *level as i64).collect();
+        let places = self.lvl_embed.rows(&levels).unsqueeze::<3>() + self.pos_1LC.val().narrow(1, read, end - read);
+        let mut x = x + places;
+        let mask = self.mask(read, end, batch, &device);
+        let active = silu(c);
+        let shared = self.shared_ada_lin.as_ref().map(|ada| ada.forward(active.clone()).reshape([batch, 1, 6, width]));
+        for (i, block) in self.blocks.iter().enumerate() {
+            let modulation = block.modulation(&active, shared.as_ref());
+            x = block.forward(x, modulation, mask.clone(), cache, (i, self.config.norm_eps));
+        }
+        if let Some(cache) = cache {
+            cache.advance(end);
+        }
+        let [scale, shift] = self.head_nm.ada_lin.forward(active).chunk(2, 1).try_into().expect("two equal chunks");
+        let x = layer_norm(x, self.config.norm_eps) * (scale.unsqueeze_dim::<3>(1) + 1.0) + shift.unsqueeze_dim(1);
+        self.head.forward(x)
+    }
+}
+
+impl Block {
+    /// gamma, scale and shift of both halves, each `[B, 1, D]`: gamma1, gamma2, scale1, scale2, shift1, shift2.
+    fn modulation(&self, active: &Tensor<2>, shared: Option<&Tensor<4>>) -> [Tensor<3>; 6] {
+        let [batch, width] = active.dims();
+        let all = match (&self.ada_lin, &self.ada_gss, shared) {
+            (Some(ada), ..) => ada.forward(active.clone()).reshape([batch, 1, 6, width]),
+            (None, Some(offset), Some(shared)) => shared.clone() + offset.val(),
+            _ => unreachable!("a block has a modulation of its own or shares one"),
+        };
+        std::array::from_fn(|i| all.clone().narrow(2, i, 1).reshape([batch, 1, width]))
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        [gamma_attn, gamma_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn]: [Tensor<3>; 6],
+        mask: Option<Tensor<4, Bool>>,
+        cache: Option<&Cache>,
+        (index, epsilon): (usize, f64),
+    ) -> Tensor<3> {
+        let modulated = layer_norm(x.clone(), epsilon) * (scale_attn + 1.0) + shift_attn;
+        let x = x + self.attn.forward(modulated, mask, cache, index) * gamma_attn;
+        let modulated = layer_norm(x.clone(), epsilon) * (scale_ffn + 1.0) + shift_ffn;
+        x + self.ffn.forward(modulated) * gamma_ffn
+    }
+}
+
+impl SelfAttention {
+    fn forward(&self, x: Tensor<3>, mask: Option<Tensor<4, Bool>>, cache: Option<&Cache>, layer: usize) -> Tensor<3> {
+        let width = x.dims()[2];
+        let qkv = self.mat_qkv.forward(x);
+        let part = |i: usize| qkv.clone().narrow(2, i * width, width);
+        let split = |x: Tensor<3>| heads(x, self.num_heads);
+        let mut q = split(part(0) + self.q_bias.val().unsqueeze::<3>());
+        let mut k = split(part(1));
+        let v = split(part(2) + self.v_bias.val().unsqueeze::<3>());
+        let scale = match &self.scale_mul_1H11 {
+            Some(log_scale) => {
+                q = unit(q) * log_scale.val().clamp_max(LARGEST_SCALE.ln()).exp();
+                k = unit(k);
+                1.0
+            }
+            None => 0.25 / ((width / self.num_heads) as f64).sqrt(),
+        };
+        let [k, v] = match cache {
+            Some(cache) => cache.extend(layer, k, v),
+            None => [k, v],
+        };
+        self.proj.forward(merge_heads(attend([q, k, v], Span::All, mask, Some(scale))))
+    }
+}
+
+/// Vectors of length one over the last dimension; those shorter than 1e-12 are left short.
+fn unit(x: Tensor<4>) -> Tensor<4> {
+    let length = (x.clone() * x.clone()).sum_dim(3).sqrt().clamp_min(1e-12);
+    x / length
+}
