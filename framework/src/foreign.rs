@@ -45,7 +45,7 @@ pub struct ForeignNames {
     pub of: Arc<dyn Fn(&str) -> ForeignName + Send + Sync>,
     /// Prefixes under which training containers nest the weights, best first, e.g. ``ema.`, `model.``.
     pub nesting: &'static [&'static str],
-    /// Names in the file that are not weights, and why they are ignored.
+    /// Names in the file, by their beginning or end, that are not weights, and why they are ignored.
     pub ignored: &'static [(&'static str, &'static str)],
     /// Parameters of ours, by the beginning of their path, that a file may lack (a guidance input), and how they
     /// start then. The first match counts.
@@ -178,7 +178,11 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
         if report.used.iter().any(|(used, _)| used == name) {
             continue;
         }
-        let why = names.ignored.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, why)| (*why).to_string());
+        let why = names
+            .ignored
+            .iter()
+            .find(|(part, _)| name.starts_with(part) || name.ends_with(part))
+            .map(|(_, why)| (*why).to_string());
         let copy = names.nesting.iter().find(|prefix| **prefix != nesting && name.starts_with(**prefix));
         match (why, copy) {
             (Some(why), _) => report.ignored.push((name.clone(), why)),
