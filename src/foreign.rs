@@ -6,9 +6,9 @@ use framework::backbone::{Backbone, Control};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::{self, Checkpoint};
-use framework::condition::Condition;
+use framework::condition::{Condition, ConditionKind};
 use framework::foreign;
-use framework::process::Input;
+use framework::process::{Family, Input};
 
 /// Runs the backbone once.
 pub fn forward(options: &ForwardOptions) -> Outcome {
@@ -27,24 +27,73 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     let numbers = |data: TensorData| {
         data.convert::<f64>().try_into_vec::<f64>().map_err(|e| Failure::Run(format!("error: {e:?}")))
     };
-    let x = get("x")?.ok_or_else(|| missing("x", "x [B,C,H,W]"))?;
-    let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B], in the checkpoint's own units"))?)?;
-    let shape = x.shape().to_vec();
     let latent = pipeline.latent_shape();
-    let expected = [t.len(), latent.channels, latent.grid[0], latent.grid[1]];
-    if shape != expected {
-        return Err(Failure::Input(format!(
-            "error: `x` is {shape:?}\n  at       {}\n  accepts  {expected:?}",
-            options.input.display()
-        )));
-    }
+    let shaped = |name: &str, data: &TensorData, expected: &[usize]| {
+        let shape = data.shape().to_vec();
+        if shape[1..] == *expected {
+            return Ok(shape[0]);
+        }
+        let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+        Err(Failure::Input(format!(
+            "error: `{name}` is {shape:?}\n  at       {}\n  accepts  [B, {}]",
+            options.input.display(),
+            expected.join(", ")
+        )))
+    };
+    let (batch, input) = match pipeline.process().family() {
+        Family::Continuous => {
+            let x = get("x")?.ok_or_else(|| missing("x", "x [B,C,H,W]"))?;
+            let batch = shaped("x", &x, &[latent.channels, latent.grid[0], latent.grid[1]])?;
+            let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B], in the checkpoint's own units"))?)?;
+            if t.len() != batch {
+                let what = format!("error: `t` holds {} times for {batch} samples", t.len());
+                return Err(Failure::Input(format!(
+                    "{what}\n  at       {}\n  accepts  t [B]",
+                    options.input.display()
+                )));
+            }
+            let x = Tensor::<4>::from_data(x.convert_dtype(DType::F32), &device);
+            let t = t.into_iter().map(|t| pipeline.backbone.t_of_native(t)).collect();
+            (batch, Input::Noisy { x_t: to_positions(x), t })
+        }
+        Family::NextToken => {
+            let ids = get("ids")?.ok_or_else(|| missing("ids", "ids [B,L], the tokens from the first on"))?;
+            let batch = shaped("ids", &ids, &[latent.positions()])?;
+            (batch, Input::Tokens { ids: Tensor::from_data(ids.convert_dtype(DType::I64), &device) })
+        }
+        Family::NextLevel => {
+            let features = get("features")?.ok_or_else(|| {
+                missing(
+                    "features",
+                    "features [B,L,C], what feeds each position; those of the first level may be left out",
+                )
+            })?;
+            let (positions, first) = (latent.positions(), latent.levels[0] * latent.levels[0]);
+            let given = features.shape().to_vec().get(1).copied().unwrap_or_default();
+            let expected = if given + first == positions { given } else { positions };
+            let batch = shaped("features", &features, &[expected, latent.channels])?;
+            let mut features = Tensor::<3>::from_data(features.convert_dtype(DType::F32), &device);
+            if given < positions {
+                let unread = Tensor::zeros([batch, first, latent.channels], &device);
+                features = Tensor::cat(vec![unread, features], 1);
+            }
+            (batch, Input::Levels { features })
+        }
+        Family::Masked => return Err(Failure::Run("error: `forward` runs no masked backbone yet".into())),
+    };
     let num_classes = pipeline.backbone.accepts().num_classes;
     let condition = match (get("y")?, num_classes) {
         (Some(y), Some(n)) => Condition::Class(
             numbers(y)?.into_iter().map(|class| Some(class as usize).filter(|class| *class < n)).collect(),
         ),
         (None, Some(_)) => return Err(missing("y", "y [B], the class; num_classes = null")),
-        _ => Condition::None(t.len()),
+        (None, None) if pipeline.backbone.accepts().condition == ConditionKind::Text => {
+            let context = get("context")?.ok_or_else(|| missing("context", "context [B,L,D], the text's features"))?;
+            let features = Tensor::<3>::from_data(context.convert_dtype(DType::F32), &device);
+            let null = Tensor::zeros_like(&features.clone().narrow(0, 0, 1));
+            Condition::Text { features, null, dropped: vec![false; batch] }
+        }
+        _ => Condition::None(batch),
     };
     let control = Control::guided(get("beta")?.map(numbers).transpose()?);
     if control.guidance.is_some() && !pipeline.backbone.accepts().guidance_input {
@@ -54,11 +103,18 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             pipeline.backbone.accepts().guidance_field,
         )));
     }
-    let x = Tensor::<4>::from_data(x.convert_dtype(DType::F32), &device);
-    let t = t.into_iter().map(|t| pipeline.backbone.t_of_native(t)).collect();
-    let prediction = network.predict(&Input::Noisy { x_t: to_positions(x), t }, &condition, &control);
-    let prediction = from_positions(prediction, latent.grid);
-    foreign::save_tensors(&[("prediction".to_string(), prediction.into_data())], &options.output)?;
+    if condition.len() != batch || control.guidance.as_ref().is_some_and(|numbers| numbers.len() != batch) {
+        return Err(Failure::Input(format!(
+            "error: conditions or guidance numbers are not as many as samples, {batch}\n  at       {}\n  accepts  one a sample",
+            options.input.display()
+        )));
+    }
+    let prediction = network.predict(&input, &condition, &control);
+    let prediction = match input {
+        Input::Noisy { .. } => from_positions(prediction, latent.grid).into_data(),
+        _ => prediction.into_data(),
+    };
+    foreign::save_tensors(&[("prediction".to_string(), prediction)], &options.output)?;
     Ok(())
 }
 

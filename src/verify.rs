@@ -10,9 +10,6 @@ use registry::{Registry, nearest};
 use serde_json::Value;
 use std::time::Instant;
 
-/// The families that laws have worlds for.
-const FAMILIES: [(Family, &str); 2] = [(Family::Continuous, "continuous"), (Family::NextToken, "tokens")];
-
 /// Prints a table of what holds; fails if something does not.
 pub fn verify(options: &VerifyOptions) -> Outcome {
     let registry = Registry::linked();
@@ -24,7 +21,7 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
         let label = label(entry);
         let objective = registry.objective(entry.clone()).map_err(|problems| refused(&label, &problems))?;
         println!("{label}");
-        for (family, family_name) in FAMILIES {
+        for family in Family::ALL {
             let verdict = laws::verify(&*objective, family, options.worlds as usize, options.seed);
             let outcome = match (verdict.worlds, &verdict.counterexample) {
                 (0, _) => "not stated".to_string(),
@@ -33,12 +30,19 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
             };
             proven += usize::from(verdict.worlds > 0 && verdict.counterexample.is_none());
             println!(
-                "  {family_name:<10}  {:>6}  {outcome:>11}  {:>7.1}  {}",
-                verdict.worlds, verdict.seconds, verdict.statement
+                "  {:<10}  {:>6}  {outcome:>11}  {:>7.1}  {}",
+                family.name(),
+                verdict.worlds,
+                verdict.seconds,
+                verdict.statement
             );
             if let Some(counterexample) = verdict.counterexample {
                 failed += 1;
-                counterexamples.push(format!("{label}, {family_name}: not {}\n{counterexample}", verdict.statement));
+                counterexamples.push(format!(
+                    "{label}, {}: not {}\n{counterexample}",
+                    family.name(),
+                    verdict.statement
+                ));
             }
         }
     }

@@ -12,7 +12,7 @@ mod solve;
 mod table;
 mod world;
 
-pub use world::{CHANNELS, CONDITIONS, VOCABULARY, World};
+pub use world::{CHANNELS, CONDITIONS, World};
 
 use crate::objective::{Objective, Optimum, Tilt};
 use crate::process::Family;
@@ -27,7 +27,7 @@ pub const TOLERANCE: f64 = 1e-6;
 /// What was found out about one objective on one family of worlds.
 #[derive(Clone, Debug)]
 pub struct Verdict {
-    /// Continuous or next token.
+    /// The family of process.
     pub family: Family,
     /// The statement in words.
     pub statement: String,
@@ -99,8 +99,7 @@ pub fn verify(objective: &dyn Objective, family: Family, worlds: usize, seed: u6
     if matches!(optimum, Optimum::Unstated(_)) {
         return nothing(statement);
     }
-    // Likelihoods of sequences are products: a statement about p(x | c) is one about sequences of one token.
-    let length = if objective.needs().likelihood { 1 } else { 2 };
+    let length = World::length(family, objective.needs().likelihood);
     let pretrained = matches!(optimum, Optimum::Towards);
     let strategy =
         World::strategy(family, length).prop_map(move |world| if pretrained { world.pretrained() } else { world });
@@ -183,6 +182,7 @@ fn errors(objective: &dyn Objective, optimum: &Optimum, worlds: &[World]) -> Vec
             let (mut compared, mut nulls) = (vec![0; worlds.len()], vec![0; worlds.len()]);
             for row in reached(objective, worlds, free) {
                 if let Optimum::Unbounded(_) = optimum {
+                    // A position that is not scored rests where it starts.
                     compared[row.world] += usize::from(row.condition.is_some() && row.rests.is_err());
                     continue;
                 }
@@ -213,6 +213,9 @@ fn errors(objective: &dyn Objective, optimum: &Optimum, worlds: &[World]) -> Vec
 
 /// What the statement says of one row; `None` where it says nothing.
 fn expected(optimum: &Optimum, world: &World, row: &Reached) -> Option<Vec<f64>> {
+    if !world.scored_at(row.input) {
+        return None;
+    }
     match (optimum, row.condition) {
         (Optimum::Tilted(tilt), Some(condition)) => Some(world.tilted(tilt, condition, row.input, row.guidance)),
         // What a one-pass objective learns of the data it also learns unconditionally.
@@ -263,7 +266,8 @@ fn directions(objective: &dyn Objective, worlds: &[World]) -> Vec<(usize, f64)> 
         .flat_map(|row| worlds[row.world].referred(row.condition, row.input)[..cases.free].to_vec())
         .collect();
     let gradient = cases.gradient(&reference, &Lookups::default());
-    let conditional = cases.rows.iter().enumerate().filter(|(_, row)| row.condition.is_some());
+    let scored = |row: &Row| row.condition.is_some() && worlds[row.world].scored_at(row.input);
+    let conditional = cases.rows.iter().enumerate().filter(|(_, row)| scored(row));
     conditional
         .map(|(i, row)| {
             let world = &worlds[row.world];

@@ -1,6 +1,6 @@
 //! Every case of a set of worlds as one weighted batch, and a network that is a table.
 
-use super::world::{CHANNELS, CONDITIONS, VOCABULARY, World};
+use super::world::{CHANNELS, CONDITIONS, World};
 use crate::backbone::Control;
 use crate::condition::Condition;
 use crate::objective::{Context, Draw, Models, Objective, Role};
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 /// A process of finite worlds: only its scores are used, its examples are enumerated.
 #[derive(Debug)]
 pub struct Scores {
-    /// Continuous or next token.
+    /// The family of process.
     pub family: Family,
     /// Log-probabilities are the logits themselves: they need not sum to one.
     pub free: bool,
@@ -26,7 +26,7 @@ impl Process for Scores {
     }
 
     fn prediction(&self) -> Prediction {
-        if self.family == Family::Continuous { Prediction::Eps } else { Prediction::Logits }
+        if self.family.has_logits() { Prediction::Logits } else { Prediction::Eps }
     }
 
     fn corrupt(&self, _: &Latent, _: &Random, _: u64) -> Example {
@@ -34,7 +34,7 @@ impl Process for Scores {
     }
 
     fn likelihood(&self) -> Likelihood {
-        if self.family == Family::Continuous { Likelihood::Bound } else { Likelihood::Exact }
+        if self.family.has_logits() { Likelihood::Exact } else { Likelihood::Bound }
     }
 
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
@@ -219,24 +219,30 @@ impl<'a> Cases<'a> {
             let ids: Vec<i64> =
                 cases.iter().flat_map(|case| world(case).tokens_of(case.outcome)).map(|token| token as i64).collect();
             let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, positions]), &device);
+            let (first, at) = (&worlds[0], |input: usize| worlds[0].progress_at(input));
             Example {
                 input: Input::Tokens { ids: ids.clone() },
                 target: Target::Ids(ids),
-                progress: Progress::PerPosition((0..positions).map(|i| i as f64 / positions as f64).collect()),
+                progress: Progress::PerPosition(first.inputs_of(0).into_iter().map(at).collect()),
                 scored: None,
             }
         } else {
             let targets: Vec<f64> = cases
                 .iter()
-                .flat_map(|case| world(case).targets[case.outcome * CHANNELS..][..CHANNELS].iter().copied())
+                .flat_map(|case| {
+                    (0..positions).flat_map(|position| world(case).target_of(case.outcome, position).to_vec())
+                })
                 .collect();
-            let progress: Vec<f64> = places.iter().map(|(world, input)| worlds[*world].progress_at(*input)).collect();
-            let zeros = Tensor::zeros([batch, 1, CHANNELS], (&device, DType::F64));
+            let first = places.iter().step_by(positions);
+            let progress: Vec<f64> = first.map(|(world, input)| worlds[*world].progress_at(*input)).collect();
+            let zeros = Tensor::zeros([batch, positions, CHANNELS], (&device, DType::F64));
+            let scored = |(world, input): &(usize, usize)| f64::from(u8::from(worlds[*world].scored_at(*input)));
+            let scored: Vec<f64> = places.iter().map(scored).collect();
             Example {
                 input: Input::Noisy { x_t: zeros, t: progress.iter().map(|progress| 1.0 - progress).collect() },
-                target: Target::Values(tensor(&targets, [batch, 1, CHANNELS], DType::F64, &device)),
+                target: Target::Values(tensor(&targets, [batch, positions, CHANNELS], DType::F64, &device)),
                 progress: Progress::PerSample(progress),
-                scored: None,
+                scored: (positions > 1).then(|| tensor(&scored, [batch, positions], DType::F64, &device)),
             }
         };
         let answers = purposes
@@ -246,7 +252,7 @@ impl<'a> Cases<'a> {
             .collect();
         let weights: Vec<f64> = cases.iter().map(|case| case.weight).collect();
         // One logit of a normalised model is fixed at zero: a constant added to all changes nothing.
-        let free = if tokens && !process.free { VOCABULARY - 1 } else { worlds[0].width() };
+        let free = worlds[0].width() - usize::from(tokens && !process.free);
         Self {
             objective,
             worlds,

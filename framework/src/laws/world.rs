@@ -9,18 +9,18 @@ use std::fmt::Write;
 pub const CONDITIONS: usize = 3;
 /// Channels of a continuous world's predictions.
 pub const CHANNELS: usize = 2;
-/// Tokens of a token world's vocabulary.
-pub const VOCABULARY: usize = 3;
 
 /// What can happen: an input the network sees, and the target it is scored against.
 ///
 /// Of a continuous process, data and noise matter through the input `x_t` and the regression target alone; so a world
-/// lists those. Of a token process an outcome is a sequence: its prefixes are the inputs, its tokens the targets.
+/// lists those. A masked one has two positions, of which its input says which are scored. Of a token process an outcome is
+/// a sequence: its prefixes are the inputs, its tokens the targets. Of a pyramid the first token is the first level and
+/// the others are the second: their inputs are the first token and their own place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct World {
-    /// Continuous or tokens.
+    /// The family of process.
     pub family: Family,
-    /// Inputs of a continuous world; length of the sequences of a token world.
+    /// Inputs of the first position of a continuous world; length of the sequences of a token world.
     pub size: usize,
     /// Probability of (condition, outcome), condition after condition; sums to one.
     pub joint: Vec<f64>,
@@ -37,24 +37,29 @@ pub struct World {
 /// Outcomes an input of a continuous world can have.
 const OUTCOMES: usize = 3;
 
-fn sequences(length: usize) -> usize {
-    VOCABULARY.pow(length as u32)
-}
-
-/// Prefixes of length 0 to `length - 1`.
-fn prefixes(length: usize) -> usize {
-    (0..length).map(sequences).sum()
-}
-
 impl World {
+    /// A world of a family and size that holds nothing yet: what follows from the two alone.
+    fn empty(family: Family, size: usize) -> Self {
+        let (joint, targets, progress, reference) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { family, size, joint, targets, progress, reference, quantiles: [0.0; 2] }
+    }
+
+    /// Length of the sequences that show what there is to show of a token family. Likelihoods of sequences are products:
+    /// what an objective of likelihoods says of p(x | c) it says of sequences of one token.
+    pub fn length(family: Family, likelihood: bool) -> usize {
+        match family {
+            _ if likelihood => 1,
+            Family::NextLevel => 3,
+            _ => 2,
+        }
+    }
+
     /// Random worlds of a family. Token worlds have sequences of `length` tokens.
     pub fn strategy(family: Family, length: usize) -> impl Strategy<Value = Self> {
-        let sizes = if family == Family::Continuous { 1..=3_usize } else { length..=length };
+        let sizes = if family.has_logits() { length..=length } else { 1..=3_usize };
         sizes.prop_flat_map(move |size| {
-            let (outcomes, inputs, width) = match family {
-                Family::Continuous => (size * OUTCOMES, size, CHANNELS),
-                _ => (sequences(size), prefixes(size), VOCABULARY),
-            };
+            let empty = Self::empty(family, size);
+            let (outcomes, inputs, width) = (empty.outcomes(), empty.inputs(), empty.width());
             let rounded = |range: std::ops::Range<i32>| range.prop_map(|n| f64::from(n) / 10.0);
             (
                 prop::collection::vec(rounded(1..11), CONDITIONS * outcomes),
@@ -86,8 +91,9 @@ impl World {
     /// A constant added to all logits changes nothing: the last one of the reference is zero, as that of the table is.
     fn last_logit_at_zero(mut self) -> Self {
         if self.tokens() {
-            for row in self.reference.chunks_mut(VOCABULARY) {
-                let last = row[VOCABULARY - 1];
+            let width = self.width();
+            for row in self.reference.chunks_mut(width) {
+                let last = row[width - 1];
                 row.iter_mut().for_each(|logit| *logit -= last);
             }
         }
@@ -96,27 +102,54 @@ impl World {
 
     /// Whether its predictions are logits.
     pub fn tokens(&self) -> bool {
-        self.family != Family::Continuous
+        self.family.has_logits()
     }
 
-    /// Numbers of one prediction.
+    /// Numbers of one prediction: channels, or tokens of the vocabulary.
     pub fn width(&self) -> usize {
-        if self.tokens() { VOCABULARY } else { CHANNELS }
+        match self.family {
+            Family::NextToken => 3,
+            Family::NextLevel => 2,
+            Family::Continuous | Family::Masked => CHANNELS,
+        }
     }
 
     /// Positions of one sample.
     pub fn positions(&self) -> usize {
-        if self.tokens() { self.size } else { 1 }
+        match self.family {
+            Family::Continuous => 1,
+            Family::Masked => 2,
+            Family::NextToken | Family::NextLevel => self.size,
+        }
     }
 
     /// Inputs a prediction is made at.
     pub fn inputs(&self) -> usize {
-        if self.tokens() { prefixes(self.size) } else { self.size }
+        match self.family {
+            Family::NextToken => self.prefixes(self.size),
+            Family::NextLevel => 1 + self.width() * (self.size - 1),
+            Family::Continuous | Family::Masked => self.positions() * self.size,
+        }
     }
 
     /// Outcomes a condition can have.
     pub fn outcomes(&self) -> usize {
-        if self.tokens() { sequences(self.size) } else { self.size * OUTCOMES }
+        if self.tokens() { self.sequences(self.size) } else { self.size * OUTCOMES }
+    }
+
+    fn sequences(&self, length: usize) -> usize {
+        self.width().pow(length as u32)
+    }
+
+    /// Prefixes of length 0 to `length - 1`.
+    fn prefixes(&self, length: usize) -> usize {
+        (0..length).map(|length| self.sequences(length)).sum()
+    }
+
+    /// Whether the prediction at an input is scored.
+    pub fn scored_at(&self, input: usize) -> bool {
+        // Of three first inputs, one has both positions hidden, one the first alone, one the second.
+        self.family != Family::Masked || (input % self.size) % 3 != 2 - input / self.size
     }
 
     /// `p(c, outcome)`.
@@ -131,25 +164,37 @@ impl World {
 
     /// Tokens of an outcome, first to last.
     pub fn tokens_of(&self, outcome: usize) -> Vec<usize> {
-        (0..self.size).map(|place| outcome / sequences(self.size - 1 - place) % VOCABULARY).collect()
+        (0..self.size).map(|place| outcome / self.sequences(self.size - 1 - place) % self.width()).collect()
     }
 
     /// The input at each position of an outcome.
     pub fn inputs_of(&self, outcome: usize) -> Vec<usize> {
-        if !self.tokens() {
-            return vec![outcome / OUTCOMES];
-        }
-        let prefix = |length: usize| prefixes(length) + outcome / sequences(self.size - length);
-        (0..self.size).map(prefix).collect()
+        let prefix = |length: usize| self.prefixes(length) + outcome / self.sequences(self.size - length);
+        let first = || self.tokens_of(outcome)[0];
+        let at = |position: usize| match (self.family, position) {
+            (Family::NextToken, length) => prefix(length),
+            (Family::NextLevel, 0) => 0,
+            (Family::NextLevel, position) => position + first() * (self.size - 1),
+            (Family::Continuous | Family::Masked, position) => position * self.size + outcome / OUTCOMES,
+        };
+        (0..self.positions()).map(at).collect()
+    }
+
+    /// Target of an outcome at a position of a continuous world.
+    pub fn target_of(&self, outcome: usize, position: usize) -> &[f64] {
+        &self.targets[(outcome + position) % self.outcomes() * CHANNELS..][..CHANNELS]
     }
 
     /// Progress at an input.
     pub fn progress_at(&self, input: usize) -> f64 {
-        if !self.tokens() {
-            return self.progress[input];
+        match self.family {
+            Family::Continuous | Family::Masked => self.progress[input % self.size],
+            Family::NextLevel => f64::from(u8::from(input > 0)),
+            Family::NextToken => {
+                let length = (0..self.size).rev().find(|length| input >= self.prefixes(*length)).unwrap_or(0);
+                length as f64 / self.size as f64
+            }
         }
-        let length = (0..self.size).rev().find(|length| input >= prefixes(*length)).unwrap_or(0);
-        length as f64 / self.size as f64
     }
 
     /// What the minimiser of the plain loss predicts at an input, over outcomes weighted by `weight(c)`: the mean of the
@@ -165,7 +210,7 @@ impl World {
                 if self.tokens() {
                     sums[self.tokens_of(outcome)[position]] += mass;
                 } else {
-                    let target = &self.targets[outcome * CHANNELS..][..CHANNELS];
+                    let target = self.target_of(outcome, position);
                     sums.iter_mut().zip(target).for_each(|(sum, target)| *sum += mass * target);
                 }
             }
@@ -218,9 +263,15 @@ impl World {
                 let what = if self.tokens() {
                     format!("{:?}", self.tokens_of(outcome))
                 } else {
-                    let input = self.inputs_of(outcome)[0];
-                    let target = &self.targets[outcome * CHANNELS..][..CHANNELS];
-                    format!("{input}, {} -> {target:?}", self.progress[input])
+                    let at = |(position, input): (usize, usize)| {
+                        let hidden = if self.scored_at(input) { "" } else { " (not scored)" };
+                        format!(
+                            "{input}, {} -> {:?}{hidden}",
+                            self.progress_at(input),
+                            self.target_of(outcome, position)
+                        )
+                    };
+                    self.inputs_of(outcome).into_iter().enumerate().map(at).collect::<Vec<_>>().join("; ")
                 };
                 let _ = writeln!(text, "  {c:>9}  {outcome:>7}    {:>11.4}  {what}", self.probability(c, outcome));
             }
