@@ -271,7 +271,7 @@ impl Objective for Mg {
         if self.unconditional == Unconditional::Null && self.drop_probability == 0.0 {
             return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
         }
-        if self.unconditional != Unconditional::Null && (family != Family::Continuous) {
+        if self.unconditional != Unconditional::Null && family.has_logits() {
             return Optimum::Unstated("the cross-entropy of a mixture over random classes is not that of its mean");
         }
         if !self.reads_scale() && (self.guided() + self.drop_probability - 1.0).abs() > 1e-12 {
