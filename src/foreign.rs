@@ -1,7 +1,7 @@
 //! `forward` and `convert`: official checkpoints in and out.
 
 use crate::arguments::{ConvertOptions, Format, ForwardOptions};
-use crate::{Failure, Outcome, document, start};
+use crate::{Failure, Outcome, document, start, tokenize};
 use framework::backbone::{Backbone, Control};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
@@ -10,11 +10,15 @@ use framework::condition::Condition;
 use framework::foreign;
 use framework::process::Input;
 
-/// Runs the backbone once.
+/// Runs the backbone, or the tokenizer, once.
 pub fn forward(options: &ForwardOptions) -> Outcome {
+    let checkpoint = match &options.checkpoint {
+        Some(checkpoint) if !options.tokenizer => checkpoint,
+        _ => return tokenize::forward(options),
+    };
     let device = document::device(options.device.as_deref())?;
     let pipeline = document::read(&options.pipeline, &[])?;
-    let (network, report) = start::weights(&pipeline, &options.checkpoint, &device)?;
+    let (network, report) = start::weights(&pipeline, checkpoint, &device)?;
     eprintln!("{report}");
     let file = foreign::open(&options.input)?;
     let get = |name: &str| -> Result<Option<TensorData>, Failure> {
@@ -76,6 +80,9 @@ fn from_positions(x: Tensor<3>, grid: [usize; 2]) -> Tensor<4> {
 
 /// Converts between the official and the native format.
 pub fn convert(options: &ConvertOptions) -> Outcome {
+    if options.tokenizer {
+        return tokenize::convert(options);
+    }
     let device = Device::flex();
     let pipeline = document::read(&options.pipeline, &[])?;
     let native = checkpoint::metadata(&options.input)?.is_some();

@@ -1,9 +1,11 @@
 //! Tokenizers: images to latents and back.
 
 use crate::error::{Problems, Result};
+use crate::foreign::Report;
 use crate::process::{Latent, LatentShape};
 use burn::tensor::{Device, Int, Tensor};
 use std::fmt::Debug;
+use std::path::Path;
 
 /// Shape of an image: channels, height, width.
 pub type ImageShape = [usize; 3];
@@ -31,6 +33,16 @@ pub trait Tokenizer: Debug + Send + Sync {
     fn load(&mut self, device: &Device) -> Result<()> {
         let _ = device;
         Ok(())
+    }
+
+    /// Reads the official weights of `from` and writes them to `to` as safetensors under their official names: a format
+    /// that holds tensors and nothing else. `None` if it has no weights.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written, or does not hold the weights of this entry.
+    fn convert(&self, from: &Path, to: &Path) -> Result<Option<Report>> {
+        let _ = (from, to);
+        Ok(None)
     }
 
     /// Images `[B, C, H, W]` in [-1, 1] to latents.

@@ -4,10 +4,15 @@
 //! Layers compute in the data type of their effective weights and keep normalisation statistics in f32.
 
 mod attention;
+pub mod autoencoder;
+mod conv;
 mod embedding;
 mod linear;
 
 pub use attention::{Attention, AttentionConfig, heads, merge_heads};
+pub use conv::{
+    Conv2d, GroupNorm, GroupNormConfig, Resampling, from_positions, resize, to_positions, upsample_nearest,
+};
 pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
 pub use linear::{Linear, Mlp};
 
