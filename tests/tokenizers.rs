@@ -59,7 +59,7 @@ fn document(folder: &Path, tokenizer: Value, input_size: usize) -> PathBuf {
         "tokenizer": tokenizer,
         "backbone": { "type": "dit", "size": "S/2", "input_size": input_size },
         "objective": { "type": "cfg" },
-        "train": { "steps": 1 },
+        "train": { "steps": 1, "batch_size": 1, "learning_rate": 1e-4 },
         "sampler": { "type": "ddim", "steps": 5 },
         "guidance": { "type": "none" }
     });
