@@ -45,7 +45,7 @@ pub trait Tokenizer: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Images `[B, C, H, W]` in [-1, 1] to latents.
+    /// Images `[B, C, H, W]` in [-1, 1] to latents: a function of the images and the weights alone.
     fn encode(&self, images: Tensor<4>) -> Latent;
 
     /// Latents to images `[B, C, H, W]`, nominally in [-1, 1].

@@ -230,31 +230,29 @@ impl VarNetwork {
     /// The tokens of features `[B, C, s_K, s_K]`, level by level: each `[B, side^2]`.
     pub fn quantize(&self, features: Tensor<4>) -> Vec<Tensor<2, Int>> {
         let [batch, width, ..] = features.dims();
-        let mut rest = features;
         let compared = |x: Tensor<2>| if self.unit_codes { unit(x) } else { x };
-        let quantized = |(level, side): (usize, &usize)| {
-            let z = to_positions(resize(rest.clone(), [*side, *side], Resampling::Area));
+        let (mut rest, mut all) = (features, Vec::new());
+        for (level, side) in self.sides.iter().copied().enumerate() {
+            let z = to_positions(resize(rest.clone(), [side, side], Resampling::Area));
             let z = z.reshape([batch * side * side, width]);
             let ids = nearest(compared(z), compared(self.codebook.val())).reshape([batch, side * side]);
-            rest = rest.clone() - self.contribution(level, ids.clone());
-            ids
-        };
-        self.sides.iter().enumerate().map(quantized).collect()
+            rest = rest - self.contribution(level, ids.clone());
+            all.push(ids);
+        }
+        all
     }
 
     /// The features that the tokens of the first levels add up to, after each of them: `[B, C, s_K, s_K]`.
     pub fn accumulate(&self, ids: &[Tensor<2, Int>]) -> Vec<Tensor<4>> {
-        let mut sum: Option<Tensor<4>> = None;
-        let added = |(level, ids): (usize, &Tensor<2, Int>)| {
+        let mut sums: Vec<Tensor<4>> = Vec::new();
+        for (level, ids) in ids.iter().enumerate() {
             let term = self.contribution(level, ids.clone());
-            let next = match sum.take() {
-                Some(sum) => sum + term,
+            sums.push(match sums.last() {
+                Some(sum) => sum.clone() + term,
                 None => term,
-            };
-            sum = Some(next.clone());
-            next
-        };
-        ids.iter().enumerate().map(added).collect()
+            });
+        }
+        sums
     }
 
     /// The image of features, not yet kept within [-1, 1].
@@ -298,16 +296,18 @@ impl Tokenizer for VarVqvae {
 
     fn latent_shape(&self, image: ImageShape) -> Result<LatentShape, Problems> {
         let (shape, sizes) = (self.shape(), self.sizes());
-        if sizes.grid(image)? == shape.grid {
+        let [rows, columns] = sizes.grid(image)?;
+        if [rows, columns] == shape.grid {
             return Ok(shape);
         }
-        let [_, height, width] = image;
-        let [_, side, _] = sizes.image(shape.grid);
-        let what = format!("images of {height}x{width} pixels do not end at the last of `v_patch_nums`");
+        let ([_, height, width], [_, side, _]) = (image, sizes.image(shape.grid));
+        let last = shape.grid[0];
+        let what = format!(
+            "images of {height}x{width} pixels have features of {rows}x{columns}, and `v_patch_nums` ends with {last}"
+        );
         let problem = Problem::new("", what).accepts(format!("{side}x{side} pixels"));
-        let square = height == width && sizes.grid(image).is_ok();
-        Err(vec![match square {
-            true => problem.fix(format!("end /tokenizer/v_patch_nums with {}", height / sizes.stride())),
+        Err(vec![match rows == columns {
+            true => problem.fix(format!("end /tokenizer/v_patch_nums with {rows}")),
             false => problem,
         }])
     }
