@@ -28,13 +28,15 @@ pub enum Command {
     /// List every registered plugin with its papers.
     #[command(after_help = "Example: unguided list")]
     List,
-    /// Run the backbone once on tensors from a file: to check a port against its reference.
+    /// Run the backbone, or the tokenizer, once on tensors from a file: to check a port against its reference.
     #[command(
-        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W]."
+        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W].\n\nWith --tokenizer: img [B,C,H,W] in [-1,1] is encoded and decoded; latent [B,C,H,W] or indices [B,L], without img, is decoded. Output: latent or indices (and var_input [B,L',C], what the levels behind the first read), and decoded [B,C,H,W]."
     )]
     Forward(ForwardOptions),
-    /// Convert an official checkpoint to a native one, or back.
-    #[command(after_help = "Example: unguided convert --pipeline dit.json DiT-XL-2-256x256.pt dit.safetensors")]
+    /// Convert an official checkpoint to a native one, or back; or a tokenizer's official file to safetensors.
+    #[command(
+        after_help = "Example: unguided convert --pipeline dit.json DiT-XL-2-256x256.pt dit.safetensors\n         unguided convert --pipeline var.json --tokenizer vae_ch160v4096z32.pth vae.safetensors"
+    )]
     Convert(ConvertOptions),
     /// Prove what distribution the optimum of each objective samples, on random finite worlds.
     #[command(
@@ -130,16 +132,19 @@ pub struct CheckOptions {
 
 #[derive(Debug, Args)]
 pub struct ForwardOptions {
-    /// The pipeline document; only its backbone is used.
+    /// The pipeline document; only its backbone, or its tokenizer, is used.
     #[arg(long)]
     pub pipeline: PathBuf,
-    /// Official (.pt, .pth, .ckpt, .safetensors) or native weights.
+    /// Run the tokenizer instead of the backbone.
     #[arg(long)]
-    pub checkpoint: PathBuf,
+    pub tokenizer: bool,
+    /// Official (.pt, .pth, .ckpt, .safetensors) or native weights [of a tokenizer: sets /tokenizer/path].
+    #[arg(long, required_unless_present = "tokenizer")]
+    pub checkpoint: Option<PathBuf>,
     /// Input tensors.
     #[arg(long)]
     pub input: PathBuf,
-    /// Where `prediction` is written.
+    /// Where the output tensors are written.
     #[arg(long)]
     pub output: PathBuf,
     /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
@@ -171,9 +176,12 @@ pub enum Format {
 
 #[derive(Debug, Args)]
 pub struct ConvertOptions {
-    /// The pipeline document; its backbone says what the weights are.
+    /// The pipeline document; its backbone, or its tokenizer, says what the weights are.
     #[arg(long)]
     pub pipeline: PathBuf,
+    /// The weights are the tokenizer's. They are written under their official names.
+    #[arg(long, conflicts_with = "to")]
+    pub tokenizer: bool,
     /// What to write [default: the other format than the input's].
     #[arg(long)]
     pub to: Option<Format>,

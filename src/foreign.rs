@@ -1,20 +1,25 @@
 //! `forward` and `convert`: official checkpoints in and out.
 
 use crate::arguments::{ConvertOptions, Format, ForwardOptions};
-use crate::{Failure, Outcome, document, start};
+use crate::{Failure, Outcome, document, start, tokenize};
 use framework::backbone::{Backbone, Control};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::{self, Checkpoint};
 use framework::condition::{Condition, ConditionKind};
 use framework::foreign;
+use framework::nn::{from_positions, to_positions};
 use framework::process::{Family, Input};
 
-/// Runs the backbone once.
+/// Runs the backbone, or the tokenizer, once.
 pub fn forward(options: &ForwardOptions) -> Outcome {
+    let checkpoint = match &options.checkpoint {
+        Some(checkpoint) if !options.tokenizer => checkpoint,
+        _ => return tokenize::forward(options),
+    };
     let device = document::device(options.device.as_deref())?;
     let pipeline = document::read(&options.pipeline, &[])?;
-    let (network, report) = start::weights(&pipeline, &options.checkpoint, &device)?;
+    let (network, report) = start::weights(&pipeline, checkpoint, &device)?;
     eprintln!("{report}");
     let file = foreign::open(&options.input)?;
     let get = |name: &str| -> Result<Option<TensorData>, Failure> {
@@ -118,20 +123,11 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     Ok(())
 }
 
-/// `[B, C, H, W]` to `[B, H W, C]`.
-fn to_positions(x: Tensor<4>) -> Tensor<3> {
-    let [batch, channels, height, width] = x.dims();
-    x.permute([0, 2, 3, 1]).reshape([batch, height * width, channels])
-}
-
-/// `[B, H W, C]` to `[B, C, H, W]`.
-fn from_positions(x: Tensor<3>, grid: [usize; 2]) -> Tensor<4> {
-    let [batch, _, channels] = x.dims();
-    x.reshape([batch, grid[0], grid[1], channels]).permute([0, 3, 1, 2])
-}
-
 /// Converts between the official and the native format.
 pub fn convert(options: &ConvertOptions) -> Outcome {
+    if options.tokenizer {
+        return tokenize::convert(options);
+    }
     let device = Device::flex();
     let pipeline = document::read(&options.pipeline, &[])?;
     let native = checkpoint::metadata(&options.input)?.is_some();

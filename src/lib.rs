@@ -18,6 +18,7 @@ mod report;
 mod run;
 mod sample;
 mod start;
+mod tokenize;
 mod train;
 mod verify;
 

@@ -93,3 +93,61 @@ fn samplers() {
     let sampler = json!({ "type": "next_level", "top_k": [5], "top_p": [0.9] });
     holds(&sampler, conformance::sampler(&sampler, &var(json!({}))));
 }
+
+/// Tokenizers that are read from a file, with random weights in official files.
+#[test]
+fn tokenizers() {
+    use framework::burn::module::Module;
+    use framework::burn::tensor::Device;
+    use framework::foreign::{self, ForeignNames};
+    use framework::random::Random;
+    use framework::weights::{self, Init};
+    use tokenizers_builtin::{KlF16, VarVqvae, VqF16};
+
+    fn fill(network: impl Module, names: &ForeignNames, file: &std::path::Path) {
+        let draw = |path: &str, _: &[usize]| match path {
+            _ if path.contains("norm") => Init::Ones,
+            "codebook" => Init::Normal(1.0),
+            _ => Init::Normal(0.1),
+        };
+        foreign::save(&weights::initialize(network, &Random::new(0), &draw), names, file).unwrap();
+    }
+    /// The entry with its type and the file it is read from.
+    fn with(kind: &str, file: &std::path::Path, mut fields: Value) -> (Value, Value) {
+        fields["path"] = json!(file);
+        let mut entry = json!({ "type": kind });
+        entry.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        (fields, entry)
+    }
+    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let sizes = json!({ "z_channels": 8, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1 });
+
+    let pixels = json!({ "type": "pixels" });
+    holds(&pixels, conformance::tokenizer(&pixels, [3, 8, 12]));
+    let levels = json!({ "type": "levels", "values": 5 });
+    holds(&levels, conformance::tokenizer(&levels, [1, 4, 6]));
+    let pyramid = json!({ "type": "pyramid", "sides": [1, 2, 6], "values": 5 });
+    holds(&pyramid, conformance::tokenizer(&pyramid, [1, 6, 6]));
+
+    let file = folder.path().join("kl.safetensors");
+    let (fields, entry) = with("kl_f16", &file, sizes.clone());
+    let kl: KlF16 = serde_json::from_value(fields).unwrap();
+    fill(kl.init(&device), &kl.foreign_names(), &file);
+    holds(&entry, conformance::tokenizer(&entry, [3, 8, 12]));
+
+    let file = folder.path().join("vq.safetensors");
+    let mut fields = sizes.clone();
+    (fields["codebook_size"], fields["codebook_embed_dim"]) = (json!(32), json!(4));
+    let (fields, entry) = with("vq_f16", &file, fields);
+    let vq: VqF16 = serde_json::from_value(fields).unwrap();
+    fill(vq.init(&device), &vq.foreign_names(), &file);
+    holds(&entry, conformance::tokenizer(&entry, [3, 8, 12]));
+
+    let file = folder.path().join("var.safetensors");
+    let mut fields = sizes;
+    (fields["vocab_size"], fields["v_patch_nums"]) = (json!(32), json!([2, 3, 6]));
+    let (fields, entry) = with("var_vqvae", &file, fields);
+    let var: VarVqvae = serde_json::from_value(fields).unwrap();
+    fill(var.init(&device), &var.foreign_names(), &file);
+    holds(&entry, conformance::tokenizer(&entry, [3, 12, 12]));
+}

@@ -25,6 +25,12 @@ fn documents() -> Vec<Value> {
             serde_json::json!({ "type": "image_folder", "path": "images", "image_size": 8, "channels": 1, "horizontal_flip": true }),
         ),
         ("data", serde_json::json!({ "type": "latents", "path": "latents.safetensors" })),
+        (
+            "tokenizer",
+            serde_json::json!({ "type": "vq_f16", "path": "vq.pt", "codebook_size": 64, "ch": 32, "ch_mult": [1, 2] }),
+        ),
+        ("tokenizer", serde_json::json!({ "type": "var_vqvae", "path": "vae.pth", "v_patch_nums": [1, 2, 4] })),
+        ("tokenizer", serde_json::json!({ "type": "kl_f16", "path": "kl16.ckpt", "scaling_factor": 0.5 })),
         ("sampler", serde_json::json!({ "type": "ddpm", "steps": 20 })),
         ("sampler", serde_json::json!({ "type": "dpm_solver_pp", "steps": 20, "order": 3, "spacing": "karras" })),
         (

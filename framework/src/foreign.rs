@@ -1,14 +1,15 @@
 //! Official checkpoints: what a parameter is called there, how it lies in the file, and reading and writing them.
 //!
-//! `.pt`, `.pth`, `.ckpt` (zip and legacy pickles) and `.safetensors`. Tensors are read one at a time.
+//! `.pt`, `.pth`, `.ckpt` (zip and legacy pickles) and `.safetensors`. Tensors are read one at a time. Of a pickle only
+//! the calls that rebuild tensors are interpreted; no other code that it names is run.
 
-use crate::backbone::BoxBackbone;
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::weights;
+use burn::module::Module;
 use burn::store::{ModuleStore, PytorchStore, SafetensorsStore, bridge, burn_pack};
 use burn::tensor::{DType, TensorData};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,14 @@ pub enum Layout {
     },
     /// The same numbers in another shape (theirs).
     Reshaped(Vec<usize>),
+    /// One of `of` equal parts of their tensor, which holds several of our parameters one after another along its first
+    /// dimension (fused queries, keys and values).
+    Part {
+        /// Which part, from 0.
+        index: usize,
+        /// How many parts.
+        of: usize,
+    },
 }
 
 /// The official name and layout of one parameter.
@@ -110,7 +119,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} tensors used{nesting}, {} ignored, {} new parameters",
-            self.used.len(),
+            self.tensors_used().len(),
             self.ignored.len(),
             self.fresh.len()
         )?;
@@ -128,11 +137,18 @@ impl fmt::Display for Report {
     }
 }
 
+impl Report {
+    /// The names of the used tensors; one that holds several parameters counts once.
+    fn tensors_used(&self) -> BTreeSet<&str> {
+        self.used.iter().map(|(name, _)| name.as_str()).collect()
+    }
+}
+
 /// Puts the weights of an official file into a network.
 ///
 /// # Errors
 /// If a weight is missing, unknown, or of another shape: all of them are named.
-pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(BoxBackbone, Report)> {
+pub fn load<M: Module>(network: M, names: &ForeignNames, path: &Path) -> Result<(M, Report)> {
     let file = open(path)?;
     let parameters = weights::parameters(&network);
     // The best nesting under which the first parameter is found.
@@ -147,21 +163,23 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
             let some: Vec<&str> = file.keys().take(3).map(String::as_str).collect();
             Error::file(
                 path,
-                format!("holds no `{first}`: it is no checkpoint of this backbone (its first tensors are {some:?})"),
+                format!("holds no `{first}`: it is no checkpoint of this network (its first tensors are {some:?})"),
             )
         })?;
     let mut report = Report { nesting: nesting.trim_end_matches('.').to_string(), ..Report::default() };
-    let (mut values, mut problems) = (BTreeMap::new(), Vec::new());
+    let (mut values, mut considered) = (BTreeMap::new(), BTreeSet::new());
+    let (mut problems, mut unknown) = (Vec::new(), Vec::new());
     for (own, shape, _) in &parameters {
         let ForeignName { name, layout } = (names.of)(own);
         let name = format!("{nesting}{name}");
+        considered.insert(name.clone());
         let Some(tensor) = file.get(&name) else {
             match names.fresh(own) {
                 Some(fresh) => {
                     values.extend(fresh.values(own, shape));
                     report.fresh.push((own.clone(), fresh));
                 }
-                None => problems.push(format!("missing `{name}`")),
+                None => problems.push(format!("missing `{name}` {:?}", layout.foreign_shape(shape))),
             }
             continue;
         };
@@ -175,24 +193,25 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
         }
     }
     for name in file.keys() {
-        if report.used.iter().any(|(used, _)| used == name) {
+        if considered.contains(name) {
             continue;
         }
-        let why = names
-            .ignored
-            .iter()
-            .find(|(part, _)| name.starts_with(part) || name.ends_with(part))
-            .map(|(_, why)| (*why).to_string());
+        // In the container as a whole, or beside the weights.
+        let named = |part: &str| {
+            let begins = |name: &str| name.starts_with(part);
+            begins(name) || name.strip_prefix(nesting).is_some_and(begins) || name.ends_with(part)
+        };
+        let why = names.ignored.iter().find(|(part, _)| named(part)).map(|(_, why)| (*why).to_string());
         let copy = names.nesting.iter().find(|prefix| **prefix != nesting && name.starts_with(**prefix));
         match (why, copy) {
             (Some(why), _) => report.ignored.push((name.clone(), why)),
             (None, Some(prefix)) => {
                 report.ignored.push((name.clone(), format!("the other weights, `{}`", prefix.trim_end_matches('.'))))
             }
-            (None, None) => problems.push(format!("unknown `{name}`")),
+            (None, None) => unknown.push(format!("unknown `{name}` {:?}", file[name].shape.to_vec())),
         }
     }
-    refuse(path, &problems)?;
+    refuse(path, &problems, &unknown)?;
     Ok((weights::import(network, &mut values), report))
 }
 
@@ -200,12 +219,12 @@ pub fn load(network: BoxBackbone, names: &ForeignNames, path: &Path) -> Result<(
 ///
 /// # Errors
 /// If a weight is missing, unknown, or of another shape: all of them are named.
-pub fn adopt(
-    network: BoxBackbone,
+pub fn adopt<M: Module>(
+    network: M,
     names: &ForeignNames,
     mut from: BTreeMap<String, TensorData>,
     path: &Path,
-) -> Result<(BoxBackbone, Report)> {
+) -> Result<(M, Report)> {
     let (mut report, mut values, mut problems) = (Report::default(), BTreeMap::new(), Vec::new());
     for (own, shape, _) in weights::parameters(&network) {
         match (from.remove(&own), names.fresh(&own)) {
@@ -221,20 +240,23 @@ pub fn adopt(
             (None, None) => problems.push(format!("missing `{own}`")),
         }
     }
-    problems.extend(from.keys().map(|name| format!("unknown `{name}`")));
-    refuse(path, &problems)?;
+    let unknown: Vec<String> = from.keys().map(|name| format!("unknown `{name}`")).collect();
+    refuse(path, &problems, &unknown)?;
     Ok((weights::import(network, &mut values), report))
 }
 
-/// The first problems of a file as one error; nothing if there are none.
-fn refuse(path: &Path, problems: &[String]) -> Result<()> {
-    if problems.is_empty() {
+/// The first problems of a file as one error; nothing if there are none. What is wanted is named before what is not.
+fn refuse(path: &Path, problems: &[String], unknown: &[String]) -> Result<()> {
+    // A tensor that holds several parameters is named once.
+    let mut named = BTreeSet::new();
+    let problems: Vec<&String> = problems.iter().filter(|problem| named.insert(*problem)).collect();
+    let shown: Vec<&str> = problems.iter().copied().take(8).chain(unknown.iter().take(4)).map(String::as_str).collect();
+    if shown.is_empty() {
         return Ok(());
     }
-    let shown = problems.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
-    let more = problems.len().saturating_sub(12);
+    let more = problems.len() + unknown.len() - shown.len();
     let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-    Err(Error::file(path, format!("does not fit the backbone of the document:\n  {shown}{more}")))
+    Err(Error::file(path, format!("does not fit what the document describes:\n  {}{more}", shown.join("\n  "))))
 }
 
 impl ForeignNames {
@@ -256,15 +278,26 @@ impl Fresh {
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn save(network: &BoxBackbone, names: &ForeignNames, path: &Path) -> Result<()> {
-    let tensors: Vec<(String, TensorData)> = weights::export(network)
-        .into_iter()
-        .map(|(own, data)| {
-            let ForeignName { name, layout } = (names.of)(&own);
-            (name, layout.to_foreign(data))
-        })
-        .collect();
-    save_tensors(&tensors, path)
+pub fn save<M: Module>(network: &M, names: &ForeignNames, path: &Path) -> Result<()> {
+    let mut tensors: BTreeMap<String, BTreeMap<usize, TensorData>> = BTreeMap::new();
+    for (own, data) in weights::export(network) {
+        let ForeignName { name, layout } = (names.of)(&own);
+        let index = if let Layout::Part { index, .. } = layout { index } else { 0 };
+        tensors.entry(name).or_default().insert(index, layout.to_foreign(data));
+    }
+    let tensors = tensors.into_iter().map(|(name, parts)| (name, concatenate(parts.into_values().collect())));
+    save_tensors(&tensors.collect::<Vec<_>>(), path)
+}
+
+/// Tensors one after another along their first dimension.
+fn concatenate(mut parts: Vec<TensorData>) -> TensorData {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let mut shape = parts[0].shape().to_vec();
+    shape[0] = parts.iter().map(|part| part.shape()[0]).sum();
+    let values = parts.into_iter().flat_map(|part| part.try_into_vec::<f32>().expect("weights are f32")).collect();
+    TensorData::new::<f32, _>(values, shape)
 }
 
 /// Writes named tensors as safetensors.
@@ -298,21 +331,17 @@ impl Layout {
     /// # Errors
     /// If their shape is not what this layout makes of `shape`.
     pub fn to_own(&self, data: TensorData, shape: &[usize]) -> std::result::Result<TensorData, String> {
-        let theirs = data.shape().to_vec();
-        let fits = match self {
-            Self::Same => theirs == shape,
-            Self::Transposed => theirs.len() == 2 && [theirs[1], theirs[0]] == *shape,
-            Self::PatchConv { patch } => {
-                theirs.len() == 4 && theirs[2..] == [*patch; 2] && [theirs[1] * patch * patch, theirs[0]] == *shape
-            }
-            Self::Reshaped(expected) => theirs == *expected,
-        };
-        if !fits {
-            return Err(format!("is {theirs:?}, which is not the document's {shape:?} (as {self:?})"));
+        let (theirs, expected) = (data.shape().to_vec(), self.foreign_shape(shape));
+        if theirs != expected {
+            return Err(format!("is {theirs:?}; the document asks for {expected:?}"));
         }
         let values = data.try_into_vec::<f32>().map_err(|e| format!("{e:?}"))?;
         let values = match self {
             Self::Same | Self::Reshaped(_) => values,
+            Self::Part { index, of } => {
+                let count = values.len() / of;
+                values[index * count..(index + 1) * count].to_vec()
+            }
             Self::Transposed => transpose(&values, theirs[0], theirs[1]),
             Self::PatchConv { patch } => {
                 let (out, channels, places) = (theirs[0], theirs[1], patch * patch);
@@ -324,14 +353,25 @@ impl Layout {
         Ok(TensorData::new(values, shape.to_vec()))
     }
 
-    /// Our numbers in their layout.
+    /// The shape of their tensor for our parameter of the given shape.
+    fn foreign_shape(&self, shape: &[usize]) -> Vec<usize> {
+        match self {
+            Self::Same => shape.to_vec(),
+            Self::Transposed => vec![shape[1], shape[0]],
+            Self::PatchConv { patch } => vec![shape[1], shape[0] / (patch * patch), *patch, *patch],
+            Self::Reshaped(theirs) => theirs.clone(),
+            Self::Part { of, .. } => [&[shape[0] * of], &shape[1..]].concat(),
+        }
+    }
+
+    /// Our numbers in their layout; of a part, the part.
     ///
     /// # Panics
     /// If they are not f32.
     pub fn to_foreign(&self, data: TensorData) -> TensorData {
         let shape = data.shape().to_vec();
         match self {
-            Self::Same => data,
+            Self::Same | Self::Part { .. } => data,
             Self::Reshaped(theirs) => {
                 TensorData::new(data.try_into_vec::<f32>().expect("weights are f32"), theirs.clone())
             }
@@ -359,4 +399,69 @@ fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
         out.extend((0..rows).map(|row| values[row * columns + column]));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Linear;
+    use crate::random::Random;
+    use crate::weights::{Init, export, initialize};
+    use burn::tensor::Device;
+
+    /// Queries, keys and values, fused in the file.
+    #[derive(Module, Debug)]
+    struct Separate {
+        q: Linear,
+        k: Linear,
+        v: Linear,
+    }
+
+    fn separate(seed: u64) -> Separate {
+        let device = Device::flex();
+        let linear = || Linear::new(2, 3, &device);
+        let network = Separate { q: linear(), k: linear(), v: linear() };
+        initialize(network, &Random::new(seed), &|_, _| Init::Normal(1.0))
+    }
+
+    fn fused() -> ForeignNames {
+        let name = |path: &str| {
+            let (part, rest) = path.split_once('.').expect("a layer and its parameter");
+            let index = ["q", "k", "v"].iter().position(|name| *name == part).expect("one of the three");
+            ForeignName { name: format!("qkv.{rest}"), layout: Layout::Part { index, of: 3 } }
+        };
+        ForeignNames { of: Arc::new(name), nesting: &["model."], ignored: &[("count", "a statistic")], optional: &[] }
+    }
+
+    #[test]
+    fn parts_of_a_fused_tensor_round_trip() {
+        let path = std::env::temp_dir().join(format!("unguided-fused-{}.safetensors", std::process::id()));
+        let network = separate(1);
+        save(&network, &fused(), &path).unwrap();
+        let shapes: Vec<_> =
+            open(&path).unwrap().into_iter().map(|(name, tensor)| (name, tensor.shape.to_vec())).collect();
+        assert_eq!(shapes, [("qkv.bias".to_string(), vec![9]), ("qkv.weight".to_string(), vec![6, 3])]);
+        let (loaded, report) = load(separate(2), &fused(), &path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(export(&loaded), export(&network));
+        assert!(report.to_string().starts_with("2 tensors used, 0 ignored"), "{report}");
+    }
+
+    #[test]
+    fn what_is_ignored_is_named_within_the_nesting_too() {
+        let path = std::env::temp_dir().join(format!("unguided-nested-{}.safetensors", std::process::id()));
+        let tensor = |name: &str, shape: &[usize]| {
+            (name.to_string(), TensorData::new(vec![0.0_f32; shape.iter().product()], shape.to_vec()))
+        };
+        let whole = [tensor("model.qkv.bias", &[9]), tensor("model.qkv.weight", &[6, 3]), tensor("model.count", &[1])];
+        save_tensors(&whole, &path).unwrap();
+        let (_, report) = load(separate(0), &fused(), &path).unwrap();
+        assert_eq!(report.ignored, [("model.count".to_string(), "a statistic".to_string())]);
+        // What is wanted and what is there, each named once.
+        save_tensors(&[tensor("qkv.bias", &[9]), tensor("qkv.weight", &[3, 6]), tensor("other", &[2])], &path).unwrap();
+        let refusal = load(separate(0), &fused(), &path).unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        let lines: Vec<&str> = refusal.lines().skip(1).collect();
+        assert_eq!(lines, ["  `qkv.weight` is [3, 6]; the document asks for [6, 3]", "  unknown `other` [2]"]);
+    }
 }

@@ -1,9 +1,11 @@
 //! Tokenizers: images to latents and back.
 
 use crate::error::{Problems, Result};
+use crate::foreign::Report;
 use crate::process::{Latent, LatentShape};
 use burn::tensor::{Device, Int, Tensor};
 use std::fmt::Debug;
+use std::path::Path;
 
 /// Shape of an image: channels, height, width.
 pub type ImageShape = [usize; 3];
@@ -33,7 +35,17 @@ pub trait Tokenizer: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Images `[B, C, H, W]` in [-1, 1] to latents.
+    /// Reads the official weights of `from` and writes them to `to` as safetensors under their official names: a format
+    /// that holds tensors and nothing else. `None` if it has no weights.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written, or does not hold the weights of this entry.
+    fn convert(&self, from: &Path, to: &Path) -> Result<Option<Report>> {
+        let _ = (from, to);
+        Ok(None)
+    }
+
+    /// Images `[B, C, H, W]` in [-1, 1] to latents: a function of the images and the weights alone.
     fn encode(&self, images: Tensor<4>) -> Latent;
 
     /// Latents to images `[B, C, H, W]`, nominally in [-1, 1].

@@ -4,12 +4,17 @@
 //! Layers compute in the data type of their effective weights and keep normalisation statistics in f32.
 
 mod attention;
+pub mod autoencoder;
+mod conv;
 mod embedding;
 mod linear;
 mod norm;
 mod rotary;
 
 pub use attention::{Attention, AttentionConfig, Span, attend, heads, merge_heads};
+pub use conv::{
+    Conv2d, GroupNorm, GroupNormConfig, Resampling, from_positions, resize, to_positions, upsample_nearest,
+};
 pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
 pub use linear::{Embedding, GatedMlp, Linear, Mlp};
 pub use norm::RmsNorm;

@@ -1,9 +1,19 @@
 //! Tokenizers: images to latents and back.
 
+mod kl_f16;
 mod levels;
 mod pixels;
 mod pyramid;
+mod quantize;
+mod var_vqvae;
+mod vq_f16;
 
+pub use kl_f16::{KlF16, KlNetwork};
 pub use levels::Levels;
 pub use pixels::Pixels;
 pub use pyramid::Pyramid;
+pub use var_vqvae::{VarNetwork, VarVqvae, phi_of_levels, phi_ticks};
+pub use vq_f16::{VqF16, VqNetwork};
+
+/// Channels of the images that the published autoencoders were trained on: red, green, blue.
+const IMAGE_CHANNELS: usize = 3;

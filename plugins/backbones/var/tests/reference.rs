@@ -1,13 +1,22 @@
 //! Forward, gradients, losses and greedy decoding equal those of the official code, recorded in `shared/goldens`
 //! (FoundationVision/VAR 78b9539, thu-ml/CCA 7d5a073; tiny configurations, f32).
 
-use framework::backbone::{Backbone, BackboneConfig, Control};
+use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::burn::module::Module;
+use framework::burn::tensor::DType;
+use framework::guidance::{Denoiser, Guidance};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::random::Random;
+use framework::sampler::{Progress, Sampler, SeededNoise};
 use framework::serde_json::from_str;
+use framework::tokenizer::Tokenizer;
 use framework::weights;
-use goldens::{Golden, close, gradients, load, same_gradients, values};
+use goldens::{Draws, Golden, Recorded, close, gradients, load, overridden, same_gradients, values};
+use guidance::{Cfg, NoGuidance};
+use objectives::Cca;
+use samplers::NextLevel;
+use tokenizers_builtin::VarVqvae;
 use var::VarConfig;
 
 fn tiny(more: &str) -> VarConfig {
@@ -59,6 +68,101 @@ fn gradients_equal_the_official_code() {
         let loss = config.process().loss(prediction, &example).mean();
         close("ce_mean", &values(loss.clone().inner()), &golden.numbers("ce_mean"), 1e-5);
         same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden, &|_| None, 53);
+    }
+}
+
+/// The recorded tokenizer, with its weights.
+fn tokenizer() -> Option<VarVqvae> {
+    let path = goldens::path("var_vae_ckpt.pth")?;
+    let mut tokenizer: VarVqvae = from_str(&format!(
+        r#"{{"path": {path:?}, "vocab_size": 64, "z_channels": 8, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1,
+            "v_patch_nums": [1, 2, 3, 4]}}"#
+    ))
+    .unwrap();
+    tokenizer.load(&Device::flex()).unwrap();
+    Some(tokenizer)
+}
+
+#[test]
+fn greedy_decoding_equals_the_official_code_with_cache_and_without() {
+    let Some(tokenizer) = tokenizer() else { return };
+    for (name, config) in forms() {
+        let Some(golden) = Golden::open(&format!("{name}.safetensors")) else { return };
+        let Some((network, _)) = load(&config, &format!("{name}_ckpt.pth"), &Device::flex()) else { return };
+        let (condition, process, shape) = (golden.classes("label", 10), config.process(), config.latent_shape());
+        // Their cfg grows linearly with the level and counts from 0: 1 + cfg level / (levels - 1) is our scale.
+        let ramp: Cfg = from_str(r#"{"scale": 2.5, "schedule": {"type": "linear"}}"#).unwrap();
+        let none: NoGuidance = from_str("{}").unwrap();
+        let rules: [(&str, &dyn Guidance); 2] = [("infer.cfg0.0", &none), ("infer.cfg1.5", &ramp)];
+        for (run, rule) in rules {
+            for cache in [true, false] {
+                let sampler: NextLevel = from_str(&format!(r#"{{"temperature": 0.0, "cache": {cache}}}"#)).unwrap();
+                let mut model = Denoiser::new(&network, &*process, rule, &|_| None, &condition, &shape)
+                    .with_codec(tokenizer.codec());
+                let (random, device) = (Random::new(0), Device::flex());
+                let mut noise =
+                    SeededNoise { random, first: 0, count: 2, shape: shape.clone(), dtype: DType::F32, device };
+                let ids = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}).ids();
+                let mut from = 0;
+                for (k, side) in shape.levels.iter().enumerate() {
+                    let level = ids.clone().narrow(1, from, side * side);
+                    let expected = golden.numbers(&format!("{run}.idx.{k}"));
+                    assert_eq!(goldens::numbers(level.into_data()), expected, "{name} {run} level {k}, cache {cache}");
+                    from += side * side;
+                }
+                // Their pictures lie in [0, 1].
+                let image = tokenizer.decode(Latent::Ids(ids), [3, 8, 8]).clamp(-1.0, 1.0) * 0.5 + 0.5;
+                close(run, &values(image), &golden.numbers(&format!("{run}.img")), 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn cca_has_the_official_loss_gradients_and_log_probabilities() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let negatives = |lambda: f64, more: &str| format!(r#""negatives": {{"lambda": {lambda}{more}}}"#);
+    for (file, variant) in [
+        ("cca_var_cca", format!(r#"{{"type": "contrast", "beta": 0.02, {}}}"#, negatives(50.0, ""))),
+        (
+            "cca_var_cca_nouncond",
+            format!(
+                r#"{{"type": "contrast", "beta": 0.02, {}}}"#,
+                negatives(50.0, r#", "divide": false, "same_condition": "negative""#)
+            ),
+        ),
+        ("cca_var_dpo", r#"{"type": "dpo", "beta": 0.02}"#.into()),
+        ("cca_var_unlearning", format!(r#"{{"type": "unlearning", {}}}"#, negatives(0.5, ""))),
+    ] {
+        let Some(golden) = Golden::open(&format!("{file}.safetensors")) else { return };
+        let (config, device) = (tiny(""), Device::flex().autodiff());
+        let Some((network, _)) = load(&config, "var_ckpt.pth", &device) else { return };
+        let reference = network.valid();
+        let network = overridden(network, &config.foreign_names(), &golden, "policy_override.");
+        let Latent::Levels { ids, features } = tokenizer.encode(golden.tensor("img")) else { panic!("no levels") };
+        assert_eq!(goldens::numbers(ids.clone().into_data()), golden.numbers("gt_BL"), "{file}: tokens");
+        let (example, process) = (example(&config, ids, features), config.process());
+        let condition = golden.classes("label", 10);
+        let has = |name: &str| golden.names().any(|known| known == name);
+        let dropped = if has("TBM") { golden.flags("TBM") } else { vec![false; 6] };
+        let negative = condition.select(&[1, 2, 3, 4, 5, 0]);
+        let of = |network: &BoxBackbone, name: &str, condition: &Condition| {
+            let prediction = network.predict(&example.input, &condition.dropped(&dropped), &Control::default());
+            close(name, &values(process.log_likelihood(prediction, &example)), &golden.numbers(name), 1e-5);
+        };
+        of(&network.valid(), "img_logps", &condition);
+        of(&network.valid(), "negative_img_logps", &negative);
+        of(&reference, "img_ref_logps", &condition);
+        of(&reference, "negative_img_ref_logps", &negative);
+        let models = Recorded { other: reference, online: network.clone() };
+        let draws = Draws { uniform: Vec::new(), dropped, negative: Some(negative) };
+        let context = Context::new(&example, (&condition, Some(10)), &*process, &models, &draws, (0, 1));
+        let cca: Cca = from_str(&format!(r#"{{"variant": {variant}, "drop_probability": 0.3}}"#)).unwrap();
+        let loss = cca.loss(&context).mean();
+        close(file, &values(loss.clone().inner()), &golden.numbers("loss"), 1e-4);
+        let least = golden.names().filter(|name| name.starts_with("grad")).count();
+        assert!(least > 0, "{file} records no gradient");
+        same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden, &|_| None, least);
     }
 }
 

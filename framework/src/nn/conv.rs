@@ -1,0 +1,282 @@
+//! Layers of images `[B, C, H, W]`: convolution, group normalisation, resizing.
+
+use super::{parameter, widen};
+use crate::random::tensor;
+use burn::module::{Module, Param};
+use burn::tensor::module::{conv2d, interpolate};
+use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::{Device, Tensor};
+
+/// A convolution. `weight` is `[out, in, k, k]`, `bias` `[out]`.
+#[derive(Module, Debug)]
+pub struct Conv2d {
+    /// `[out, in, k, k]`.
+    pub weight: Param<Tensor<4>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    stride: usize,
+    #[module(skip)]
+    padding: (usize, usize),
+}
+
+impl Conv2d {
+    /// With a kernel of odd side, moved by one and padded by half of it: height and width stay.
+    pub fn new(inputs: usize, outputs: usize, kernel: usize, device: &Device) -> Self {
+        Self {
+            weight: parameter([outputs, inputs, kernel, kernel], device),
+            bias: parameter([outputs], device),
+            stride: 1,
+            padding: (kernel / 2, kernel / 2),
+        }
+    }
+
+    /// The same weights, moved by `stride`, with `padding` zeros before and after each axis.
+    pub fn with_stride(mut self, stride: usize, padding: (usize, usize)) -> Self {
+        (self.stride, self.padding) = (stride, padding);
+        self
+    }
+
+    /// Shapes: `[B, in, H, W]` to `[B, out, h, w]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let options = ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1);
+        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+    }
+}
+
+/// How channels are normalised together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormConfig {
+    /// Number of groups; divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+/// Group normalisation: `weight (x - mean) / sqrt(variance + epsilon) + bias`, mean and variance of each group of
+/// channels over its positions.
+///
+/// Source: arXiv:1803.08494. Statistics in f32 or wider, whatever the data type.
+#[derive(Module, Debug)]
+pub struct GroupNorm {
+    /// `[C]`.
+    pub weight: Param<Tensor<1>>,
+    /// `[C]`.
+    pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    groups: usize,
+    #[module(skip)]
+    epsilon: f64,
+}
+
+impl GroupNorm {
+    /// Allocates nothing.
+    pub fn new(channels: usize, GroupNormConfig { groups, epsilon }: GroupNormConfig, device: &Device) -> Self {
+        Self { weight: parameter([channels], device), bias: parameter([channels], device), groups, epsilon }
+    }
+
+    /// Shapes: `[B, C, H, W]` to the same.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let ([batch, channels, height, width], dtype) = (x.dims(), x.dtype());
+        let (area, members) = (height * width, channels / self.groups);
+        let x = widen(x).reshape([batch, self.groups, members * area]);
+        let centred = x.clone() - x.mean_dim(2);
+        let variance = (centred.clone() * centred.clone()).mean_dim(2);
+        // One factor a channel: the deviation and the weight in a single pass over memory.
+        let weight = widen(self.weight.val()).reshape([1, self.groups, members]);
+        let factor = (weight / (variance + self.epsilon).sqrt()).reshape([batch, channels, 1]);
+        let bias = widen(self.bias.val()).reshape([1, channels, 1]);
+        let normal = centred.reshape([batch, channels, area]) * factor + bias;
+        normal.reshape([batch, channels, height, width]).cast(dtype)
+    }
+}
+
+/// Every pixel twice in height and in width.
+pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
+    interpolate(x, InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]))
+}
+
+/// How an image is given another size: each axis by itself, as a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resampling {
+    /// The mean of the pixels that an output pixel touches.
+    Area,
+    /// Cubic convolution with a = -0.75; pixels are areas (corners are not aligned), edges repeat.
+    ///
+    /// Source: Keys, "Cubic convolution interpolation for digital image processing" (1981), eq. 4.
+    Bicubic,
+}
+
+impl Resampling {
+    /// The weights of one axis, `[to, from]` row-major; each row sums to one.
+    pub fn weights(self, from: usize, to: usize) -> Vec<f64> {
+        let mut weights = vec![0.0; to * from];
+        for (i, row) in weights.chunks_exact_mut(from).enumerate() {
+            match self {
+                Self::Area => {
+                    let touched = i * from / to..((i + 1) * from).div_ceil(to);
+                    let share = 1.0 / touched.len() as f64;
+                    row[touched].fill(share);
+                }
+                Self::Bicubic => {
+                    let centre = (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
+                    for tap in -1..=2 {
+                        let place = centre.floor() + f64::from(tap);
+                        row[place.clamp(0.0, (from - 1) as f64) as usize] += cubic(centre - place);
+                    }
+                }
+            }
+        }
+        weights
+    }
+}
+
+/// Keys' kernel with a = -0.75.
+fn cubic(distance: f64) -> f64 {
+    const A: f64 = -0.75;
+    let d = distance.abs();
+    match d {
+        _ if d <= 1.0 => ((A + 2.0) * d - (A + 3.0)) * d * d + 1.0,
+        _ if d < 2.0 => A * (((d - 5.0) * d + 8.0) * d - 4.0),
+        _ => 0.0,
+    }
+}
+
+/// Gives an image the size `to`, (height, width).
+pub fn resize(x: Tensor<4>, to: [usize; 2], resampling: Resampling) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    if [height, width] == to {
+        return x;
+    }
+    // The last axis, which then becomes the one before.
+    let axis = |x: Tensor<4>, other: usize, from: usize, to: usize| {
+        let weights = tensor::<2>(&resampling.weights(from, to), [to, from], x.dtype(), &x.device().inner());
+        let resized = x.reshape([batch * channels * other, from]).matmul(weights.transpose());
+        resized.reshape([batch, channels, other, to]).swap_dims(2, 3)
+    };
+    axis(axis(x, height, width, to[1]), to[1], height, to[0])
+}
+
+/// `[B, C, H, W]` to `[B, H W, C]`, positions in raster order.
+pub fn to_positions(x: Tensor<4>) -> Tensor<3> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height * width]).swap_dims(1, 2)
+}
+
+/// `[B, H W, C]` to `[B, C, H, W]`.
+pub fn from_positions(x: Tensor<3>, [height, width]: [usize; 2]) -> Tensor<4> {
+    let [batch, _, channels] = x.dims();
+    x.swap_dims(1, 2).reshape([batch, channels, height, width])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    use crate::weights::{Init, initialize};
+    use burn::tensor::DType;
+    use proptest::prelude::*;
+
+    fn ramp(shape: [usize; 4]) -> Tensor<4> {
+        let values: Vec<f64> = (0..shape.iter().product()).map(|v: usize| (v as f64 * 0.7).sin()).collect();
+        tensor(&values, shape, DType::F32, &Device::flex())
+    }
+
+    fn numbers<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+        x.into_data().convert::<f64>().try_into_vec().unwrap()
+    }
+
+    #[test]
+    fn halving_convolution_pads_behind_only() {
+        // A kernel of ones counts the pixels it covers: the last row and column reach over the edge.
+        let ones = |module| {
+            initialize(module, &Random::new(0), &|path, _| match path {
+                "weight" => Init::Ones,
+                _ => Init::Zeros,
+            })
+        };
+        let conv = ones(Conv2d::new(1, 1, 3, &Device::flex()).with_stride(2, (0, 1)));
+        let x = Tensor::ones([1, 1, 4, 4], &Device::flex());
+        assert_eq!(numbers(conv.forward(x)), [9.0, 6.0, 6.0, 4.0]);
+    }
+
+    #[test]
+    fn groups_have_mean_zero_and_variance_one_before_weight_and_bias() {
+        let device = Device::flex();
+        let norm = GroupNorm::new(4, GroupNormConfig { groups: 2, epsilon: 0.0 }, &device);
+        let init = |path: &str, _: &[usize]| match path {
+            "weight" => Init::Constant(vec![1.0, 1.0, 2.0, 3.0]),
+            _ => Init::Constant(vec![0.0, 0.0, 5.0, 0.0]),
+        };
+        let y = numbers(initialize(norm, &Random::new(0), &init).forward(ramp([2, 4, 3, 3])));
+        let undone = |sample: usize| {
+            let channel = move |c: usize| y[(sample * 4 + c) * 9..][..9].to_vec();
+            let second: Vec<f64> = channel(2).iter().map(|v| (v - 5.0) / 2.0).collect();
+            [[channel(0), channel(1)].concat(), [second, channel(3).iter().map(|v| v / 3.0).collect()].concat()]
+        };
+        for group in undone(1) {
+            assert!(group.iter().sum::<f64>().abs() < 1e-5);
+            assert!((group.iter().map(|v| v * v).sum::<f64>() / 18.0 - 1.0).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn upsampling_doubles_every_pixel() {
+        let x = tensor::<4>(&[1.0, 2.0, 3.0, 4.0], [1, 1, 2, 2], DType::F32, &Device::flex());
+        let rows = [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0], [3.0, 3.0, 4.0, 4.0], [3.0, 3.0, 4.0, 4.0]];
+        assert_eq!(numbers(upsample_nearest(x)), rows.concat());
+    }
+
+    #[test]
+    fn area_and_cubic_weights_of_small_sizes() {
+        // Three pixels from four: each touches two.
+        assert_eq!(
+            Resampling::Area.weights(4, 3),
+            [[0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.5, 0.5]].concat()
+        );
+        // Half-way between two pixels: -3/32, 19/32, 19/32, -3/32.
+        let middle = &Resampling::Bicubic.weights(4, 8)[3 * 4..4 * 4];
+        let quarter = |d: f64| cubic(d);
+        let expected = [quarter(1.25), quarter(0.25), quarter(0.75), quarter(1.75)];
+        assert!(middle.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15), "{middle:?}");
+        assert_eq!([cubic(0.5), cubic(1.5)], [19.0 / 32.0, -3.0 / 32.0]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_constant_image_stays_constant(from in 1_usize..20, to in 1_usize..20) {
+            for resampling in [Resampling::Area, Resampling::Bicubic] {
+                for row in resampling.weights(from, to).chunks(from) {
+                    prop_assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+                }
+            }
+        }
+
+        #[test]
+        fn the_same_size_is_the_same_image(size in 1_usize..20) {
+            for resampling in [Resampling::Area, Resampling::Bicubic] {
+                let weights = resampling.weights(size, size);
+                let identity = |i: usize| if i / size == i % size { 1.0 } else { 0.0 };
+                prop_assert!(weights.iter().enumerate().all(|(i, w)| (w - identity(i)).abs() < 1e-12));
+            }
+        }
+    }
+
+    #[test]
+    fn resizing_treats_height_and_width_apart() {
+        // One row of 1, 2, 3 and one of 4, 5, 6, to one column of means.
+        let x = tensor::<4>(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1, 1, 2, 3], DType::F64, &Device::flex());
+        assert_eq!(resize(x.clone(), [2, 1], Resampling::Area).dims(), [1, 1, 2, 1]);
+        assert_eq!(numbers(resize(x.clone(), [1, 3], Resampling::Area)), [2.5, 3.5, 4.5]);
+        let column = numbers(resize(x, [2, 1], Resampling::Area));
+        assert!(column.iter().zip([2.0, 5.0]).all(|(a, b)| (a - b).abs() < 1e-12), "{column:?}");
+    }
+
+    #[test]
+    fn positions_round_trip() {
+        let x = ramp([2, 3, 4, 5]);
+        let positions = to_positions(x.clone());
+        assert_eq!(positions.dims(), [2, 20, 3]);
+        assert_eq!(numbers(from_positions(positions, [4, 5])), numbers(x));
+    }
+}

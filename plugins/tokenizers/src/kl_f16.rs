@@ -1,0 +1,175 @@
+//! MAR's autoencoder with a normal latent.
+//!
+//!   mean, logvar = halves of quant_conv(encoder(image)),   x = scaling_factor mean
+//!   image        = decoder(post_quant_conv(x / scaling_factor))
+//!
+//! Source: arXiv:2406.11838 sec. 4, arXiv:2112.10752 sec. 3.1.
+//! Shapes: images `[B, 3, H, W]`, x `[B, L, z_channels]` in raster order, L = H W / stride^2.
+//!
+//! The reference trains on draws from N(mean, exp(logvar)), anew each epoch. `Tokenizer::encode` is a function of the image
+//! alone, so it gives the mean.
+
+use crate::IMAGE_CHANNELS;
+use framework::burn::module::Module;
+use framework::error::{Problems, Result};
+use framework::foreign::{self, ForeignName, ForeignNames, Layout, Report};
+use framework::nn::autoencoder::{AutoencoderConfig, Decoder, Encoder};
+use framework::nn::{Conv2d, from_positions, to_positions};
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::tokenizer::{ImageShape, Tokenizer};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+/// MAR's autoencoder with a normal latent, of which it takes the mean. The defaults are those of `kl16.ckpt`, where one
+/// position stands for 16x16 pixels.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KlF16 {
+    /// The official file (.ckpt, or converted to .safetensors); a relative path begins at the working directory.
+    pub path: PathBuf,
+    /// Channels of the latent.
+    #[serde(default = "z_channels")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub z_channels: usize,
+    /// Width of the first layer; a multiple of 32.
+    #[serde(default = "ch")]
+    #[schemars(range(min = 32, max = 4096))]
+    pub ch: usize,
+    /// Width of each level as a multiple of `ch`, finest first; each level but the last halves height and width.
+    #[serde(default = "ch_mult")]
+    #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
+    pub ch_mult: Vec<usize>,
+    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    #[serde(default = "num_res_blocks")]
+    #[schemars(range(min = 1, max = 64))]
+    pub num_res_blocks: usize,
+    /// Multiplies the mean, above 0: brings latents to about unit variance.
+    #[serde(default = "scaling_factor")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub scaling_factor: f64,
+    #[serde(skip)]
+    network: Option<KlNetwork>,
+}
+
+fn z_channels() -> usize {
+    16
+}
+fn ch() -> usize {
+    128
+}
+fn ch_mult() -> Vec<usize> {
+    vec![1, 1, 2, 2, 4]
+}
+fn num_res_blocks() -> usize {
+    2
+}
+fn scaling_factor() -> f64 {
+    0.2325
+}
+
+framework::register!(tokenizer "kl_f16" => KlF16, "arXiv:2406.11838", "arXiv:2112.10752");
+
+impl KlF16 {
+    fn sizes(&self) -> AutoencoderConfig {
+        AutoencoderConfig {
+            image_channels: IMAGE_CHANNELS,
+            ch: self.ch,
+            ch_mult: self.ch_mult.clone(),
+            num_res_blocks: self.num_res_blocks,
+            attention: Vec::new(),
+        }
+    }
+
+    /// The network, with nothing allocated. Its encoder has attention at the coarsest level, its decoder has not.
+    pub fn init(&self, device: &Device) -> KlNetwork {
+        let sizes = self.sizes();
+        let attended = AutoencoderConfig { attention: vec![self.ch_mult.len() - 1], ..sizes.clone() };
+        KlNetwork {
+            encoder: Encoder::new(&attended, 2 * self.z_channels, device),
+            quant_conv: Conv2d::new(2 * self.z_channels, 2 * self.z_channels, 1, device),
+            post_quant_conv: Conv2d::new(self.z_channels, self.z_channels, 1, device),
+            decoder: Decoder::new(&sizes, self.z_channels, device),
+        }
+    }
+
+    /// The official names, which are ours.
+    pub fn foreign_names(&self) -> ForeignNames {
+        ForeignNames {
+            of: Arc::new(|path| ForeignName { name: path.to_string(), layout: Layout::Same }),
+            nesting: &["model."],
+            ignored: &[("loss.", "networks of the training loss")],
+            optional: &[],
+        }
+    }
+
+    fn read(&self, path: &FilePath, device: &Device) -> Result<(KlNetwork, Report)> {
+        foreign::load(self.init(device), &self.foreign_names(), path)
+    }
+
+    fn network(&self) -> &KlNetwork {
+        self.network.as_ref().expect("`load` comes before the first image")
+    }
+}
+
+/// The weights of a [`KlF16`].
+#[derive(Module, Debug)]
+pub struct KlNetwork {
+    /// Images to features.
+    pub encoder: Encoder,
+    /// Features to mean and logarithm of the variance.
+    pub quant_conv: Conv2d,
+    /// Latents to features.
+    pub post_quant_conv: Conv2d,
+    /// Features to images.
+    pub decoder: Decoder,
+}
+
+impl KlNetwork {
+    /// Mean and logarithm of the variance, one after the other: `[B, 2 z, h, w]`.
+    pub fn moments(&self, images: Tensor<4>) -> Tensor<4> {
+        self.quant_conv.forward(self.encoder.forward(images))
+    }
+}
+
+impl Tokenizer for KlF16 {
+    fn check(&self) -> Problems {
+        let mut problems = self.sizes().check();
+        if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
+            let what = format!("`scaling_factor` is {}", self.scaling_factor);
+            problems.push(Problem::new("/scaling_factor", what).accepts("a number above 0"));
+        }
+        problems
+    }
+
+    fn latent_shape(&self, image: ImageShape) -> Result<LatentShape, Problems> {
+        Ok(LatentShape::values(self.sizes().grid(image)?, self.z_channels))
+    }
+
+    fn image_shape(&self, latent: LatentShape) -> ImageShape {
+        self.sizes().image(latent.grid)
+    }
+
+    fn load(&mut self, device: &Device) -> Result<()> {
+        self.network = Some(self.read(&self.path, device)?.0);
+        Ok(())
+    }
+
+    fn convert(&self, from: &FilePath, to: &FilePath) -> Result<Option<Report>> {
+        let (network, report) = self.read(from, &Device::flex())?;
+        foreign::save(&network, &self.foreign_names(), to)?;
+        Ok(Some(report))
+    }
+
+    fn encode(&self, images: Tensor<4>) -> Latent {
+        let mean = self.network().moments(images).narrow(1, 0, self.z_channels);
+        Latent::Values(to_positions(mean) * self.scaling_factor)
+    }
+
+    fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
+        let Latent::Values(x) = latent else { panic!("tokens were taken for a continuous latent") };
+        let (network, stride) = (self.network(), self.sizes().stride());
+        let x = from_positions(x / self.scaling_factor, [height / stride, width / stride]);
+        network.decoder.forward(network.post_quant_conv.forward(x))
+    }
+}

@@ -1,0 +1,374 @@
+//! VAR's multi-scale residual autoencoder: a pyramid of token maps that add up to the features.
+//!
+//!   f = quant_conv(encoder(image)),   r_1 = f
+//!   ids_k = nearest(area(r_k, s_k)),   h_k = phi_k(bicubic(e[ids_k], s_K)),   r_{k+1} = r_k - h_k
+//!   image = decoder(post_quant_conv(h_1 + .. + h_K)), within [-1, 1]
+//!   phi(h) = (1 - quant_resi) h + quant_resi conv(h)
+//!
+//! What the predictions of level k + 1 read is `area(h_1 + .. + h_k, s_{k+1})`; those of level 1 read none of it.
+//!
+//! Source: arXiv:2404.02905 alg. 1 and 2. Shapes: images `[B, 3, H, H]`, f `[B, z_channels, s_K, s_K]`, ids
+//! `[B, s_1^2 + .. + s_K^2]` level by level in raster order, K levels of sides s.
+
+use crate::IMAGE_CHANNELS;
+use crate::quantize::{look_up, nearest, unit};
+use framework::burn::module::{Module, Param};
+use framework::error::{Problems, Result};
+use framework::foreign::{self, ForeignName, ForeignNames, Layout, Report};
+use framework::nn::autoencoder::{AutoencoderConfig, Decoder, Encoder};
+use framework::nn::{Conv2d, Resampling, from_positions, parameter, resize, to_positions};
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::tokenizer::{ImageShape, LevelCodec, Tokenizer};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+/// VAR's multi-scale residual autoencoder: token maps of growing size. The defaults are those of
+/// `vae_ch160v4096z32.pth` for images of 256x256 pixels.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VarVqvae {
+    /// The official file (.pth, or converted to .safetensors); a relative path begins at the working directory.
+    pub path: PathBuf,
+    /// Number of codes, shared by all levels.
+    #[serde(default = "vocab_size")]
+    #[schemars(range(min = 2, max = 1_048_576))]
+    pub vocab_size: usize,
+    /// Channels of a code, and of the features.
+    #[serde(default = "z_channels")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub z_channels: usize,
+    /// Width of the first layer; a multiple of 32.
+    #[serde(default = "ch")]
+    #[schemars(range(min = 32, max = 4096))]
+    pub ch: usize,
+    /// Width of each level of the networks as a multiple of `ch`, finest first; each but the last halves height and width.
+    #[serde(default = "ch_mult")]
+    #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
+    pub ch_mult: Vec<usize>,
+    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    #[serde(default = "num_res_blocks")]
+    #[schemars(range(min = 1, max = 64))]
+    pub num_res_blocks: usize,
+    /// Sides of the token maps, growing; the last is that of the features. Published for 512x512 pixels:
+    /// 1, 2, 3, 4, 6, 9, 13, 18, 24, 32.
+    #[serde(default = "v_patch_nums")]
+    #[schemars(length(min = 1, max = 64), inner(range(min = 1, max = 1024)))]
+    pub v_patch_nums: Vec<usize>,
+    /// Number of convolutions phi, spread over the levels.
+    #[serde(default = "share_quant_resi")]
+    #[schemars(range(min = 2, max = 64))]
+    pub share_quant_resi: usize,
+    /// Share of the convolution in phi, above 0, at most 1.
+    #[serde(default = "quant_resi")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0))]
+    pub quant_resi: f64,
+    /// Side of the kernels before and after quantisation; odd.
+    #[serde(default = "quant_conv_ks")]
+    #[schemars(range(min = 1, max = 31))]
+    pub quant_conv_ks: usize,
+    /// Compare codes at length one.
+    #[serde(default)]
+    pub using_znorm: bool,
+    #[serde(skip)]
+    network: Option<VarNetwork>,
+}
+
+fn vocab_size() -> usize {
+    4096
+}
+fn z_channels() -> usize {
+    32
+}
+fn ch() -> usize {
+    160
+}
+fn ch_mult() -> Vec<usize> {
+    vec![1, 1, 2, 2, 4]
+}
+fn num_res_blocks() -> usize {
+    2
+}
+fn v_patch_nums() -> Vec<usize> {
+    vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+}
+fn share_quant_resi() -> usize {
+    4
+}
+fn quant_resi() -> f64 {
+    0.5
+}
+fn quant_conv_ks() -> usize {
+    3
+}
+
+framework::register!(tokenizer "var_vqvae" => VarVqvae, "arXiv:2404.02905", "arXiv:2012.09841");
+
+impl VarVqvae {
+    fn sizes(&self) -> AutoencoderConfig {
+        let coarsest = self.ch_mult.len().saturating_sub(1);
+        AutoencoderConfig {
+            image_channels: IMAGE_CHANNELS,
+            ch: self.ch,
+            ch_mult: self.ch_mult.clone(),
+            num_res_blocks: self.num_res_blocks,
+            attention: vec![coarsest],
+        }
+    }
+
+    fn shape(&self) -> LatentShape {
+        LatentShape::pyramid(&self.v_patch_nums, self.vocab_size, self.z_channels)
+    }
+
+    /// The network, with nothing allocated.
+    pub fn init(&self, device: &Device) -> VarNetwork {
+        let (sizes, width) = (self.sizes(), self.z_channels);
+        let conv = |kernel: usize| Conv2d::new(width, width, kernel, device);
+        VarNetwork {
+            encoder: Encoder::new(&sizes, width, device),
+            quant_conv: conv(self.quant_conv_ks),
+            codebook: parameter([self.vocab_size, width], device),
+            phi: (0..self.share_quant_resi).map(|_| conv(3)).collect(),
+            post_quant_conv: conv(self.quant_conv_ks),
+            decoder: Decoder::new(&sizes, width, device),
+            sides: self.v_patch_nums.clone(),
+            share: self.quant_resi,
+            unit_codes: self.using_znorm,
+        }
+    }
+
+    /// The official names.
+    pub fn foreign_names(&self) -> ForeignNames {
+        ForeignNames {
+            of: Arc::new(name),
+            nesting: &[],
+            ignored: &[("quantize.ema_vocab_hit_SV", "how often training used each code")],
+            optional: &[],
+        }
+    }
+
+    fn read(&self, path: &FilePath, device: &Device) -> Result<(VarNetwork, Report)> {
+        foreign::load(self.init(device), &self.foreign_names(), path)
+    }
+
+    fn network(&self) -> &VarNetwork {
+        self.network.as_ref().expect("`load` comes before the first image")
+    }
+}
+
+/// Queries, keys and values are one tensor there.
+fn name(path: &str) -> ForeignName {
+    for (index, map) in [".q.", ".k.", ".v."].into_iter().enumerate() {
+        if path.contains(map) {
+            return ForeignName { name: path.replace(map, ".qkv."), layout: Layout::Part { index, of: 3 } };
+        }
+    }
+    let name = match path.strip_prefix("phi.") {
+        Some(rest) => format!("quantize.quant_resi.qresi_ls.{rest}"),
+        None => path.replace("codebook", "quantize.embedding.weight"),
+    };
+    ForeignName { name, layout: Layout::Same }
+}
+
+/// Where on [0, 1], the way from the first level to the last, each of `count` convolutions phi lies.
+///
+/// The numbers are NumPy's to the last bit: of ten levels, the third and the eighth lie half-way between two of four, where
+/// rounding decides (`published_levels_use_these_convolutions`).
+pub fn phi_ticks(count: usize) -> Vec<f64> {
+    let margin = if count == 4 { 1.0 / 3.0 / 4.0 } else { 1.0 / 2.0 / count as f64 };
+    let (first, last) = (margin, 1.0 - margin);
+    let step = (last - first) / (count - 1) as f64;
+    let mut ticks: Vec<f64> = (0..count).map(|i| i as f64 * step + first).collect();
+    ticks[count - 1] = last;
+    ticks
+}
+
+/// The convolution phi of each of `levels`: the nearest.
+pub fn phi_of_levels(count: usize, levels: usize) -> Vec<usize> {
+    let ticks = phi_ticks(count);
+    let nearest = |level: usize| {
+        let at = level as f64 / levels.saturating_sub(1).max(1) as f64;
+        let apart = |i: &usize| (ticks[*i] - at).abs();
+        (0..count).min_by(|a, b| apart(a).total_cmp(&apart(b))).expect("there is a phi")
+    };
+    (0..levels).map(nearest).collect()
+}
+
+/// The weights of a [`VarVqvae`].
+#[derive(Module, Debug)]
+pub struct VarNetwork {
+    /// Images to features.
+    pub encoder: Encoder,
+    /// Behind the encoder.
+    pub quant_conv: Conv2d,
+    /// `[V, C]`.
+    pub codebook: Param<Tensor<2>>,
+    /// What is done to the codes of some levels at full size.
+    pub phi: Vec<Conv2d>,
+    /// Before the decoder.
+    pub post_quant_conv: Conv2d,
+    /// Features to images.
+    pub decoder: Decoder,
+    #[module(skip)]
+    sides: Vec<usize>,
+    #[module(skip)]
+    share: f64,
+    #[module(skip)]
+    unit_codes: bool,
+}
+
+impl VarNetwork {
+    /// What the tokens `[B, side^2]` of a level add to the features: `[B, C, s_K, s_K]`.
+    fn contribution(&self, level: usize, ids: Tensor<2, Int>) -> Tensor<4> {
+        let (side, full) = (self.sides[level], self.sides[self.sides.len() - 1]);
+        let codes = from_positions(look_up(ids, self.codebook.val()), [side, side]);
+        let codes = resize(codes, [full, full], Resampling::Bicubic);
+        let phi = &self.phi[phi_of_levels(self.phi.len(), self.sides.len())[level]];
+        codes.clone() * (1.0 - self.share) + phi.forward(codes) * self.share
+    }
+
+    /// The tokens of features `[B, C, s_K, s_K]`, level by level: each `[B, side^2]`.
+    pub fn quantize(&self, features: Tensor<4>) -> Vec<Tensor<2, Int>> {
+        let [batch, width, ..] = features.dims();
+        let compared = |x: Tensor<2>| if self.unit_codes { unit(x) } else { x };
+        let (mut rest, mut all) = (features, Vec::new());
+        for (level, side) in self.sides.iter().copied().enumerate() {
+            let z = to_positions(resize(rest.clone(), [side, side], Resampling::Area));
+            let z = z.reshape([batch * side * side, width]);
+            let ids = nearest(compared(z), compared(self.codebook.val())).reshape([batch, side * side]);
+            rest = rest - self.contribution(level, ids.clone());
+            all.push(ids);
+        }
+        all
+    }
+
+    /// The features that the tokens of the first levels add up to, after each of them: `[B, C, s_K, s_K]`.
+    pub fn accumulate(&self, ids: &[Tensor<2, Int>]) -> Vec<Tensor<4>> {
+        let mut sums: Vec<Tensor<4>> = Vec::new();
+        for (level, ids) in ids.iter().enumerate() {
+            let term = self.contribution(level, ids.clone());
+            sums.push(match sums.last() {
+                Some(sum) => sum.clone() + term,
+                None => term,
+            });
+        }
+        sums
+    }
+
+    /// The image of features, not yet kept within [-1, 1].
+    pub fn image(&self, features: Tensor<4>) -> Tensor<4> {
+        self.decoder.forward(self.post_quant_conv.forward(features))
+    }
+
+    /// Tokens of all levels, `[B, position]`, by level.
+    fn levels(&self, ids: Tensor<2, Int>) -> Vec<Tensor<2, Int>> {
+        ids.split_with_sizes(self.sides.iter().map(|side| side * side).collect(), 1)
+    }
+}
+
+impl LevelCodec for VarVqvae {
+    fn features(&self, ids: &[Tensor<2, Int>], batch: usize, device: &Device) -> Tensor<3> {
+        let network = self.network();
+        let first = self.v_patch_nums[0];
+        let mut features = vec![Tensor::zeros([batch, first * first, self.z_channels], device)];
+        for (sum, side) in network.accumulate(ids).into_iter().zip(&self.v_patch_nums[1..]) {
+            features.push(to_positions(resize(sum, [*side, *side], Resampling::Area)));
+        }
+        Tensor::cat(features, 1)
+    }
+}
+
+impl Tokenizer for VarVqvae {
+    fn check(&self) -> Problems {
+        let mut problems = self.sizes().check();
+        if !self.v_patch_nums.is_sorted_by(|a, b| a < b) {
+            problems.push(
+                Problem::new("/v_patch_nums", format!("the sides {:?} do not grow", self.v_patch_nums))
+                    .accepts("sides from coarse to fine, such as [1, 2, 3, 4]"),
+            );
+        }
+        if self.quant_conv_ks.is_multiple_of(2) {
+            let what = format!("`quant_conv_ks` = {} is even", self.quant_conv_ks);
+            problems.push(Problem::new("/quant_conv_ks", what).accepts("an odd number"));
+        }
+        problems
+    }
+
+    fn latent_shape(&self, image: ImageShape) -> Result<LatentShape, Problems> {
+        let (shape, sizes) = (self.shape(), self.sizes());
+        let [rows, columns] = sizes.grid(image)?;
+        if [rows, columns] == shape.grid {
+            return Ok(shape);
+        }
+        let ([_, height, width], [_, side, _]) = (image, sizes.image(shape.grid));
+        let last = shape.grid[0];
+        let what = format!(
+            "images of {height}x{width} pixels have features of {rows}x{columns}, and `v_patch_nums` ends with {last}"
+        );
+        let problem = Problem::new("", what).accepts(format!("{side}x{side} pixels"));
+        Err(vec![match rows == columns {
+            true => problem.fix(format!("end /tokenizer/v_patch_nums with {rows}")),
+            false => problem,
+        }])
+    }
+
+    fn image_shape(&self, latent: LatentShape) -> ImageShape {
+        self.sizes().image(latent.grid)
+    }
+
+    fn load(&mut self, device: &Device) -> Result<()> {
+        self.network = Some(self.read(&self.path, device)?.0);
+        Ok(())
+    }
+
+    fn convert(&self, from: &FilePath, to: &FilePath) -> Result<Option<Report>> {
+        let (network, report) = self.read(from, &Device::flex())?;
+        foreign::save(&network, &self.foreign_names(), to)?;
+        Ok(Some(report))
+    }
+
+    fn encode(&self, images: Tensor<4>) -> Latent {
+        let network = self.network();
+        let features = network.quant_conv.forward(network.encoder.forward(images));
+        let ([batch, ..], device) = (features.dims(), features.device());
+        let ids = network.quantize(features);
+        let features = self.features(&ids[..ids.len() - 1], batch, &device);
+        Latent::Levels { ids: Tensor::cat(ids, 1), features }
+    }
+
+    fn decode(&self, latent: Latent, _: ImageShape) -> Tensor<4> {
+        let network = self.network();
+        let features = network.accumulate(&network.levels(latent.ids())).pop().expect("there is a level");
+        network.image(features).clamp(-1.0, 1.0)
+    }
+
+    fn codec(&self) -> Option<&dyn LevelCodec> {
+        Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_levels_use_these_convolutions() {
+        // numpy.argmin(numpy.abs(numpy.linspace(1/12, 11/12, 4) - k / 9)), recorded.
+        assert_eq!(phi_of_levels(4, 10), [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]);
+    }
+
+    #[test]
+    fn one_level_uses_the_first_convolution() {
+        assert_eq!(phi_of_levels(2, 1), [0]);
+    }
+
+    #[test]
+    fn only_images_that_end_at_the_last_level_are_taken() {
+        let entry: VarVqvae = framework::serde_json::from_str(r#"{"path": "vae.pth"}"#).unwrap();
+        assert_eq!(entry.latent_shape([3, 256, 256]).unwrap().positions(), 680);
+        let refused = |image| entry.latent_shape(image).unwrap_err().remove(0);
+        assert_eq!(refused([3, 512, 512]).fix.as_deref(), Some("end /tokenizer/v_patch_nums with 32"));
+        assert_eq!(refused([3, 256, 128]).accepts.as_deref(), Some("256x256 pixels"));
+        assert_eq!(refused([3, 250, 250]).accepts.as_deref(), Some("3 channels, height and width multiples of 16"));
+    }
+}

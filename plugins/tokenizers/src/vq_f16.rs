@@ -1,0 +1,214 @@
+//! LlamaGen's vector-quantised autoencoder.
+//!
+//!   z = quant_conv(encoder(image)),   id = argmin_k |u(z) - u(e_k)|^2,   u(v) = v / |v|
+//!   image = decoder(post_quant_conv(u(e_id)))
+//!
+//! Source: arXiv:2406.06525 sec. 2.1, arXiv:2012.09841; unit vectors: arXiv:2110.04627.
+//! Shapes: images `[B, 3, H, W]`, ids `[B, L]` in raster order, L = H W / stride^2.
+
+use crate::IMAGE_CHANNELS;
+use crate::quantize::{look_up, nearest, unit};
+use framework::burn::module::{Module, Param};
+use framework::error::{Problems, Result};
+use framework::foreign::{self, ForeignName, ForeignNames, Layout, Report};
+use framework::nn::autoencoder::{AutoencoderConfig, Decoder, Encoder};
+use framework::nn::{Conv2d, from_positions, parameter, to_positions};
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::tokenizer::{ImageShape, Tokenizer};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+/// LlamaGen's vector-quantised autoencoder: tokens in raster order. The defaults are those of `vq_ds16_c2i.pt`, where one
+/// token stands for 16x16 pixels.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VqF16 {
+    /// The official file (.pt, or converted to .safetensors); a relative path begins at the working directory.
+    pub path: PathBuf,
+    /// Number of codes: the vocabulary.
+    #[serde(default = "codebook_size")]
+    #[schemars(range(min = 2, max = 1_048_576))]
+    pub codebook_size: usize,
+    /// Channels of a code.
+    #[serde(default = "codebook_embed_dim")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub codebook_embed_dim: usize,
+    /// Channels between the networks and the codes.
+    #[serde(default = "z_channels")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub z_channels: usize,
+    /// Width of the first layer; a multiple of 32.
+    #[serde(default = "ch")]
+    #[schemars(range(min = 32, max = 4096))]
+    pub ch: usize,
+    /// Width of each level as a multiple of `ch`, finest first; each level but the last halves height and width.
+    #[serde(default = "ch_mult")]
+    #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
+    pub ch_mult: Vec<usize>,
+    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    #[serde(default = "num_res_blocks")]
+    #[schemars(range(min = 1, max = 64))]
+    pub num_res_blocks: usize,
+    /// Compare and decode codes at length one.
+    #[serde(default = "codebook_l2_norm")]
+    pub codebook_l2_norm: bool,
+    #[serde(skip)]
+    network: Option<VqNetwork>,
+}
+
+fn codebook_size() -> usize {
+    16_384
+}
+fn codebook_embed_dim() -> usize {
+    8
+}
+fn z_channels() -> usize {
+    256
+}
+fn ch() -> usize {
+    128
+}
+fn ch_mult() -> Vec<usize> {
+    vec![1, 1, 2, 2, 4]
+}
+fn num_res_blocks() -> usize {
+    2
+}
+fn codebook_l2_norm() -> bool {
+    true
+}
+
+framework::register!(tokenizer "vq_f16" => VqF16, "arXiv:2406.06525", "arXiv:2012.09841");
+
+impl VqF16 {
+    fn sizes(&self) -> AutoencoderConfig {
+        let coarsest = self.ch_mult.len().saturating_sub(1);
+        AutoencoderConfig {
+            image_channels: IMAGE_CHANNELS,
+            ch: self.ch,
+            ch_mult: self.ch_mult.clone(),
+            num_res_blocks: self.num_res_blocks,
+            attention: vec![coarsest],
+        }
+    }
+
+    /// The network, with nothing allocated.
+    pub fn init(&self, device: &Device) -> VqNetwork {
+        let sizes = self.sizes();
+        VqNetwork {
+            encoder: Encoder::new(&sizes, self.z_channels, device),
+            quant_conv: Conv2d::new(self.z_channels, self.codebook_embed_dim, 1, device),
+            codebook: parameter([self.codebook_size, self.codebook_embed_dim], device),
+            post_quant_conv: Conv2d::new(self.codebook_embed_dim, self.z_channels, 1, device),
+            decoder: Decoder::new(&sizes, self.z_channels, device),
+            unit_codes: self.codebook_l2_norm,
+        }
+    }
+
+    /// The official names.
+    pub fn foreign_names(&self) -> ForeignNames {
+        let coarsest = self.sizes().ch_mult.len() - 1;
+        ForeignNames {
+            of: Arc::new(move |path| ForeignName { name: name(path, coarsest), layout: Layout::Same }),
+            nesting: &["model."],
+            ignored: &[("quantize.codebook_used", "which codes training used last")],
+            optional: &[],
+        }
+    }
+
+    fn read(&self, path: &FilePath, device: &Device) -> Result<(VqNetwork, Report)> {
+        foreign::load(self.init(device), &self.foreign_names(), path)
+    }
+
+    fn network(&self) -> &VqNetwork {
+        self.network.as_ref().expect("`load` comes before the first image")
+    }
+}
+
+/// The decoder's levels are counted from the coarsest there, and the middle is a list.
+fn name(path: &str, coarsest: usize) -> String {
+    let path =
+        path.replace("mid.block_1.", "mid.0.").replace("mid.attn_1.", "mid.1.").replace("mid.block_2.", "mid.2.");
+    let parts: Vec<&str> = path.splitn(4, '.').collect();
+    match parts[..] {
+        ["codebook"] => "quantize.embedding.weight".to_string(),
+        [network, "down", level, rest] => format!("{network}.conv_blocks.{level}.{}", rest.replace("block.", "res.")),
+        [network, "up", level, rest] => {
+            let level: usize = level.parse().expect("levels are numbered");
+            format!("{network}.conv_blocks.{}.{}", coarsest - level, rest.replace("block.", "res."))
+        }
+        _ => path,
+    }
+}
+
+/// The weights of a [`VqF16`].
+#[derive(Module, Debug)]
+pub struct VqNetwork {
+    /// Images to features.
+    pub encoder: Encoder,
+    /// Features to the codes' channels.
+    pub quant_conv: Conv2d,
+    /// `[V, D]`.
+    pub codebook: Param<Tensor<2>>,
+    /// And back.
+    pub post_quant_conv: Conv2d,
+    /// Features to images.
+    pub decoder: Decoder,
+    #[module(skip)]
+    unit_codes: bool,
+}
+
+impl VqNetwork {
+    fn scaled(&self, x: Tensor<2>) -> Tensor<2> {
+        if self.unit_codes { unit(x) } else { x }
+    }
+
+    /// The ids of features `[B, D, h, w]`: `[B, h w]`.
+    pub fn quantize(&self, features: Tensor<4>) -> Tensor<2, Int> {
+        let [batch, width, height, columns] = features.dims();
+        let z = to_positions(features).reshape([batch * height * columns, width]);
+        nearest(self.scaled(z), self.scaled(self.codebook.val())).reshape([batch, height * columns])
+    }
+
+    /// What the decoder receives for ids `[B, h w]`: `[B, D, h, w]`.
+    pub fn codes(&self, ids: Tensor<2, Int>, grid: [usize; 2]) -> Tensor<4> {
+        from_positions(look_up(ids, self.scaled(self.codebook.val())), grid)
+    }
+}
+
+impl Tokenizer for VqF16 {
+    fn check(&self) -> Problems {
+        self.sizes().check()
+    }
+
+    fn latent_shape(&self, image: ImageShape) -> Result<LatentShape, Problems> {
+        Ok(LatentShape::tokens(self.sizes().grid(image)?, self.codebook_size))
+    }
+
+    fn image_shape(&self, latent: LatentShape) -> ImageShape {
+        self.sizes().image(latent.grid)
+    }
+
+    fn load(&mut self, device: &Device) -> Result<()> {
+        self.network = Some(self.read(&self.path, device)?.0);
+        Ok(())
+    }
+
+    fn convert(&self, from: &FilePath, to: &FilePath) -> Result<Option<Report>> {
+        let (network, report) = self.read(from, &Device::flex())?;
+        foreign::save(&network, &self.foreign_names(), to)?;
+        Ok(Some(report))
+    }
+
+    fn encode(&self, images: Tensor<4>) -> Latent {
+        let network = self.network();
+        Latent::Ids(network.quantize(network.quant_conv.forward(network.encoder.forward(images))))
+    }
+
+    fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
+        let (network, stride) = (self.network(), self.sizes().stride());
+        let codes = network.codes(latent.ids(), [height / stride, width / stride]);
+        network.decoder.forward(network.post_quant_conv.forward(codes))
+    }
+}
