@@ -43,6 +43,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
     pipeline.load(&device)?;
+    start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
     let network = weights::restore(pipeline.init_backbone(&device), checkpoint.sampling_weights())?;
     let num_classes = pipeline.backbone.accepts().num_classes;
     if let Some(class) = options.classes.iter().find(|class| num_classes.is_none_or(|n| **class >= n)) {

@@ -1,14 +1,17 @@
 //! The networks a run begins with: fresh, from a file, from where it stopped; and the frozen reference beside them.
 
 use crate::run::{self, Run};
+use crate::train::bar;
 use crate::{Failure, document};
 use framework::backbone::BoxBackbone;
 use framework::burn::module::Module;
-use framework::burn::tensor::Device;
+use framework::burn::tensor::{Device, Tensor, TensorData};
 use framework::checkpoint::{self, Checkpoint};
+use framework::dataset::{Dataset, ItemKind};
 use framework::error::Error;
 use framework::foreign::{self, Report};
 use framework::pipeline::Pipeline;
+use framework::random::Random;
 use framework::trainer::{Start, tracking};
 use framework::weights;
 use std::path::{Path, PathBuf};
@@ -42,6 +45,60 @@ pub fn file(path: &Path) -> Result<PathBuf, Failure> {
             path.display()
         ))),
     }
+}
+
+/// Where the run in `folder` keeps what its tokenizer learned.
+fn learned(folder: &Path) -> PathBuf {
+    folder.join("tokenizer.safetensors")
+}
+
+/// Has the tokenizer of a run learn from the dataset, if it must and has not.
+pub fn learn_tokenizer(
+    pipeline: &mut Pipeline,
+    run: &Run,
+    dataset: &dyn Dataset,
+    device: &Device,
+) -> Result<(), Failure> {
+    let (path, seed) = (learned(&run.folder), pipeline.train.seed);
+    let Some(learner) = pipeline.tokenizer.learner() else { return Ok(()) };
+    if path.exists() {
+        return Ok(learner.restore(&path, device)?);
+    }
+    let ItemKind::Images([channels, height, width]) = dataset.info().items else {
+        return Err(Failure::Input("error: a tokenizer learns from images; the dataset holds latents\n  at       /tokenizer and /data\n  accepts  a dataset of images, or a tokenizer with its file".into()));
+    };
+    let mut values = Vec::new();
+    for index in 0..dataset.len() {
+        values.extend(dataset.plain(index)?.values);
+    }
+    let images = Tensor::<4>::from_data(TensorData::new(values, [dataset.len(), channels, height, width]), device);
+    let bar = bar("tokenizer", 0);
+    let mut last = (0, 0.0);
+    learner.learn(images, &Random::new(seed), &mut |done, all, error| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        bar.set_message(format!("error {error:.5}"));
+        last = (done, error);
+    })?;
+    bar.finish_and_clear();
+    learner.save(&path)?;
+    let (rounds, error) = last;
+    eprintln!("tokenizer learned in {rounds} rounds, mean squared error {error:.5}; kept in {}", path.display());
+    Ok(())
+}
+
+/// Gives the tokenizer what it learned in the run that `from` (its folder, or a checkpoint in it) belongs to.
+pub fn restore_tokenizer(pipeline: &mut Pipeline, from: &Path, device: &Device) -> Result<(), Failure> {
+    let Some(learner) = pipeline.tokenizer.learner() else { return Ok(()) };
+    let folder = if from.is_dir() { Some(from) } else { from.parent().and_then(Path::parent) };
+    let path = learned(folder.unwrap_or(Path::new("")));
+    if path.exists() {
+        return Ok(learner.restore(&path, device)?);
+    }
+    Err(Failure::Input(format!(
+        "error: the tokenizer learned from its run's dataset, and {} is not there\n  accepts  a run's folder, or a checkpoint within it\n  fix      name the file: --set /tokenizer/path=FILE",
+        path.display()
+    )))
 }
 
 /// The networks of a run that begins, or goes on from `resume`.

@@ -53,6 +53,7 @@ pub fn train(options: &TrainOptions) -> Outcome {
     }
     pipeline.load(&device)?;
     let dataset: Arc<dyn Dataset> = pipeline.open_data()?.into();
+    start::learn_tokenizer(&mut pipeline, &run, &*dataset, &device)?;
     let pipeline = Arc::new(pipeline);
     let start = start::start(&pipeline, &run, &device, from.map(|(_, checkpoint)| checkpoint))?;
     let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), &device, start)?;

@@ -51,10 +51,37 @@ pub trait Tokenizer: Debug + Send + Sync {
     /// Latents to images `[B, C, H, W]`, nominally in [-1, 1].
     fn decode(&self, latent: Latent, image: ImageShape) -> Tensor<4>;
 
+    /// Itself, if it must learn from the dataset before training.
+    fn learner(&mut self) -> Option<&mut dyn LearnedTokenizer> {
+        None
+    }
+
     /// What turns the tokens of a pyramid's levels into the features of the next, if it makes levels.
     fn codec(&self) -> Option<&dyn LevelCodec> {
         None
     }
+}
+
+/// A tokenizer that learns from a dataset, once; the run keeps what it learned.
+pub trait LearnedTokenizer {
+    /// Learns from images `[N, C, H, W]` in [-1, 1]. `progress` is told the rounds done, the most there will be, and the
+    /// mean squared error.
+    ///
+    /// # Errors
+    /// If nothing can be learned from them.
+    fn learn(&mut self, images: Tensor<4>, random: &Random, progress: &mut dyn FnMut(usize, usize, f64)) -> Result<()>;
+
+    /// Writes what was learned.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    fn save(&self, path: &Path) -> Result<()>;
+
+    /// Reads what was learned.
+    ///
+    /// # Errors
+    /// If the file is missing or is not what it should be.
+    fn restore(&mut self, path: &Path, device: &Device) -> Result<()>;
 }
 
 /// From the tokens of some levels to what the next level's predictions read.

@@ -6,6 +6,7 @@ mod pixels;
 mod pyramid;
 mod quantize;
 mod var_vqvae;
+mod vq;
 mod vq_f16;
 
 pub use kl_f16::{KlF16, KlNetwork};
@@ -13,6 +14,7 @@ pub use levels::Levels;
 pub use pixels::Pixels;
 pub use pyramid::Pyramid;
 pub use var_vqvae::{VarNetwork, VarVqvae, phi_of_levels, phi_ticks};
+pub use vq::Vq;
 pub use vq_f16::{VqF16, VqNetwork};
 
 /// Channels of the images that the published autoencoders were trained on: red, green, blue.
