@@ -30,7 +30,7 @@ pub enum Command {
     List,
     /// Run the backbone once on tensors from a file: to check a port against its reference.
     #[command(
-        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W]."
+        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W]. Of masked tokens: x, mask [B,L] (1 = hidden), t [B,L], noise [B,L,D] (the head's noisy tokens), y, beta; prediction [B,L,D]."
     )]
     Forward(ForwardOptions),
     /// Convert an official checkpoint to a native one, or back.

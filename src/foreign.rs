@@ -8,6 +8,7 @@ use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::{self, Checkpoint};
 use framework::condition::Condition;
 use framework::foreign;
+use framework::masked::Patches;
 use framework::process::Input;
 
 /// Runs the backbone once.
@@ -31,7 +32,10 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B], in the checkpoint's own units"))?)?;
     let shape = x.shape().to_vec();
     let latent = pipeline.latent_shape();
-    let expected = [t.len(), latent.channels, latent.grid[0], latent.grid[1]];
+    let process = pipeline.process();
+    let patches = process.head().map(|head| head.patches);
+    let batch = t.len() / patches.map_or(1, |patches| patches.tokens());
+    let expected = [batch, latent.channels, latent.grid[0], latent.grid[1]];
     if shape != expected {
         return Err(Failure::Input(format!(
             "error: `x` is {shape:?}\n  at       {}\n  accepts  {expected:?}",
@@ -44,7 +48,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             numbers(y)?.into_iter().map(|class| Some(class as usize).filter(|class| *class < n)).collect(),
         ),
         (None, Some(_)) => return Err(missing("y", "y [B], the class; num_classes = null")),
-        _ => Condition::None(t.len()),
+        _ => Condition::None(batch),
     };
     let control = Control::guided(get("beta")?.map(numbers).transpose()?);
     if control.guidance.is_some() && !pipeline.backbone.accepts().guidance_input {
@@ -56,10 +60,48 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     }
     let x = Tensor::<4>::from_data(x.convert_dtype(DType::F32), &device);
     let t = t.into_iter().map(|t| pipeline.backbone.t_of_native(t)).collect();
-    let prediction = network.predict(&Input::Noisy { x_t: to_positions(x), t }, &condition, &control);
-    let prediction = from_positions(prediction, latent.grid);
-    foreign::save_tensors(&[("prediction".to_string(), prediction.into_data())], &options.output)?;
+    let prediction = match patches {
+        Some(patches) => {
+            let tensor = |name: &str, what: &str| get(name)?.ok_or_else(|| missing(name, what));
+            let input = masked(patches, to_positions(x), t, &tensor)?;
+            network.predict(&input, &condition, &control).into_data()
+        }
+        None => {
+            let prediction = network.predict(&Input::Noisy { x_t: to_positions(x), t }, &condition, &control);
+            from_positions(prediction, latent.grid).into_data()
+        }
+    };
+    foreign::save_tensors(&[("prediction".to_string(), prediction)], &options.output)?;
     Ok(())
+}
+
+/// Masked tokens, of which the head predicts all. `tensor` reads one from the input file, or says what it lacks.
+fn masked(
+    patches: Patches,
+    x: Tensor<3>,
+    t: Vec<f64>,
+    tensor: &dyn Fn(&str, &str) -> Result<TensorData, Failure>,
+) -> Result<Input, Failure> {
+    let x = patches.cut(x);
+    let [batch, tokens, width] = x.dims();
+    let mask = tensor("mask", "mask [B,L], 1 = hidden, as many of each sample")?;
+    let noise = tensor("noise", "noise [B,L,D], the head's noisy tokens")?;
+    let wrong = |name: &str, accepts: String| Failure::Input(format!("error: `{name}` is wrong\n  accepts  {accepts}"));
+    if t.len() != batch * tokens {
+        return Err(wrong("t", format!("{:?}, a time of each token", [batch, tokens])));
+    }
+    if noise.shape().to_vec() != [batch, tokens, width] {
+        return Err(wrong("noise", format!("{:?}", [batch, tokens, width])));
+    }
+    let hidden: Vec<bool> = mask.iter::<f64>().map(|hidden| hidden != 0.0).collect();
+    let count = |mask: &[bool]| mask.iter().filter(|hidden| **hidden).count();
+    let same = |mask: &[bool]| count(mask) == count(&hidden[..tokens]);
+    if hidden.len() != batch * tokens || !hidden.chunks(tokens).all(same) {
+        return Err(wrong("mask", format!("{:?}, as many ones of each sample", [batch, tokens])));
+    }
+    let places = (0..batch).flat_map(|_| 0..tokens).collect();
+    let x_t = Tensor::from_data(noise.convert_dtype(DType::F32), &x.device());
+    Ok(Input::Masked { x, hidden, places, x_t, t })
 }
 
 /// `[B, C, H, W]` to `[B, H W, C]`.

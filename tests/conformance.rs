@@ -16,6 +16,17 @@ fn dit(more: Value) -> Value {
     entry
 }
 
+/// A MAR small enough for tests: 16 tokens of 2 by 2 positions.
+fn mar(more: Value) -> Value {
+    let mut entry = json!({
+        "type": "mar", "img_size": 16, "vae_stride": 2, "patch_size": 2, "vae_embed_dim": 1, "class_num": 4,
+        "encoder_embed_dim": 8, "encoder_depth": 1, "encoder_num_heads": 2, "diffloss_d": 1, "diffloss_w": 8,
+        "buffer_size": 2, "mlp_ratio": 2.0, "mask_ratio_min": 0.2, "diffusion_batch_mul": 2, "process": { "timesteps": 50 }
+    });
+    entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    entry
+}
+
 #[track_caller]
 fn holds(what: &Value, failures: Vec<String>) {
     assert!(failures.is_empty(), "{what} does not hold that\n  {}", failures.join("\n  "));
@@ -37,6 +48,16 @@ fn objectives() {
 }
 
 #[test]
+fn objectives_on_masked_tokens() {
+    let registry = Registry::linked();
+    for entry in registry.entries().iter().filter(|entry| entry.kind == Kind::Objective) {
+        let entry = json!({ "type": entry.name });
+        let input = registry.objective(entry.clone()).unwrap().needs().guidance_input;
+        holds(&entry, conformance::objective(&entry, &mar(json!({ "guidance_input": input }))));
+    }
+}
+
+#[test]
 fn backbones() {
     for more in [
         json!({}),
@@ -44,6 +65,11 @@ fn backbones() {
         json!({ "guidance_input": "mlp", "learn_sigma": true, "process": { "variance_loss": true } }),
     ] {
         let entry = dit(more);
+        holds(&entry, conformance::backbone(&entry));
+    }
+    let untrained = json!({ "guidance_input": true, "process": { "timesteps": 50, "variance_loss": false } });
+    for more in [json!({}), untrained] {
+        let entry = mar(more);
         holds(&entry, conformance::backbone(&entry));
     }
 }
@@ -57,4 +83,7 @@ fn samplers() {
     ] {
         holds(&sampler, conformance::sampler(&sampler, &dit(json!({ "learn_sigma": true }))));
     }
+    let head = json!({ "type": "ddpm", "steps": 3, "variance": "learned_range" });
+    let masked = json!({ "type": "masked", "iterations": 4, "head": head });
+    holds(&masked, conformance::sampler(&masked, &mar(json!({}))));
 }

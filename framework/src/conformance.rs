@@ -87,7 +87,11 @@ pub fn backbone(entry: &Value) -> Vec<String> {
     };
     let guidance = accepts.guidance_input.then_some(0.5);
     let [batch, positions, channels] = bench.predict().dims();
-    must(batch == BATCH && positions == shape.positions(), "a prediction is [B, position, channel]");
+    let asked = match &bench.example.input {
+        Input::Masked { places, .. } => places.len() / BATCH,
+        _ => shape.positions(),
+    };
+    must(batch == BATCH && positions == asked, "a prediction is [B, position, channel]");
     must(channels >= shape.vocabulary.unwrap_or(shape.channels), "a prediction has the latent's channels");
     let whole = numbers(&bench.example.input, &bench.condition, guidance);
     must(whole.iter().all(|v| v.is_finite()), "predictions are finite");
@@ -273,7 +277,11 @@ fn fields<T: Serialize + DeserializeOwned>(
     leaves(&written, "", &mut places);
     places
         .into_iter()
-        .filter(|place| place != "/type")
+        // The name of an entry, or of one within it, says which plugin it is.
+        .filter(|place| {
+            let name = written.pointer(place).and_then(Value::as_str);
+            !place.ends_with("/type") || !plugin::entries().iter().any(|known| Some(known.name) == name)
+        })
         .filter(|place| {
             let differs = |value: Value| {
                 let mut changed = written.clone();

@@ -6,13 +6,15 @@
 mod attention;
 mod embedding;
 mod linear;
+mod norm;
 
 pub use attention::{Attention, AttentionConfig, heads, merge_heads};
 pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
-pub use linear::{Linear, Mlp};
+pub use linear::{Gelu, Linear, Mlp};
+pub use norm::LayerNorm;
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Device, Tensor, activation};
+use burn::tensor::{DType, Device, Int, Tensor, activation};
 
 /// A parameter of the given shape that holds nothing until it is given numbers.
 pub fn parameter<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
@@ -23,6 +25,21 @@ pub fn parameter<const D: usize>(shape: [usize; D], device: &Device) -> Param<Te
         device.is_autodiff(),
         shape.into(),
     )
+}
+
+/// Rows of a table `[R, D]`, in the order asked for; a row may be asked for more than once.
+pub fn rows(table: Tensor<2>, rows: impl IntoIterator<Item = usize>) -> Tensor<2> {
+    let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
+    let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &table.device().inner());
+    table.select(0, rows)
+}
+
+/// The tokens of `x` at `places`. Shapes: `x` `[B, L, D]`, `places` row-major `[B, n]`, to `[B, n, D]`.
+pub fn gather(x: Tensor<3>, places: &[usize]) -> Tensor<3> {
+    let [batch, length, width] = x.dims();
+    let count = places.len() / batch;
+    let of_batch = places.iter().enumerate().map(|(i, place)| i / count * length + place);
+    rows(x.reshape([batch * length, width]), of_batch).reshape([batch, count, width])
 }
 
 /// Layer normalisation without affine parameters over the last dimension.

@@ -1,13 +1,15 @@
-//! Samplers of continuous processes: one file each, with the formula on top; `grid.rs` holds their times.
+//! Samplers: one file each, with the formula on top; `grid.rs` holds the times of those of continuous processes.
 
 mod ddim;
 mod ddpm;
 mod dpm_solver_pp;
 pub mod grid;
+mod masked;
 
 pub use ddim::Ddim;
 pub use ddpm::{Ddpm, Variance};
 pub use dpm_solver_pp::{DpmSolverPp, Spacing};
+pub use masked::{Masked, Order};
 
 use framework::guidance::Denoiser;
 use framework::path::{Coefficients, split};
