@@ -37,7 +37,10 @@ pub fn objective(entry: &Value, backbone: &Value) -> Vec<String> {
         }
     };
     let (losses, gradients) = bench.losses(&*objective, 0, 0, None);
-    let silent = silent(&gradients);
+    // A null condition of its own is trained by what drops conditions, and by nothing else.
+    let plain = bench.gradients(bench.process.loss(bench.predict(&bench.condition), &bench.example).mean());
+    let untrained = silent(&plain);
+    let silent: Vec<&str> = silent(&gradients).into_iter().filter(|path| !untrained.contains(path)).collect();
     must(losses.len() == BATCH, "the loss is one number a sample");
     must(losses.iter().all(|loss| loss.is_finite()), "the loss is finite");
     must(bench.losses(&*objective, 0, 0, None).0 == losses, "the same seed gives the same loss");
@@ -86,7 +89,7 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         values(bench.online.valid().predict(input, condition, &control))
     };
     let guidance = accepts.guidance_input.then_some(0.5);
-    let [batch, positions, channels] = bench.predict().dims();
+    let [batch, positions, channels] = bench.predict(&bench.condition).dims();
     let asked = match &bench.example.input {
         Input::Masked { places, .. } => places.len() / BATCH,
         _ => shape.positions(),
@@ -116,8 +119,9 @@ pub fn backbone(entry: &Value) -> Vec<String> {
     names.dedup();
     must(names.len() == parameters.len(), "no two parameters have one official name");
     must(bench.config.flops() > 0.0 && bench.config.activations() > 0.0, "the cost is stated");
-    let loss = bench.process.loss(bench.predict(), &bench.example).mean();
-    let gradients = bench.gradients(loss);
+    let some_dropped: Vec<bool> = (0..BATCH).map(|i| i == 0).collect();
+    let prediction = bench.predict(&bench.condition.dropped(&some_dropped));
+    let gradients = bench.gradients(bench.process.loss(prediction, &bench.example).mean());
     let silent = silent(&gradients);
     must(silent.is_empty(), &format!("gradients reach every parameter; they do not reach {silent:?}"));
     failures.extend(fields::<Box<dyn BackbonePlugin>>(entry, Kind::Backbone, &|new| {
@@ -127,7 +131,8 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         let network = new.init(&Device::flex());
         let shapes = weights::parameters(&network);
         let init: Vec<_> = shapes.iter().map(|(path, shape, _)| new.initializer(path, shape)).collect();
-        let predicted = values(Bench::new(&serde_json::to_value(new).expect("plugins can be written")).predict());
+        let bench = Bench::new(&serde_json::to_value(new).expect("plugins can be written"));
+        let predicted = values(bench.predict(&bench.condition));
         Some(format!("{shapes:?} {init:?} {predicted:?} {:?} {:?}", new.accepts(), new.process()))
     }));
     failures
@@ -271,17 +276,18 @@ fn fields<T: Serialize + DeserializeOwned>(
         fields.as_object_mut().expect("an entry is an object").remove("type");
         validator.is_valid(&fields)
     };
-    let mut words = Vec::new();
-    constants(&schema, &mut words);
     let mut places = Vec::new();
     leaves(&written, "", &mut places);
+    let mut words = Vec::new();
+    constants(&schema, &mut words);
+    // An entry may hold others, whose schemas name their own values.
+    let names: Vec<&str> = places.iter().filter_map(|place| named(&written, place)).collect();
+    for known in plugin::entries().into_iter().filter(|known| names.contains(&known.name)) {
+        constants(&Value::from((known.schema)()), &mut words);
+    }
     places
-        .into_iter()
-        // The name of an entry, or of one within it, says which plugin it is.
-        .filter(|place| {
-            let name = written.pointer(place).and_then(Value::as_str);
-            !place.ends_with("/type") || !plugin::entries().iter().any(|known| Some(known.name) == name)
-        })
+        .iter()
+        .filter(|place| named(&written, place).is_none())
         .filter(|place| {
             let differs = |value: Value| {
                 let mut changed = written.clone();
@@ -303,6 +309,12 @@ fn fields<T: Serialize + DeserializeOwned>(
         })
         .map(|place| format!("field {place} changes something"))
         .collect()
+}
+
+/// The name of an entry or of one within it, if that is what stands at `place`.
+fn named<'a>(written: &'a Value, place: &str) -> Option<&'a str> {
+    let name = written.pointer(place).and_then(Value::as_str).filter(|_| place.ends_with("/type"))?;
+    plugin::entries().iter().any(|known| known.name == name).then_some(name)
 }
 
 /// Pointers of everything that is neither object nor array.
@@ -462,9 +474,9 @@ impl Bench {
         needs.guidance_input == accepts.guidance_input && objective.check_process(&*self.process).is_empty()
     }
 
-    fn predict(&self) -> Tensor<3> {
+    fn predict(&self, condition: &Condition) -> Tensor<3> {
         let guidance = self.config.accepts().guidance_input.then(|| vec![0.5; BATCH]);
-        self.online.predict(&self.example.input, &self.condition, &Control::guided(guidance))
+        self.online.predict(&self.example.input, condition, &Control::guided(guidance))
     }
 
     /// Losses of the batch in some order, and their mean's gradients.

@@ -41,7 +41,7 @@ pub struct Masked {
     /// Which tokens come first.
     #[serde(default)]
     pub order: Order,
-    /// Factor of the noise that the head's sampler adds after where it starts, 0 to 10; 1 = none.
+    /// Factor of the noise that the head's sampler adds after where it starts, 0 to 10; 1 = as it is.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: f64,
@@ -97,7 +97,7 @@ impl Sampler for Masked {
         let tokens = head.patches.tokens();
         if self.iterations > tokens {
             let what = format!("{} iterations for {tokens} tokens", self.iterations);
-            problems.push(Problem::new("/iterations", what).and_at("/backbone").accepts(format!("1 to {tokens}")));
+            problems.push(Problem::new("/iterations", what).accepts(format!("1 to {tokens}")));
         }
         problems
     }
