@@ -4,7 +4,7 @@
 //!   loss = mean over the hidden tokens, each `repeats` times, of the head's loss at a noise and a time of its own
 //!
 //! The published loss weighs the other tokens with zero; they are left out here, which is the same mean.
-//! Source: arXiv:2406.11838 sec. 3 and 4, and its code (ratio, repeats).
+//! Source: arXiv:2406.11838 sec. 3.4 and 4.2, and its code (ratio, repeats).
 
 use crate::nn::{gather, to_patches};
 use crate::path::Prediction;
@@ -142,8 +142,8 @@ impl Process for Masked {
         Likelihood::Bound
     }
 
-    /// L times the mean over the hidden tokens of the head's bound: arXiv:2110.02037 eq. 6 at one number of hidden tokens,
-    /// with the weights of the head's times set to one.
+    /// L times the mean over the hidden tokens of the head's bound: that of arXiv:2110.02037 at one number of hidden
+    /// tokens, with the weights of the head's times set to one.
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
         let Target::Values(target) = &example.target else { panic!("a masked process was given ids as target") };
         score(prediction, example) * (-0.5 * (self.patches.tokens() * target.dims()[2]) as f64)

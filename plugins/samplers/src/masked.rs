@@ -3,7 +3,7 @@
 //!   hidden after iteration k of K:  max(1, min(hidden - 1, floor(L cos(pi / 2 (k + 1) / K)))),  and none after the last
 //!   progress of the iteration:      1 - that number / L
 //!
-//! Source: arXiv:2406.11838 sec. 3.3 and its code; the schedule is that of arXiv:2202.04200 sec. 3.2.
+//! Source: arXiv:2406.11838 sec. 4.2 and its code; the schedule is the cosine of arXiv:2202.04200.
 
 use crate::ddpm::{Ddpm, Variance};
 use crate::grid::TableSpacing;

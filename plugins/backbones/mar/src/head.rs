@@ -2,7 +2,7 @@
 //!
 //!   y = time(t) + cond(z);   h <- h + gate mlp(modulate(norm(h), y)), depth times;   out = linear(modulate(norm(h), y))
 //!
-//! Source: arXiv:2406.11838 sec. 3.1 and app. A. Shapes: R rows, one a token and time.
+//! Source: arXiv:2406.11838 sec. 4.1. Shapes: R rows, one a token and time.
 
 use crate::{EPSILON, FREQUENCIES};
 use framework::burn;

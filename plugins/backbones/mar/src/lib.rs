@@ -50,7 +50,7 @@ struct Sizes {
 }
 
 impl Size {
-    /// Source: arXiv:2406.11838 sec. 4 and the commands of its code.
+    /// Source: the models and commands of the code of arXiv:2406.11838.
     fn sizes(self) -> Sizes {
         let (embed_dim, depth, num_heads, diffloss_d, diffloss_w) = match self {
             Self::B => (768, 12, 12, 6, 1024),

@@ -328,7 +328,7 @@ fn whole_decodings_equal_the_official_code() {
 
 #[test]
 fn published_sizes_count_the_published_parameters() {
-    // Table 3 of arXiv:2406.11838, in millions.
+    // arXiv:2406.11838, in millions.
     for (size, published) in [("B", 208.0), ("L", 479.0), ("H", 943.0)] {
         let config: MarConfig = json(&format!(r#"{{"size": "{size}"}}"#));
         assert!(config.check().is_empty());
