@@ -30,7 +30,7 @@ pub enum Command {
     List,
     /// Run the backbone, or the tokenizer, once on tensors from a file: to check a port against its reference.
     #[command(
-        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W].\n\nWith --tokenizer: img [B,C,H,W] in [-1,1] is encoded and decoded; latent [B,C,H,W] or indices [B,L], without img, is decoded. Output: latent or indices (and var_input [B,L',C], what the levels behind the first read), and decoded [B,C,H,W]."
+        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W]. Of tokens: ids [B,L], y, beta; of levels: features [B,L,C], y, beta; logits [B,L,V]. Of masked tokens: x, mask [B,L] (1 = hidden), t [B,L], noise [B,L,D] (the head's noisy tokens), y, beta; prediction [B,L,D].\n\nWith --tokenizer: img [B,C,H,W] in [-1,1] is encoded and decoded; latent [B,C,H,W] or indices [B,L], without img, is decoded. Output: latent or indices (and var_input [B,L',C], what the levels behind the first read), and decoded [B,C,H,W]."
     )]
     Forward(ForwardOptions),
     /// Convert an official checkpoint to a native one, or back; or a tokenizer's official file to safetensors.

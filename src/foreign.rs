@@ -8,6 +8,7 @@ use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::{self, Checkpoint};
 use framework::condition::{Condition, ConditionKind};
 use framework::foreign;
+use framework::masked::Patches;
 use framework::nn::{from_positions, to_positions};
 use framework::process::{Family, Input};
 
@@ -84,7 +85,16 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             }
             (batch, Input::Levels { features })
         }
-        Family::Masked => return Err(Failure::Run("error: `forward` runs no masked backbone yet".into())),
+        Family::Masked => {
+            let x = get("x")?.ok_or_else(|| missing("x", "x [B,C,H,W]"))?;
+            let batch = shaped("x", &x, &[latent.channels, latent.grid[0], latent.grid[1]])?;
+            let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B,L], the head's times"))?)?;
+            let t = t.into_iter().map(|t| pipeline.backbone.t_of_native(t)).collect();
+            let x = to_positions(Tensor::<4>::from_data(x.convert_dtype(DType::F32), &device));
+            let patches = pipeline.process().head().expect("a masked process has a head").patches;
+            let tensor = |name: &str, what: &str| get(name)?.ok_or_else(|| missing(name, what));
+            (batch, masked(patches, x, t, &tensor)?)
+        }
     };
     let num_classes = pipeline.backbone.accepts().num_classes;
     let condition = match (get("y")?, num_classes) {
@@ -121,6 +131,35 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     };
     foreign::save_tensors(&[("prediction".to_string(), prediction)], &options.output)?;
     Ok(())
+}
+
+/// Masked tokens, of which the head predicts all. `tensor` reads one from the input file, or says what it lacks.
+fn masked(
+    patches: Patches,
+    x: Tensor<3>,
+    t: Vec<f64>,
+    tensor: &dyn Fn(&str, &str) -> Result<TensorData, Failure>,
+) -> Result<Input, Failure> {
+    let x = patches.cut(x);
+    let [batch, tokens, width] = x.dims();
+    let mask = tensor("mask", "mask [B,L], 1 = hidden, as many of each sample")?;
+    let noise = tensor("noise", "noise [B,L,D], the head's noisy tokens")?;
+    let wrong = |name: &str, accepts: String| Failure::Input(format!("error: `{name}` is wrong\n  accepts  {accepts}"));
+    if t.len() != batch * tokens {
+        return Err(wrong("t", format!("{:?}, a time of each token", [batch, tokens])));
+    }
+    if noise.shape().to_vec() != [batch, tokens, width] {
+        return Err(wrong("noise", format!("{:?}", [batch, tokens, width])));
+    }
+    let hidden: Vec<bool> = mask.iter::<f64>().map(|hidden| hidden != 0.0).collect();
+    let count = |mask: &[bool]| mask.iter().filter(|hidden| **hidden).count();
+    let same = |mask: &[bool]| count(mask) == count(&hidden[..tokens]);
+    if hidden.len() != batch * tokens || !hidden.chunks(tokens).all(same) {
+        return Err(wrong("mask", format!("{:?}, as many ones of each sample", [batch, tokens])));
+    }
+    let places = (0..batch).flat_map(|_| 0..tokens).collect();
+    let x_t = Tensor::from_data(noise.convert_dtype(DType::F32), &x.device());
+    Ok(Input::Masked { x, hidden, places, x_t, t })
 }
 
 /// Converts between the official and the native format.

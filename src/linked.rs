@@ -4,6 +4,7 @@ use data as _;
 use dit as _;
 use guidance as _;
 use llamagen as _;
+use mar as _;
 use metrics as _;
 use objectives as _;
 use samplers as _;

@@ -39,7 +39,10 @@ pub fn objective(entry: &Value, backbone: &Value) -> Vec<String> {
         }
     };
     let (losses, gradients) = bench.losses(&*objective, 0, 0, None);
-    let silent = silent(&gradients);
+    // A null condition of its own is trained by what drops conditions, and by nothing else.
+    let plain = bench.gradients(bench.process.loss(bench.predict(&bench.condition), &bench.example).mean());
+    let untrained = silent(&plain);
+    let silent: Vec<&str> = silent(&gradients).into_iter().filter(|path| !untrained.contains(path)).collect();
     must(losses.len() == BATCH, "the loss is one number a sample");
     must(losses.iter().all(|loss| loss.is_finite()), "the loss is finite");
     must(bench.losses(&*objective, 0, 0, None).0 == losses, "the same seed gives the same loss");
@@ -91,8 +94,12 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         values(bench.online.valid().predict(input, condition, &control))
     };
     let guidance = accepts.guidance_input.then_some(0.5);
-    let [batch, positions, channels] = bench.predict().dims();
-    must(batch == BATCH && positions == shape.positions(), "a prediction is [B, position, channel]");
+    let [batch, positions, channels] = bench.predict(&bench.condition).dims();
+    let asked = match &bench.example.input {
+        Input::Masked { places, .. } => places.len() / BATCH,
+        _ => shape.positions(),
+    };
+    must(batch == BATCH && positions == asked, "a prediction is [B, position, channel]");
     must(channels >= shape.vocabulary.unwrap_or(shape.channels), "a prediction has the latent's channels");
     let whole = numbers(&bench.example.input, &bench.condition, guidance);
     must(whole.iter().all(|v| v.is_finite()), "predictions are finite");
@@ -123,8 +130,9 @@ pub fn backbone(entry: &Value) -> Vec<String> {
     names.dedup();
     must(names.len() == parameters.len(), "no two parameters have one official name");
     must(bench.config.flops() > 0.0 && bench.config.activations() > 0.0, "the cost is stated");
-    let loss = bench.process.loss(bench.predict(), &bench.example).mean();
-    let gradients = bench.gradients(loss);
+    let some_dropped: Vec<bool> = (0..BATCH).map(|i| i == 0).collect();
+    let prediction = bench.predict(&bench.condition.dropped(&some_dropped));
+    let gradients = bench.gradients(bench.process.loss(prediction, &bench.example).mean());
     let silent = silent(&gradients);
     must(silent.is_empty(), &format!("gradients reach every parameter; they do not reach {silent:?}"));
     failures.extend(fields::<Box<dyn BackbonePlugin>>(entry, Kind::Backbone, &|new| {
@@ -135,7 +143,8 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         let network = new.init(&Device::flex());
         let shapes = weights::parameters(&network);
         let init: Vec<_> = shapes.iter().map(|(path, shape, _)| new.initializer(path, shape)).collect();
-        let predicted = values(Bench::new(&serde_json::to_value(new).expect("plugins can be written")).predict());
+        let bench = Bench::new(&serde_json::to_value(new).expect("plugins can be written"));
+        let predicted = values(bench.predict(&bench.condition));
         Ok(format!("{shapes:?} {init:?} {predicted:?} {:?} {:?}", new.accepts(), new.process()))
     }));
     failures
@@ -379,17 +388,22 @@ fn fields<T: Serialize + DeserializeOwned>(
         fields.as_object_mut().expect("an entry is an object").remove("type");
         validator.is_valid(&fields)
     };
-    let mut words = Vec::new();
-    constants(&schema, &mut words);
     let mut places = Vec::new();
     leaves(&written, "", &mut places);
+    let mut words = Vec::new();
+    constants(&schema, &mut words);
+    // An entry may hold others, whose schemas name their own values.
+    let names: Vec<&str> = places.iter().filter_map(|place| named(&written, place)).collect();
+    for known in plugin::entries().into_iter().filter(|known| names.contains(&known.name)) {
+        constants(&Value::from((known.schema)()), &mut words);
+    }
     places
-        .into_iter()
-        .filter(|place| place != "/type")
+        .iter()
+        .filter(|place| named(&written, place).is_none())
         .filter(|place| {
             let differs = |value: Value| {
                 let mut changed = written.clone();
-                let heard = place.clone();
+                let heard = place.as_str();
                 // A name or a switch that is refused is one that was heard, whatever the refusal names.
                 let refusal_counts = !value.is_number();
                 // Another type has other fields: they all take their defaults.
@@ -411,6 +425,12 @@ fn fields<T: Serialize + DeserializeOwned>(
         })
         .map(|place| format!("field {place} changes something"))
         .collect()
+}
+
+/// The name of an entry or of one within it, if that is what stands at `place`.
+fn named<'a>(written: &'a Value, place: &str) -> Option<&'a str> {
+    let name = written.pointer(place).and_then(Value::as_str).filter(|_| place.ends_with("/type"))?;
+    plugin::entries().iter().any(|known| known.name == name).then_some(name)
 }
 
 /// Pointers of everything that is neither object nor array.
@@ -572,9 +592,9 @@ impl Bench {
         needs.guidance_input == accepts.guidance_input && objective.check_process(&*self.process).is_empty()
     }
 
-    fn predict(&self) -> Tensor<3> {
+    fn predict(&self, condition: &Condition) -> Tensor<3> {
         let guidance = self.config.accepts().guidance_input.then(|| vec![0.5; BATCH]);
-        self.online.predict(&self.example.input, &self.condition, &Control::guided(guidance))
+        self.online.predict(&self.example.input, condition, &Control::guided(guidance))
     }
 
     /// The predictions of the batch, read step by step through a cache.
@@ -586,6 +606,11 @@ impl Bench {
         };
         let sides = self.config.latent_shape().levels;
         let network = self.online.valid();
+        if let Input::Masked { .. } = &self.example.input {
+            // The head asks again and again: what it reads was kept by the first time.
+            network.predict(&self.example.input, &self.condition, &control);
+            return values(network.predict(&self.example.input, &self.condition, &control));
+        }
         let mut steps = Vec::new();
         let mut read = 0;
         while read < self.config.latent_shape().positions() {

@@ -189,8 +189,8 @@ impl<'a> Denoiser<'a> {
         self
     }
 
-    /// The same network, rule and condition around another network: the head of a masked process, whose own time is not
-    /// the progress of the decoding.
+    /// The same rule and condition around another network: the head of a masked process. Its own time is not the progress
+    /// of the decoding, what it reads is kept between its steps, and those after the first are part of one network evaluation.
     pub fn head<'b>(
         &self,
         head: &'b dyn Backbone,
@@ -202,7 +202,7 @@ impl<'a> Denoiser<'a> {
         'a: 'b,
     {
         let head = Denoiser::new(head, process, self.rule, self.guidance_of_scale, self.condition, shape);
-        Denoiser { progress: Some(progress), ..head }
+        Denoiser { progress: Some(progress), caches: Some(BTreeMap::new()), ..head }
     }
 
     /// From now on the network keeps what it has read between evaluations. `false` = it reads everything each time.
@@ -213,6 +213,11 @@ impl<'a> Denoiser<'a> {
     /// The network itself.
     pub fn network(&self) -> &'a dyn Backbone {
         self.main
+    }
+
+    /// The weaker network of two-model rules, if there is one.
+    pub fn weak(&self) -> Option<&'a dyn Backbone> {
+        self.weak
     }
 
     /// What turns the tokens of a pyramid's levels into the features of the next.
@@ -267,7 +272,6 @@ impl<'a> Denoiser<'a> {
         self.evaluations += 1;
         let branches = self.trajectory.branches(&moment);
         assert!(!branches.is_empty(), "a guidance rule must ask for at least one branch");
-        self.nfe += branches.len();
         let predictions = self.predict(input, &branches);
         let Some(space) = self.rule.space().filter(|space| *space != self.process.prediction()) else {
             return self.trajectory.combine(&moment, predictions);
@@ -294,10 +298,13 @@ impl<'a> Denoiser<'a> {
         }
     }
 
-    /// The cache of a set of branches: another set reads from the start.
+    /// Counts the evaluation of a set of branches, and gives its cache: another set reads from the start.
     fn cache(&mut self, branches: &[Branch]) -> Option<Cache> {
-        let caches = self.caches.as_mut()?;
-        Some(caches.entry(format!("{branches:?}")).or_default().clone())
+        let key = format!("{branches:?}");
+        let known = self.caches.as_ref().is_some_and(|caches| caches.contains_key(&key));
+        let further_step_of_a_head = known && self.progress.is_some();
+        self.nfe += if further_step_of_a_head { 0 } else { branches.len() };
+        Some(self.caches.as_mut()?.entry(key).or_default().clone())
     }
 
     fn predict(&mut self, input: &Input, branches: &[Branch]) -> Vec<Tensor<3>> {

@@ -16,6 +16,7 @@ pub mod foreign;
 pub mod guidance;
 pub mod laws;
 pub mod loader;
+pub mod masked;
 pub mod metric;
 pub mod nn;
 pub mod objective;

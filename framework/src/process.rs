@@ -1,5 +1,6 @@
 //! What one training example is, and how a prediction is scored against it.
 
+use crate::masked::Head;
 use crate::path::{Path, Prediction};
 use crate::random::Random;
 use burn::tensor::{Int, Tensor, activation};
@@ -147,11 +148,11 @@ pub enum Input {
     },
     /// Continuous tokens, which of them are hidden, and the noisy tokens of the head.
     Masked {
-        /// Continuous tokens `[B, position, channel]`.
+        /// Continuous tokens `[B, token, channel]`, as [`crate::masked::Patches`] cuts them; hidden ones are not read.
         x: Tensor<3>,
-        /// Which are hidden, row-major `[B, position]`: as many of each sample.
+        /// Which are hidden, row-major `[B, token]`: as many of each sample.
         hidden: Vec<bool>,
-        /// Places of the tokens that the head predicts, row-major `[B, n]`.
+        /// Places of the tokens that the head predicts, row-major `[B, n]`; a token may appear more than once.
         places: Vec<usize>,
         /// The head's noisy tokens, `[B, n, channel]`.
         x_t: Tensor<3>,
@@ -243,6 +244,11 @@ pub trait Process: Debug + Send + Sync {
     fn path(&self) -> Option<&dyn Path> {
         None
     }
+
+    /// How a latent is cut into tokens, and the process that draws one of them, for the masked family.
+    fn head(&self) -> Option<Head<'_>> {
+        None
+    }
 }
 
 /// Mean squared error or mean cross-entropy of each sample, `[B]`.
@@ -279,7 +285,7 @@ pub fn divergence(student: Tensor<3>, teacher: Tensor<3>, example: &Example) -> 
 }
 
 /// Mean over the scored positions, `[B]`, of one number a position, `[B, position]`.
-fn mean_scored(each: Tensor<2>, example: &Example) -> Tensor<1> {
+pub(crate) fn mean_scored(each: Tensor<2>, example: &Example) -> Tensor<1> {
     let [batch, _] = each.dims();
     match &example.scored {
         None => each.mean_dim(1).reshape([batch]),

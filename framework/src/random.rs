@@ -56,11 +56,22 @@ pub fn tensor<const D: usize>(values: &[f64], shape: [usize; D], dtype: DType, d
     Tensor::from_data(TensorData::new(values.to_vec(), shape).convert_dtype(dtype), (device, dtype))
 }
 
-/// One number per sample, broadcastable against `like`: shape `[B, 1, ..]`, in its dtype and on its device.
+/// One number a sample, or one a position (row-major `[B, position]`), broadcastable against `like`: shape `[B, 1, ..]` or
+/// `[B, position, 1, ..]`, in its dtype and on its device.
 pub fn per_sample<const D: usize>(values: &[f64], like: &Tensor<D>) -> Tensor<D> {
     let mut shape = [1; D];
-    shape[0] = values.len();
+    shape[0] = like.dims()[0];
+    if D > 1 {
+        shape[1] = values.len() / shape[0];
+    }
     tensor(values, shape, like.dtype(), &like.device().inner())
+}
+
+/// The order in which `keys` rise: a random permutation, if they are random numbers.
+pub fn order_of(keys: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_by(|a, b| keys[*a].total_cmp(&keys[*b]));
+    order
 }
 
 /// A random permutation of `0..n` that is a function of its arguments alone.

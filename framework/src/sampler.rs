@@ -114,6 +114,11 @@ pub trait Sampler: Debug + Send + Sync {
         None
     }
 
+    /// Whether it draws noise after where it starts.
+    fn is_stochastic(&self) -> bool {
+        true
+    }
+
     /// Whether it draws from processes of this family.
     fn serves(&self, family: Family) -> bool;
 

@@ -3,6 +3,7 @@
 use crate::error::{Problems, Result};
 use crate::foreign::Report;
 use crate::process::{Latent, LatentShape};
+use crate::random::Random;
 use burn::tensor::{Device, Int, Tensor};
 use std::fmt::Debug;
 use std::path::Path;

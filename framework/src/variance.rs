@@ -41,8 +41,9 @@ impl Step {
     }
 }
 
-/// The bound of each sample in bits per dimension, `[B]`. All of `[B, position, channel]`: `x_t`, the `target` and the
-/// `predicted` eps or v (its gradient is not followed), and the `extra` channels.
+/// The bound of each position in bits per dimension, `[B, position]`. All of `[B, position, channel]`: `x_t`, the `target`
+/// and the `predicted` eps or v (its gradient is not followed), and the `extra` channels. `steps` are one a sample, or one
+/// a position (row-major).
 ///
 /// # Panics
 /// For other predictions than eps and v.
@@ -53,7 +54,7 @@ pub fn bound(
     target: Tensor<3>,
     predicted: Tensor<3>,
     extra: Tensor<3>,
-) -> Tensor<1> {
+) -> Tensor<2> {
     let like = x_t.clone();
     let each = |f: &dyn Fn(&Step) -> f64| per_sample(&steps.iter().map(f).collect::<Vec<_>>(), &like);
     // x and eps are linear in the prediction at one x_t, so the clean latents differ by a multiple of what they do.
@@ -76,8 +77,8 @@ pub fn bound(
     let decoder = -discretized(x, apart, log_variance * 0.5);
     let first = each(&|s| f64::from(u8::from(s.index == 0)));
     let bits = (decoder * first.clone() + divergence * (first.neg() + 1.0)) / LN_2;
-    let [batch, ..] = bits.dims();
-    bits.mean_dim(2).mean_dim(1).reshape([batch])
+    let [batch, positions, _] = bits.dims();
+    bits.mean_dim(2).reshape([batch, positions])
 }
 
 /// Log-probability of images in steps of 2 / 255 under a normal that is `apart` from them.

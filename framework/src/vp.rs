@@ -6,7 +6,7 @@
 //! piecewise linear between the table's times `t_i = (i + 1) / T`).
 
 use crate::path::{Coefficients, Pair, Path, Prediction, join};
-use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
+use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, mean_scored, score};
 use crate::random::{Random, per_sample, tensor};
 use crate::variance::{self, Step};
 use burn::tensor::Tensor;
@@ -132,6 +132,11 @@ impl Vp {
         t * self.log_alpha.len() as f64 - 1.0
     }
 
+    /// Number of training times.
+    pub fn times(&self) -> usize {
+        self.log_alpha.len()
+    }
+
     /// The step of the chain at a training time.
     fn step_of(&self, t: f64) -> Step {
         let index = (self.index_of_t(t).round().max(0.0) as usize).min(self.log_alpha.len() - 1);
@@ -207,13 +212,16 @@ impl Process for Vp {
         if !self.variance_loss {
             return simple;
         }
-        let (Input::Noisy { x_t, t }, Target::Values(target)) = (&example.input, &example.target) else {
+        let (Input::Noisy { x_t, t } | Input::Masked { x_t, t, .. }, Target::Values(target)) =
+            (&example.input, &example.target)
+        else {
             panic!("a continuous process was given tokens")
         };
         let channels = target.dims()[2];
         let steps: Vec<Step> = t.iter().map(|t| self.step_of(*t)).collect();
         let (predicted, extra) = (prediction.clone().narrow(2, 0, channels), prediction.narrow(2, channels, channels));
-        simple + variance::bound(self.prediction, &steps, x_t.clone(), target.clone(), predicted, extra)
+        let bound = variance::bound(self.prediction, &steps, x_t.clone(), target.clone(), predicted, extra);
+        simple + mean_scored(bound, example)
     }
 
     fn likelihood(&self) -> Likelihood {
@@ -234,7 +242,8 @@ impl Process for Vp {
 }
 
 impl Vp {
-    /// The example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`, `t` `[B]`.
+    /// The example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`, `t` `[B]`, or row-major
+    /// `[B, position]` where each position has a time of its own.
     pub fn example(&self, x: Tensor<3>, eps: Tensor<3>, t: Vec<f64>) -> Example {
         let at: Vec<Coefficients> = t.iter().map(|t| self.at(*t)).collect();
         let alpha = per_sample(&at.iter().map(|c| c.alpha).collect::<Vec<_>>(), &x);

@@ -371,7 +371,8 @@ fn guided(document: &Document) -> Problems {
         );
     }
     let process = document.backbone.process();
-    if process.path().is_none() && document.guidance.space().is_some_and(|space| space != process.prediction()) {
+    let path = process.path().or_else(|| process.head()?.process.path());
+    if path.is_none() && document.guidance.space().is_some_and(|space| space != process.prediction()) {
         problems.push(
             Problem::new(
                 "/guidance",

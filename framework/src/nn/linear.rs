@@ -1,6 +1,6 @@
 use super::{gelu_tanh, parameter, silu};
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Int, Tensor, module::linear};
+use burn::tensor::{DType, Device, Int, Tensor, activation, module::linear};
 
 /// `x W + b`. `weight` is `[in, out]`, `bias` `[out]`.
 #[derive(Module, Debug)]
@@ -88,23 +88,44 @@ impl GatedMlp {
     }
 }
 
-/// `fc2(gelu_tanh(fc1(x)))`.
+/// The two forms of gelu.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gelu {
+    /// [`gelu_tanh`].
+    #[default]
+    Tanh,
+    /// `x / 2 (1 + erf(x / sqrt(2)))`.
+    Exact,
+}
+
+/// `fc2(gelu(fc1(x)))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// To the hidden width.
     pub fc1: Linear,
     /// And back.
     pub fc2: Linear,
+    #[module(skip)]
+    gelu: Gelu,
 }
 
 impl Mlp {
     /// Width in and out, and hidden width.
     pub fn new(width: usize, hidden: usize, device: &Device) -> Self {
-        Self { fc1: Linear::new(width, hidden, device), fc2: Linear::new(hidden, width, device) }
+        Self { fc1: Linear::new(width, hidden, device), fc2: Linear::new(hidden, width, device), gelu: Gelu::Tanh }
+    }
+
+    /// The same with the other form of gelu.
+    pub fn with_gelu(self, gelu: Gelu) -> Self {
+        Self { gelu, ..self }
     }
 
     /// Shapes: `[B, L, D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(gelu_tanh(self.fc1.forward(x)))
+        let x = self.fc1.forward(x);
+        self.fc2.forward(match self.gelu {
+            Gelu::Tanh => gelu_tanh(x),
+            Gelu::Exact => activation::gelu(x),
+        })
     }
 }

@@ -16,12 +16,12 @@ pub use conv::{
     Conv2d, GroupNorm, GroupNormConfig, Resampling, from_positions, resize, to_positions, upsample_nearest,
 };
 pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
-pub use linear::{Embedding, GatedMlp, Linear, Mlp};
-pub use norm::RmsNorm;
+pub use linear::{Embedding, GatedMlp, Gelu, Linear, Mlp};
+pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{Place, Rotary};
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Device, Tensor, activation};
+use burn::tensor::{DType, Device, Int, Tensor, activation};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,21 @@ pub fn parameter<const D: usize>(shape: [usize; D], device: &Device) -> Param<Te
         device.is_autodiff(),
         shape.into(),
     )
+}
+
+/// Rows of a table `[R, D]`, in the order asked for; a row may be asked for more than once.
+pub fn rows(table: Tensor<2>, rows: impl IntoIterator<Item = usize>) -> Tensor<2> {
+    let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
+    let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &table.device().inner());
+    table.select(0, rows)
+}
+
+/// The tokens of `x` at `places`. Shapes: `x` `[B, L, D]`, `places` row-major `[B, n]`, to `[B, n, D]`.
+pub fn gather(x: Tensor<3>, places: &[usize]) -> Tensor<3> {
+    let [batch, length, width] = x.dims();
+    let count = places.len() / batch;
+    let of_batch = places.iter().enumerate().map(|(i, place)| i / count * length + place);
+    rows(x.reshape([batch * length, width]), of_batch).reshape([batch, count, width])
 }
 
 /// Layer normalisation without affine parameters over the last dimension.

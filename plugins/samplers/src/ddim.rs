@@ -49,6 +49,10 @@ impl Sampler for Ddim {
         }
     }
 
+    fn is_stochastic(&self) -> bool {
+        self.eta > 0.0
+    }
+
     fn serves(&self, family: Family) -> bool {
         family == Family::Continuous
     }

@@ -154,6 +154,10 @@ impl Sampler for DpmSolverPp {
         }
     }
 
+    fn is_stochastic(&self) -> bool {
+        false
+    }
+
     fn serves(&self, family: Family) -> bool {
         family == Family::Continuous
     }

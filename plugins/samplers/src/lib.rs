@@ -7,12 +7,14 @@ mod ddim;
 mod ddpm;
 mod dpm_solver_pp;
 pub mod grid;
+mod masked;
 mod next_level;
 
 pub use autoregressive::Autoregressive;
 pub use ddim::Ddim;
 pub use ddpm::{Ddpm, Variance};
 pub use dpm_solver_pp::{DpmSolverPp, Spacing};
+pub use masked::{Masked, Order};
 pub use next_level::NextLevel;
 
 use framework::guidance::Denoiser;

@@ -1,0 +1,98 @@
+//! The head: a multilayer perceptron on one noisy token, modulated by its time and by what the decoder says of its place.
+//!
+//!   y = time(t) + cond(z);   h <- h + gate mlp(modulate(norm(h), y)), depth times;   out = linear(modulate(norm(h), y))
+//!
+//! Source: arXiv:2406.11838 sec. 4.1. Shapes: R rows, one a token and time.
+
+use crate::{EPSILON, FREQUENCIES};
+use framework::burn;
+use framework::burn::module::Module;
+use framework::nn::{LayerNorm, Linear, TimestepEmbedder, layer_norm, rows, silu};
+use framework::prelude::*;
+
+/// Widths of the head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadConfig {
+    /// Channels of a token.
+    pub channels: usize,
+    /// Channels of the output: twice those of a token with a learned variance.
+    pub out_channels: usize,
+    /// Width of the decoder's output.
+    pub condition: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Width of the blocks.
+    pub width: usize,
+}
+
+/// Two layers between norm and gate.
+#[derive(Module, Debug)]
+struct ResBlock {
+    in_ln: LayerNorm,
+    mlp_0: Linear,
+    mlp_2: Linear,
+    ada_ln: Linear,
+}
+
+/// The last norm, modulated, and the map to a token.
+#[derive(Module, Debug)]
+struct FinalLayer {
+    linear: Linear,
+    ada_ln: Linear,
+}
+
+/// The head's weights. Fields are named as in the official files.
+#[derive(Module, Debug)]
+pub struct Head {
+    time_embed: TimestepEmbedder,
+    cond_embed: Linear,
+    input_proj: Linear,
+    res_blocks: Vec<ResBlock>,
+    final_layer: FinalLayer,
+}
+
+impl Head {
+    /// Allocates nothing.
+    pub fn new(config: HeadConfig, device: &Device) -> Self {
+        let width = config.width;
+        let block = |_| ResBlock {
+            in_ln: LayerNorm::new(width, EPSILON, device),
+            mlp_0: Linear::new(width, width, device),
+            mlp_2: Linear::new(width, width, device),
+            ada_ln: Linear::new(width, 3 * width, device),
+        };
+        Self {
+            time_embed: TimestepEmbedder::new(width, FREQUENCIES, None, device),
+            cond_embed: Linear::new(config.condition, width, device),
+            input_proj: Linear::new(config.channels, width, device),
+            res_blocks: (0..config.depth).map(block).collect(),
+            final_layer: FinalLayer {
+                linear: Linear::new(width, config.out_channels, device),
+                ada_ln: Linear::new(width, 2 * width, device),
+            },
+        }
+    }
+
+    /// The prediction, `[R, out]`. Shapes: `x_t` `[R, D]`, `t` `[R]` as indices of training times, `z` `[R, condition]`.
+    pub fn forward(&self, x_t: Tensor<2>, t: &[f64], z: Tensor<2>) -> Tensor<2> {
+        // Few times are different: all are one in a step of sampling, and training draws from a table.
+        let mut times = t.to_vec();
+        times.sort_by(f64::total_cmp);
+        times.dedup();
+        let place = |t: &f64| times.binary_search_by(|time| time.total_cmp(t)).expect("every time is in the list");
+        let time = self.time_embed.forward(&times, None, &x_t.device().inner());
+        let y = silu(rows(time, t.iter().map(place)) + self.cond_embed.forward(z));
+        let blocks = self.res_blocks.iter();
+        let h = blocks.fold(self.input_proj.forward(x_t), |h, block| block.forward(h, y.clone()));
+        let [shift, scale] = self.final_layer.ada_ln.forward(y).chunk(2, 1).try_into().expect("two equal chunks");
+        self.final_layer.linear.forward(layer_norm(h, EPSILON) * (scale + 1.0) + shift)
+    }
+}
+
+impl ResBlock {
+    fn forward(&self, x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+        let [shift, scale, gate] = self.ada_ln.forward(y).chunk(3, 1).try_into().expect("three equal chunks");
+        let h = self.in_ln.forward(x.clone()) * (scale + 1.0) + shift;
+        x + gate * self.mlp_2.forward(silu(self.mlp_0.forward(h)))
+    }
+}

@@ -1,0 +1,585 @@
+//! MAR: a masked autoencoder that reads the known tokens of a latent, and a small diffusion network that draws the others
+//! from what its decoder says of their places.
+//!
+//! Source: arXiv:2406.11838. The published dropout of 0.1 is left out: a prediction here draws no random numbers.
+//! Its guidance input is our port of arXiv:2501.15420, which trains MAR but releases no code for it.
+//! Read this file first; `head.rs` is the diffusion network, `checkpoint.rs` holds the official names.
+//! Shapes: L tokens of D channels, E and W the widths of encoder and decoder.
+
+mod checkpoint;
+mod head;
+
+use framework::backbone::{Backbone, BackboneConfig};
+use framework::burn;
+use framework::burn::module::{Module, Param};
+use framework::error::Problems;
+use framework::foreign::ForeignNames;
+use framework::masked::{Masked, Patches};
+use framework::nn::{
+    Attention, AttentionConfig, EmbeddingInit, Gelu, LayerNorm, Linear, Mlp, TimestepEmbedder, gather, parameter, rows,
+};
+use framework::prelude::*;
+use framework::vp::{Betas, VpConfig, VpPrediction};
+use framework::weights::Init;
+use head::{Head, HeadConfig};
+
+/// The published sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum Size {
+    B,
+    L,
+    H,
+}
+
+/// Width, depth and heads of a transformer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Numbers {
+    embed_dim: usize,
+    depth: usize,
+    num_heads: usize,
+}
+
+/// The numbers that a size stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    encoder: Numbers,
+    decoder: Numbers,
+    diffloss_d: usize,
+    diffloss_w: usize,
+}
+
+impl Size {
+    /// Source: the models and commands of the code of arXiv:2406.11838.
+    fn sizes(self) -> Sizes {
+        let (embed_dim, depth, num_heads, diffloss_d, diffloss_w) = match self {
+            Self::B => (768, 12, 12, 6, 1024),
+            Self::L => (1024, 16, 16, 8, 1280),
+            Self::H => (1280, 20, 16, 12, 1536),
+        };
+        let half = Numbers { embed_dim, depth, num_heads };
+        Sizes { encoder: half, decoder: half, diffloss_d, diffloss_w }
+    }
+}
+
+/// Where the guidance number enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuidanceInput {
+    /// An embedder of 1000 times the number, added to the class tokens.
+    Mlp,
+}
+
+/// The diffusion process of the head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeadProcess {
+    /// Noise schedule.
+    #[serde(default = "cosine")]
+    pub betas: Betas,
+    /// Number of training times T, 2 to 100000.
+    #[serde(default = "thousand")]
+    #[schemars(range(min = 2, max = 100_000))]
+    pub timesteps: usize,
+    /// What the head predicts.
+    #[serde(default = "eps")]
+    pub prediction: VpPrediction,
+    /// Train the variance channels, by the variational bound of each step. GFT trains MAR without.
+    #[serde(default = "yes")]
+    pub variance_loss: bool,
+}
+
+fn cosine() -> Betas {
+    Betas::Cosine
+}
+fn thousand() -> usize {
+    1000
+}
+fn eps() -> VpPrediction {
+    VpPrediction::Eps
+}
+fn yes() -> bool {
+    true
+}
+
+impl Default for HeadProcess {
+    fn default() -> Self {
+        Self { betas: cosine(), timesteps: thousand(), prediction: eps(), variance_loss: yes() }
+    }
+}
+
+/// Sizes of a MAR, by published name (`size`) or by number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MarConfig {
+    /// A published size; then leave out the widths, depths and heads of encoder, decoder and head.
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// Side of the square image, in pixels.
+    #[serde(default = "img_size")]
+    #[schemars(range(min = 1, max = 16384))]
+    pub img_size: usize,
+    /// Pixels a latent position; divides `img_size`.
+    #[serde(default = "vae_stride")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub vae_stride: usize,
+    /// Side of a token in latent positions; divides `img_size / vae_stride`.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub patch_size: usize,
+    /// Channels of the latent.
+    #[serde(default = "vae_embed_dim")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub vae_embed_dim: usize,
+    /// Width of the encoder; a multiple of its heads.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 16384))]
+    pub encoder_embed_dim: Option<usize>,
+    /// Blocks of the encoder.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 512))]
+    pub encoder_depth: Option<usize>,
+    /// Attention heads of an encoder block.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 256))]
+    pub encoder_num_heads: Option<usize>,
+    /// Width of the decoder; a multiple of its heads. null = the encoder's.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 16384))]
+    pub decoder_embed_dim: Option<usize>,
+    /// Blocks of the decoder. null = the encoder's.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 512))]
+    pub decoder_depth: Option<usize>,
+    /// Attention heads of a decoder block. null = the encoder's.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 256))]
+    pub decoder_num_heads: Option<usize>,
+    /// Blocks of the head.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 512))]
+    pub diffloss_d: Option<usize>,
+    /// Width of the head.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 16384))]
+    pub diffloss_w: Option<usize>,
+    /// Hidden width of the blocks' MLP, as a multiple of their width.
+    #[serde(default = "mlp_ratio")]
+    #[schemars(range(min = 0.25, max = 32.0))]
+    pub mlp_ratio: f64,
+    /// Number of classes. The null condition is a vector of its own, as long as theirs.
+    #[serde(default = "class_num")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub class_num: usize,
+    /// Tokens that hold the class, before those of the latent.
+    #[serde(default = "buffer_size")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub buffer_size: usize,
+    /// Smallest share of tokens that training hides, in [0, 1].
+    #[serde(default = "mask_ratio_min")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub mask_ratio_min: f64,
+    /// Times and noises at which the head is trained on each hidden token.
+    #[serde(default = "diffusion_batch_mul")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub diffusion_batch_mul: usize,
+    /// Predict a variance beside the noise: twice the channels. Published files have it.
+    #[serde(default = "yes")]
+    pub learn_sigma: bool,
+    /// Whether the network reads the guidance number of a guidance-free objective: an embedding of 1000 times the number
+    /// is added to that of the class. Our port of arXiv:2501.15420, which releases no code for MAR.
+    #[serde(default)]
+    pub guidance_input: Option<GuidanceInput>,
+    /// How the embeddings are drawn.
+    #[serde(default)]
+    pub embedding_init: EmbeddingInit,
+    /// Noise schedule and prediction of the head.
+    #[serde(default)]
+    pub process: HeadProcess,
+}
+
+fn img_size() -> usize {
+    256
+}
+fn vae_stride() -> usize {
+    16
+}
+fn one() -> usize {
+    1
+}
+fn vae_embed_dim() -> usize {
+    16
+}
+fn mlp_ratio() -> f64 {
+    4.0
+}
+fn class_num() -> usize {
+    1000
+}
+fn buffer_size() -> usize {
+    64
+}
+fn mask_ratio_min() -> f64 {
+    0.7
+}
+fn diffusion_batch_mul() -> usize {
+    4
+}
+
+framework::register!(backbone "mar" => MarConfig, "arXiv:2406.11838");
+
+impl MarConfig {
+    fn sizes(&self) -> Option<Sizes> {
+        if let Some(size) = self.size {
+            return Some(size.sizes());
+        }
+        let encoder = Numbers {
+            embed_dim: self.encoder_embed_dim?,
+            depth: self.encoder_depth?,
+            num_heads: self.encoder_num_heads?,
+        };
+        let decoder = Numbers {
+            embed_dim: self.decoder_embed_dim.unwrap_or(encoder.embed_dim),
+            depth: self.decoder_depth.unwrap_or(encoder.depth),
+            num_heads: self.decoder_num_heads.unwrap_or(encoder.num_heads),
+        };
+        Some(Sizes { encoder, decoder, diffloss_d: self.diffloss_d?, diffloss_w: self.diffloss_w? })
+    }
+
+    /// The sizes of a checked entry.
+    fn checked(&self) -> Sizes {
+        self.sizes().expect("the check phase refuses a mar without size")
+    }
+
+    fn patches(&self) -> Patches {
+        Patches { grid: [self.img_size / self.vae_stride; 2], patch: self.patch_size }
+    }
+
+    /// Channels of a token.
+    fn token_width(&self) -> usize {
+        self.vae_embed_dim * self.patch_size * self.patch_size
+    }
+
+    fn out_channels(&self) -> usize {
+        self.token_width() * if self.learn_sigma { 2 } else { 1 }
+    }
+
+    fn mlp_width(&self, embed_dim: usize) -> usize {
+        (embed_dim as f64 * self.mlp_ratio) as usize
+    }
+
+    /// The masked process that these settings describe.
+    pub fn masked(&self) -> Masked {
+        let HeadProcess { betas, timesteps, prediction, variance_loss } = self.process;
+        let head = VpConfig { betas, timesteps, prediction, variance_loss }.process();
+        let (mask_ratio_min, repeats) = (self.mask_ratio_min, self.diffusion_batch_mul);
+        Masked { patches: self.patches(), mask_ratio_min, repeats, head }
+    }
+
+    /// Both transformers with the tokens that go through them where most are known, and the rows of the head.
+    fn work(&self) -> ([(Numbers, f64); 2], f64) {
+        let Sizes { encoder, decoder, .. } = self.checked();
+        let (buffer, tokens) = (self.buffer_size as f64, self.patches().tokens() as f64);
+        let known = ((1.0 - self.mask_ratio_min) * tokens).floor();
+        let parts = [(encoder, buffer + known), (decoder, buffer + tokens)];
+        (parts, (tokens - known) * self.diffusion_batch_mul as f64)
+    }
+}
+
+impl BackboneConfig for MarConfig {
+    fn check(&self) -> Problems {
+        let mut problems = Problems::new();
+        let given = [
+            ("encoder_embed_dim", self.encoder_embed_dim, true),
+            ("encoder_depth", self.encoder_depth, true),
+            ("encoder_num_heads", self.encoder_num_heads, true),
+            ("decoder_embed_dim", self.decoder_embed_dim, false),
+            ("decoder_depth", self.decoder_depth, false),
+            ("decoder_num_heads", self.decoder_num_heads, false),
+            ("diffloss_d", self.diffloss_d, true),
+            ("diffloss_w", self.diffloss_w, true),
+        ];
+        for (name, value, required) in given {
+            match (self.size, value) {
+                (Some(_), Some(_)) => problems.push(
+                    Problem::new(format!("/{name}"), format!("`{name}` is set beside `size`, which already says it"))
+                        .accepts("either `size`, or the numbers of encoder, decoder and head")
+                        .fix(format!("delete /backbone/{name} or /backbone/size")),
+                ),
+                (None, None) if required => problems.push(
+                    Problem::new("", format!("the mar has neither `size` nor `{name}`")).accepts(
+                        "either `size` (such as \"B\"), or encoder_embed_dim, encoder_depth, encoder_num_heads, diffloss_d and diffloss_w",
+                    ),
+                ),
+                _ => {}
+            }
+        }
+        if self.process.variance_loss && !self.learn_sigma {
+            let what = "`variance_loss` trains channels that the network does not have";
+            let problem = Problem::new("/process/variance_loss", what).and_at("/learn_sigma");
+            problems.push(problem.accepts("`variance_loss` with \"learn_sigma\": true"));
+        }
+        let mut divides = |part: usize, name: &str, whole: usize, of: &str| {
+            let divides = whole.is_multiple_of(part);
+            if !divides {
+                problems.push(
+                    Problem::new(format!("/{name}"), format!("`{name}` = {part} does not divide {of} = {whole}"))
+                        .accepts(format!("a divisor of {whole}")),
+                );
+            }
+            divides
+        };
+        if divides(self.vae_stride, "vae_stride", self.img_size, "`img_size`") {
+            let side = self.img_size / self.vae_stride;
+            divides(self.patch_size, "patch_size", side, "the latent's side `img_size` / `vae_stride`");
+        }
+        if let Some(Sizes { encoder, decoder, .. }) = self.sizes() {
+            divides(encoder.num_heads, "encoder_num_heads", encoder.embed_dim, "the encoder's width");
+            divides(decoder.num_heads, "decoder_num_heads", decoder.embed_dim, "the decoder's width");
+        }
+        problems
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts {
+            condition: ConditionKind::Class,
+            num_classes: Some(self.class_num),
+            text_width: None,
+            guidance_input: self.guidance_input.is_some(),
+            guidance_field: "/guidance_input",
+            variance: self.learn_sigma,
+            perturbation: false,
+            cache: true,
+        }
+    }
+
+    fn latent_shape(&self) -> LatentShape {
+        LatentShape::values(self.patches().grid, self.vae_embed_dim)
+    }
+
+    fn process(&self) -> Box<dyn Process> {
+        Box::new(self.masked())
+    }
+
+    fn init(&self, device: &Device) -> BoxBackbone {
+        BoxBackbone::new(Mar::new(self, device))
+    }
+
+    fn initializer(&self, path: &str, shape: &[usize]) -> Init {
+        let published = self.embedding_init == EmbeddingInit::Published;
+        match path {
+            "class_emb" | "fake_latent" => Init::Normal(if published { 0.02 } else { 1.0 }),
+            "mask_token" => Init::Normal(0.02),
+            _ if path.ends_with("pos_embed_learned") => Init::Normal(0.02),
+            _ if path.ends_with("bias") || path.contains("ada_ln") => Init::Zeros,
+            _ if path.starts_with("diffloss.final_layer") => Init::Zeros,
+            _ if published && (path.starts_with("diffloss.time_embed") || path.starts_with("beta_embedder")) => {
+                Init::Normal(0.02)
+            }
+            _ => match *shape {
+                [fan_in, fan_out] => Init::XavierUniform { fan_in, fan_out },
+                // The factors of norms.
+                _ => Init::Ones,
+            },
+        }
+    }
+
+    fn foreign_names(&self) -> ForeignNames {
+        checkpoint::names()
+    }
+
+    fn t_of_native(&self, native: f64) -> f64 {
+        self.masked().head.t_of_index(native)
+    }
+
+    fn flops(&self) -> f64 {
+        let (parts, rows) = self.work();
+        let transformer = |(Numbers { embed_dim, depth, .. }, tokens): (Numbers, f64)| {
+            let (width, mlp) = (embed_dim as f64, self.mlp_width(embed_dim) as f64);
+            let block = 2.0 * tokens * (4.0 * width * width + 2.0 * width * mlp) + 4.0 * tokens * tokens * width;
+            depth as f64 * block
+        };
+        let Sizes { decoder, diffloss_d, diffloss_w, .. } = self.checked();
+        let (depth, width) = (diffloss_d as f64, diffloss_w as f64);
+        let ends = decoder.embed_dim + self.token_width() + self.out_channels();
+        let head = 2.0 * rows * (depth * 5.0 * width * width + 2.0 * width * width + width * ends as f64);
+        parts.into_iter().map(transformer).sum::<f64>() + head
+    }
+
+    fn activations(&self) -> f64 {
+        let (parts, rows) = self.work();
+        let transformer = |(Numbers { embed_dim, depth, num_heads }, tokens): (Numbers, f64)| {
+            let (width, mlp) = (embed_dim as f64, self.mlp_width(embed_dim) as f64);
+            // Kept per block: inputs of the four matmuls, both norms in pieces, gelu's input and output, and the
+            // attention map with its exponentials.
+            depth as f64 * (tokens * (20.0 * width + 2.0 * mlp) + 3.0 * num_heads as f64 * tokens * tokens)
+        };
+        let Sizes { diffloss_d, diffloss_w, .. } = self.checked();
+        // Kept per row and block of the head: norm and modulation in pieces, both layers, silu's factors.
+        parts.into_iter().map(transformer).sum::<f64>() + rows * (diffloss_d * 16 * diffloss_w) as f64
+    }
+}
+
+/// A transformer block: attention and MLP, each after a norm.
+#[derive(Module, Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attn: Attention,
+    norm2: LayerNorm,
+    mlp: Mlp,
+}
+
+/// The network. Fields are named as in the official files.
+#[derive(Module, Debug)]
+pub struct Mar {
+    class_emb: Param<Tensor<2>>,
+    fake_latent: Param<Tensor<2>>,
+    beta_embedder: Option<TimestepEmbedder>,
+    z_proj: Linear,
+    z_proj_ln: LayerNorm,
+    encoder_pos_embed_learned: Param<Tensor<3>>,
+    encoder_blocks: Vec<Block>,
+    encoder_norm: LayerNorm,
+    decoder_embed: Linear,
+    mask_token: Param<Tensor<3>>,
+    decoder_pos_embed_learned: Param<Tensor<3>>,
+    decoder_blocks: Vec<Block>,
+    decoder_norm: LayerNorm,
+    diffusion_pos_embed_learned: Param<Tensor<3>>,
+    diffloss: Head,
+    #[module(skip)]
+    config: MarConfig,
+}
+
+/// Width of the sinusoids of time and guidance number.
+const FREQUENCIES: usize = 256;
+/// Epsilon of every layer norm.
+const EPSILON: f64 = 1e-6;
+
+impl Mar {
+    /// Allocates nothing.
+    pub fn new(config: &MarConfig, device: &Device) -> Self {
+        let Sizes { encoder, decoder, diffloss_d, diffloss_w } = config.checked();
+        let (tokens, channels) = (config.patches().tokens(), config.token_width());
+        let norm = |width: usize| LayerNorm::new(width, EPSILON, device);
+        let blocks = |Numbers { embed_dim: width, depth, num_heads }: Numbers| {
+            let block = |_| Block {
+                norm1: norm(width),
+                attn: Attention::new(AttentionConfig { width, num_heads }, device),
+                norm2: norm(width),
+                mlp: Mlp::new(width, config.mlp_width(width), device).with_gelu(Gelu::Exact),
+            };
+            (0..depth).map(block).collect::<Vec<_>>()
+        };
+        let positions = |width: usize| parameter([1, config.buffer_size + tokens, width], device);
+        let head = HeadConfig {
+            channels,
+            out_channels: config.out_channels(),
+            condition: decoder.embed_dim,
+            depth: diffloss_d,
+            width: diffloss_w,
+        };
+        Self {
+            class_emb: parameter([config.class_num, encoder.embed_dim], device),
+            fake_latent: parameter([1, encoder.embed_dim], device),
+            beta_embedder: config
+                .guidance_input
+                .map(|_| TimestepEmbedder::new(encoder.embed_dim, FREQUENCIES, None, device)),
+            z_proj: Linear::new(channels, encoder.embed_dim, device),
+            z_proj_ln: norm(encoder.embed_dim),
+            encoder_pos_embed_learned: positions(encoder.embed_dim),
+            encoder_blocks: blocks(encoder),
+            encoder_norm: norm(encoder.embed_dim),
+            decoder_embed: Linear::new(encoder.embed_dim, decoder.embed_dim, device),
+            mask_token: parameter([1, 1, decoder.embed_dim], device),
+            decoder_pos_embed_learned: positions(decoder.embed_dim),
+            decoder_blocks: blocks(decoder),
+            decoder_norm: norm(decoder.embed_dim),
+            diffusion_pos_embed_learned: parameter([1, tokens, decoder.embed_dim], device),
+            diffloss: Head::new(head, device),
+            config: config.clone(),
+        }
+    }
+
+    /// Class and guidance number as one vector a sample, `[B, E]`.
+    pub fn condition(&self, condition: &Condition, guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
+        let table = Tensor::cat(vec![self.class_emb.val(), self.fake_latent.val()], 0);
+        let classes = condition.class_rows(self.config.class_num);
+        let class = rows(table, classes.into_iter().map(|class| class as usize));
+        match (&self.beta_embedder, guidance) {
+            (Some(embedder), Some(guidance)) => {
+                let guidance: Vec<f64> = guidance.iter().map(|number| 1000.0 * number).collect();
+                class + embedder.forward(&guidance, None, device)
+            }
+            _ => class,
+        }
+    }
+
+    /// The class's tokens and the known ones of the latent, `[B, buffer + known, E]`. Shapes: `x` `[B, L, D]`, `hidden`
+    /// row-major `[B, L]`, `class` `[B, E]`.
+    pub fn encode(&self, x: Tensor<3>, hidden: &[bool], class: Tensor<2>) -> Tensor<3> {
+        let ([batch, length, _], [_, width]) = (x.dims(), class.dims());
+        let buffer = self.config.buffer_size;
+        let position = self.encoder_pos_embed_learned.val();
+        let mut tokens = class.unsqueeze_dim::<3>(1) + position.clone().narrow(1, 0, buffer);
+        let known: Vec<usize> = (0..batch * length).filter(|i| !hidden[*i]).map(|i| i % length).collect();
+        if !known.is_empty() {
+            let table = position.reshape([buffer + length, width]);
+            let places = rows(table, known.iter().map(|place| buffer + place));
+            let values = self.z_proj.forward(gather(x, &known).cast(tokens.dtype()));
+            tokens = Tensor::cat(vec![tokens, values + places.reshape([batch, known.len() / batch, width])], 1);
+        }
+        let tokens = self.encoder_blocks.iter().fold(self.z_proj_ln.forward(tokens), |x, block| block.forward(x));
+        self.encoder_norm.forward(tokens)
+    }
+
+    /// What the decoder says of every place, `[B, L, W]`. Shapes: `encoded` `[B, buffer + known, E]`.
+    pub fn decode(&self, encoded: Tensor<3>, hidden: &[bool]) -> Tensor<3> {
+        let x = self.decoder_embed.forward(encoded);
+        let [batch, read, width] = x.dims();
+        let (buffer, length) = (self.config.buffer_size, hidden.len() / batch);
+        // One table of all that was read, with the mask token as its last row.
+        let mask = batch * read;
+        let table = Tensor::cat(vec![x.reshape([mask, width]), self.mask_token.val().reshape([1, width])], 0);
+        let mut next = 0..mask;
+        let mut row = |hidden: bool| if hidden { mask } else { next.next().expect("as many are known of each sample") };
+        let mut order = Vec::with_capacity(batch * (buffer + length));
+        for hidden in hidden.chunks(length) {
+            order.extend((0..buffer).map(|_| false).chain(hidden.iter().copied()).map(&mut row));
+        }
+        let x = rows(table, order).reshape([batch, buffer + length, width]) + self.decoder_pos_embed_learned.val();
+        let x = self.decoder_blocks.iter().fold(x, |x, block| block.forward(x));
+        self.decoder_norm.forward(x).narrow(1, buffer, length) + self.diffusion_pos_embed_learned.val()
+    }
+}
+
+impl Backbone for Mar {
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        let Input::Masked { x, hidden, places, x_t, t } = input else {
+            panic!("mar reads masked tokens; the check phase refuses other families")
+        };
+        let read = || {
+            let class = self.condition(condition, control.guidance.as_deref(), &x.device().inner());
+            self.decode(self.encode(x.clone(), hidden, class), hidden)
+        };
+        let z = match &control.cache {
+            Some(cache) => cache.features(read),
+            None => read(),
+        };
+        let [batch, count, channels] = x_t.dims();
+        let flat = batch * count;
+        let head = &self.config.masked().head;
+        let t: Vec<f64> = t.iter().map(|t| head.index_of_t(*t)).collect();
+        let z = gather(z, places).reshape([flat, self.config.checked().decoder.embed_dim]);
+        let x_t = x_t.clone().reshape([flat, channels]);
+        let out = self.diffloss.forward(x_t.clone().cast(z.dtype()), &t, z);
+        out.reshape([batch, count, self.config.out_channels()]).cast(x_t.dtype())
+    }
+}
+
+impl Block {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = x.clone() + self.attn.forward(self.norm1.forward(x), None, &[], 0);
+        x.clone() + self.mlp.forward(self.norm2.forward(x))
+    }
+}
