@@ -257,3 +257,37 @@ fn threads_train_the_same_bits_and_the_best_checkpoint_is_kept() {
     };
     assert!(run("one", "/train/workers=1") == run("two", "/train/workers=2"), "another division of labour, other bits");
 }
+
+#[test]
+fn a_learned_tokenizer_is_kept_with_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let document = "examples/pipelines/digits-llamagen-vq-tiny.json";
+    let trained = unguided(&["train", document, "--run", &at("run")]);
+    assert!(trained.status.success(), "{}", text(&trained));
+    assert!(text(&trained).contains("tokenizer learned in"), "{}", text(&trained));
+    let codebook = at("run/tokenizer.safetensors");
+    let learned = fs::read(&codebook).unwrap();
+    // The run and its checkpoints sample with it; a second call neither learns nor trains again.
+    let again = unguided(&["train", document, "--run", &at("run")]);
+    assert!(again.status.success() && !text(&again).contains("tokenizer learned"), "{}", text(&again));
+    let checkpoint = last_checkpoint(&folder.path().join("run"));
+    for from in [&at("run"), checkpoint.to_str().unwrap()] {
+        let sampled = unguided(&["sample", from, "--count", "1", "--output", &at("samples.png")]);
+        assert!(sampled.status.success(), "{}", text(&sampled));
+    }
+    // Away from its run a checkpoint needs the file by name.
+    let alone = at("alone.safetensors");
+    fs::copy(&checkpoint, &alone).unwrap();
+    let lost = unguided(&["sample", &alone, "--count", "1", "--output", &at("lost.png")]);
+    assert_eq!(lost.status.code(), Some(2), "{}", text(&lost));
+    assert!(text(&lost).contains("/tokenizer/path"), "{}", text(&lost));
+    let set = format!("/tokenizer/path={codebook}");
+    let found = unguided(&["sample", &alone, "--count", "1", "--output", &at("found.png"), "--set", &set]);
+    assert!(found.status.success(), "{}", text(&found));
+    // Another run may start from the file, and the file stays what it was.
+    let other = unguided(&["train", document, "--run", &at("other"), "--set", &set]);
+    assert!(other.status.success() && !text(&other).contains("tokenizer learned"), "{}", text(&other));
+    assert!(!folder.path().join("other/tokenizer.safetensors").exists());
+    assert_eq!(fs::read(&codebook).unwrap(), learned);
+}
