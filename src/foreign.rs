@@ -169,7 +169,7 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     }
     let device = Device::flex();
     let pipeline = document::read(&options.pipeline, &[])?;
-    let native = checkpoint::metadata(&options.input)?.is_some();
+    let native = checkpoint::metadata(&start::file(&options.input)?)?.is_some();
     let (network, report) = start::weights(&pipeline, &options.input, &device)?;
     let to = options.to.unwrap_or(if native { Format::Official } else { Format::Native });
     match to {
