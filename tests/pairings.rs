@@ -1,0 +1,98 @@
+//! Any backbone trains with any objective: every pair takes steps, saves, and draws through its family's sampler.
+
+use serde_json::{Value, json};
+use std::fs;
+use std::process::{Command, Output};
+
+fn unguided(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_unguided")).args(arguments).output().expect("the command starts")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A small backbone of each kind with its tokenizer and sampler.
+fn backbones() -> [(&'static str, Value, Value, Value); 4] {
+    [
+        (
+            "dit",
+            json!({
+                "type": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2, "input_size": 8,
+                "in_channels": 1, "num_classes": 10
+            }),
+            json!({ "type": "pixels" }),
+            json!({ "type": "ddim", "steps": 2 }),
+        ),
+        (
+            "llamagen",
+            json!({
+                "type": "llamagen", "dim": 16, "n_layer": 1, "n_head": 2, "vocab_size": 17, "block_size": 64,
+                "num_classes": 10, "multiple_of": 8
+            }),
+            json!({ "type": "levels", "values": 17 }),
+            json!({ "type": "autoregressive" }),
+        ),
+        (
+            "var",
+            json!({
+                "type": "var", "depth": 1, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 4, 8], "V": 33,
+                "Cvae": 1, "num_classes": 10
+            }),
+            json!({ "type": "pyramid", "values": 17 }),
+            json!({ "type": "next_level" }),
+        ),
+        (
+            "mar",
+            json!({
+                "type": "mar", "img_size": 8, "vae_stride": 1, "patch_size": 2, "vae_embed_dim": 1, "class_num": 10,
+                "encoder_embed_dim": 16, "encoder_depth": 1, "encoder_num_heads": 2, "diffloss_d": 1, "diffloss_w": 16,
+                "buffer_size": 2, "learn_sigma": false, "process": { "betas": "linear", "variance_loss": false }
+            }),
+            json!({ "type": "pixels" }),
+            json!({ "type": "masked", "iterations": 3, "head": { "type": "ddim", "steps": 2 } }),
+        ),
+    ]
+}
+
+#[test]
+fn any_backbone_trains_with_any_objective() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, backbone, tokenizer, sampler) in backbones() {
+        // The first is what the later ones start from.
+        for (objective, reads_scale, from) in [
+            ("cfg", false, false),
+            ("gft", true, false),
+            ("mg", false, false),
+            ("distill", true, true),
+            ("cca", false, true),
+        ] {
+            let mut backbone = backbone.clone();
+            if reads_scale {
+                backbone["guidance_input"] = json!("mlp");
+            }
+            let guided =
+                if objective == "cfg" { json!({ "type": "cfg", "scale": 2.0 }) } else { json!({ "type": "none" }) };
+            let mut train = json!({
+                "steps": 2, "batch_size": 4, "learning_rate": 1e-3, "ema": { "decay": 0.9 }, "sample_columns": 1
+            });
+            if from {
+                train["from"] = json!(folder.path().join(format!("{name}-cfg")));
+            }
+            let document = json!({
+                "version": 1, "data": { "type": "digits" }, "tokenizer": tokenizer, "backbone": backbone,
+                "objective": { "type": objective }, "train": train, "sampler": sampler, "guidance": guided
+            });
+            let pipeline = folder.path().join(format!("{name}-{objective}.json"));
+            fs::write(&pipeline, document.to_string()).unwrap();
+            let run = folder.path().join(format!("{name}-{objective}"));
+            let [pipeline, run_name] = [&pipeline, &run].map(|path| path.to_str().unwrap());
+            let trained = unguided(&["train", pipeline, "--run", run_name]);
+            assert!(trained.status.success(), "{name} with {objective}: {}", text(&trained));
+            assert!(run.join("samples.png").exists(), "{name} with {objective}");
+            let grid = folder.path().join("grid.png");
+            let sampled = unguided(&["sample", run_name, "--count", "1", "--output", grid.to_str().unwrap()]);
+            assert!(sampled.status.success(), "{name} with {objective}: {}", text(&sampled));
+        }
+    }
+}
