@@ -106,6 +106,9 @@ fn samplers() {
         json!({ "type": "ddim", "steps": 5, "eta": 0.5 }),
         json!({ "type": "ddpm", "steps": 5 }),
         json!({ "type": "dpm_solver_pp", "steps": 5 }),
+        json!({ "type": "euler", "steps": 5 }),
+        json!({ "type": "heun", "steps": 5 }),
+        json!({ "type": "euler_maruyama", "steps": 5, "last_step": "tweedie" }),
     ] {
         holds(&sampler, conformance::sampler(&sampler, &dit(json!({ "learn_sigma": true }))));
     }

@@ -14,6 +14,7 @@ pub mod dataset;
 pub mod error;
 pub mod foreign;
 pub mod guidance;
+pub mod interpolant;
 pub mod laws;
 pub mod loader;
 pub mod masked;

@@ -49,6 +49,11 @@ pub trait Path: Debug + Send + Sync {
     /// Number of training times where the schedule is a table: `t_i = (i + 1) / n`, `i` in `0..n`.
     fn table(&self) -> Option<usize>;
 
+    /// Times between which a sampler may ask the network: at the data, and at the noise.
+    fn interval(&self) -> [f64; 2] {
+        [0.0, 1.0]
+    }
+
     /// Half the log signal-to-noise ratio, `log(alpha_t / sigma_t)`; decreasing in `t`.
     fn lambda(&self, t: f64) -> f64 {
         let c = self.at(t);

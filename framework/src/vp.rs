@@ -182,6 +182,11 @@ impl Path for Vp {
     fn table(&self) -> Option<usize> {
         Some(self.log_alpha.len())
     }
+
+    fn interval(&self) -> [f64; 2] {
+        // Before its first training time the network was never asked, and the velocity has no bound.
+        [1.0 / self.log_alpha.len() as f64, 1.0]
+    }
 }
 
 impl Process for Vp {

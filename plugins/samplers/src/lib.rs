@@ -6,7 +6,11 @@ pub mod categorical;
 mod ddim;
 mod ddpm;
 mod dpm_solver_pp;
+mod euler;
+mod euler_maruyama;
+mod flow;
 pub mod grid;
+mod heun;
 mod masked;
 mod next_level;
 
@@ -14,6 +18,9 @@ pub use autoregressive::Autoregressive;
 pub use ddim::Ddim;
 pub use ddpm::{Ddpm, Variance};
 pub use dpm_solver_pp::{DpmSolverPp, Spacing};
+pub use euler::Euler;
+pub use euler_maruyama::{Diffusion, EulerMaruyama, LastStep, Method};
+pub use heun::Heun;
 pub use masked::{Masked, Order};
 pub use next_level::NextLevel;
 

@@ -6,6 +6,8 @@ use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, TensorData, activation};
 use framework::foreign;
 use framework::guidance::{Denoiser, Guidance};
+use framework::interpolant::InterpolantConfig;
+use framework::path::{Pair, join};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::sampler::{NoiseSource, Progress, Sampler};
@@ -48,8 +50,8 @@ fn numbers(x: &Tensor<3>) -> Vec<f64> {
 
 /// The exact noise prediction of a Gaussian mixture; a class is one of its components, null is all of it.
 #[derive(Debug)]
-struct Mixture {
-    vp: Vp,
+struct Mixture<P = Vp> {
+    path: P,
     weights: Vec<f64>,
     means: Vec<Tensor<3>>,
     stds: Vec<f64>,
@@ -58,8 +60,8 @@ struct Mixture {
     offset: f64,
 }
 
-impl Mixture {
-    fn new(golden: &Golden, vp: Vp) -> Self {
+impl<P> Mixture<P> {
+    fn new(golden: &Golden, path: P) -> Self {
         let means = golden.numbers("mix.means");
         let mean = |k: usize| {
             let one: Vec<f64> = means[k * 8..(k + 1) * 8].to_vec();
@@ -67,7 +69,7 @@ impl Mixture {
             x.permute([0, 2, 3, 1]).reshape([1, 4, 2])
         };
         Self {
-            vp,
+            path,
             weights: golden.numbers("mix.weights"),
             means: (0..2).map(mean).collect(),
             stds: golden.numbers("mix.stds"),
@@ -77,10 +79,10 @@ impl Mixture {
     }
 }
 
-impl Backbone for Mixture {
+impl<P: Path> Backbone for Mixture<P> {
     fn predict(&self, input: &Input, condition: &Condition, _: &framework::backbone::Control) -> Tensor<3> {
         let Input::Noisy { x_t, t } = input else { unreachable!() };
-        let at = self.vp.at(t[0] - self.offset);
+        let at = self.path.at(t[0] - self.offset);
         let batch = x_t.dims()[0];
         let Condition::Class(classes) = condition else { unreachable!() };
         let (mut logs, mut eps) = (Vec::new(), Vec::new());
@@ -101,7 +103,15 @@ impl Backbone for Mixture {
             let one: Vec<f64> = (0..batch).map(|b| share[2 * b + k]).collect();
             Tensor::<3>::from_data(TensorData::new(one, [batch, 1, 1]), (&Device::flex(), DType::F64))
         };
-        let out = eps[0].clone() * share(0) + eps[1].clone() * share(1);
+        let eps = eps[0].clone() * share(0) + eps[1].clone() * share(1);
+        // The clean latent from its own posterior: at pure noise it does not follow from the noise.
+        let clean = |k: usize| {
+            let variance = at.alpha.powi(2) * self.stds[k].powi(2) + at.sigma.powi(2);
+            let away = x_t.clone() - self.means[k].clone() * at.alpha;
+            self.means[k].clone() + away * (at.alpha * self.stds[k].powi(2) / variance)
+        };
+        let x = clean(0) * share(0) + clean(1) * share(1);
+        let out = join(self.path.prediction(), Pair { x, eps }, at);
         if self.learned_variance { Tensor::cat(vec![out, x_t.clone().sin()], 2) } else { out }
     }
 }
@@ -131,9 +141,9 @@ impl NoiseSource for Recorded<'_> {
 
 /// Runs a sampler given as JSON and compares every state with `KEY.xs`.
 #[track_caller]
-fn compare<S: Sampler + for<'a> Deserialize<'a>>(
+fn compare<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
     golden: &Golden,
-    network: &Mixture,
+    network: &Mixture<P>,
     json: &str,
     key: &str,
     rule: &dyn Guidance,
@@ -141,10 +151,10 @@ fn compare<S: Sampler + for<'a> Deserialize<'a>>(
     tolerance: f64,
 ) {
     let sampler: S = framework::serde_json::from_str(json).unwrap();
-    assert!(sampler.check().is_empty() && sampler.check_process(&network.vp).is_empty(), "{json}");
+    assert!(sampler.check().is_empty() && sampler.check_process(&network.path).is_empty(), "{json}");
     let noise = golden.0.contains_key(&format!("{key}.noise")).then(|| format!("{key}.noise"));
     let no_number = |_: f64| None;
-    let mut model = Denoiser::new(network, &network.vp, rule, &no_number, condition, &LatentShape::values([1, 1], 2));
+    let mut model = Denoiser::new(network, &network.path, rule, &no_number, condition, &LatentShape::values([1, 1], 2));
     let mut states = Vec::new();
     let mut observer = |progress: &Progress<'_>| states.push(progress.state.expect("a continuous sampler").clone());
     let Latent::Values(end) = sampler.sample(&mut model, &mut Recorded { golden, noise }, &mut observer) else {
@@ -152,8 +162,10 @@ fn compare<S: Sampler + for<'a> Deserialize<'a>>(
     };
     let expected = format!("{key}.xs");
     let count = golden.0[&expected].shape().to_vec()[0] - 1;
-    assert_eq!(states.len(), count, "{key}: number of steps");
-    assert_eq!(numbers(&end), numbers(&states[count - 1]), "{key}: the last state is the result");
+    // Without a last step the official code records the same state twice.
+    let repeated = usize::from(key.contains(".None."));
+    assert_eq!(states.len() + repeated, count, "{key}: number of steps");
+    assert_eq!(numbers(&end), numbers(&states[states.len() - 1]), "{key}: the last state is the result");
     for (k, state) in states.iter().enumerate() {
         let (got, expected) = (numbers(state), numbers(&golden.state(&expected, k + 1)));
         let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
@@ -188,11 +200,11 @@ fn ddpm_equals_guided_diffusion() {
         (r#"{"steps": 25, "variance": "fixed_small", "clip": true}"#, "ddpm25.fixed_small_clip"),
         (r#"{"steps": 25, "spacing": {"type": "sections", "counts": [10, 10, 5]}}"#, "ddpm_sections"),
     ] {
-        compare::<samplers::Ddpm>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
+        compare::<samplers::Ddpm, _>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
     }
     network.learned_variance = true;
     let json = r#"{"steps": 25, "variance": "learned_range"}"#;
-    compare::<samplers::Ddpm>(&golden, &network, json, "ddpm25.learned_range", &none(), &unconditional(), 1e-9);
+    compare::<samplers::Ddpm, _>(&golden, &network, json, "ddpm25.learned_range", &none(), &unconditional(), 1e-9);
 }
 
 #[test]
@@ -204,7 +216,7 @@ fn ddim_equals_guided_diffusion() {
         (r#"{"steps": 25, "eta": 0.7, "spacing": {"type": "stride"}}"#, "ddim25.eta0.7"),
         (r#"{"steps": 25}"#, "ddim_respace25.eta0"),
     ] {
-        compare::<samplers::Ddim>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
+        compare::<samplers::Ddim, _>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
     }
 }
 
@@ -221,7 +233,7 @@ fn dpm_solver_pp_equals_the_official_solver() {
         (r#"{"steps": 20, "order": 1}"#, "dpmpp_1_20.time_uniform"),
         (r#"{"steps": 20, "denoise_to_zero": true}"#, "dpmpp_2m_20_tozero"),
     ] {
-        compare::<samplers::DpmSolverPp>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
+        compare::<samplers::DpmSolverPp, _>(&golden, &network, json, key, &none(), &unconditional(), 1e-9);
     }
 }
 
@@ -230,19 +242,19 @@ fn published_pipelines_of_diffusers_and_compvis() {
     let Some(golden) = Golden::open("samplers_sd.safetensors") else { return };
     let dit = Mixture::new(&golden, linear());
     let json = r#"{"steps": 20, "spacing": {"type": "timesteps"}}"#;
-    compare::<samplers::DpmSolverPp>(&golden, &dit, json, "dpmpp_gft_dit", &none(), &unconditional(), 1e-4);
+    compare::<samplers::DpmSolverPp, _>(&golden, &dit, json, "dpmpp_gft_dit", &none(), &unconditional(), 1e-4);
     let sd = Mixture::new(&golden, scaled_linear());
-    compare::<samplers::DpmSolverPp>(&golden, &sd, json, "dpmpp_sd15", &none(), &unconditional(), 1e-4);
+    compare::<samplers::DpmSolverPp, _>(&golden, &sd, json, "dpmpp_sd15", &none(), &unconditional(), 1e-4);
     let ddim = r#"{"steps": 20, "spacing": {"type": "leading", "offset": 1}, "end_at_first_time": true}"#;
-    compare::<samplers::Ddim>(&golden, &sd, ddim, "ddim_sd15", &none(), &unconditional(), 1e-4);
+    compare::<samplers::Ddim, _>(&golden, &sd, ddim, "ddim_sd15", &none(), &unconditional(), 1e-4);
     let condition = Condition::Class(golden.numbers("compvis_ddim.cond").iter().map(|c| Some(*c as usize)).collect());
     let rule =
         |scale: f64| framework::serde_json::from_str::<guidance::Cfg>(&format!(r#"{{"scale": {scale}}}"#)).unwrap();
     // The coefficients of the official code are f32.
-    compare::<samplers::Ddim>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg1", &rule(1.0), &condition, 2e-6);
-    compare::<samplers::Ddim>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg3", &rule(3.0), &condition, 2e-6);
+    compare::<samplers::Ddim, _>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg1", &rule(1.0), &condition, 2e-6);
+    compare::<samplers::Ddim, _>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg3", &rule(3.0), &condition, 2e-6);
     let noisy = ddim.replace("\"steps\"", "\"eta\": 0.5, \"steps\"");
-    compare::<samplers::Ddim>(&golden, &sd, &noisy, "compvis_ddim.eta0.5.cfg3", &rule(3.0), &condition, 2e-6);
+    compare::<samplers::Ddim, _>(&golden, &sd, &noisy, "compvis_ddim.eta0.5.cfg3", &rule(3.0), &condition, 2e-6);
 }
 
 #[test]
@@ -254,7 +266,7 @@ fn first_order_dpm_solver_pp_is_ddim() {
     let run = |sampler: &dyn Sampler| {
         let (rule, no_number) = (none(), |_: f64| None);
         let mut model =
-            Denoiser::new(&network, &network.vp, &rule, &no_number, &condition, &LatentShape::values([1, 1], 2));
+            Denoiser::new(&network, &network.path, &rule, &no_number, &condition, &LatentShape::values([1, 1], 2));
         let mut noise = Recorded { golden: &golden, noise: None };
         let Latent::Values(x) = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}) else {
             unreachable!()
@@ -268,5 +280,49 @@ fn first_order_dpm_solver_pp_is_ddim() {
         framework::serde_json::from_str(r#"{"steps": 20, "spacing": {"type": "leading", "offset": 5}}"#).unwrap();
     for (a, b) in run(&solver).iter().zip(&run(&ddim)) {
         assert!((a - b).abs() < 1e-12, "{a} {b}");
+    }
+}
+
+#[test]
+fn flows_equal_the_official_sit() {
+    let Some(golden) = Golden::open("samplers_sit.safetensors") else { return };
+    let flow = |path: &str, prediction: &str| -> Mixture<_> {
+        let (path, kind) = (path.to_lowercase(), if prediction == "noise" { "eps" } else { prediction });
+        let config = format!(r#"{{"path": "{path}", "prediction": "{kind}"}}"#);
+        let config: InterpolantConfig = framework::serde_json::from_str(&config).unwrap();
+        Mixture::new(&golden, config.process())
+    };
+    for (path, prediction) in
+        [("Linear", "velocity"), ("GVP", "velocity"), ("Linear", "noise"), ("Linear", "score"), ("VP", "noise")]
+    {
+        let network = flow(path, prediction);
+        let key = |solver: &str| format!("ode.{path}.{prediction}.{solver}");
+        let (json, everything) = (r#"{"steps": 20}"#, unconditional());
+        compare::<samplers::Euler, _>(&golden, &network, json, &key("euler"), &none(), &everything, 1e-9);
+        compare::<samplers::Heun, _>(&golden, &network, json, &key("heun2"), &none(), &everything, 1e-9);
+    }
+    let norm = r#", "diffusion_norm": 0.8"#;
+    for (key, steps, more) in [
+        ("Linear.velocity.Euler.sigma.Mean", 25, String::new()),
+        ("Linear.velocity.Heun.sigma.Mean", 25, r#", "method": "heun""#.into()),
+        ("Linear.velocity.Euler.linear.Mean", 15, format!(r#", "diffusion": "linear"{norm}"#)),
+        ("Linear.velocity.Euler.decreasing.Mean", 15, format!(r#", "diffusion": "decreasing"{norm}"#)),
+        (
+            "Linear.velocity.Euler.inccreasing-decreasing.Mean",
+            15,
+            format!(r#", "diffusion": "increasing_decreasing"{norm}"#),
+        ),
+        ("Linear.velocity.Euler.constant.Mean", 15, format!(r#", "diffusion": "constant"{norm}"#)),
+        ("Linear.velocity.Euler.sigma.Tweedie", 15, r#", "last_step": "tweedie""#.into()),
+        ("Linear.velocity.Euler.sigma.Euler", 15, r#", "last_step": "euler""#.into()),
+        ("Linear.velocity.Euler.sigma.None", 14, r#", "last_step": "none""#.into()),
+        ("Linear.noise.Euler.SBDM.Mean", 25, r#", "diffusion": "sbdm""#.into()),
+        ("GVP.velocity.Euler.sigma.Mean", 25, String::new()),
+    ] {
+        let mut parts = key.split('.');
+        let network = flow(parts.next().unwrap(), parts.next().unwrap());
+        let json = format!(r#"{{"steps": {steps}{more}}}"#);
+        let key = format!("sde.{key}");
+        compare::<samplers::EulerMaruyama, _>(&golden, &network, &json, &key, &none(), &unconditional(), 1e-9);
     }
 }

@@ -1,0 +1,254 @@
+//! Interpolants between data and noise, and flows along them.
+//!
+//!   x_t = alpha_t x + sigma_t eps,   velocity = d x_t / d t = d_alpha_t x + d_sigma_t eps
+//!
+//!   linear: alpha = 1 - t, sigma = t      gvp: alpha = cos(pi t / 2), sigma = sin(pi t / 2)
+//!   vp:     log alpha = -(b_1 - b_0) t^2 / 4 - b_0 t / 2, sigma^2 = 1 - alpha^2, b_0 = 0.1, b_1 = 20
+//!
+//! Source: arXiv:2401.08740 (SiT) sec. 2 and app. B, arXiv:2210.02747 (linear), arXiv:2011.13456 eq. 33 (vp). Those run
+//! from noise at 0 to data at 1: their time is 1 - t, their velocity has the other sign.
+
+use crate::path::{Coefficients, Pair, Path, Prediction, join};
+use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
+use crate::random::{Random, per_sample, tensor};
+use burn::tensor::Tensor;
+use rand::RngExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::FRAC_PI_2;
+
+/// The curve from data to noise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Curve {
+    /// A straight line.
+    #[default]
+    Linear,
+    /// A quarter circle.
+    Gvp,
+    /// The variance-preserving diffusion in continuous time.
+    Vp,
+}
+
+/// What the network of a flow predicts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowPrediction {
+    /// `d x_t / d t`.
+    #[default]
+    Velocity,
+    /// The noise.
+    Eps,
+    /// `-eps / sigma_t`.
+    Score,
+}
+
+/// What the squared error of a noise or score prediction is weighed by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Weighting {
+    /// One: the error of the noise.
+    #[default]
+    None,
+    /// As much as the velocity it stands for would count.
+    Velocity,
+    /// The weight that makes it a bound of the likelihood.
+    Likelihood,
+}
+
+/// A flow: its curve, what its network predicts, and how errors are weighed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InterpolantConfig {
+    /// The curve from data to noise.
+    #[serde(default)]
+    pub path: Curve,
+    /// What the network predicts.
+    #[serde(default)]
+    pub prediction: FlowPrediction,
+    /// What errors are weighed by; of noise and score predictions only.
+    #[serde(default)]
+    pub weighting: Weighting,
+}
+
+impl InterpolantConfig {
+    /// The process these settings describe.
+    pub fn process(&self) -> Interpolant {
+        Interpolant(self.clone())
+    }
+}
+
+/// A flow, ready to corrupt and score.
+#[derive(Clone, Debug)]
+pub struct Interpolant(InterpolantConfig);
+
+/// Published: how far from the ends a noise or score prediction is trained and sampled.
+const MARGIN: f64 = 1e-3;
+/// Published: how far from the data the vp curve is trained.
+const VP_MARGIN: f64 = 1e-5;
+
+impl Interpolant {
+    /// First and last time of training.
+    fn trained(&self) -> [f64; 2] {
+        match (self.0.path, self.0.prediction) {
+            (Curve::Vp, _) => [VP_MARGIN, 1.0],
+            (_, FlowPrediction::Velocity) => [0.0, 1.0],
+            _ => [MARGIN, 1.0 - MARGIN],
+        }
+    }
+
+    /// The weight of a sample's squared error.
+    fn weight(&self, t: f64) -> f64 {
+        let Coefficients { alpha, sigma, d_alpha, d_sigma } = self.at(t);
+        // Half the squared diffusion of the forward process with these marginals.
+        let diffusion = sigma * d_sigma - d_alpha / alpha * sigma * sigma;
+        let of_noise = match self.0.weighting {
+            Weighting::None => 1.0,
+            Weighting::Velocity => (diffusion / sigma).powi(2),
+            Weighting::Likelihood => diffusion / (sigma * sigma),
+        };
+        match self.0.prediction {
+            FlowPrediction::Velocity => 1.0,
+            FlowPrediction::Eps => of_noise,
+            FlowPrediction::Score => of_noise * sigma * sigma,
+        }
+    }
+
+    /// The example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`, `t` `[B]`.
+    pub fn example(&self, x: Tensor<3>, eps: Tensor<3>, t: Vec<f64>) -> Example {
+        let at: Vec<Coefficients> = t.iter().map(|t| self.at(*t)).collect();
+        let each = |f: fn(&Coefficients) -> f64| per_sample(&at.iter().map(f).collect::<Vec<_>>(), &x);
+        let x_t = x.clone() * each(|c| c.alpha) + eps.clone() * each(|c| c.sigma);
+        let target = match self.prediction() {
+            Prediction::Velocity => x * each(|c| c.d_alpha) + eps * each(|c| c.d_sigma),
+            Prediction::Score => eps * each(|c| -1.0 / c.sigma),
+            kind => join(kind, Pair { x, eps }, at[0]),
+        };
+        Example {
+            progress: Progress::PerSample(t.iter().map(|t| 1.0 - t).collect()),
+            input: Input::Noisy { x_t, t },
+            target: Target::Values(target),
+            scored: None,
+        }
+    }
+}
+
+impl Path for Interpolant {
+    fn at(&self, t: f64) -> Coefficients {
+        match self.0.path {
+            Curve::Linear => Coefficients { alpha: 1.0 - t, sigma: t, d_alpha: -1.0, d_sigma: 1.0 },
+            Curve::Gvp => {
+                let (sigma, alpha) = (t * FRAC_PI_2).sin_cos();
+                Coefficients { alpha, sigma, d_alpha: -sigma * FRAC_PI_2, d_sigma: alpha * FRAC_PI_2 }
+            }
+            Curve::Vp => {
+                let (low, high) = (0.1, 20.0);
+                let log_alpha = -0.25 * t * t * (high - low) - 0.5 * t * low;
+                let slope = -0.5 * t * (high - low) - 0.5 * low;
+                let alpha = log_alpha.exp();
+                let sigma = (-(2.0 * log_alpha).exp_m1()).sqrt();
+                Coefficients { alpha, sigma, d_alpha: alpha * slope, d_sigma: -alpha * alpha * slope / sigma }
+            }
+        }
+    }
+
+    fn prediction(&self) -> Prediction {
+        match self.0.prediction {
+            FlowPrediction::Velocity => Prediction::Velocity,
+            FlowPrediction::Eps => Prediction::Eps,
+            FlowPrediction::Score => Prediction::Score,
+        }
+    }
+
+    fn table(&self) -> Option<usize> {
+        None
+    }
+
+    fn interval(&self) -> [f64; 2] {
+        match (self.0.path, self.0.prediction) {
+            (Curve::Vp, _) => [MARGIN, 1.0],
+            (_, FlowPrediction::Velocity) => [0.0, 1.0],
+            _ => [MARGIN, 1.0 - MARGIN],
+        }
+    }
+}
+
+impl Process for Interpolant {
+    fn family(&self) -> Family {
+        Family::Continuous
+    }
+
+    fn prediction(&self) -> Prediction {
+        Path::prediction(self)
+    }
+
+    fn corrupt(&self, x: &Latent, random: &Random, step: u64) -> Example {
+        let Latent::Values(x) = x else { panic!("a flow was given tokens; the check phase refuses that") };
+        let shape @ [batch, positions, channels] = x.dims();
+        let mut stream = random.stream("t", 0, step);
+        let [first, last] = self.trained();
+        let t: Vec<f64> = (0..batch).map(|_| first + (last - first) * stream.random::<f64>()).collect();
+        let noise = random.normal("eps", 0, step, batch * positions * channels);
+        let noise: Vec<f64> = noise.into_iter().map(f64::from).collect();
+        self.example(x.clone(), tensor(&noise, shape, x.dtype(), &x.device()), t)
+    }
+
+    fn loss(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+        let plain = score(prediction, example);
+        if self.0.prediction == FlowPrediction::Velocity {
+            return plain;
+        }
+        let Input::Noisy { t, .. } = &example.input else { panic!("a flow was given tokens") };
+        let weights: Vec<f64> = t.iter().map(|t| self.weight(*t)).collect();
+        let weights = per_sample(&weights, &plain);
+        plain * weights
+    }
+
+    fn likelihood(&self) -> Likelihood {
+        Likelihood::Bound
+    }
+
+    /// Minus half the squared error of the loss summed over positions and channels: a bound with its weights replaced by
+    /// those of training.
+    fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+        let Target::Values(target) = &example.target else { panic!("a flow was given tokens as target") };
+        let [_, positions, channels] = target.dims();
+        self.loss(prediction, example) * (-0.5 * (positions * channels) as f64)
+    }
+
+    fn path(&self) -> Option<&dyn Path> {
+        Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CURVES: [Curve; 3] = [Curve::Linear, Curve::Gvp, Curve::Vp];
+
+    fn flow(path: Curve) -> Interpolant {
+        InterpolantConfig { path, ..InterpolantConfig::default() }.process()
+    }
+
+    proptest! {
+        #[test]
+        fn derivatives_are_slopes_and_schedules_are_monotone(t in 0.01..0.99_f64, which in 0usize..3) {
+            let (flow, h) = (flow(CURVES[which]), 1e-6);
+            let (before, at, after) = (flow.at(t - h), flow.at(t), flow.at(t + h));
+            prop_assert!(((after.alpha - before.alpha) / (2.0 * h) - at.d_alpha).abs() < 1e-6);
+            prop_assert!(((after.sigma - before.sigma) / (2.0 * h) - at.d_sigma).abs() < 1e-6);
+            prop_assert!(after.alpha < before.alpha && after.sigma > before.sigma);
+        }
+    }
+
+    #[test]
+    fn end_points() {
+        for curve in CURVES {
+            let (data, noise) = (flow(curve).at(0.0), flow(curve).at(1.0));
+            assert_eq!((data.alpha, data.sigma), (1.0, 0.0), "{curve:?}");
+            assert!(noise.alpha < 0.01 && (noise.sigma - 1.0).abs() < 1e-4, "{curve:?}");
+        }
+    }
+}

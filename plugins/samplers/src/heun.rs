@@ -1,0 +1,67 @@
+//! Heun's method on the flow: Euler's step, then the mean of the velocities at its two ends.
+//!
+//!   x^ = x_t + (t' - t) v(x_t, t),   x' = x_t + (t' - t) (v(x_t, t) + v(x^, t')) / 2
+//!
+//! Source: arXiv:2206.00364 algorithm 1 (without noise); time shift: arXiv:2403.03206 eq. 23.
+
+use crate::flow::{needs_path, times, velocity};
+use crate::zero_steps;
+use framework::guidance::Denoiser;
+use framework::prelude::*;
+use framework::process::Latent;
+use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+
+/// Second order, deterministic; two evaluations a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Heun {
+    /// Steps.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub steps: usize,
+    /// Moves times toward the noise (above 1) or the data (below); 1 = even.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.01, max = 100.0))]
+    pub shift: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+framework::register!(sampler "heun" => Heun, "arXiv:2206.00364");
+
+impl Sampler for Heun {
+    fn check(&self) -> Vec<Problem> {
+        zero_steps(self.steps)
+    }
+
+    fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
+        needs_path(process, "heun")
+    }
+
+    fn is_stochastic(&self) -> bool {
+        false
+    }
+
+    fn serves(&self, family: Family) -> bool {
+        family == Family::Continuous
+    }
+
+    fn evaluations(&self, _: &LatentShape) -> usize {
+        2 * self.steps
+    }
+
+    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
+        let path = model.process().path().expect("the check phase refuses other families");
+        let times = times(self.steps, path.interval(), self.shift);
+        let mut x_t = noise.normal(0);
+        for (k, pair) in times.windows(2).enumerate() {
+            let step = pair[1] - pair[0];
+            let here = velocity(model, &x_t, pair[0]);
+            let there = velocity(model, &(x_t.clone() + here.clone() * step), pair[1]);
+            x_t = x_t + (here + there) * (step / 2.0);
+            observer.step(&Progress { step: k + 1, steps: self.steps, t: pair[0], state: Some(&x_t) });
+        }
+        Latent::Values(x_t)
+    }
+}
