@@ -119,10 +119,10 @@ impl Interpolant {
         let at: Vec<Coefficients> = t.iter().map(|t| self.at(*t)).collect();
         let each = |f: fn(&Coefficients) -> f64| per_sample(&at.iter().map(f).collect::<Vec<_>>(), &x);
         let x_t = x.clone() * each(|c| c.alpha) + eps.clone() * each(|c| c.sigma);
-        let target = match self.prediction() {
-            Prediction::Velocity => x * each(|c| c.d_alpha) + eps * each(|c| c.d_sigma),
+        let target = match Path::prediction(self) {
+            Prediction::Velocity => x.clone() * each(|c| c.d_alpha) + eps * each(|c| c.d_sigma),
             Prediction::Score => eps * each(|c| -1.0 / c.sigma),
-            kind => join(kind, Pair { x, eps }, at[0]),
+            kind => join(kind, Pair { x: x.clone(), eps }, at[0]),
         };
         Example {
             progress: Progress::PerSample(t.iter().map(|t| 1.0 - t).collect()),
