@@ -124,7 +124,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             options.input.display()
         )));
     }
-    let prediction = network.predict(&input, &condition, &control);
+    let prediction = pipeline.backbone.to_native(network.predict(&input, &condition, &control));
     let prediction = match input {
         Input::Noisy { .. } => from_positions(prediction, latent.grid).into_data(),
         _ => prediction.into_data(),

@@ -16,6 +16,13 @@ fn dit(more: Value) -> Value {
     entry
 }
 
+/// A SiT small enough for tests.
+fn sit(process: Value) -> Value {
+    let mut entry = dit(json!({ "type": "sit" }));
+    entry["process"] = process;
+    entry
+}
+
 /// A LlamaGen small enough for tests.
 fn llamagen(more: Value) -> Value {
     let mut entry = json!({
@@ -63,6 +70,11 @@ fn objectives() {
             if variant["distance"] != "kullback_leibler" {
                 holds(&variant, conformance::objective(&variant, &dit(input.clone())));
             }
+            if variant["distance"] != "kullback_leibler" {
+                let mut flow = sit(json!({}));
+                flow.as_object_mut().unwrap().extend(input.as_object().unwrap().clone());
+                holds(&variant, conformance::objective(&variant, &flow));
+            }
             holds(&variant, conformance::objective(&variant, &llamagen(input.clone())));
             holds(&variant, conformance::objective(&variant, &var(input)));
         }
@@ -83,6 +95,14 @@ fn backbones() {
         json!({ "guidance_input": "mlp", "learn_sigma": true, "process": { "variance_loss": true } }),
     ] {
         let entry = dit(more);
+        holds(&entry, conformance::backbone(&entry));
+    }
+    for process in [
+        json!({}),
+        json!({ "path": "gvp", "prediction": "eps", "weighting": "velocity" }),
+        json!({ "path": "vp", "prediction": "score", "weighting": "likelihood" }),
+    ] {
+        let entry = sit(process);
         holds(&entry, conformance::backbone(&entry));
     }
     for entry in [
@@ -111,6 +131,15 @@ fn samplers() {
         json!({ "type": "euler_maruyama", "steps": 5, "last_step": "tweedie" }),
     ] {
         holds(&sampler, conformance::sampler(&sampler, &dit(json!({ "learn_sigma": true }))));
+    }
+    for sampler in [
+        json!({ "type": "ddim", "steps": 5 }),
+        json!({ "type": "dpm_solver_pp", "steps": 5 }),
+        json!({ "type": "euler", "steps": 5, "shift": 3.0 }),
+        json!({ "type": "heun", "steps": 5 }),
+        json!({ "type": "euler_maruyama", "steps": 5 }),
+    ] {
+        holds(&sampler, conformance::sampler(&sampler, &sit(json!({}))));
     }
     let head = json!({ "type": "ddpm", "steps": 3, "variance": "learned_range" });
     let masked = json!({ "type": "masked", "iterations": 4, "head": head });

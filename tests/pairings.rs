@@ -13,7 +13,7 @@ fn text(output: &Output) -> String {
 }
 
 /// A small backbone of each kind with its tokenizer and sampler.
-fn backbones() -> [(&'static str, Value, Value, Value); 4] {
+fn backbones() -> [(&'static str, Value, Value, Value); 5] {
     [
         (
             "dit",
@@ -23,6 +23,15 @@ fn backbones() -> [(&'static str, Value, Value, Value); 4] {
             }),
             json!({ "type": "pixels" }),
             json!({ "type": "ddim", "steps": 2 }),
+        ),
+        (
+            "sit",
+            json!({
+                "type": "sit", "hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2, "input_size": 8,
+                "in_channels": 1, "num_classes": 10
+            }),
+            json!({ "type": "pixels" }),
+            json!({ "type": "euler", "steps": 2 }),
         ),
         (
             "llamagen",

@@ -265,6 +265,11 @@ pub trait BackboneConfig: Debug + Send + Sync {
     /// Our clock for the times that the official network takes.
     fn t_of_native(&self, native: f64) -> f64;
 
+    /// A prediction as the official network answers it: a flow that runs the other way has velocities of the other sign.
+    fn to_native(&self, prediction: Tensor<3>) -> Tensor<3> {
+        prediction
+    }
+
     /// Floating-point operations of one forward pass of one sample (multiply and add counted apart).
     fn flops(&self) -> f64;
 

@@ -13,11 +13,11 @@ use framework::prelude::*;
 use framework::process::Latent;
 use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
 
-/// DDIM on a table of training times.
+/// DDIM on a table of training times, or on evenly spread times of a flow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ddim {
-    /// Steps, 1 to the number of training times.
+    /// Steps; at most the number of training times where there is a table.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
     /// Share of DDPM's noise that is added, in [0, 1].
@@ -37,15 +37,36 @@ pub struct Ddim {
 
 framework::register!(sampler "ddim" => Ddim, "arXiv:2010.02502");
 
+impl Ddim {
+    /// The times visited, from noise to data; the last step goes on to clean data.
+    fn times(&self, path: &dyn Path) -> Vec<f64> {
+        match path.table() {
+            Some(table) => {
+                let indices = self.spacing.indices(self.steps, table).expect("the check phase places the steps");
+                indices.into_iter().map(|index| (index + 1) as f64 / table as f64).collect()
+            }
+            None => {
+                let [_, noise] = path.interval();
+                (0..self.steps).map(|k| noise * (self.steps - k) as f64 / self.steps as f64).collect()
+            }
+        }
+    }
+}
+
 impl Sampler for Ddim {
     fn check(&self) -> Vec<Problem> {
         zero_steps(self.spacing.count(self.steps))
     }
 
     fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
-        match process.path().and_then(Path::table) {
-            Some(table) => self.spacing.indices(self.steps, table).err().into_iter().collect(),
-            None => vec![Problem::new("", "ddim needs a process with a table of training times")],
+        match process.path().map(Path::table) {
+            Some(Some(table)) => self.spacing.indices(self.steps, table).err().into_iter().collect(),
+            Some(None) if self.spacing != TableSpacing::Uniform => {
+                let what = "this spacing is one of training times; the process has no table of them";
+                vec![Problem::new("/spacing", what).accepts("\"uniform\"")]
+            }
+            Some(None) => Vec::new(),
+            None => vec![Problem::new("", "ddim needs a process with a path from data to noise")],
         }
     }
 
@@ -63,23 +84,23 @@ impl Sampler for Ddim {
 
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
         let path = model.process().path().expect("the check phase refuses other families");
-        let table = path.table().expect("the check phase refuses processes without a table");
-        let indices = self.spacing.indices(self.steps, table).expect("the check phase places the steps");
-        let time = |index: usize| (index + 1) as f64 / table as f64;
+        let times = self.times(path);
         let clean = Coefficients { alpha: 1.0, sigma: 0.0, d_alpha: 0.0, d_sigma: 0.0 };
-        let end = if self.end_at_first_time { path.at(time(0)) } else { clean };
+        // A flow has no first training time: a thousandth is where published tables begin.
+        let first = 1.0 / path.table().unwrap_or(1000) as f64;
+        let end = if self.end_at_first_time { path.at(first) } else { clean };
         let mut x_t = noise.normal(0);
-        for (k, index) in indices.iter().enumerate() {
-            let at = path.at(time(*index));
-            let next = indices.get(k + 1).map_or(end, |next| path.at(time(*next)));
-            let predicted = evaluate(model, &x_t, time(*index), at, self.clip);
+        for (k, t) in times.iter().enumerate() {
+            let at = path.at(*t);
+            let next = times.get(k + 1).map_or(end, |next| path.at(*next));
+            let predicted = evaluate(model, &x_t, *t, at, self.clip);
             let variance = (next.sigma / at.sigma).powi(2) * (1.0 - (at.alpha / next.alpha).powi(2));
             let s = self.eta * variance.max(0.0).sqrt();
             x_t = predicted.x * next.alpha + predicted.eps * (next.sigma.powi(2) - s * s).max(0.0).sqrt();
             if s > 0.0 {
                 x_t = x_t + noise.normal(k + 1) * s;
             }
-            observer.step(&Progress { step: k + 1, steps: indices.len(), t: time(*index), state: Some(&x_t) });
+            observer.step(&Progress { step: k + 1, steps: times.len(), t: *t, state: Some(&x_t) });
         }
         Latent::Values(x_t)
     }

@@ -85,9 +85,10 @@ impl DpmSolverPp {
     /// From noise to data, `steps + 1` points.
     fn points(&self, path: &dyn Path) -> Vec<Point> {
         let n = self.steps;
-        // Continuous paths have no first training time; a thousandth is where published tables begin.
+        // Continuous paths have no first training time: a thousandth, where published tables begin, and as far from pure
+        // noise, where lambda may be infinite.
         let table = path.table().unwrap_or(1000) as f64;
-        let (start, end) = (1.0, 1.0 / table);
+        let (start, end) = (if path.table().is_some() { 1.0 } else { 1.0 - 1.0 / table }, 1.0 / table);
         let even = |from: f64, to: f64, i: usize| from + (to - from) * i as f64 / n as f64;
         let point = |t: f64| Point { at: path.at(t), lambda: path.lambda(t), t };
         match self.spacing {

@@ -1,15 +1,20 @@
-//! DiT: a transformer on latent patches, modulated by time and class (adaLN-zero).
+//! DiT and SiT: a transformer on latent patches, modulated by time and class (adaLN-zero). One network, published on two
+//! processes: `dit` predicts the noise of a diffusion, `sit` the velocity of a flow.
 //!
-//! Source: arXiv:2212.09748; its guidance input is that of GFT, arXiv:2501.15420.
-//! Read this file first; `checkpoint.rs` holds the official names and clock.
+//! Source: arXiv:2212.09748 (DiT), arXiv:2401.08740 (SiT); the guidance input is that of GFT, arXiv:2501.15420.
+//! Read this file first; `clock.rs` holds what differs between the two, `checkpoint.rs` the official names.
 
 mod checkpoint;
+mod clock;
+
+pub use clock::Clock;
 
 use framework::backbone::{Backbone, BackboneConfig, Perturbation};
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
+use framework::interpolant::InterpolantConfig;
 use framework::nn::{
     Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm,
     modulate, parameter, silu, sincos_2d,
@@ -86,10 +91,11 @@ pub enum GuidanceInput {
     Mlp,
 }
 
-/// Sizes of a DiT, by published name (`size`) or by number.
+/// Sizes of the network, by published name (`size`) or by number, and its process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DitConfig {
+#[serde(deny_unknown_fields, bound(deserialize = "P: Default + Deserialize<'de>"))]
+#[schemars(bound = "P: Default + Serialize + JsonSchema")]
+pub struct Config<P> {
     /// A published size with its patch size; then leave out the four numbers.
     #[serde(default)]
     pub size: Option<Size>,
@@ -125,7 +131,8 @@ pub struct DitConfig {
     #[serde(default = "num_classes")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub num_classes: usize,
-    /// Predict a variance beside the noise: twice the channels. The simple loss leaves it untrained.
+    /// Twice the channels, as published. The second half is a variance for a diffusion, untrained by the simple loss; of a
+    /// flow it is not read.
     #[serde(default)]
     pub learn_sigma: bool,
     /// Where the guidance number of a guidance-free objective enters; null = the network takes none.
@@ -134,10 +141,15 @@ pub struct DitConfig {
     /// How the embedders are drawn.
     #[serde(default)]
     pub embedding_init: EmbeddingInit,
-    /// Noise schedule and prediction.
+    /// Path from data to noise, and prediction.
     #[serde(default)]
-    pub process: VpConfig,
+    pub process: P,
 }
+
+/// A DiT: the transformer on a variance-preserving diffusion.
+pub type DitConfig = Config<VpConfig>;
+/// A SiT: the transformer on a flow.
+pub type SitConfig = Config<InterpolantConfig>;
 
 fn input_size() -> usize {
     32
@@ -153,8 +165,9 @@ fn num_classes() -> usize {
 }
 
 framework::register!(backbone "dit" => DitConfig, "arXiv:2212.09748");
+framework::register!(backbone "sit" => SitConfig, "arXiv:2401.08740");
 
-impl DitConfig {
+impl<P: Clock> Config<P> {
     fn numbers(&self) -> Option<Numbers> {
         match self.size {
             Some(size) => Some(size.numbers()),
@@ -169,7 +182,7 @@ impl DitConfig {
 
     /// The numbers of a checked entry.
     fn checked(&self) -> Numbers {
-        self.numbers().expect("the check phase refuses a dit without size")
+        self.numbers().expect("the check phase refuses a network without size")
     }
 
     fn out_channels(&self) -> usize {
@@ -185,7 +198,7 @@ impl DitConfig {
     }
 }
 
-impl BackboneConfig for DitConfig {
+impl<P: Clock> BackboneConfig for Config<P> {
     fn check(&self) -> Problems {
         let mut problems = Problems::new();
         let given = [
@@ -202,17 +215,13 @@ impl BackboneConfig for DitConfig {
                         .fix(format!("delete /backbone/{name} or /backbone/size")),
                 ),
                 (None, None) => problems.push(
-                    Problem::new("", format!("the dit has neither `size` nor `{name}`"))
+                    Problem::new("", format!("there is neither `size` nor `{name}`"))
                         .accepts("either `size` (such as \"XL/2\"), or hidden_size, depth, num_heads and patch_size"),
                 ),
                 _ => {}
             }
         }
-        if self.process.variance_loss && !self.learn_sigma {
-            let what = "`variance_loss` trains channels that the network does not have";
-            let problem = Problem::new("/process/variance_loss", what).and_at("/learn_sigma");
-            problems.push(problem.accepts("`variance_loss` with \"learn_sigma\": true"));
-        }
+        problems.extend(self.process.check(self.learn_sigma));
         let Some(numbers) = self.numbers() else { return problems };
         let mut divides = |part: usize, name: &str, whole: usize, of: &str| {
             if !whole.is_multiple_of(part) {
@@ -240,7 +249,7 @@ impl BackboneConfig for DitConfig {
             text_width: None,
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
-            variance: self.learn_sigma,
+            variance: self.learn_sigma && P::HAS_VARIANCE,
             perturbation: true,
             cache: false,
         }
@@ -251,11 +260,11 @@ impl BackboneConfig for DitConfig {
     }
 
     fn process(&self) -> Box<dyn Process> {
-        Box::new(self.process.process())
+        self.process.process()
     }
 
     fn init(&self, device: &Device) -> BoxBackbone {
-        BoxBackbone::new(Dit::new(self, device))
+        BoxBackbone::new(Transformer::new(self, device))
     }
 
     fn initializer(&self, path: &str, shape: &[usize]) -> Init {
@@ -278,7 +287,11 @@ impl BackboneConfig for DitConfig {
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
-        self.process.process().t_of_index(native)
+        self.process.t_of_native(native)
+    }
+
+    fn to_native(&self, prediction: Tensor<3>) -> Tensor<3> {
+        if self.process.is_reversed() { -prediction } else { prediction }
     }
 
     fn flops(&self) -> f64 {
@@ -324,7 +337,7 @@ struct FinalLayer {
 
 /// The network. Fields are named as in the official files.
 #[derive(Module, Debug)]
-pub struct Dit {
+pub struct Transformer<P: Clock> {
     x_embedder: PatchEmbed,
     t_embedder: TimestepEmbedder,
     y_embedder: LabelEmbedder,
@@ -333,7 +346,7 @@ pub struct Dit {
     blocks: Vec<Block>,
     final_layer: FinalLayer,
     #[module(skip)]
-    config: DitConfig,
+    config: Config<P>,
 }
 
 /// Width of the sinusoids of time, and of the guidance number in the `linear` form.
@@ -342,9 +355,9 @@ const GUIDANCE_FREQUENCIES: usize = 512;
 /// Epsilon of every layer norm.
 const EPSILON: f64 = 1e-6;
 
-impl Dit {
+impl<P: Clock> Transformer<P> {
     /// Allocates nothing.
-    pub fn new(config: &DitConfig, device: &Device) -> Self {
+    pub fn new(config: &Config<P>, device: &Device) -> Self {
         let Numbers { hidden_size: width, depth, num_heads, patch_size: patch } = config.checked();
         let linear = config.guidance_input == Some(GuidanceInput::Linear);
         let block = |_| Block {
@@ -370,12 +383,11 @@ impl Dit {
 
     /// Time, class and guidance number as one vector a sample, `[B, D]`.
     fn condition(&self, t: &[f64], condition: &Condition, guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
-        let process = self.config.process.process();
-        let index: Vec<f64> = t.iter().map(|t| process.index_of_t(*t)).collect();
+        let native = self.config.process.native_of_t(t);
         let guidance: Option<Vec<f64>> = guidance.map(|g| g.iter().map(|g| 1000.0 * g).collect());
         let rows = condition.class_rows(self.config.num_classes);
         let rows = Tensor::<1, Int>::from_data(rows.as_slice(), device);
-        let c = self.t_embedder.forward(&index, guidance.as_deref(), device)
+        let c = self.t_embedder.forward(&native, guidance.as_deref(), device)
             + self.y_embedder.embedding_table.val().select(0, rows);
         match (&self.beta_embedder, guidance) {
             (Some(embedder), Some(guidance)) => c + embedder.forward(&guidance, None, device),
@@ -384,10 +396,10 @@ impl Dit {
     }
 }
 
-impl Backbone for Dit {
+impl<P: Clock> Backbone for Transformer<P> {
     fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
         let Input::Noisy { x_t, t } = input else {
-            panic!("dit reads noisy latents; the check phase refuses other families")
+            panic!("the network reads noisy latents; the check phase refuses other families")
         };
         let dtype = self.x_embedder.proj.dtype();
         let c = silu(self.condition(t, condition, control.guidance.as_deref(), &x_t.device().inner()));
@@ -409,7 +421,8 @@ impl Backbone for Dit {
         }
         let patch = self.config.checked().patch_size;
         let out = from_patches(self.final_layer.forward(tokens, c), [self.config.input_size; 2], patch);
-        out.cast(x_t.dtype())
+        let out = if P::HAS_VARIANCE { out } else { out.narrow(2, 0, self.config.in_channels) };
+        self.config.to_native(out).cast(x_t.dtype())
     }
 }
 
