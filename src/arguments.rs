@@ -1,6 +1,6 @@
 //! What can be written after `unguided`.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
@@ -165,27 +165,22 @@ pub struct VerifyOptions {
     pub seed: u64,
 }
 
-/// The format that `convert` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// A checkpoint of Unguided.
-    Native,
-    /// The official names and layouts, as safetensors.
-    Official,
-}
-
 #[derive(Debug, Args)]
 pub struct ConvertOptions {
     /// The pipeline document; its backbone, or its tokenizer, says what the weights are.
     #[arg(long)]
     pub pipeline: PathBuf,
-    /// The weights are the tokenizer's. They are written under their official names.
-    #[arg(long, conflicts_with = "to")]
-    pub tokenizer: bool,
-    /// What to write [default: the other format than the input's].
+    /// The weights are the tokenizer's.
     #[arg(long)]
-    pub to: Option<Format>,
-    /// The file to read.
+    pub tokenizer: bool,
+    /// The weights are the conditioner's.
+    #[arg(long, conflicts_with = "tokenizer")]
+    pub conditioner: bool,
+    /// What to write: native, official, or another published format of the weights, such as diffusers or compvis
+    /// [default: a checkpoint becomes official, an official file a checkpoint].
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<String>,
+    /// The file, or the folder of a diffusers pipeline, to read.
     pub input: PathBuf,
     /// The file to write.
     pub output: PathBuf,

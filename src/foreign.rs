@@ -1,13 +1,13 @@
 //! `forward` and `convert`: official checkpoints in and out.
 
-use crate::arguments::{ConvertOptions, Format, ForwardOptions};
+use crate::arguments::{ConvertOptions, ForwardOptions};
 use crate::{Failure, Outcome, document, start, tokenize};
 use framework::backbone::{Backbone, Control};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
-use framework::checkpoint::{self, Checkpoint};
+use framework::checkpoint::Checkpoint;
 use framework::condition::{Condition, ConditionKind};
-use framework::foreign;
+use framework::foreign::{self, Source};
 use framework::masked::Patches;
 use framework::nn::{from_positions, to_positions};
 use framework::process::{Family, Input};
@@ -20,7 +20,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     };
     let device = document::device(options.device.as_deref())?;
     let pipeline = document::read(&options.pipeline, &[])?;
-    let (network, report) = start::weights(&pipeline, checkpoint, &device)?;
+    let (network, report) = start::weights(&pipeline, &Source::of(checkpoint), &device)?;
     eprintln!("{report}");
     let file = foreign::open(&options.input)?;
     let get = |name: &str| -> Result<Option<TensorData>, Failure> {
@@ -162,22 +162,25 @@ fn masked(
     Ok(Input::Masked { x, hidden, places, x_t, t })
 }
 
-/// Converts between the official and the native format.
+/// What `--to` calls a checkpoint of ours.
+const NATIVE: &str = "native";
+
+/// Converts between the published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
     if options.tokenizer {
         return tokenize::convert(options);
     }
     let device = Device::flex();
     let pipeline = document::read(&options.pipeline, &[])?;
-    let native = checkpoint::metadata(&start::file(&options.input)?)?.is_some();
-    let (network, report) = start::weights(&pipeline, &options.input, &device)?;
-    let to = options.to.unwrap_or(if native { Format::Official } else { Format::Native });
-    match to {
-        Format::Official => foreign::save(&network, &pipeline.backbone.foreign_names(), &options.output)?,
-        Format::Native => {
-            let model = framework::weights::export(&network);
-            Checkpoint { document: pipeline.document.clone(), model, ..Checkpoint::default() }.save(&options.output)?;
-        }
+    let (network, report) = start::weights(&pipeline, &Source::of(&options.input), &device)?;
+    let formats = pipeline.backbone.formats();
+    let from_native = report.format.is_empty();
+    let to = options.to.as_deref().unwrap_or(if from_native { formats[0].format } else { NATIVE });
+    if to == NATIVE {
+        let model = framework::weights::export(&network);
+        Checkpoint { document: pipeline.document.clone(), model, ..Checkpoint::default() }.save(&options.output)?;
+    } else {
+        foreign::save(&network, foreign::format(&formats, Some(to)).map_err(Failure::Input)?, &options.output)?;
     }
     println!("{report}");
     println!("{}", options.output.display());

@@ -1,5 +1,6 @@
 //! The visible list of linked plugins: a crate that only registers is dropped by the linker unless it is named.
 
+use conditioners as _;
 use data as _;
 use dit as _;
 use guidance as _;
@@ -8,5 +9,6 @@ use mar as _;
 use metrics as _;
 use objectives as _;
 use samplers as _;
+use sd15 as _;
 use tokenizers_builtin as _;
 use var as _;

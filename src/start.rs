@@ -9,21 +9,32 @@ use framework::burn::tensor::{Device, Tensor, TensorData};
 use framework::checkpoint::{self, Checkpoint};
 use framework::dataset::{Dataset, ItemKind};
 use framework::error::Error;
-use framework::foreign::{self, Report};
+use framework::foreign::{self, Report, Source};
 use framework::pipeline::Pipeline;
 use framework::random::Random;
 use framework::trainer::{Start, tracking};
-use framework::weights;
+use framework::weights::{self, Init};
 use std::path::{Path, PathBuf};
 
 /// The weights of a run's folder, a native checkpoint or an official file, in a network of this pipeline.
-pub fn weights(pipeline: &Pipeline, path: &Path, device: &Device) -> Result<(BoxBackbone, Report), Failure> {
-    let path = file(path)?;
-    let (network, names) = (pipeline.init_backbone(device), pipeline.backbone.foreign_names());
-    Ok(match checkpoint::metadata(&path)? {
-        Some(_) => foreign::adopt(network, &names, Checkpoint::load(&path)?.sampling_weights(), &path)?,
-        None => foreign::load(network, &names, &path)?,
-    })
+pub fn weights(pipeline: &Pipeline, source: &Source, device: &Device) -> Result<(BoxBackbone, Report), Failure> {
+    let (network, formats) = (pipeline.backbone.init(device), pipeline.backbone.formats());
+    let init = |path: &str, shape: &[usize]| pipeline.backbone.initializer(path, shape);
+    let (random, init): (_, &dyn Fn(&str, &[usize]) -> Init) = (Random::new(pipeline.train.seed), &init);
+    if let Some(path) = native(&source.checkpoint)? {
+        let values = Checkpoint::load(&path)?.sampling_weights();
+        return Ok(foreign::adopt(network, &formats[0], values, &path, (&random, init))?);
+    }
+    Ok(foreign::load(network, &formats, source, (&random, init))?)
+}
+
+/// The native checkpoint that a path stands for, if it is not a file or a folder of an official format.
+fn native(path: &Path) -> Result<Option<PathBuf>, Failure> {
+    let official = match path.is_dir() {
+        true => !Run { folder: path.to_path_buf() }.checkpoints().exists(),
+        false => path.exists() && checkpoint::metadata(path)?.is_none(),
+    };
+    if official { Ok(None) } else { file(path).map(Some) }
 }
 
 /// The checkpoint file that a path stands for: a folder stands for its run's newest one.
@@ -105,9 +116,9 @@ pub fn restore_tokenizer(pipeline: &mut Pipeline, from: &Path, device: &Device) 
 pub fn start(pipeline: &Pipeline, run: &Run, device: &Device, resume: Option<Checkpoint>) -> Result<Start, Failure> {
     let tracked = tracking(&pipeline.train, device);
     let online = match (&pipeline.train.from, &resume) {
-        (Some(path), None) => {
-            let (network, report) = weights(pipeline, path, &tracked)?;
-            eprintln!("starting from {}: {report}", path.display());
+        (Some(source), None) => {
+            let (network, report) = weights(pipeline, source, &tracked)?;
+            eprintln!("starting from {}: {report}", source.checkpoint.display());
             network
         }
         _ => pipeline.init_backbone(&tracked),
@@ -132,27 +143,28 @@ fn reference(
         let checkpoint = Checkpoint::load(&kept)?;
         return own(pipeline, &kept, checkpoint, device);
     }
-    let Some(path) = &pipeline.train.reference else {
+    let Some(source) = &pipeline.train.reference else {
         let network = online.valid();
         let (document, model) = (pipeline.document.clone(), weights::export(&network));
         Checkpoint { document, model, ..Checkpoint::default() }.save(&kept)?;
         return Ok(network);
     };
-    let path = file(path)?;
-    let checkpoint = match checkpoint::metadata(&path)? {
-        Some(_) => {
-            let found = Checkpoint::load(&path)?;
+    let path = &source.checkpoint;
+    let native = native(path)?;
+    let checkpoint = match &native {
+        Some(path) => {
+            let found = Checkpoint::load(path)?;
             Checkpoint { document: found.document.clone(), model: found.sampling_weights(), ..Checkpoint::default() }
         }
         None => {
-            let (network, report) = weights(pipeline, &path, device)?;
+            let (network, report) = weights(pipeline, source, device)?;
             eprintln!("reference {}: {report}", path.display());
             let (document, model) = (pipeline.document.clone(), weights::export(&network));
             Checkpoint { document, model, ..Checkpoint::default() }
         }
     };
     checkpoint.save(&kept)?;
-    own(pipeline, &path, checkpoint, device)
+    own(pipeline, path, checkpoint, device)
 }
 
 /// A network of the checkpoint's own document, which must speak of the same latents, noise and conditions.

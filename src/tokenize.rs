@@ -149,7 +149,7 @@ fn written(latent: &Latent, shape: &LatentShape) -> Vec<(String, TensorData)> {
 /// Writes an official tokenizer as safetensors, under its official names.
 pub fn convert(options: &ConvertOptions) -> Outcome {
     let pipeline = document::read(&options.pipeline, &[])?;
-    match pipeline.tokenizer.convert(&options.input, &options.output)? {
+    match pipeline.tokenizer.convert(&options.input, &options.output, options.to.as_deref())? {
         Some(report) => {
             println!("{report}");
             println!("{}", options.output.display());

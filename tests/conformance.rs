@@ -188,7 +188,7 @@ fn tokenizers() {
     let file = folder.path().join("kl.safetensors");
     let (fields, entry) = with("kl_f16", &file, sizes.clone());
     let kl: KlF16 = serde_json::from_value(fields).unwrap();
-    fill(kl.init(&device), &kl.foreign_names(), &file);
+    fill(kl.init(&device), &kl.formats()[0], &file);
     holds(&entry, conformance::tokenizer(&entry, [3, 8, 12]));
 
     let file = folder.path().join("vq.safetensors");
@@ -196,7 +196,7 @@ fn tokenizers() {
     (fields["codebook_size"], fields["codebook_embed_dim"]) = (json!(32), json!(4));
     let (fields, entry) = with("vq_f16", &file, fields);
     let vq: VqF16 = serde_json::from_value(fields).unwrap();
-    fill(vq.init(&device), &vq.foreign_names(), &file);
+    fill(vq.init(&device), &vq.formats()[0], &file);
     holds(&entry, conformance::tokenizer(&entry, [3, 8, 12]));
 
     let file = folder.path().join("var.safetensors");
@@ -204,6 +204,6 @@ fn tokenizers() {
     (fields["vocab_size"], fields["v_patch_nums"]) = (json!(32), json!([2, 3, 6]));
     let (fields, entry) = with("var_vqvae", &file, fields);
     let var: VarVqvae = serde_json::from_value(fields).unwrap();
-    fill(var.init(&device), &var.foreign_names(), &file);
+    fill(var.init(&device), &var.formats()[0], &file);
     holds(&entry, conformance::tokenizer(&entry, [3, 12, 12]));
 }

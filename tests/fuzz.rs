@@ -32,7 +32,7 @@ fn documents() -> Vec<Value> {
         ("tokenizer", serde_json::json!({ "type": "var_vqvae", "path": "vae.pth", "v_patch_nums": [1, 2, 4] })),
         ("tokenizer", serde_json::json!({ "type": "kl_f16", "path": "kl16.ckpt", "scaling_factor": 0.5 })),
         ("sampler", serde_json::json!({ "type": "ddpm", "steps": 20 })),
-        ("sampler", serde_json::json!({ "type": "dpm_solver_pp", "steps": 20, "order": 3, "spacing": "karras" })),
+        ("sampler", serde_json::json!({ "type": "dpm_solver_pp", "steps": 20, "order": 3, "spacing": "log_snr" })),
         (
             "backbone",
             serde_json::json!({

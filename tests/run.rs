@@ -199,7 +199,7 @@ fn fine_tuning_starts_at_the_checkpoint() {
     assert!(output.status.success(), "{}", text(&output));
     // A vanishing learning rate: the run ends where it started, with a guidance input that changes nothing.
     let still = [
-        format!("/train/from={}", cfg.display()),
+        format!("/train/from/checkpoint={}", cfg.display()),
         "/train/learning_rate=1e-12".into(),
         "/train/warmup_steps=0".into(),
         "/train/ema=null".into(),
@@ -224,7 +224,7 @@ fn fine_tuning_starts_at_the_checkpoint() {
     let output = train(
         "examples/pipelines/digits-dit-cfg-tiny.json",
         &folder.path().join("back"),
-        &[format!("/train/from={}", gft.display())],
+        &[format!("/train/from/checkpoint={}", gft.display())],
     );
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("unknown `beta_embedder"), "{}", text(&output));

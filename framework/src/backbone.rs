@@ -18,7 +18,7 @@ pub struct Accepts {
     pub condition: ConditionKind,
     /// Number of classes, for [`ConditionKind::Class`]; the null class is one more.
     pub num_classes: Option<usize>,
-    /// Width of text features, for [`ConditionKind::Text`].
+    /// Width of text features, for [`ConditionKind::Text`]; number of distinct tokens, for [`ConditionKind::Tokens`].
     pub text_width: Option<usize>,
     /// Whether it reads the guidance number of [`Control::guidance`].
     pub guidance_input: bool,
@@ -259,8 +259,8 @@ pub trait BackboneConfig: Debug + Send + Sync {
     /// How the parameter at `path` is drawn.
     fn initializer(&self, path: &str, shape: &[usize]) -> Init;
 
-    /// What the parameters are called in the official checkpoints, and how they lie there.
-    fn foreign_names(&self) -> ForeignNames;
+    /// The published formats of its weights; the one that `convert` writes unless asked comes first.
+    fn formats(&self) -> Vec<ForeignNames>;
 
     /// Our clock for the times that the official network takes.
     fn t_of_native(&self, native: f64) -> f64;

@@ -14,6 +14,8 @@ pub enum ConditionKind {
     Class,
     /// Features of a text, `[L, D]`.
     Text,
+    /// Token ids of a text, `[L]`, for a backbone with a text encoder of its own.
+    Tokens,
 }
 
 /// The condition of a batch, one entry a sample. `None` inside is the null condition.
@@ -32,6 +34,13 @@ pub enum Condition {
         /// Which samples hold the null features: a network may have learned a null of its own.
         dropped: Vec<bool>,
     },
+    /// Token ids of a text; all are of one length.
+    Tokens {
+        /// Ids of every sample; a dropped sample holds those of the null text.
+        ids: Vec<Vec<usize>>,
+        /// Ids of the null text.
+        null: Vec<usize>,
+    },
 }
 
 impl Condition {
@@ -41,6 +50,7 @@ impl Condition {
             Self::None(n) => *n,
             Self::Class(classes) => classes.len(),
             Self::Text { features, .. } => features.dims()[0],
+            Self::Tokens { ids, .. } => ids.len(),
         }
     }
 
@@ -75,6 +85,10 @@ impl Condition {
                 let dropped = dropped.iter().zip(drop).map(|(before, now)| *before || *now).collect();
                 Self::Text { features: Tensor::cat(rows, 0), null: null.clone(), dropped }
             }
+            Self::Tokens { ids, null } => {
+                let row = |(ids, drop): (&Vec<usize>, &bool)| if *drop { null.clone() } else { ids.clone() };
+                Self::Tokens { ids: ids.iter().zip(drop).map(row).collect(), null: null.clone() }
+            }
         }
     }
 
@@ -89,13 +103,17 @@ impl Condition {
                 let indices = Tensor::<1, Int>::from_data(rows.as_slice(), &features.device());
                 Self::Text { features: features.clone().select(0, indices), null: null.clone(), dropped }
             }
+            Self::Tokens { ids, null } => {
+                Self::Tokens { ids: rows.iter().map(|i| ids[*i].clone()).collect(), null: null.clone() }
+            }
         }
     }
 
-    /// Which samples have the same condition in both. Texts are told apart by their samples alone: none is the same.
+    /// Which samples have the same condition in both. Features of texts are not compared: none is the same.
     pub fn same(&self, other: &Self) -> Vec<bool> {
         match (self, other) {
             (Self::Class(a), Self::Class(b)) => a.iter().zip(b).map(|(a, b)| a == b).collect(),
+            (Self::Tokens { ids: a, .. }, Self::Tokens { ids: b, .. }) => a.iter().zip(b).map(|(a, b)| a == b).collect(),
             (Self::None(n), _) => vec![true; *n],
             _ => vec![false; self.len()],
         }
@@ -114,6 +132,9 @@ impl Condition {
                 null: null.clone(),
                 dropped: dropped.iter().chain(also).copied().collect(),
             },
+            (Self::Tokens { ids: a, null }, Self::Tokens { ids: b, .. }) => {
+                Self::Tokens { ids: a.iter().chain(b).cloned().collect(), null: null.clone() }
+            }
             _ => panic!("conditions of different kinds in one batch"),
         }
     }
@@ -126,7 +147,7 @@ impl Condition {
         match self {
             Self::None(n) => vec![num_classes as i64; *n],
             Self::Class(classes) => classes.iter().map(|class| class.unwrap_or(num_classes) as i64).collect(),
-            Self::Text { .. } => panic!("a class-conditional backbone was given a text; the check phase refuses that"),
+            Self::Text { .. } | Self::Tokens { .. } => panic!("a class-conditional backbone was given a text; the check phase refuses that"),
         }
     }
 }

@@ -124,11 +124,12 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         must(numbers(&bench.example.input, &bench.condition, Some(0.9)) != whole, "the guidance number matters");
     }
     let parameters = weights::parameters(&bench.config.init(&Device::flex()));
-    let foreign = bench.config.foreign_names();
-    let mut names: Vec<String> = parameters.iter().map(|(path, ..)| (foreign.of)(path).name).collect();
-    names.sort();
-    names.dedup();
-    must(names.len() == parameters.len(), "no two parameters have one official name");
+    for foreign in bench.config.formats() {
+        let mut names: Vec<String> = parameters.iter().map(|(path, ..)| (foreign.of)(path).name).collect();
+        names.sort();
+        names.dedup();
+        must(names.len() == parameters.len(), "no two parameters have one official name");
+    }
     must(bench.config.flops() > 0.0 && bench.config.activations() > 0.0, "the cost is stated");
     let some_dropped: Vec<bool> = (0..BATCH).map(|i| i == 0).collect();
     let prediction = bench.predict(&bench.condition.dropped(&some_dropped));
@@ -564,6 +565,12 @@ impl Bench {
             (ConditionKind::Class, Some(n)) => {
                 let drawn = random.uniform("class", 0, 0, BATCH);
                 Condition::Class(drawn.into_iter().map(|u| Some((u * n as f64) as usize)).collect())
+            }
+            (ConditionKind::Tokens, _) => {
+                let count = accepts.text_width.unwrap_or(8);
+                let drawn = random.uniform("text", 0, 0, BATCH * 4);
+                let ids: Vec<usize> = drawn.into_iter().map(|u| (u * count as f64) as usize).collect();
+                Condition::Tokens { ids: ids.chunks(4).map(<[usize]>::to_vec).collect(), null: vec![0; 4] }
             }
             (ConditionKind::Text, _) => {
                 let width = accepts.text_width.unwrap_or(8);

@@ -5,13 +5,16 @@
 
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
-use crate::weights;
+use crate::random::Random;
+use crate::weights::{self, Init};
 use burn::module::Module;
 use burn::store::{ModuleStore, PytorchStore, SafetensorsStore, bridge, burn_pack};
 use burn::tensor::{DType, TensorData};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a parameter lies in the official file, seen from ours.
@@ -47,9 +50,14 @@ pub struct ForeignName {
     pub layout: Layout,
 }
 
-/// The official files of one backbone or tokenizer.
+/// One published format of a backbone, a tokenizer or a text encoder. Where there are several, a file is recognised by
+/// its names.
 #[derive(Clone)]
 pub struct ForeignNames {
+    /// What documents and `convert` call the format.
+    pub format: &'static str,
+    /// The folder of this network within the folder of a whole pipeline; empty where there is none.
+    pub folder: &'static str,
     /// The official name of the parameter at our path.
     pub of: Arc<dyn Fn(&str) -> ForeignName + Send + Sync>,
     /// Prefixes under which training containers nest the weights, best first, e.g. ``ema.`, `model.``.
@@ -73,7 +81,26 @@ pub enum Fresh {
 /// The tensors of a file by name, unread.
 type Tensors = BTreeMap<String, burn_pack::Tensor>;
 
-/// Opens an official file. Container entries that are no tensors are left out by the reader.
+/// Weights that training, or a reference, starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// A run's folder, a checkpoint, or the backbone's official file or folder.
+    pub checkpoint: PathBuf,
+    /// Which of the backbone's published formats the file has; null = recognised by the names in it.
+    #[serde(default)]
+    pub format: Option<String>,
+}
+
+impl Source {
+    /// A file of any format.
+    pub fn of(checkpoint: impl Into<PathBuf>) -> Self {
+        Self { checkpoint: checkpoint.into(), format: None }
+    }
+}
+
+/// Opens an official file, or a folder as `diffusers` and `transformers` write it: one file, or an index of shards.
+/// Container entries that are no tensors are left out by the reader.
 ///
 /// # Errors
 /// If the file is missing, damaged, or of no known format.
@@ -81,28 +108,115 @@ pub fn open(path: &Path) -> Result<Tensors> {
     if !path.exists() {
         return Err(Error::file(path, "no such file"));
     }
-    let safetensors = path.extension().is_some_and(|e| e == "safetensors");
-    let tensors = if safetensors {
-        SafetensorsStore::from_file(path)
-            .map_indices_contiguous(false)
-            .get_all_tensors()
-            .cloned()
-            .map_err(|e| e.to_string())
-    } else {
-        PytorchStore::from_file(path)
-            .map_indices_contiguous(false)
-            .get_all_tensors()
-            .cloned()
-            .map_err(|e| e.to_string())
-    };
+    if path.is_dir() {
+        let Some(file) = WEIGHTS.iter().map(|name| path.join(name)).find(|file| file.exists()) else {
+            return Err(Error::file(path, format!("the folder holds no weights; it would be one of {WEIGHTS:?}")));
+        };
+        return open(&file);
+    }
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => open_shards(path),
+        Some("safetensors") => read(SafetensorsStore::from_file(path).map_indices_contiguous(false), path),
+        _ => read(PytorchStore::from_file(path).map_indices_contiguous(false), path)
+            .or_else(|refused| open_lightning(path).ok_or(refused)),
+    }
+}
+
+/// The weights of a Lightning container, `{"state_dict": .., "callbacks": {CLASS: ..}}`: Burn's reader takes no class as a
+/// key, so another one finds where the tensors lie. `None` if that one cannot read it either.
+fn open_lightning(path: &Path) -> Option<Tensors> {
+    use candle_core::pickle::PthTensors;
+    const KEY: &str = "state_dict";
+    let file = Arc::new(PthTensors::new(path, Some(KEY)).ok()?);
+    let mut tensors = Tensors::new();
+    for (name, info) in file.tensor_infos() {
+        let dtype = match info.dtype {
+            candle_core::DType::F64 => DType::F64,
+            candle_core::DType::F32 => DType::F32,
+            candle_core::DType::F16 => DType::F16,
+            candle_core::DType::BF16 => DType::BF16,
+            // Positions and counts: none of them is a weight.
+            _ => continue,
+        };
+        let (shape, own) = (info.layout.dims().to_vec(), name.clone());
+        let (file, declared) = (file.clone(), shape.clone());
+        let data = move || {
+            let wrong = |what: String| burn_pack::Error::ValidationError(what);
+            let read = || file.get(&own)?.ok_or_else(|| candle_core::Error::Msg("it is gone".into()))?.flatten_all();
+            let tensor = read().map_err(|e| wrong(e.to_string()))?;
+            let shape = declared.clone();
+            Ok(match dtype {
+                DType::F64 => TensorData::new::<f64, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape),
+                DType::F16 => TensorData::new::<half::f16, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape),
+                DType::BF16 => {
+                    TensorData::new::<half::bf16, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape)
+                }
+                _ => TensorData::new::<f32, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape),
+            })
+        };
+        let name = format!("{KEY}.{name}");
+        tensors.insert(name.clone(), bridge::deferred(name, dtype, shape.into(), None, data));
+    }
+    (!tensors.is_empty()).then_some(tensors)
+}
+
+/// The names that weights have in a folder, best first.
+const WEIGHTS: [&str; 8] = [
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "pytorch_model.bin",
+];
+
+fn read(mut store: impl ModuleStore<Error: fmt::Display>, path: &Path) -> Result<Tensors> {
+    let tensors = store.get_all_tensors().cloned();
     tensors.map_err(|what| {
-        Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .safetensors): {what}"))
+        Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors): {what}"))
     })
+}
+
+/// The tensors that an index names, from the shards beside it.
+fn open_shards(index: &Path) -> Result<Tensors> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
+    let Index { weight_map } = serde_json::from_str(&text)
+        .map_err(|e| Error::file(index, format!("is no index of shards (`weight_map` from tensor to file): {e}")))?;
+    let mut tensors = Tensors::new();
+    for shard in weight_map.values().collect::<BTreeSet<_>>() {
+        // A shard lies beside its index and nowhere else.
+        if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
+            return Err(Error::file(index, format!("names the shard `{shard}`, which is no plain file name")));
+        }
+        let path = index.with_file_name(shard);
+        if path.extension().is_some_and(|extension| extension == "json") {
+            return Err(Error::file(index, format!("names the shard `{shard}`, which is no file of tensors")));
+        }
+        tensors.extend(open(&path)?);
+    }
+    match weight_map.keys().find(|name| !tensors.contains_key(*name)) {
+        Some(name) => Err(Error::file(index, format!("names `{name}`, which its shard does not hold"))),
+        None => Ok(tensors),
+    }
+}
+
+/// Where the weights of `folder` lie in `path`: in that folder of a whole pipeline, or right there.
+fn within(path: &Path, folder: &str) -> PathBuf {
+    let inner = path.join(folder);
+    if !folder.is_empty() && inner.is_dir() { inner } else { path.to_path_buf() }
 }
 
 /// What became of every tensor of a foreign file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// The format that was recognised.
+    pub format: String,
     /// Container prefix under which the weights were found.
     pub nesting: String,
     /// Tensors that became parameters: official name, our path.
@@ -115,7 +229,12 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let nesting = if self.nesting.is_empty() { String::new() } else { format!(" (under `{}`)", self.nesting) };
+        let nesting = match (&self.format[..], &self.nesting[..]) {
+            ("" | OFFICIAL, "") => String::new(),
+            ("" | OFFICIAL, nesting) => format!(" (under `{nesting}`)"),
+            (format, "") => format!(" (format {format})"),
+            (format, nesting) => format!(" (format {format}, under `{nesting}`)"),
+        };
         write!(
             f,
             "{} tensors used{nesting}, {} ignored, {} new parameters",
@@ -144,63 +263,74 @@ impl Report {
     }
 }
 
-/// Puts the weights of an official file into a network.
+/// What a container of latent diffusion holds beside any one of its networks.
+pub const BESIDE_LATENT_DIFFUSION: &[(&str, &str)] = &[
+    ("model.diffusion_model.", "the backbone"),
+    ("state_dict.model.diffusion_model.", "the backbone"),
+    ("first_stage_model.", "the autoencoder"),
+    ("state_dict.first_stage_model.", "the autoencoder"),
+    ("cond_stage_model.", "the text encoder"),
+    ("state_dict.cond_stage_model.", "the text encoder"),
+    ("model_ema.", "the average of the weights, under names without dots"),
+    ("state_dict.model_ema.", "the average of the weights, under names without dots"),
+    ("loss.", "networks of the training loss"),
+    ("text_model.embeddings.position_ids", "numbers from 0 on"),
+    ("betas", SCHEDULE),
+    ("alphas_cumprod", SCHEDULE),
+    ("alphas_cumprod_prev", SCHEDULE),
+    ("posterior_variance", SCHEDULE),
+    ("posterior_log_variance_clipped", SCHEDULE),
+    ("posterior_mean_coef1", SCHEDULE),
+    ("posterior_mean_coef2", SCHEDULE),
+    ("optimizer_states", "optimizer state"),
+];
+const SCHEDULE: &str = "the noise schedule, which is computed";
+
+/// The name of a network's format where only one was ever published.
+pub const OFFICIAL: &str = "official";
+
+/// Puts the weights of an official file into a network that holds none yet, one tensor at a time. What the file may lack,
+/// and lacks, is drawn from `init`.
 ///
 /// # Errors
-/// If a weight is missing, unknown, or of another shape: all of them are named.
-pub fn load<M: Module>(network: M, names: &ForeignNames, path: &Path) -> Result<(M, Report)> {
-    let file = open(path)?;
+/// If the file has none of the formats, or a weight is missing, unknown, or of another shape: all of them are named.
+pub fn load<M: Module>(
+    network: M,
+    formats: &[ForeignNames],
+    source: &Source,
+    (random, init): (&Random, &dyn Fn(&str, &[usize]) -> Init),
+) -> Result<(M, Report)> {
     let parameters = weights::parameters(&network);
-    // The best nesting under which the first parameter is found.
-    let first = (names.of)(&parameters[0].0).name;
-    let nesting = names
-        .nesting
-        .iter()
-        .copied()
-        .chain([""])
-        .find(|prefix| file.contains_key(&format!("{prefix}{first}")))
-        .ok_or_else(|| {
-            let some: Vec<&str> = file.keys().take(3).map(String::as_str).collect();
-            Error::file(
-                path,
-                format!("holds no `{first}`: it is no checkpoint of this network (its first tensors are {some:?})"),
-            )
-        })?;
-    let mut report = Report { nesting: nesting.trim_end_matches('.').to_string(), ..Report::default() };
-    let (mut values, mut considered) = (BTreeMap::new(), BTreeSet::new());
+    let (path, file, names, nesting) = recognise(&parameters, formats, source)?;
+    let path = &path;
+    let mut report =
+        Report { format: names.format.to_string(), nesting: nesting.trim_end_matches('.').into(), ..Report::default() };
+    let (mut plan, mut considered) = (BTreeMap::new(), BTreeSet::new());
     let (mut problems, mut unknown) = (Vec::new(), Vec::new());
     for (own, shape, _) in &parameters {
         let ForeignName { name, layout } = (names.of)(own);
         let name = format!("{nesting}{name}");
         considered.insert(name.clone());
-        let Some(tensor) = file.get(&name) else {
-            match names.fresh(own) {
-                Some(fresh) => {
-                    values.extend(fresh.values(own, shape));
-                    report.fresh.push((own.clone(), fresh));
-                }
-                None => problems.push(format!("missing `{name}` {:?}", layout.foreign_shape(shape))),
-            }
-            continue;
-        };
-        let data = bridge::to_data(tensor).map_err(|e| Error::file(path, format!("`{name}`: {e}")))?;
-        match layout.to_own(data.convert_dtype(DType::F32), shape) {
-            Ok(data) => {
-                values.insert(own.clone(), data);
+        let wanted = layout.foreign_shape(shape);
+        match (file.get(&name), names.fresh(own)) {
+            (Some(tensor), _) if tensor.shape.to_vec() == wanted => {
+                plan.insert(own.clone(), (name.clone(), layout));
                 report.used.push((name, own.clone()));
             }
-            Err(what) => problems.push(format!("`{name}` {what}")),
+            (Some(tensor), _) => {
+                problems.push(format!("`{name}` is {:?}; the document asks for {wanted:?}", tensor.shape.to_vec()));
+            }
+            (None, Some(fresh)) => report.fresh.push((own.clone(), fresh)),
+            (None, None) => problems.push(format!("missing `{name}` {wanted:?}")),
         }
     }
     for name in file.keys() {
         if considered.contains(name) {
             continue;
         }
-        // In the container as a whole, or beside the weights.
-        let named = |part: &str| {
-            let begins = |name: &str| name.starts_with(part);
-            begins(name) || name.strip_prefix(nesting).is_some_and(begins) || name.ends_with(part)
-        };
+        // Within the nesting, or elsewhere in the container.
+        let seen = name.strip_prefix(nesting).unwrap_or(name);
+        let named = |part: &str| seen.starts_with(part) || name.ends_with(part);
         let why = names.ignored.iter().find(|(part, _)| named(part)).map(|(_, why)| (*why).to_string());
         let copy = names.nesting.iter().find(|prefix| **prefix != nesting && name.starts_with(**prefix));
         match (why, copy) {
@@ -212,10 +342,76 @@ pub fn load<M: Module>(network: M, names: &ForeignNames, path: &Path) -> Result<
         }
     }
     refuse(path, &problems, &unknown)?;
-    Ok((weights::import(network, &mut values), report))
+    let network = weights::fill(network, random, init, &mut |own, shape| {
+        let Some((name, layout)) = plan.get(own) else { return Ok(names.fresh(own).and_then(|f| f.values(shape))) };
+        let wrong = |what: String| Error::file(path, format!("`{name}`: {what}"));
+        let data = bridge::to_data(&file[name]).map_err(|e| wrong(e.to_string()))?;
+        layout.to_own(data.convert_dtype(DType::F32), shape).map(Some).map_err(wrong)
+    })?;
+    Ok((network, report))
 }
 
-/// Puts the numbers of a native checkpoint into a network that may have grown new optional parameters since.
+/// The weights of an official file in a network of which no part may be missing.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_whole<M: Module>(network: M, formats: &[ForeignNames], path: &Path) -> Result<(M, Report)> {
+    load(network, formats, &Source::of(path), (&Random::new(0), &|_, _| Init::Zeros))
+}
+
+/// The format of that name, or the first.
+///
+/// # Errors
+/// If there is none: what, and which there are.
+pub fn format<'a>(formats: &'a [ForeignNames], name: Option<&str>) -> std::result::Result<&'a ForeignNames, String> {
+    let Some(name) = name else { return Ok(&formats[0]) };
+    formats.iter().find(|names| names.format == name).ok_or_else(|| {
+        let known: Vec<&str> = formats.iter().map(|names| names.format).collect();
+        format!("error: these weights have no format `{name}`\n  accepts  {}", known.join(", "))
+    })
+}
+
+/// The parameters of a network: path, shape, whether it is trained.
+type Parameters = [(String, Vec<usize>, bool)];
+
+/// The file, its format, and the prefix under which the network's weights lie in it.
+fn recognise<'a>(
+    parameters: &Parameters,
+    formats: &'a [ForeignNames],
+    source: &Source,
+) -> Result<(PathBuf, Tensors, &'a ForeignNames, &'static str)> {
+    let wanted = |names: &&ForeignNames| source.format.as_ref().is_none_or(|format| format == names.format);
+    let candidates: Vec<&ForeignNames> = formats.iter().filter(wanted).collect();
+    let Some(folder) = candidates.first().map(|names| names.folder) else {
+        let known: Vec<&str> = formats.iter().map(|names| names.format).collect();
+        let asked = source.format.as_deref().unwrap_or_default();
+        return Err(Error::file(&source.checkpoint, format!("no format `{asked}`; this network has {known:?}")));
+    };
+    let path = within(&source.checkpoint, folder);
+    let file = open(&path)?;
+    // Under the prefix, and in the format, in which most parameters are found; of equals, the first.
+    let mut best: Option<(usize, &ForeignNames, &'static str)> = None;
+    for names in &candidates {
+        let theirs: Vec<String> = parameters.iter().map(|(own, ..)| (names.of)(own).name).collect();
+        for prefix in names.nesting.iter().copied().chain([""]) {
+            let found = theirs.iter().filter(|name| file.contains_key(&format!("{prefix}{name}"))).count();
+            if found > best.map_or(0, |(most, ..)| most) {
+                best = Some((found, *names, prefix));
+            }
+        }
+    }
+    if let Some((_, names, prefix)) = best {
+        return Ok((path, file, names, prefix));
+    }
+    let first = |names: &&ForeignNames| format!("`{}`", (names.of)(&parameters[0].0).name);
+    let sought: Vec<String> = candidates.iter().map(first).collect();
+    let some: Vec<&str> = file.keys().take(3).map(String::as_str).collect();
+    let what = format!("holds no {}: it is no checkpoint of this network", sought.join(" and no "));
+    Err(Error::file(&path, format!("{what} (its first tensors are {some:?})")))
+}
+
+/// Puts the numbers of a native checkpoint into a network that holds none yet, and may have grown new optional parameters
+/// since.
 ///
 /// # Errors
 /// If a weight is missing, unknown, or of another shape: all of them are named.
@@ -224,25 +420,25 @@ pub fn adopt<M: Module>(
     names: &ForeignNames,
     mut from: BTreeMap<String, TensorData>,
     path: &Path,
+    (random, init): (&Random, &dyn Fn(&str, &[usize]) -> Init),
 ) -> Result<(M, Report)> {
-    let (mut report, mut values, mut problems) = (Report::default(), BTreeMap::new(), Vec::new());
+    let (mut report, mut problems) = (Report::default(), Vec::new());
     for (own, shape, _) in weights::parameters(&network) {
-        match (from.remove(&own), names.fresh(&own)) {
-            (Some(data), _) if data.shape().to_vec() == shape => {
-                values.insert(own.clone(), data);
-                report.used.push((own.clone(), own));
-            }
+        match (from.get(&own), names.fresh(&own)) {
+            (Some(data), _) if data.shape().to_vec() == shape => report.used.push((own.clone(), own)),
             (Some(data), _) => problems.push(format!("`{own}` is {:?}, not {shape:?}", data.shape().to_vec())),
-            (None, Some(fresh)) => {
-                values.extend(fresh.values(&own, &shape));
-                report.fresh.push((own, fresh));
-            }
+            (None, Some(fresh)) => report.fresh.push((own, fresh)),
             (None, None) => problems.push(format!("missing `{own}`")),
         }
     }
-    let unknown: Vec<String> = from.keys().map(|name| format!("unknown `{name}`")).collect();
+    let used: BTreeSet<&String> = report.used.iter().map(|(own, _)| own).collect();
+    let unknown: Vec<String> =
+        from.keys().filter(|name| !used.contains(name)).map(|name| format!("unknown `{name}`")).collect();
     refuse(path, &problems, &unknown)?;
-    Ok((weights::import(network, &mut values), report))
+    let network = weights::fill(network, random, init, &mut |own, shape| {
+        Ok(from.remove(own).or_else(|| names.fresh(own).and_then(|fresh| fresh.values(shape))))
+    })?;
+    Ok((network, report))
 }
 
 /// The first problems of a file as one error; nothing if there are none. What is wanted is named before what is not.
@@ -267,11 +463,28 @@ impl ForeignNames {
 }
 
 impl Fresh {
-    /// The numbers to put in place of those that were drawn.
-    fn values(self, path: &str, shape: &[usize]) -> Option<(String, TensorData)> {
+    /// The numbers to put in place of those that would be drawn.
+    fn values(self, shape: &[usize]) -> Option<TensorData> {
         let zeros = || TensorData::new(vec![0.0_f32; shape.iter().product()], shape.to_vec());
-        (self == Self::Zero).then(|| (path.to_string(), zeros()))
+        (self == Self::Zero).then(zeros)
     }
+}
+
+/// Reads the weights of a network from the first path and writes them to the second under the names of `format`, or else
+/// of the first one.
+///
+/// # Errors
+/// If a file cannot be read or written, does not hold these weights, or the format is unknown.
+pub fn convert<M: Module>(
+    network: M,
+    formats: &[ForeignNames],
+    [from, to]: [&Path; 2],
+    name: Option<&str>,
+) -> Result<Report> {
+    let names = format(formats, name).map_err(Error::Run)?;
+    let (network, report) = load_whole(network, formats, from)?;
+    save(&network, names, to)?;
+    Ok(report)
 }
 
 /// Writes a network under its official names and layouts, as safetensors.
@@ -430,7 +643,14 @@ mod tests {
             let index = ["q", "k", "v"].iter().position(|name| *name == part).expect("one of the three");
             ForeignName { name: format!("qkv.{rest}"), layout: Layout::Part { index, of: 3 } }
         };
-        ForeignNames { of: Arc::new(name), nesting: &["model."], ignored: &[("count", "a statistic")], optional: &[] }
+        ForeignNames {
+            format: OFFICIAL,
+            folder: "",
+            of: Arc::new(name),
+            nesting: &["model."],
+            ignored: &[("count", "a statistic")],
+            optional: &[],
+        }
     }
 
     #[test]
@@ -441,7 +661,7 @@ mod tests {
         let shapes: Vec<_> =
             open(&path).unwrap().into_iter().map(|(name, tensor)| (name, tensor.shape.to_vec())).collect();
         assert_eq!(shapes, [("qkv.bias".to_string(), vec![9]), ("qkv.weight".to_string(), vec![6, 3])]);
-        let (loaded, report) = load(separate(2), &fused(), &path).unwrap();
+        let (loaded, report) = load_whole(separate(2), &[fused()], &path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(export(&loaded), export(&network));
         assert!(report.to_string().starts_with("2 tensors used, 0 ignored"), "{report}");
@@ -455,11 +675,11 @@ mod tests {
         };
         let whole = [tensor("model.qkv.bias", &[9]), tensor("model.qkv.weight", &[6, 3]), tensor("model.count", &[1])];
         save_tensors(&whole, &path).unwrap();
-        let (_, report) = load(separate(0), &fused(), &path).unwrap();
+        let (_, report) = load_whole(separate(0), &[fused()], &path).unwrap();
         assert_eq!(report.ignored, [("model.count".to_string(), "a statistic".to_string())]);
         // What is wanted and what is there, each named once.
         save_tensors(&[tensor("qkv.bias", &[9]), tensor("qkv.weight", &[3, 6]), tensor("other", &[2])], &path).unwrap();
-        let refusal = load(separate(0), &fused(), &path).unwrap_err().to_string();
+        let refusal = load_whole(separate(0), &[fused()], &path).unwrap_err().to_string();
         std::fs::remove_file(&path).unwrap();
         let lines: Vec<&str> = refusal.lines().skip(1).collect();
         assert_eq!(lines, ["  `qkv.weight` is [3, 6]; the document asks for [6, 3]", "  unknown `other` [2]"]);

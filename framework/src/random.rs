@@ -21,6 +21,12 @@ impl Random {
         Self { seed }
     }
 
+    /// The streams that belong to these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let hash = Sha256::digest(bytes);
+        Self { seed: u64::from_le_bytes(hash[..8].try_into().expect("eight bytes")) }
+    }
+
     /// The seed given to [`Random::new`].
     pub fn seed(&self) -> u64 {
         self.seed

@@ -36,13 +36,13 @@ pub trait Tokenizer: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Reads the official weights of `from` and writes them to `to` as safetensors under their official names: a format
-    /// that holds tensors and nothing else. `None` if it has no weights.
+    /// Reads the official weights of `from` and writes them to `to` as safetensors, a container that holds tensors and
+    /// nothing else, under the names of `format` or else of the first published one. `None` if it has no weights.
     ///
     /// # Errors
     /// If a file cannot be read or written, or does not hold the weights of this entry.
-    fn convert(&self, from: &Path, to: &Path) -> Result<Option<Report>> {
-        let _ = (from, to);
+    fn convert(&self, from: &Path, to: &Path, format: Option<&str>) -> Result<Option<Report>> {
+        let _ = (from, to, format);
         Ok(None)
     }
 

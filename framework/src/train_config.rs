@@ -1,10 +1,10 @@
 //! The `train` entry of a document.
 
 use crate::error::{Problem, Problems};
+use crate::foreign::Source;
 use crate::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
 /// The data type of the forward and backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,14 +44,14 @@ pub const UNCONDITIONAL_ROWS: usize = 8;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Where the weights come from: a run's folder, a checkpoint, or an official file of the backbone; null = freshly
-    /// drawn. New parts, such as a guidance input, start so that they change nothing.
+    /// Where the weights come from; null = freshly drawn. New parts, such as a guidance input, start so that they change
+    /// nothing.
     #[serde(default)]
-    pub from: Option<PathBuf>,
+    pub from: Option<Source>,
     /// The frozen reference or teacher of objectives that need one, as `from`; null = the weights of `from`. A
     /// checkpoint of ours brings its own backbone; an official file must be of this pipeline's.
     #[serde(default)]
-    pub reference: Option<PathBuf>,
+    pub reference: Option<Source>,
     /// Optimizer steps.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub steps: usize,

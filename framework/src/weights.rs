@@ -49,12 +49,27 @@ pub fn param_id(path: &str) -> ParamId {
 
 /// Draws every float parameter of `module` from `init(path, shape)`: a function of the seed and the path alone.
 pub fn initialize<M: Module>(module: M, random: &Random, init: &dyn Fn(&str, &[usize]) -> Init) -> M {
-    struct Draw<'a> {
+    fill(module, random, init, &mut |_, _| Ok(None)).expect("nothing is read")
+}
+
+/// Gives every float parameter of `module` the numbers that `source(path, shape)` has for it, and draws the others.
+///
+/// # Errors
+/// The first error of `source`.
+pub fn fill<M: Module>(
+    module: M,
+    random: &Random,
+    init: &dyn Fn(&str, &[usize]) -> Init,
+    source: &mut dyn FnMut(&str, &[usize]) -> Result<Option<TensorData>>,
+) -> Result<M> {
+    struct Fill<'a> {
         names: Names,
         random: &'a Random,
         init: &'a dyn Fn(&str, &[usize]) -> Init,
+        source: &'a mut dyn FnMut(&str, &[usize]) -> Result<Option<TensorData>>,
+        error: Option<Error>,
     }
-    impl ModuleMapper for Draw<'_> {
+    impl ModuleMapper for Fill<'_> {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.names.0.push(name.to_string());
         }
@@ -62,33 +77,52 @@ pub fn initialize<M: Module>(module: M, random: &Random, init: &dyn Fn(&str, &[u
             self.names.0.pop();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if self.error.is_some() {
+                return param;
+            }
             let path = self.names.path();
             let shape: Vec<usize> = param.lazy_shape().to_vec();
             let device = param.lazy_device();
-            let n = shape.iter().product();
-            let mut stream = self.random.stream(&format!("init {path}"), 0, 0);
-            let (values, trained) = match (self.init)(&path, &shape) {
-                Init::Zeros => (vec![0.0; n], true),
-                Init::Ones => (vec![1.0; n], true),
-                Init::Filled(value) => (vec![value as f32; n], true),
-                Init::Normal(std) => {
-                    let draw = |_| {
-                        let z: f32 = StandardNormal.sample(&mut stream);
-                        z * std as f32
-                    };
-                    ((0..n).map(draw).collect(), true)
+            let init = (self.init)(&path, &shape);
+            let trained = !matches!(init, Init::Constant(_));
+            let data = match (self.source)(&path, &shape) {
+                Ok(Some(data)) => data,
+                Ok(None) => TensorData::new(init.draw(&path, shape.iter().product(), self.random), shape),
+                Err(error) => {
+                    self.error = Some(error);
+                    return param;
                 }
-                Init::XavierUniform { fan_in, fan_out } => {
-                    let bound = (6.0 / (fan_in + fan_out) as f32).sqrt();
-                    ((0..n).map(|_| stream.random_range(-bound..bound)).collect(), true)
-                }
-                Init::Constant(values) => (values, false),
             };
-            let tensor = Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32));
-            Param::initialized(param_id(&path), tensor).set_require_grad(trained)
+            Param::initialized(param_id(&path), Tensor::from_data(data, (&device, DType::F32))).set_require_grad(trained)
         }
     }
-    module.map(&mut Draw { names: Names::default(), random, init })
+    let mut fill = Fill { names: Names::default(), random, init, source, error: None };
+    let module = module.map(&mut fill);
+    fill.error.map_or(Ok(module), Err)
+}
+
+impl Init {
+    /// `n` numbers for the parameter at `path`.
+    fn draw(self, path: &str, n: usize, random: &Random) -> Vec<f32> {
+        let mut stream = random.stream(&format!("init {path}"), 0, 0);
+        match self {
+            Self::Zeros => vec![0.0; n],
+            Self::Ones => vec![1.0; n],
+            Self::Filled(value) => vec![value as f32; n],
+            Self::Normal(std) => {
+                let draw = |_| {
+                    let z: f32 = StandardNormal.sample(&mut stream);
+                    z * std as f32
+                };
+                (0..n).map(draw).collect()
+            }
+            Self::XavierUniform { fan_in, fan_out } => {
+                let bound = (6.0 / (fan_in + fan_out) as f32).sqrt();
+                (0..n).map(|_| stream.random_range(-bound..bound)).collect()
+            }
+            Self::Constant(values) => values,
+        }
+    }
 }
 
 /// Path, shape, and whether it is trained, of every float parameter, in module order. Allocates nothing.

@@ -170,9 +170,10 @@ fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
     let reads = match accepts.condition {
         ConditionKind::None => "no condition",
         ConditionKind::Class => "a class",
-        ConditionKind::Text => "a text",
+        ConditionKind::Text => "the features of a text",
+        ConditionKind::Tokens => "the tokens of a text",
     };
-    let text = accepts.condition == ConditionKind::Text;
+    let text = matches!(accepts.condition, ConditionKind::Text | ConditionKind::Tokens);
     let mut problems = Problems::new();
     match &document.conditioner {
         Some(conditioner) if !text => problems.push(
@@ -188,14 +189,22 @@ fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
             .fix("remove /conditioner"),
         ),
         Some(conditioner) => {
-            let [_, width] = conditioner.feature_shape();
-            if accepts.text_width.is_some_and(|wanted| wanted != width) {
+            let [_, width] = conditioner.text_shape();
+            if conditioner.kind() != accepts.condition {
+                let what = format!(
+                    "conditioner \"{}\" makes {}; \"{backbone}\" as configured reads {reads}",
+                    conditioner.typetag_name(),
+                    if conditioner.kind() == ConditionKind::Tokens { "tokens" } else { "features" },
+                );
+                let problem = Problem::new("/conditioner", what).and_at("/backbone");
+                problems.push(problem.accepts("tokens with a backbone that trains its text encoder, features with others"));
+            } else if accepts.text_width.is_some_and(|wanted| wanted != width) {
                 let wanted = accepts.text_width.unwrap_or_default();
                 problems.push(
                     Problem::new(
                         "/conditioner",
                         format!(
-                            "conditioner \"{}\" makes features of width {width}; \"{backbone}\" as configured reads width {wanted}",
+                            "conditioner \"{}\" makes texts of width {width}; \"{backbone}\" as configured reads width {wanted}",
                             conditioner.typetag_name()
                         ),
                     )
@@ -217,7 +226,7 @@ fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
     let Some(info) = info else { return problems };
     let pair = |what: String, accepts: &str| Problem::new("/data", what).and_at("/backbone").accepts(accepts);
     match accepts.condition {
-        ConditionKind::Text if !info.captions => problems.push(pair(
+        ConditionKind::Text | ConditionKind::Tokens if !info.captions => problems.push(pair(
             format!("\"{backbone}\" reads a text; dataset \"{data}\" has no captions"),
             "a dataset with captions",
         )),
@@ -294,6 +303,15 @@ fn training(document: &Document) -> Problems {
             .and_at("/metrics")
             .accepts("a number of steps, and the metric"),
         );
+    }
+    for (name, source) in [("from", &document.train.from), ("reference", &document.train.reference)] {
+        let Some(format) = source.as_ref().and_then(|source| source.format.as_ref()) else { continue };
+        let known: Vec<&str> = document.backbone.formats().iter().map(|names| names.format).collect();
+        if !known.contains(&format.as_str()) {
+            let what = format!("\"{backbone}\" was published in no format \"{format}\"");
+            let problem = Problem::new(format!("/train/{name}/format"), what).and_at("/backbone");
+            problems.push(problem.accepts(known.join(", ")));
+        }
     }
     if needs.reference && document.train.from.is_none() && document.train.reference.is_none() {
         problems.push(

@@ -78,11 +78,11 @@ impl TimestepEmbedder {
         }
     }
 
-    /// Shapes: `values` `[B]` to `[B, D]`. `guidance` is already scaled (1000 beta).
+    /// Shapes: `values` `[B]` to `[B, D]`. `guidance` holds the sinusoids that [`TimestepEmbedder::cond_proj`] reads, row-major.
     pub fn forward(&self, values: &[f64], guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
         let dtype = self.mlp_0.dtype();
-        let table = |values: &[f64], dim| tensor(&sinusoid(values, dim), [values.len(), dim], dtype, device);
-        let mut embedding = table(values, self.frequencies);
+        let table = |sinusoids: &[f64], dim| tensor(sinusoids, [values.len(), dim], dtype, device);
+        let mut embedding = table(&sinusoid(values, self.frequencies), self.frequencies);
         if let (Some(projection), Some(guidance)) = (&self.cond_proj, guidance) {
             let inputs = projection.weight.shape().dims::<2>()[0];
             embedding = embedding + projection.forward(table(guidance, inputs));

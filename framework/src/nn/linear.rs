@@ -106,7 +106,7 @@ impl GatedMlp {
     }
 }
 
-/// The two forms of gelu.
+/// The forms of gelu.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gelu {
     /// [`gelu_tanh`].
@@ -114,6 +114,8 @@ pub enum Gelu {
     Tanh,
     /// `x / 2 (1 + erf(x / sqrt(2)))`.
     Exact,
+    /// `x sigmoid(1.702 x)`, CLIP's.
+    Quick,
 }
 
 /// `fc2(gelu(fc1(x)))`.
@@ -144,6 +146,7 @@ impl Mlp {
         self.fc2.forward(match self.gelu {
             Gelu::Tanh => gelu_tanh(x),
             Gelu::Exact => activation::gelu(x),
+            Gelu::Quick => x.clone() * activation::sigmoid(x * 1.702),
         })
     }
 }

@@ -10,6 +10,7 @@ mod embedding;
 mod linear;
 mod norm;
 mod rotary;
+mod text;
 
 pub use attention::{Attention, AttentionConfig, Span, attend, heads, merge_heads};
 pub use conv::{
@@ -19,6 +20,7 @@ pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoi
 pub use linear::{Embedding, GatedMlp, Gelu, Linear, Mlp};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{Place, Rotary};
+pub use text::{TextAttention, TextEncoder, TextEncoderConfig, TextLayer};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, activation};

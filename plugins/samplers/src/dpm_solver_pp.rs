@@ -3,7 +3,7 @@
 //!   x' = (sigma' / sigma) x - alpha' (e^-h - 1) (m_0 + D_1 / 2),   h = lambda' - lambda,   D_1 = (m_0 - m_1) h / h_0
 //!
 //! for order 2 (2M), with m_i the clean latents predicted now and before; order 3 adds the second difference.
-//! Source: arXiv:2211.01095 algorithm 2 and app. B; Karras spacing: arXiv:2206.00364 eq. 5.
+//! Source: arXiv:2211.01095 algorithm 2 and app. B. On Karras' levels: `k_diffusion` with the method `dpmpp2m`.
 
 use crate::{evaluate, zero_steps};
 use framework::guidance::Denoiser;
@@ -23,13 +23,6 @@ pub enum Spacing {
     LogSnr,
     /// Evenly in the root of t.
     Quadratic,
-    /// Evenly in (sigma / alpha)^(1 / rho).
-    Karras {
-        /// Exponent, > 0; published: 7.
-        #[serde(default = "seven")]
-        #[schemars(range(min = 0.1, max = 100.0))]
-        rho: f64,
-    },
     /// Evenly over the training times, rounded to whole ones, and clean data at the end.
     Timesteps {
         /// Added to the training time that the network is told; GFT's published DiT sampler: 1.
@@ -39,9 +32,6 @@ pub enum Spacing {
     },
 }
 
-fn seven() -> f64 {
-    7.0
-}
 fn two() -> usize {
     2
 }
@@ -97,10 +87,6 @@ impl DpmSolverPp {
             Spacing::LogSnr => {
                 let (from, to) = (path.lambda(start), path.lambda(end));
                 (0..=n).map(|i| point(path.t_of_lambda(even(from, to, i)))).collect()
-            }
-            Spacing::Karras { rho } => {
-                let root = |t: f64| (-path.lambda(t)).exp().powf(1.0 / rho);
-                (0..=n).map(|i| point(path.t_of_lambda(-even(root(start), root(end), i).powf(rho).ln()))).collect()
             }
             Spacing::Timesteps { network_offset } => {
                 let index = |i: usize| ((table - 1.0) * (n - i) as f64 / n as f64).round_ties_even();

@@ -4,7 +4,7 @@
 //!
 //! Source: arXiv:2206.00364 algorithm 1 (without noise); time shift: arXiv:2403.03206 eq. 23.
 
-use crate::flow::{needs_path, times, velocity};
+use crate::flow::{FlowSpacing, needs_path, velocity};
 use crate::zero_steps;
 use framework::guidance::Denoiser;
 use framework::prelude::*;
@@ -22,6 +22,9 @@ pub struct Heun {
     #[serde(default = "one")]
     #[schemars(range(min = 0.01, max = 100.0))]
     pub shift: f64,
+    /// How times are spread before they are moved.
+    #[serde(default)]
+    pub spacing: FlowSpacing,
 }
 
 fn one() -> f64 {
@@ -53,7 +56,7 @@ impl Sampler for Heun {
 
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
         let path = model.process().path().expect("the check phase refuses other families");
-        let times = times(self.steps, path.interval(), self.shift);
+        let times = self.spacing.times(self.steps, path.interval(), self.shift);
         let mut x_t = noise.normal(0);
         for (k, pair) in times.windows(2).enumerate() {
             let step = pair[1] - pair[0];

@@ -11,8 +11,10 @@ mod euler_maruyama;
 mod flow;
 pub mod grid;
 mod heun;
+mod k_diffusion;
 mod masked;
 mod next_level;
+mod pndm;
 
 pub use autoregressive::Autoregressive;
 pub use ddim::Ddim;
@@ -20,9 +22,12 @@ pub use ddpm::{Ddpm, Variance};
 pub use dpm_solver_pp::{DpmSolverPp, Spacing};
 pub use euler::Euler;
 pub use euler_maruyama::{Diffusion, EulerMaruyama, LastStep, Method};
+pub use flow::FlowSpacing;
 pub use heun::Heun;
+pub use k_diffusion::{Churn, KDiffusion, KMethod, Levels};
 pub use masked::{Masked, Order};
 pub use next_level::NextLevel;
+pub use pndm::Pndm;
 
 use framework::guidance::Denoiser;
 use framework::path::{Coefficients, split};

@@ -150,6 +150,22 @@ fn compare<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
     condition: &Condition,
     tolerance: f64,
 ) {
+    compare_scaled::<S, P>(golden, network, json, key, rule, condition, tolerance, &[1.0; 100]);
+}
+
+/// As `compare`, with the factor of every recorded state on ours.
+#[track_caller]
+#[allow(clippy::too_many_arguments)]
+fn compare_scaled<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
+    golden: &Golden,
+    network: &Mixture<P>,
+    json: &str,
+    key: &str,
+    rule: &dyn Guidance,
+    condition: &Condition,
+    tolerance: f64,
+    scale: &[f64],
+) {
     let sampler: S = framework::serde_json::from_str(json).unwrap();
     assert!(sampler.check().is_empty() && sampler.check_process(&network.path).is_empty(), "{json}");
     let noise = golden.0.contains_key(&format!("{key}.noise")).then(|| format!("{key}.noise"));
@@ -167,7 +183,7 @@ fn compare<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
     assert_eq!(states.len() + repeated, count, "{key}: number of steps");
     assert_eq!(numbers(&end), numbers(&states[states.len() - 1]), "{key}: the last state is the result");
     for (k, state) in states.iter().enumerate() {
-        let (got, expected) = (numbers(state), numbers(&golden.state(&expected, k + 1)));
+        let (got, expected) = (numbers(&(state.clone() * scale[k + 1])), numbers(&golden.state(&expected, k + 1)));
         let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
         let worst = got.iter().zip(&expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
         assert!(worst <= tolerance * largest, "{key} step {k}: {worst:e} against {largest:e}");
@@ -255,6 +271,81 @@ fn published_pipelines_of_diffusers_and_compvis() {
     compare::<samplers::Ddim, _>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg3", &rule(3.0), &condition, 2e-6);
     let noisy = ddim.replace("\"steps\"", "\"eta\": 0.5, \"steps\"");
     compare::<samplers::Ddim, _>(&golden, &sd, &noisy, "compvis_ddim.eta0.5.cfg3", &rule(3.0), &condition, 2e-6);
+}
+
+#[test]
+fn flow_matching_and_plms_of_diffusers() {
+    let Some(golden) = Golden::open("samplers_sd.safetensors") else { return };
+    let flow = Mixture::new(&golden, InterpolantConfig::default().process());
+    let euler = r#"{"steps": 10, "shift": 3, "spacing": {"type": "discrete"}}"#;
+    compare::<samplers::Euler, _>(&golden, &flow, euler, "flow_match_euler_shift3", &none(), &unconditional(), 1e-4);
+    let sd = Mixture::new(&golden, scaled_linear());
+    let plms = r#"{"steps": 20, "spacing": {"type": "leading", "offset": 1}, "end_at_first_time": true}"#;
+    compare::<samplers::Pndm, _>(&golden, &sd, plms, "pndm_sd15", &none(), &unconditional(), 1e-4);
+}
+
+#[test]
+fn every_method_and_its_levels_equal_k_diffusion() {
+    let Some(golden) = Golden::open("samplers_k_diffusion.safetensors") else { return };
+    let sigmas = golden.numbers("sigmas_karras20");
+    let range = format!(r#""steps": 20, "least": {}, "greatest": {}"#, sigmas[19], sigmas[0]);
+    let flow = Mixture::new(&golden, InterpolantConfig::default().process());
+    for (more, recorded, tolerance) in [
+        (format!("{range}"), "sigmas_karras20", 1e-12),
+        (format!(r#"{range}, "levels": {{"type": "exponential"}}"#), "sigmas_exponential20", 1e-12),
+        (
+            format!(r#"{range}, "levels": {{"type": "polyexponential", "rho": 1.5}}"#),
+            "sigmas_polyexp20_rho1.5",
+            1e-12,
+        ),
+        (r#""steps": 20, "levels": {"type": "vp"}"#.to_string(), "sigmas_vp20", 1e-12),
+    ] {
+        let sampler: samplers::KDiffusion = framework::serde_json::from_str(&format!("{{{more}}}")).unwrap();
+        let got = sampler.levels(&flow.path);
+        let expected = golden.numbers(recorded);
+        assert_eq!(got.len(), expected.len(), "{recorded}");
+        for (ours, theirs) in got.iter().zip(&expected) {
+            assert!((ours - theirs).abs() <= tolerance * theirs.max(1e-3), "{recorded}: {got:?} {expected:?}");
+        }
+    }
+    // On the straight path, alpha = 1 / (1 + s): what they record is not scaled.
+    let scale: Vec<f64> = sigmas.iter().map(|s| 1.0 + s).collect();
+    let churn = r#", "churn": {"amount": 10, "from": 0.1, "to": 10, "noise": 1.003}"#;
+    for (method, key, more) in [
+        ("euler", "sample_euler", ""),
+        ("heun", "sample_heun", ""),
+        ("dpm2", "sample_dpm_2", ""),
+        ("dpmpp2m", "sample_dpmpp_2m", ""),
+        ("lms", "sample_lms", ""),
+        ("euler_ancestral", "sample_euler_ancestral", ""),
+        ("dpmpp2s_ancestral", "sample_dpmpp_2s_ancestral", ""),
+        ("heun", "sample_heun_churn", churn),
+    ] {
+        let json = format!(r#"{{{range}, "method": "{method}"{more}}}"#);
+        compare_scaled::<samplers::KDiffusion, _>(
+            &golden,
+            &flow,
+            &json,
+            key,
+            &none(),
+            &unconditional(),
+            1e-9,
+            &scale,
+        );
+    }
+    // The table of Stable Diffusion; their times are f32.
+    let sd = Mixture::new(&golden, scaled_linear());
+    let levels = golden.numbers("sd.get_sigmas20");
+    let scale: Vec<f64> = levels.iter().map(|s| (1.0 + s * s).sqrt()).collect();
+    for (key, more) in [("sd.sample_euler", ""), ("sd.sample_euler.quantize", r#", "quantize": true"#)] {
+        let json = format!(r#"{{"steps": 20, "levels": {{"type": "table"}}{more}}}"#);
+        let sampler: samplers::KDiffusion = framework::serde_json::from_str(&json).unwrap();
+        for (ours, theirs) in sampler.levels(&sd.path).iter().zip(&levels) {
+            assert!((ours - theirs).abs() <= 1e-5 * theirs.max(1e-3), "{ours} {theirs}");
+        }
+        let (rule, everything) = (none(), unconditional());
+        compare_scaled::<samplers::KDiffusion, _>(&golden, &sd, &json, key, &rule, &everything, 1e-4, &scale);
+    }
 }
 
 #[test]

@@ -10,11 +10,11 @@
 //! alone, so it gives the mean.
 
 use crate::IMAGE_CHANNELS;
-use framework::burn::module::Module;
+use crate::kl::KlNetwork;
 use framework::error::{Problems, Result};
 use framework::foreign::{self, ForeignName, ForeignNames, Layout, Report};
-use framework::nn::autoencoder::{AutoencoderConfig, Decoder, Encoder};
-use framework::nn::{Conv2d, from_positions, to_positions};
+use framework::nn::autoencoder::AutoencoderConfig;
+use framework::nn::{from_positions, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::tokenizer::{ImageShape, Tokenizer};
@@ -85,50 +85,27 @@ impl KlF16 {
     pub fn init(&self, device: &Device) -> KlNetwork {
         let sizes = self.sizes();
         let attended = AutoencoderConfig { attention: vec![self.ch_mult.len() - 1], ..sizes.clone() };
-        KlNetwork {
-            encoder: Encoder::new(&attended, 2 * self.z_channels, device),
-            quant_conv: Conv2d::new(2 * self.z_channels, 2 * self.z_channels, 1, device),
-            post_quant_conv: Conv2d::new(self.z_channels, self.z_channels, 1, device),
-            decoder: Decoder::new(&sizes, self.z_channels, device),
-        }
+        KlNetwork::new(&attended, &sizes, self.z_channels, device)
     }
 
     /// The official names, which are ours.
-    pub fn foreign_names(&self) -> ForeignNames {
-        ForeignNames {
+    pub fn formats(&self) -> Vec<ForeignNames> {
+        vec![ForeignNames {
+            format: foreign::OFFICIAL,
+            folder: "",
             of: Arc::new(|path| ForeignName { name: path.to_string(), layout: Layout::Same }),
             nesting: &["model."],
             ignored: &[("loss.", "networks of the training loss")],
             optional: &[],
-        }
+        }]
     }
 
     fn read(&self, path: &FilePath, device: &Device) -> Result<(KlNetwork, Report)> {
-        foreign::load(self.init(device), &self.foreign_names(), path)
+        foreign::load_whole(self.init(device), &self.formats(), path)
     }
 
     fn network(&self) -> &KlNetwork {
         self.network.as_ref().expect("`load` comes before the first image")
-    }
-}
-
-/// The weights of a [`KlF16`].
-#[derive(Module, Debug)]
-pub struct KlNetwork {
-    /// Images to features.
-    pub encoder: Encoder,
-    /// Features to mean and logarithm of the variance.
-    pub quant_conv: Conv2d,
-    /// Latents to features.
-    pub post_quant_conv: Conv2d,
-    /// Features to images.
-    pub decoder: Decoder,
-}
-
-impl KlNetwork {
-    /// Mean and logarithm of the variance, one after the other: `[B, 2 z, h, w]`.
-    pub fn moments(&self, images: Tensor<4>) -> Tensor<4> {
-        self.quant_conv.forward(self.encoder.forward(images))
     }
 }
 
@@ -155,10 +132,8 @@ impl Tokenizer for KlF16 {
         Ok(())
     }
 
-    fn convert(&self, from: &FilePath, to: &FilePath) -> Result<Option<Report>> {
-        let (network, report) = self.read(from, &Device::flex())?;
-        foreign::save(&network, &self.foreign_names(), to)?;
-        Ok(Some(report))
+    fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
+        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {
@@ -170,6 +145,6 @@ impl Tokenizer for KlF16 {
         let Latent::Values(x) = latent else { panic!("tokens were taken for a continuous latent") };
         let (network, stride) = (self.network(), self.sizes().stride());
         let x = from_positions(x / self.scaling_factor, [height / stride, width / stride]);
-        network.decoder.forward(network.post_quant_conv.forward(x))
+        network.decode(x)
     }
 }

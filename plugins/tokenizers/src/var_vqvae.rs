@@ -138,17 +138,19 @@ impl VarVqvae {
     }
 
     /// The official names.
-    pub fn foreign_names(&self) -> ForeignNames {
-        ForeignNames {
+    pub fn formats(&self) -> Vec<ForeignNames> {
+        vec![ForeignNames {
+            format: foreign::OFFICIAL,
+            folder: "",
             of: Arc::new(name),
             nesting: &[],
             ignored: &[("quantize.ema_vocab_hit_SV", "how often training used each code")],
             optional: &[],
-        }
+        }]
     }
 
     fn read(&self, path: &FilePath, device: &Device) -> Result<(VarNetwork, Report)> {
-        foreign::load(self.init(device), &self.foreign_names(), path)
+        foreign::load_whole(self.init(device), &self.formats(), path)
     }
 
     fn network(&self) -> &VarNetwork {
@@ -321,10 +323,8 @@ impl Tokenizer for VarVqvae {
         Ok(())
     }
 
-    fn convert(&self, from: &FilePath, to: &FilePath) -> Result<Option<Report>> {
-        let (network, report) = self.read(from, &Device::flex())?;
-        foreign::save(&network, &self.foreign_names(), to)?;
-        Ok(Some(report))
+    fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
+        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

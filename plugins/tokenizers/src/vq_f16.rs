@@ -107,18 +107,20 @@ impl VqF16 {
     }
 
     /// The official names.
-    pub fn foreign_names(&self) -> ForeignNames {
+    pub fn formats(&self) -> Vec<ForeignNames> {
         let coarsest = self.sizes().ch_mult.len() - 1;
-        ForeignNames {
+        vec![ForeignNames {
+            format: foreign::OFFICIAL,
+            folder: "",
             of: Arc::new(move |path| ForeignName { name: name(path, coarsest), layout: Layout::Same }),
             nesting: &["model."],
             ignored: &[("quantize.codebook_used", "which codes training used last")],
             optional: &[],
-        }
+        }]
     }
 
     fn read(&self, path: &FilePath, device: &Device) -> Result<(VqNetwork, Report)> {
-        foreign::load(self.init(device), &self.foreign_names(), path)
+        foreign::load_whole(self.init(device), &self.formats(), path)
     }
 
     fn network(&self) -> &VqNetwork {
@@ -195,10 +197,8 @@ impl Tokenizer for VqF16 {
         Ok(())
     }
 
-    fn convert(&self, from: &FilePath, to: &FilePath) -> Result<Option<Report>> {
-        let (network, report) = self.read(from, &Device::flex())?;
-        foreign::save(&network, &self.foreign_names(), to)?;
-        Ok(Some(report))
+    fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
+        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

@@ -11,7 +11,7 @@ use framework::process::Latent;
 use framework::tokenizer::{ImageShape, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
-use tokenizers_builtin::{KlF16, VarVqvae, VqF16};
+use tokenizers_builtin::{SdVae, KlF16, VarVqvae, VqF16};
 
 fn goldens() -> Option<PathBuf> {
     let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/goldens");
@@ -110,7 +110,7 @@ fn vq_f16_encodes_and_decodes_as_the_official_code() {
     let golden = Golden::read(&goldens.join("llamagen_vq.safetensors"));
     let tokenizer = vq(&goldens.join(VQ));
     let (network, report) =
-        foreign::load(tokenizer.init(&Device::flex()), &tokenizer.foreign_names(), &goldens.join(VQ)).unwrap();
+        foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &goldens.join(VQ)).unwrap();
     assert_eq!((report.nesting.as_str(), report.ignored.len()), ("model", 1), "{report}");
     assert_eq!(foreign::open(&goldens.join(VQ)).unwrap().len(), report.used.len() + 1, "{report}");
     let features = network.encoder.forward(golden.image("img"));
@@ -136,7 +136,7 @@ fn var_vqvae_encodes_and_decodes_as_the_official_code() {
     let golden = Golden::read(&goldens.join("var_vae.safetensors"));
     let tokenizer = var(&goldens.join(VAR));
     let (network, report) =
-        foreign::load(tokenizer.init(&Device::flex()), &tokenizer.foreign_names(), &goldens.join(VAR)).unwrap();
+        foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &goldens.join(VAR)).unwrap();
     // Three parameters of each of five fused tensors, weight and bias.
     assert_eq!(foreign::open(&goldens.join(VAR)).unwrap().len(), report.used.len() - 2 * 2 * 5 + 1, "{report}");
     assert_eq!(report.ignored.len(), 1, "{report}");
@@ -200,7 +200,7 @@ fn kl_f16_encodes_and_decodes_as_the_official_code() {
     let golden = Golden::read(&goldens.join("mar_kl16.safetensors"));
     let tokenizer = kl(&goldens.join(KL));
     let (network, report) =
-        foreign::load(tokenizer.init(&Device::flex()), &tokenizer.foreign_names(), &goldens.join(KL)).unwrap();
+        foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &goldens.join(KL)).unwrap();
     assert_eq!((report.nesting.as_str(), report.ignored.len()), ("model", 0), "{report}");
     golden.close("moments", network.moments(golden.image("img")));
 
@@ -212,12 +212,71 @@ fn kl_f16_encodes_and_decodes_as_the_official_code() {
     golden.close("decoded", tokenizer.decode(Latent::Values(sample), image));
 }
 
+fn sd_vae(path: &FilePath, posterior: &str) -> SdVae {
+    framework::serde_json::from_value(framework::serde_json::json!({
+        "path": path, "block_out_channels": [32, 64], "layers_per_block": 1, "posterior": posterior
+    }))
+    .unwrap()
+}
+
+#[test]
+fn sd_vae_encodes_and_decodes_as_the_official_codes_from_every_format() {
+    let Some(goldens) = goldens() else { return };
+    let golden = Golden::read(&goldens.join("sd15_vae.safetensors"));
+    let folder = tempfile::tempdir().unwrap();
+    // The released file: attention under the names it had then.
+    let legacy = folder.path().join("legacy.safetensors");
+    let mut all = Golden::read(&goldens.join("sd15_diffusers_vae.safetensors")).0;
+    all.retain(|name, _| !name.contains("attentions"));
+    all.extend(Golden::read(&goldens.join("sd15_diffusers_vae_legacy_keys.safetensors")).0);
+    foreign::save_tensors(&all.into_iter().collect::<Vec<_>>(), &legacy).unwrap();
+    for (file, format, rounded) in [
+        (goldens.join("sd15_diffusers_vae.safetensors"), "diffusers", false),
+        (legacy, "diffusers_legacy", false),
+        (goldens.join("sd15_compvis.ckpt"), "compvis", false),
+        (goldens.join("sd15_compvis_fp16.safetensors"), "compvis", true),
+    ] {
+        let tokenizer = sd_vae(&file, "mean");
+        let (network, report) =
+            foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
+        assert_eq!(report.format, format, "{report}");
+        if rounded {
+            continue;
+        }
+        golden.close("moments", network.moments(golden.image("img")));
+        let (tokenizer, image) = (loaded(tokenizer), [3, 8, 8]);
+        assert_eq!(tokenizer.latent_shape(image).unwrap(), LatentShape::values([4, 4], 4));
+        let Latent::Values(x) = tokenizer.encode(golden.image("img")) else { panic!("numbers") };
+        golden.close("mean", framework::nn::from_positions(x / 0.18215, [4, 4]));
+        let sample = framework::nn::to_positions(golden.image("sample")) * 0.18215;
+        golden.close("decoded", tokenizer.decode(Latent::Values(sample), image));
+    }
+}
+
+#[test]
+fn a_draw_of_sd_vae_lies_about_the_mean_as_the_variance_says() {
+    let Some(goldens) = goldens() else { return };
+    let golden = Golden::read(&goldens.join("sd15_vae.safetensors"));
+    let file = goldens.join("sd15_diffusers_vae.safetensors");
+    let tokenizer = loaded(sd_vae(&file, "sample"));
+    let draw = |images| {
+        let Latent::Values(x) = tokenizer.encode(images) else { panic!("numbers") };
+        framework::nn::from_positions(x / 0.18215, [4, 4])
+    };
+    let images: framework::prelude::Tensor<4> = golden.image("img");
+    let noise = (draw(images.clone()) - golden.image("mean")) / golden.image("std");
+    let noise = noise.into_data().convert::<f64>().try_into_vec::<f64>().unwrap();
+    let mean_square = noise.iter().map(|v| v * v).sum::<f64>() / noise.len() as f64;
+    assert!((0.5..1.7).contains(&mean_square), "{mean_square}");
+    assert_eq!(draw(images.clone()).into_data(), draw(images).into_data());
+}
+
 /// Converted, a file holds the same numbers under the same names, and loads as before.
 #[track_caller]
 fn converts(tokenizer: &dyn Tokenizer, from: &FilePath, nesting: &str, ignored: &str) {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("converted.safetensors");
-    let report = tokenizer.convert(from, &to).unwrap().expect("it has weights");
+    let report = tokenizer.convert(from, &to, None).unwrap().expect("it has weights");
     let (theirs, ours) = (Golden::read(from).0, Golden::read(&to).0);
     let kept: BTreeMap<String, TensorData> = theirs
         .into_iter()
@@ -225,7 +284,7 @@ fn converts(tokenizer: &dyn Tokenizer, from: &FilePath, nesting: &str, ignored: 
         .filter(|(name, _)| name != ignored)
         .collect();
     assert_eq!(ours, kept);
-    let again = tokenizer.convert(&to, &folder.path().join("again.safetensors")).unwrap().unwrap();
+    let again = tokenizer.convert(&to, &folder.path().join("again.safetensors"), None).unwrap().unwrap();
     assert_eq!((again.used.len(), again.ignored.len()), (report.used.len(), 0));
 }
 
@@ -303,7 +362,7 @@ fn truncated_and_missing_files_are_refused() {
         }
     }
     let converted = folder.path().join("vae.safetensors");
-    var(&goldens.join(VAR)).convert(&goldens.join(VAR), &converted).unwrap();
+    var(&goldens.join(VAR)).convert(&goldens.join(VAR), &converted, None).unwrap();
     let whole = std::fs::read(&converted).unwrap();
     std::fs::write(&converted, &whole[..whole.len() / 2]).unwrap();
     says(&refusal(var(&converted)), &["vae.safetensors", "cannot be read as a checkpoint"]);

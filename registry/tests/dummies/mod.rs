@@ -89,7 +89,10 @@ register!(tokenizer "pixels" => Pixels);
 pub struct Words {}
 
 impl Conditioner for Words {
-    fn feature_shape(&self) -> [usize; 2] {
+    fn kind(&self) -> ConditionKind {
+        ConditionKind::Text
+    }
+    fn text_shape(&self) -> [usize; 2] {
         [4, 16]
     }
     fn load(&mut self, _: &Device) -> Result<()> {
@@ -174,7 +177,7 @@ impl BackboneConfig for Tiny {
     fn initializer(&self, _: &str, _: &[usize]) -> Init {
         unimplemented!()
     }
-    fn foreign_names(&self) -> ForeignNames {
+    fn formats(&self) -> Vec<ForeignNames> {
         unimplemented!()
     }
     fn t_of_native(&self, native: f64) -> f64 {

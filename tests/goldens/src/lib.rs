@@ -9,7 +9,7 @@ use framework::burn::optim::GradientsParams;
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use framework::condition::Condition;
-use framework::foreign::{self, ForeignNames, Report};
+use framework::foreign::{self, ForeignNames, Report, Source};
 use framework::objective::{Draw, Models, Role};
 use framework::process::Input;
 use framework::random::Random;
@@ -113,8 +113,8 @@ pub fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
 pub fn load(config: &dyn BackboneConfig, file: &str, device: &Device) -> Option<(BoxBackbone, Report)> {
     let path = path(file)?;
     let init = |path: &str, shape: &[usize]| config.initializer(path, shape);
-    let network = weights::initialize(config.init(device), &Random::new(0), &init);
-    Some(foreign::load(network, &config.foreign_names(), &path).unwrap_or_else(|e| panic!("{e}")))
+    let loaded = foreign::load(config.init(device), &config.formats(), &Source::of(path), (&Random::new(0), &init));
+    Some(loaded.unwrap_or_else(|e| panic!("{e}")))
 }
 
 /// Replaces the weights recorded under `prefix` and their official name.

@@ -1,11 +1,13 @@
 //! The official DiT files: facebookresearch/DiT and thu-ml/GFT.
 
-use framework::foreign::{ForeignName, ForeignNames, Fresh, Layout};
+use framework::foreign::{self, ForeignName, ForeignNames, Fresh, Layout};
 use std::sync::Arc;
 
 /// A flat state dict, or `ema` / `model` inside the training container.
 pub fn names(patch: usize) -> ForeignNames {
     ForeignNames {
+        format: foreign::OFFICIAL,
+        folder: "",
         of: Arc::new(move |path| name(path, patch)),
         nesting: &["ema.", "model."],
         ignored: &[("opt.", "optimizer state"), ("args", "command-line arguments of the training script")],

@@ -17,7 +17,7 @@ use framework::foreign::ForeignNames;
 use framework::interpolant::InterpolantConfig;
 use framework::nn::{
     Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm,
-    modulate, parameter, silu, sincos_2d,
+    modulate, parameter, silu, sincos_2d, sinusoid,
 };
 use framework::prelude::*;
 use framework::vp::VpConfig;
@@ -282,8 +282,8 @@ impl<P: Clock> BackboneConfig for Config<P> {
         }
     }
 
-    fn foreign_names(&self) -> ForeignNames {
-        checkpoint::names(self.checked().patch_size)
+    fn formats(&self) -> Vec<ForeignNames> {
+        vec![checkpoint::names(self.checked().patch_size)]
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
@@ -385,9 +385,10 @@ impl<P: Clock> Transformer<P> {
     fn condition(&self, t: &[f64], condition: &Condition, guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
         let native = self.config.process.native_of_t(t);
         let guidance: Option<Vec<f64>> = guidance.map(|g| g.iter().map(|g| 1000.0 * g).collect());
+        let sinusoids = guidance.as_deref().map(|guidance| sinusoid(guidance, GUIDANCE_FREQUENCIES));
         let rows = condition.class_rows(self.config.num_classes);
         let rows = Tensor::<1, Int>::from_data(rows.as_slice(), device);
-        let c = self.t_embedder.forward(&native, guidance.as_deref(), device)
+        let c = self.t_embedder.forward(&native, sinusoids.as_deref(), device)
             + self.y_embedder.embedding_table.val().select(0, rows);
         match (&self.beta_embedder, guidance) {
             (Some(embedder), Some(guidance)) => c + embedder.forward(&guidance, None, device),

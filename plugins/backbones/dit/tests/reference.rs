@@ -142,13 +142,13 @@ fn gradients_equal_the_official_code() {
     let predict = || network.predict(&example.input, &golden.classes("y", 10), &Control::default());
     let loss = vp.loss(predict(), &example).mean();
     close("loss", &values(loss.clone().inner()), &golden.numbers("mse.loss"), 1e-5);
-    same_gradients("mse.", &gradients(&config.foreign_names(), &network, loss), &golden);
+    same_gradients("mse.", &gradients(&config.formats()[0], &network, loss), &golden);
 
     // The whole loss of the official training: the squared error and the bound that trains the variance.
     let vp: Vp = VpConfig { variance_loss: true, ..config.process.clone() }.process();
     let losses = vp.loss(predict(), &example);
     close("official.loss", &values(losses.clone().inner()), &golden.numbers("official.loss"), 1e-5);
-    same_gradients("official.", &gradients(&config.foreign_names(), &network, losses.mean()), &golden);
+    same_gradients("official.", &gradients(&config.formats()[0], &network, losses.mean()), &golden);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn gft_mixture_has_the_official_loss_and_gradients() {
     close("losses", &values(losses.clone().inner()), &golden.numbers("loss"), 1e-5);
     let loss = losses.mean();
     close("mean", &values(loss.clone().inner()), &golden.numbers("loss_mean"), 1e-5);
-    same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden);
+    same_gradients("", &gradients(&config.formats()[0], &network, loss), &golden);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn distillation_has_the_official_loss_and_gradients() {
     let config = guided("linear");
     let Some((network, _)) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex().autodiff()) else { return };
     // The teacher is the same network without guidance input, with some weights of its own.
-    let teacher = overridden(network.valid(), &config.foreign_names(), &golden, "teacher_override.");
+    let teacher = overridden(network.valid(), &config.formats()[0], &golden, "teacher_override.");
     let vp = config.process.process();
     let (example, condition) = (example(&config, &vp, &golden), golden.classes("y", 1000));
     let models = Recorded { other: teacher, online: network.clone() };
@@ -185,7 +185,7 @@ fn distillation_has_the_official_loss_and_gradients() {
     // Scales of up to 5 give sinusoids of 5,000, which the official code computes in f32: its embedding is off by 3e-4.
     // With the same rounding on our side the losses agree to 1e-5.
     close("losses", &values(losses.clone().inner()), &golden.numbers("loss"), 2e-5);
-    same_gradients("", &gradients(&config.foreign_names(), &network, losses.mean()), &golden);
+    same_gradients("", &gradients(&config.formats()[0], &network, losses.mean()), &golden);
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn gradients_equal_the_official_transport() {
     let example = process.example(x, eps, t);
     let prediction = network.predict(&example.input, &golden.classes("y", 10), &Control::default());
     let loss = process.loss(prediction, &example).mean();
-    let got = gradients(&config.foreign_names(), &network, loss);
+    let got = gradients(&config.formats()[0], &network, loss);
     same_gradients("Linear.velocity.", &got, &golden, &|_| None, 31);
 }
 

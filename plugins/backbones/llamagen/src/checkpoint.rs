@@ -1,11 +1,13 @@
 //! The official LlamaGen files: FoundationVision/LlamaGen, thu-ml/GFT and thu-ml/CCA.
 
-use framework::foreign::{ForeignName, ForeignNames, Fresh, Layout};
+use framework::foreign::{self, ForeignName, ForeignNames, Fresh, Layout};
 use std::sync::Arc;
 
 /// `model` inside the training container, or a flat state dict (the FSDP releases).
 pub fn names() -> ForeignNames {
     ForeignNames {
+        format: foreign::OFFICIAL,
+        folder: "",
         of: Arc::new(name),
         nesting: &["ema.", "model."],
         ignored: &[

@@ -269,8 +269,8 @@ impl BackboneConfig for LlamaGenConfig {
         }
     }
 
-    fn foreign_names(&self) -> ForeignNames {
-        checkpoint::names()
+    fn formats(&self) -> Vec<ForeignNames> {
+        vec![checkpoint::names()]
     }
 
     fn t_of_native(&self, native: f64) -> f64 {

@@ -81,7 +81,7 @@ fn gradients_equal_the_official_code() {
     let prediction = network.predict(&example.input, &golden.classes("cond_idx", 10), &Control::default());
     let loss = config.process().loss(prediction, &example).mean();
     close("ce_cond", &values(loss.clone().inner()), &golden.numbers("ce_cond"), 1e-5);
-    same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden, &|_| None, 32);
+    same_gradients("", &gradients(&config.formats()[0], &network, loss), &golden, &|_| None, 32);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn gft_has_the_official_loss_and_gradients() {
     close("loss", &values(loss.clone().inner()), &golden.numbers("loss"), 1e-5);
     let least = golden.names().filter(|name| name.starts_with("grad")).count();
     assert!(least > 5, "{least} gradients recorded");
-    same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden, &|_| None, least);
+    same_gradients("", &gradients(&config.formats()[0], &network, loss), &golden, &|_| None, least);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
         close(file, &values(loss.clone().inner()), &golden.numbers("loss"), 1e-4);
         let least = golden.names().filter(|name| name.starts_with("grad")).count();
         assert!(least > 0, "{file} records no gradient");
-        same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden, &|_| None, least);
+        same_gradients("", &gradients(&config.formats()[0], &network, loss), &golden, &|_| None, least);
     }
 }
 

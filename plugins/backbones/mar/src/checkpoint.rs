@@ -1,11 +1,13 @@
 //! The official MAR files: LTH14/mar.
 
-use framework::foreign::{ForeignName, ForeignNames, Fresh, Layout};
+use framework::foreign::{self, ForeignName, ForeignNames, Fresh, Layout};
 use std::sync::Arc;
 
 /// `model_ema` / `model` inside the training container, or a flat state dict.
 pub fn names() -> ForeignNames {
     ForeignNames {
+        format: foreign::OFFICIAL,
+        folder: "",
         of: Arc::new(name),
         nesting: &["model_ema.", "model."],
         ignored: &[

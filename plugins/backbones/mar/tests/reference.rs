@@ -101,8 +101,8 @@ fn config() -> MarConfig {
 
 fn load(config: &MarConfig, goldens: &FilePath, device: &Device) -> (BoxBackbone, Report) {
     let init = |path: &str, shape: &[usize]| config.initializer(path, shape);
-    let network = weights::initialize(config.init(device), &Random::new(0), &init);
-    foreign::load(network, &config.foreign_names(), &goldens.join("mar_ckpt.pth")).unwrap()
+    let source = foreign::Source::of(goldens.join("mar_ckpt.pth"));
+    foreign::load(config.init(device), &config.formats(), &source, (&Random::new(0), &init)).unwrap()
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn gradients(config: &MarConfig, network: &BoxBackbone, loss: Tensor<1>) -> BTre
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let Some(grad) = self.1.get::<D>(param.id) else { return };
-            let name = (self.2.foreign_names().of)(&self.0.join("."));
+            let name = (self.2.formats()[0].of)(&self.0.join("."));
             let grad = if name.layout == Layout::Transposed { grad.swap_dims(0, 1) } else { grad };
             self.3.insert(name.name, of(grad));
         }

@@ -1,11 +1,13 @@
 //! The official VAR files: FoundationVision/VAR and thu-ml/CCA.
 
-use framework::foreign::{ForeignName, ForeignNames, Fresh, Layout};
+use framework::foreign::{self, ForeignName, ForeignNames, Fresh, Layout};
 use std::sync::Arc;
 
 /// A flat state dict, or nested in the trainer's container.
 pub fn names() -> ForeignNames {
     ForeignNames {
+        format: foreign::OFFICIAL,
+        folder: "",
         of: Arc::new(name),
         nesting: &["trainer.var_wo_ddp.", "var_wo_ddp."],
         ignored: &[

@@ -67,7 +67,7 @@ fn gradients_equal_the_official_code() {
         let prediction = network.predict(&example.input, &golden.classes("label", 10), &Control::default());
         let loss = config.process().loss(prediction, &example).mean();
         close("ce_mean", &values(loss.clone().inner()), &golden.numbers("ce_mean"), 1e-5);
-        same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden, &|_| None, 53);
+        same_gradients("", &gradients(&config.formats()[0], &network, loss), &golden, &|_| None, 53);
     }
 }
 
@@ -138,7 +138,7 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
         let (config, device) = (tiny(""), Device::flex().autodiff());
         let Some((network, _)) = load(&config, "var_ckpt.pth", &device) else { return };
         let reference = network.valid();
-        let network = overridden(network, &config.foreign_names(), &golden, "policy_override.");
+        let network = overridden(network, &config.formats()[0], &golden, "policy_override.");
         let Latent::Levels { ids, features } = tokenizer.encode(golden.tensor("img")) else { panic!("no levels") };
         assert_eq!(goldens::numbers(ids.clone().into_data()), golden.numbers("gt_BL"), "{file}: tokens");
         let (example, process) = (example(&config, ids, features), config.process());
@@ -162,7 +162,7 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
         close(file, &values(loss.clone().inner()), &golden.numbers("loss"), 1e-4);
         let least = golden.names().filter(|name| name.starts_with("grad")).count();
         assert!(least > 0, "{file} records no gradient");
-        same_gradients("", &gradients(&config.foreign_names(), &network, loss), &golden, &|_| None, least);
+        same_gradients("", &gradients(&config.formats()[0], &network, loss), &golden, &|_| None, least);
     }
 }
 

@@ -1,0 +1,118 @@
+//! The text encoder of CLIP: token ids to features.
+//!
+//!   x = E[ids] + P;   each layer: x + attention(n1(x)), causal;  x + fc2(quick_gelu(fc1(n2(x))));   norm at the end
+//!
+//! Source: arXiv:2103.00020 sec. 2.4 and the released code.
+
+use super::{Embedding, Gelu, LayerNorm, Linear, Mlp, Span, attend, heads, merge_heads};
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
+
+/// Epsilon of every layer norm.
+const EPSILON: f64 = 1e-5;
+
+/// Sizes of a text encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextEncoderConfig {
+    /// Number of distinct tokens.
+    pub vocab_size: usize,
+    /// Longest text, in tokens.
+    pub length: usize,
+    /// Width of the features.
+    pub width: usize,
+    /// Hidden width of the MLP.
+    pub hidden: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention heads of a layer; divides the width.
+    pub num_heads: usize,
+}
+
+/// Self-attention with projections of their own.
+#[derive(Module, Debug)]
+pub struct TextAttention {
+    /// Queries.
+    pub q_proj: Linear,
+    /// Keys.
+    pub k_proj: Linear,
+    /// Values.
+    pub v_proj: Linear,
+    /// What comes back.
+    pub out_proj: Linear,
+    #[module(skip)]
+    num_heads: usize,
+}
+
+/// One layer.
+#[derive(Module, Debug)]
+pub struct TextLayer {
+    /// Before the attention.
+    pub layer_norm1: LayerNorm,
+    /// Over the tokens so far.
+    pub self_attn: TextAttention,
+    /// Before the MLP.
+    pub layer_norm2: LayerNorm,
+    /// Of each token by itself.
+    pub mlp: Mlp,
+}
+
+/// The encoder. Fields are named as in the official files.
+#[derive(Module, Debug)]
+pub struct TextEncoder {
+    /// `[vocabulary, D]`.
+    pub token_embedding: Embedding,
+    /// `[length, D]`.
+    pub position_embedding: Embedding,
+    /// One after another.
+    pub layers: Vec<TextLayer>,
+    /// At the end.
+    pub final_layer_norm: LayerNorm,
+}
+
+impl TextAttention {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let part = |linear: &Linear| heads(linear.forward(x.clone()), self.num_heads);
+        let parts = [part(&self.q_proj), part(&self.k_proj), part(&self.v_proj)];
+        self.out_proj.forward(merge_heads(attend(parts, Span::Causal, None, None)))
+    }
+}
+
+impl TextEncoder {
+    /// Allocates nothing.
+    pub fn new(config: &TextEncoderConfig, device: &Device) -> Self {
+        let TextEncoderConfig { vocab_size, length, width, hidden, layers, num_heads } = *config;
+        let linear = || Linear::new(width, width, device);
+        let norm = || LayerNorm::new(width, EPSILON, device);
+        let attention = || TextAttention {
+            q_proj: linear(),
+            k_proj: linear(),
+            v_proj: linear(),
+            out_proj: linear(),
+            num_heads,
+        };
+        let layer = |_| TextLayer {
+            layer_norm1: norm(),
+            self_attn: attention(),
+            layer_norm2: norm(),
+            mlp: Mlp::new(width, hidden, device).with_gelu(Gelu::Quick),
+        };
+        Self {
+            token_embedding: Embedding::new(vocab_size, width, device),
+            position_embedding: Embedding::new(length, width, device),
+            layers: (0..layers).map(layer).collect(),
+            final_layer_norm: norm(),
+        }
+    }
+
+    /// Shapes: `ids` `[B, L]` to `[B, L, D]`, of every token, padding included.
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let length = ids.dims()[1];
+        let positions = self.position_embedding.weight.val().narrow(0, 0, length).unsqueeze_dim(0);
+        let mut x = self.token_embedding.forward(ids) + positions;
+        for layer in &self.layers {
+            x = x.clone() + layer.self_attn.forward(layer.layer_norm1.forward(x));
+            x = x.clone() + layer.mlp.forward(layer.layer_norm2.forward(x));
+        }
+        self.final_layer_norm.forward(x)
+    }
+}

@@ -1,0 +1,199 @@
+//! The text encoder of CLIP, frozen: captions to the features that Stable Diffusion attends to.
+//!
+//!   features = final_layer_norm(transformer(ids)),   all positions, padding included
+//!
+//! Source: arXiv:2103.00020 sec. 2.4; arXiv:2112.10752 (its use). The null caption is the negative prompt, "" as trained.
+//! Shapes: ids `[B, L]`, features `[B, L, D]`.
+
+use crate::bpe::Bpe;
+use framework::condition::ConditionKind;
+use framework::conditioner::Conditioner;
+use framework::error::{Error, Problems, Result};
+use framework::foreign::{self, BESIDE_LATENT_DIFFUSION, ForeignName, ForeignNames, Layout, Report};
+use framework::nn::{TextEncoder, TextEncoderConfig};
+use framework::prelude::*;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+/// CLIP's text encoder. The defaults are those of ViT-L/14, which Stable Diffusion 1.5 uses.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClipText {
+    /// The weights: a folder (text_encoder/ of a `diffusers` pipeline, or the whole pipeline), or a file (.safetensors,
+    /// .bin, or the .ckpt of the whole model); a relative path begins at the working directory.
+    pub path: PathBuf,
+    /// The tokenizer: `tokenizer.json`, `vocab.json` with `merges.txt` beside it, `bpe_simple_vocab_16e6.txt.gz`, or a
+    /// folder that holds one of them.
+    pub tokenizer: PathBuf,
+    /// The null caption: what a guided sample moves away from.
+    #[serde(default)]
+    pub negative: String,
+    /// Length of every text, in tokens.
+    #[serde(default = "length")]
+    #[schemars(range(min = 2, max = 65_536))]
+    pub length: usize,
+    /// Number of distinct tokens.
+    #[serde(default = "vocab_size")]
+    #[schemars(range(min = 2, max = 10_000_000))]
+    pub vocab_size: usize,
+    /// Width of the features.
+    #[serde(default = "hidden_size")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub hidden_size: usize,
+    /// Hidden width of the MLP.
+    #[serde(default = "intermediate_size")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub intermediate_size: usize,
+    /// Transformer layers.
+    #[serde(default = "num_layers")]
+    #[schemars(range(min = 1, max = 512))]
+    pub num_layers: usize,
+    /// Attention heads of a layer; divides `hidden_size`.
+    #[serde(default = "num_heads")]
+    #[schemars(range(min = 1, max = 256))]
+    pub num_heads: usize,
+    #[serde(skip)]
+    loaded: Option<Loaded>,
+}
+
+#[derive(Clone, Debug)]
+struct Loaded {
+    bpe: Bpe,
+    network: TextEncoder,
+    device: Device,
+}
+
+fn length() -> usize {
+    77
+}
+fn vocab_size() -> usize {
+    49_408
+}
+fn hidden_size() -> usize {
+    768
+}
+fn intermediate_size() -> usize {
+    3072
+}
+fn num_layers() -> usize {
+    12
+}
+fn num_heads() -> usize {
+    12
+}
+
+framework::register!(conditioner "clip_text" => ClipText, "arXiv:2103.00020", "arXiv:2112.10752");
+
+impl ClipText {
+    /// The network, with nothing allocated.
+    pub fn init(&self, device: &Device) -> TextEncoder {
+        let config = TextEncoderConfig {
+            vocab_size: self.vocab_size,
+            length: self.length,
+            width: self.hidden_size,
+            hidden: self.intermediate_size,
+            layers: self.num_layers,
+            num_heads: self.num_heads,
+        };
+        TextEncoder::new(&config, device)
+    }
+
+    /// The files of `transformers`, and the CompVis container, which nests the same names.
+    pub fn formats(&self) -> Vec<ForeignNames> {
+        let format = |format, folder, nesting, ignored| ForeignNames {
+            format,
+            folder,
+            of: Arc::new(move |path: &str| ForeignName { name: name(path), layout: layout(path) }),
+            nesting,
+            ignored,
+            optional: &[],
+        };
+        vec![
+            format("diffusers", "text_encoder", &[], &[("position_ids", "numbers from 0 on")]),
+            format(
+                "compvis",
+                "",
+                &["state_dict.cond_stage_model.transformer.", "cond_stage_model.transformer."],
+                BESIDE_LATENT_DIFFUSION,
+            ),
+        ]
+    }
+
+    fn loaded(&self) -> Result<&Loaded> {
+        self.loaded.as_ref().ok_or_else(|| Error::Run("the text encoder was not loaded".into()))
+    }
+
+    /// Features `[B, L, D]` of texts; each different one is computed once.
+    fn features(&self, captions: &[&str]) -> Result<Tensor<3>> {
+        let Loaded { bpe, network, device } = self.loaded()?;
+        let mut texts: Vec<&str> = captions.to_vec();
+        texts.sort_unstable();
+        texts.dedup();
+        let rows = texts.iter().map(|text| bpe.ids(text, self.length)).collect::<Result<Vec<_>>>()?;
+        let ids: Vec<i64> = rows.iter().flatten().map(|id| *id as i64).collect();
+        let ids = Tensor::<1, Int>::from_data(ids.as_slice(), device).reshape([rows.len(), self.length]);
+        let place = |text: &&str| texts.binary_search(text).expect("among them") as i64;
+        let places: Vec<i64> = captions.iter().map(place).collect();
+        Ok(network.forward(ids).select(0, Tensor::<1, Int>::from_data(places.as_slice(), device)))
+    }
+}
+
+fn name(path: &str) -> String {
+    match path.split('.').next() {
+        Some("layers") => format!("text_model.encoder.{path}"),
+        Some("final_layer_norm") => format!("text_model.{path}"),
+        _ => format!("text_model.embeddings.{path}"),
+    }
+}
+
+fn layout(path: &str) -> Layout {
+    let linear = path.ends_with(".weight") && (path.contains("self_attn") || path.contains("mlp"));
+    if linear { Layout::Transposed } else { Layout::Same }
+}
+
+impl Conditioner for ClipText {
+    fn check(&self) -> Problems {
+        if self.hidden_size.is_multiple_of(self.num_heads) {
+            return Problems::new();
+        }
+        let what = format!("`num_heads` = {} does not divide `hidden_size` = {}", self.num_heads, self.hidden_size);
+        vec![Problem::new("/num_heads", what).accepts(format!("a divisor of {}", self.hidden_size))]
+    }
+
+    fn kind(&self) -> ConditionKind {
+        ConditionKind::Text
+    }
+
+    fn text_shape(&self) -> [usize; 2] {
+        [self.length, self.hidden_size]
+    }
+
+    fn load(&mut self, device: &Device) -> Result<()> {
+        let bpe = Bpe::open(&self.tokenizer)?;
+        if bpe.vocabulary() > self.vocab_size {
+            let what = format!("has {} tokens, /conditioner/vocab_size is {}", bpe.vocabulary(), self.vocab_size);
+            return Err(Error::file(&self.tokenizer, what));
+        }
+        let (network, _) = foreign::load_whole(self.init(device), &self.formats(), &self.path)?;
+        self.loaded = Some(Loaded { bpe, network, device: device.clone() });
+        Ok(())
+    }
+
+    fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
+        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+    }
+
+    fn encode(&self, captions: &[Option<String>]) -> Result<Condition> {
+        let mut texts: Vec<&str> =
+            captions.iter().map(|caption| caption.as_deref().unwrap_or(&self.negative)).collect();
+        // The null caption rides along, so that it is computed with the others.
+        texts.push(&self.negative);
+        let features = self.features(&texts)?;
+        let count = captions.len();
+        Ok(Condition::Text {
+            null: features.clone().narrow(0, count, 1),
+            features: features.narrow(0, 0, count),
+            dropped: captions.iter().map(Option::is_none).collect(),
+        })
+    }
+}

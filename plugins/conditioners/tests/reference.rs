@@ -1,0 +1,87 @@
+//! Token ids and features equal those of `transformers`, recorded in `shared/goldens` (4.45.2; see MANIFEST.md there).
+
+use conditioners::ClipText;
+use framework::conditioner::Conditioner;
+use framework::foreign;
+use framework::prelude::*;
+use framework::serde_json::{self, json};
+use goldens::{Golden, close, values};
+
+fn tiny(path: &std::path::Path) -> ClipText {
+    serde_json::from_value(json!({
+        "path": path, "tokenizer": "unused", "length": 12, "vocab_size": 300, "hidden_size": 24,
+        "intermediate_size": 96, "num_layers": 2, "num_heads": 4
+    }))
+    .unwrap()
+}
+
+#[test]
+fn features_equal_the_official_code_from_every_format() {
+    let Some(golden) = Golden::open("sd15_clip.safetensors") else { return };
+    for (file, format, tolerance) in [
+        ("sd15_diffusers_text_encoder.safetensors", "diffusers", 1e-4),
+        ("sd15_compvis.ckpt", "compvis", 1e-4),
+        // Weights rounded to 16 bits.
+        ("sd15_compvis_fp16.safetensors", "compvis", 5e-3),
+    ] {
+        let Some(path) = goldens::path(file) else { return };
+        let clip = tiny(&path);
+        let (network, report) = foreign::load_whole(clip.init(&Device::flex()), &clip.formats(), &path).unwrap();
+        assert_eq!((report.format.as_str(), report.used.len()), (format, 36), "{report}");
+        let out = network.forward(golden.ids("input_ids"));
+        close(file, &values(out), &golden.numbers("last_hidden_state"), tolerance);
+    }
+}
+
+#[test]
+fn token_ids_equal_the_published_tokenizer() {
+    let (Some(vocabulary), Some(recorded)) =
+        (goldens::path("bpe_simple_vocab_16e6.txt.gz"), goldens::path("clip_tokenizer_ids.json"))
+    else {
+        return;
+    };
+    let recorded: Vec<serde_json::Value> =
+        serde_json::from_str(&std::fs::read_to_string(recorded).unwrap()).unwrap();
+    let bpe = conditioners::Bpe::open(&vocabulary).unwrap();
+    assert_eq!(bpe.vocabulary(), 49_408);
+    assert!(recorded.len() > 5);
+    let mut wrong = Vec::new();
+    for entry in &recorded {
+        let prompt = entry["prompt"].as_str().unwrap();
+        let expected: Vec<usize> = serde_json::from_value(entry["ids_hf_sd15"].clone()).unwrap();
+        let got = bpe.ids(prompt, 77).unwrap();
+        if got != expected {
+            wrong.push(format!("{prompt:?}\n  {got:?}\n  {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A whole encoder from random weights: captions of one batch, the null caption among them.
+#[test]
+fn captions_become_features_and_the_negative_prompt_the_null() {
+    let Some(vocabulary) = goldens::path("bpe_simple_vocab_16e6.txt.gz") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut clip: ClipText = serde_json::from_value(json!({
+        "path": path, "tokenizer": vocabulary, "length": 8, "hidden_size": 4, "intermediate_size": 8,
+        "num_layers": 1, "num_heads": 2, "negative": "blurry"
+    }))
+    .unwrap();
+    let draw = |path: &str, _: &[usize]| {
+        if path.contains("norm") { framework::weights::Init::Ones } else { framework::weights::Init::Normal(0.5) }
+    };
+    let random = framework::random::Random::new(0);
+    let network = framework::weights::initialize(clip.init(&Device::flex()), &random, &draw);
+    foreign::save(&network, &clip.formats()[0], &path).unwrap();
+    clip.load(&Device::flex()).unwrap();
+    let captions = ["a red circle", "blurry", "a red circle"].map(|text| Some(text.to_string()));
+    let captions: Vec<Option<String>> = captions.into_iter().chain([None]).collect();
+    let Condition::Text { features, null, dropped } = clip.encode(&captions).unwrap() else { panic!("features") };
+    assert_eq!((features.dims(), null.dims(), dropped), ([4, 8, 4], [1, 8, 4], vec![false, false, false, true]));
+    let row = |i: usize| values(features.clone().narrow(0, i, 1));
+    assert_eq!(row(0), row(2));
+    assert_eq!(row(1), row(3));
+    assert_eq!(row(3), values(null));
+    assert_ne!(row(0), row(1));
+}
