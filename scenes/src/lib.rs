@@ -1,5 +1,5 @@
 //! Scenes of coloured shapes: what they are called ([`Description`]), how they are drawn ([`Scene`]), and how a picture is
-//! read back ([`read`]). Dataset and metric speak of scenes through this crate; it knows neither.
+//! read back ([`read()`]). Dataset and metric speak of scenes through this crate; it knows neither.
 //!
 //!   caption  = group | group relation group
 //!   group    = count size color shape              "two small red circles"
