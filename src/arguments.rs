@@ -83,7 +83,10 @@ pub struct SampleOptions {
     /// Classes to draw, e.g. 0,1,2 [default: all].
     #[arg(long, value_delimiter = ',')]
     pub classes: Vec<usize>,
-    /// Images of each class.
+    /// A caption to draw; may be repeated [default: the first ones of the dataset].
+    #[arg(long = "caption", value_name = "TEXT", conflicts_with = "classes")]
+    pub captions: Vec<String>,
+    /// Images of each class or caption.
     #[arg(long, default_value_t = 8)]
     pub count: usize,
     /// Seed; image i depends on (seed, i) alone.
@@ -107,7 +110,7 @@ pub struct SampleOptions {
     /// The grid picture.
     #[arg(long, default_value = "samples.png")]
     pub output: PathBuf,
-    /// Also write every image as a PNG of its own to this folder.
+    /// Also write every image as a PNG of its own to this folder, its caption beside it as a text file.
     #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
     /// Also write all images [N,C,H,W] and classes [N] to this safetensors file.

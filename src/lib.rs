@@ -13,6 +13,7 @@ mod arguments;
 mod document;
 mod foreign;
 mod inspect;
+mod labels;
 mod linked;
 mod report;
 mod run;
@@ -24,6 +25,7 @@ mod verify;
 
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Tensors of a training step are allocated and freed thousands of times a second: this allocator keeps their pages.
@@ -54,9 +56,12 @@ impl From<framework::error::Error> for Failure {
 /// The result of a command.
 pub type Outcome = Result<(), Failure>;
 
-/// Runs the command line of this process.
-pub fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+/// Runs one command: its arguments, behind the program's name. Arguments that are no command end the process.
+///
+/// # Errors
+/// If the input is wrong or the command fails.
+pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Outcome {
+    match Arguments::parse_from(arguments).command {
         Command::Train(options) => train::train(&options),
         Command::Sample(options) => sample::sample(&options),
         Command::Check(options) => inspect::check(&options),
@@ -69,8 +74,12 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());
             Ok(())
         }
-    };
-    match outcome {
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    match execute(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Input(text)) => {
             eprintln!("{text}");

@@ -1,7 +1,9 @@
 //! What a finished run leaves for people: plots and `report.md`.
 
 use crate::inspect::thousands;
+use crate::labels;
 use crate::run::Run;
+use framework::dataset::Label;
 use framework::error::{Error, Result};
 use framework::metric::Measurement;
 use framework::pipeline::Pipeline;
@@ -11,6 +13,9 @@ use framework::weights;
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
+
+/// The number of `metrics.jsonl` that counts items that could not be read since the line before; absent where none.
+pub const SKIPPED: &str = "skipped";
 
 /// The lines that `train` and `sample` print at the end.
 pub fn summary(drawn: &Drawn, measured: &[Measurement]) -> String {
@@ -23,7 +28,7 @@ pub fn summary(drawn: &Drawn, measured: &[Measurement]) -> String {
 }
 
 /// Writes `loss.png`, a plot of every other logged number, `report.md` and `report.json`.
-pub fn write(run: &Run, pipeline: &Pipeline, drawn: &Drawn, measured: &[Measurement]) -> Result<()> {
+pub fn write(run: &Run, pipeline: &Pipeline, rows: &[Label], drawn: &Drawn, measured: &[Measurement]) -> Result<()> {
     let path = run.metrics();
     let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     let lines_logged: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -32,7 +37,9 @@ pub fn write(run: &Run, pipeline: &Pipeline, drawn: &Drawn, measured: &[Measurem
         points: lines_logged.iter().filter_map(|l| Some((l["step"].as_f64()?, l[name].as_f64()?))).collect(),
     };
     let names: Vec<String> = match lines_logged.first() {
-        Some(Value::Object(first)) => first.keys().filter(|name| *name != "step").cloned().collect(),
+        Some(Value::Object(first)) => {
+            first.keys().filter(|name| !["step", SKIPPED].contains(&name.as_str())).cloned().collect()
+        }
         _ => Vec::new(),
     };
     for name in &names {
@@ -48,6 +55,12 @@ pub fn write(run: &Run, pipeline: &Pipeline, drawn: &Drawn, measured: &[Measurem
     let parameters: usize =
         weights::parameters(&network).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
     let mut report = String::from("# Run report\n\n![samples](samples.png)\n\n");
+    for (row, caption) in labels::names(rows).enumerate() {
+        let _ = writeln!(report, "{}. {caption}", row + 1);
+    }
+    if labels::names(rows).next().is_some() {
+        report.push_str("\nRow by row, from the top.\n\n");
+    }
     let _ = writeln!(
         report,
         "{} parameters, {} steps of {} samples.\n",
@@ -55,6 +68,10 @@ pub fn write(run: &Run, pipeline: &Pipeline, drawn: &Drawn, measured: &[Measurem
         pipeline.train.steps,
         pipeline.train.batch_size * pipeline.train.accumulate
     );
+    let skipped: u64 = lines_logged.iter().filter_map(|line| line[SKIPPED].as_u64()).sum();
+    if skipped > 0 {
+        let _ = writeln!(report, "{skipped} items could not be read; the next that could stood in for them.\n");
+    }
     let _ = writeln!(report, "| measured on {} samples | value | meaning |\n|---|---|---|", drawn.images.len());
     let _ = writeln!(report, "| nfe | {} | network evaluations an image |", drawn.nfe);
     let _ =

@@ -2,7 +2,7 @@
 
 use crate::arguments::SampleOptions;
 use crate::train::bar;
-use crate::{Failure, Outcome, document, report, start};
+use crate::{Failure, Outcome, document, labels, report, start};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::Checkpoint;
 use framework::condition::ConditionKind;
@@ -13,17 +13,50 @@ use framework::sampling::{Request, draw};
 use framework::{foreign, picture, weights};
 use std::fs;
 
-/// `count` samples of each class, class after class; of an unconditional network as many without condition.
-pub fn class_labels(pipeline: &Pipeline, classes: &[usize], count: usize) -> Vec<Label> {
-    let conditional = pipeline.backbone.accepts().condition == ConditionKind::Class;
-    let label = |class: &usize| if conditional { Label::Class(*class) } else { Label::None };
-    classes.iter().flat_map(|class| vec![label(class); count]).collect()
-}
-
-/// `count` samples over all classes in turn: what metrics are measured on.
-pub fn metric_labels(pipeline: &Pipeline, classes: usize, count: usize) -> Vec<Label> {
-    let turn: Vec<usize> = (0..count).map(|i| i % classes).collect();
-    class_labels(pipeline, &turn, 1)
+/// What the options ask for, `count` samples a row. Opens `dataset` where it must tell captions.
+fn labels(
+    pipeline: &Pipeline,
+    options: &SampleOptions,
+    dataset: &mut Option<Box<dyn Dataset>>,
+) -> Result<Vec<Label>, Failure> {
+    let accepts = pipeline.backbone.accepts();
+    let refuse = |what: &str, at: &str, accepts: &str| {
+        Failure::Input(format!("error: {what}\n  at       {at}\n  accepts  {accepts}"))
+    };
+    let text = accepts.condition == ConditionKind::Text;
+    if !options.captions.is_empty() && !text {
+        let accepts = accepts
+            .num_classes
+            .map_or("no condition: it has none".to_string(), |n| format!("--classes with classes 0 to {}", n - 1));
+        return Err(refuse("the network reads no captions", "--caption", &accepts));
+    }
+    if !options.classes.is_empty() && text {
+        return Err(refuse("the network reads captions and has no classes", "--classes", "--caption TEXT"));
+    }
+    if let Some(class) = options.classes.iter().find(|class| accepts.num_classes.is_none_or(|n| **class >= n)) {
+        let accepts = accepts
+            .num_classes
+            .map_or("an unconditional network has no classes".to_string(), |n| format!("classes 0 to {}", n - 1));
+        return Err(refuse(&format!("no class {class}"), "--classes", &accepts));
+    }
+    let rows = if !options.captions.is_empty() {
+        options.captions.iter().cloned().map(Label::Caption).collect()
+    } else if !options.classes.is_empty() {
+        options.classes.iter().copied().map(Label::Class).collect()
+    } else if text {
+        let opened = pipeline
+            .open_data()
+            .map_err(|error| Failure::Run(format!("error: {error}\n  fix      name what to draw: --caption TEXT")))?;
+        let opened = &**dataset.insert(opened);
+        let rows = labels::rows(pipeline, opened)?;
+        if options.metrics {
+            return Ok(labels::measured(pipeline, opened, rows.len() * options.count)?);
+        }
+        rows
+    } else {
+        labels::classes(pipeline).unwrap_or(vec![Label::None])
+    };
+    Ok(labels::grid(&rows, options.count))
 }
 
 /// Draws images from a run or a checkpoint.
@@ -45,19 +78,10 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     pipeline.load(&device)?;
     start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
     let network = weights::restore(pipeline.init_backbone(&device), checkpoint.sampling_weights())?;
-    let num_classes = pipeline.backbone.accepts().num_classes;
-    if let Some(class) = options.classes.iter().find(|class| num_classes.is_none_or(|n| **class >= n)) {
-        let accepts = num_classes
-            .map_or("an unconditional network has no classes".to_string(), |n| format!("classes 0 to {}", n - 1));
-        return Err(Failure::Input(format!("error: no class {class}\n  at       --classes\n  accepts  {accepts}")));
-    }
-    let classes = match (options.classes.is_empty(), num_classes) {
-        (false, _) => options.classes.clone(),
-        (true, Some(n)) => (0..n).collect(),
-        (true, None) => vec![0],
-    };
+    let mut dataset: Option<Box<dyn Dataset>> = None;
+    let labels = labels(&pipeline, options, &mut dataset)?;
     let request = Request {
-        labels: class_labels(&pipeline, &classes, options.count),
+        labels,
         seed: options.seed,
         batch_size: options.batch_size.max(1),
         sampler: &*pipeline.sampler,
@@ -70,12 +94,16 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     })?;
     bar.finish_and_clear();
     let shape = pipeline.image_shape();
-    picture::save(&picture::grid(&drawn.images, shape, options.count), &options.output)?;
+    picture::save(&picture::grid(&drawn.images, options.count), &options.output)?;
     if let Some(folder) = &options.images {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         for i in 0..drawn.images.len() {
             let class = drawn.images.classes.get(i).map_or(String::new(), |class| format!("-class-{class}"));
             picture::save(&picture::image(drawn.images.row(i), shape), &folder.join(format!("{i:06}{class}.png")))?;
+            if let Some(caption) = drawn.images.captions.get(i) {
+                let path = folder.join(format!("{i:06}.txt"));
+                fs::write(&path, caption).map_err(|e| Error::io(&path, e))?;
+            }
         }
     }
     if let Some(path) = &options.tensors {
@@ -90,10 +118,18 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     let mut measured = Vec::new();
     if options.metrics {
-        let dataset: Box<dyn Dataset> = pipeline.open_data()?;
+        let dataset = match dataset {
+            Some(dataset) => dataset,
+            None => pipeline.open_data()?,
+        };
         let real = pipeline.real_images(&*dataset, &device)?;
         for metric in &pipeline.metrics {
             measured.extend(metric.measure(&drawn.images, &real)?);
+        }
+    }
+    for (row, captions) in drawn.images.captions.chunks(options.count).enumerate() {
+        if captions.iter().all(|caption| *caption == captions[0]) {
+            println!("row {:<4} {}", row + 1, captions[0]);
         }
     }
     println!("{}", report::summary(&drawn, &measured));

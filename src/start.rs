@@ -10,6 +10,7 @@ use framework::checkpoint::{self, Checkpoint};
 use framework::dataset::{Dataset, ItemKind};
 use framework::error::Error;
 use framework::foreign::{self, Report, Source};
+use framework::loader::readable;
 use framework::pipeline::Pipeline;
 use framework::random::Random;
 use framework::trainer::{Start, tracking};
@@ -78,11 +79,9 @@ pub fn learn_tokenizer(
     let ItemKind::Images([channels, height, width]) = dataset.info().items else {
         return Err(Failure::Input("error: a tokenizer learns from images; the dataset holds latents\n  at       /tokenizer and /data\n  accepts  a dataset of images, or a tokenizer with its file".into()));
     };
-    let mut values = Vec::new();
-    for index in 0..dataset.len() {
-        values.extend(dataset.plain(index)?.values);
-    }
-    let images = Tensor::<4>::from_data(TensorData::new(values, [dataset.len(), channels, height, width]), device);
+    let batch = readable(dataset, &(0..dataset.len()).collect::<Vec<_>>())?;
+    let shape = [batch.labels.len(), channels, height, width];
+    let images = Tensor::<4>::from_data(TensorData::new(batch.values, shape), device);
     let bar = bar("tokenizer", 0);
     let mut last = (0, 0.0);
     learner.learn(images, &Random::new(seed), &mut |done, all, error| {

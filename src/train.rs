@@ -1,19 +1,18 @@
 //! `train`: a run from its document to pictures and a report.
 
 use crate::arguments::TrainOptions;
+use crate::report::SKIPPED;
 use crate::run::{self, Run};
-use crate::sample::{class_labels, metric_labels};
-use crate::{Failure, Outcome, document, report, start};
+use crate::{Failure, Outcome, document, labels, report, start};
 use framework::backbone::BoxBackbone;
 use framework::burn::tensor::Device;
 use framework::checkpoint::Checkpoint;
-use framework::dataset::DatasetInfo;
+use framework::dataset::{Dataset, Label};
 use framework::error::{Error, Result};
+use framework::picture;
 use framework::pipeline::Pipeline;
 use framework::sampling::{Drawn, Request, draw};
-use framework::train_config::UNCONDITIONAL_ROWS;
 use framework::trainer::{End, Events, StepReport, Trainer};
-use framework::{dataset::Dataset, picture};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
@@ -53,6 +52,9 @@ pub fn train(options: &TrainOptions) -> Outcome {
     }
     pipeline.load(&device)?;
     let dataset: Arc<dyn Dataset> = pipeline.open_data()?.into();
+    for warning in dataset.warnings() {
+        eprintln!("warning: {warning}");
+    }
     start::learn_tokenizer(&mut pipeline, &run, &*dataset, &device)?;
     let pipeline = Arc::new(pipeline);
     let start = start::start(&pipeline, &run, &device, from.map(|(_, checkpoint)| checkpoint))?;
@@ -70,37 +72,29 @@ pub fn train(options: &TrainOptions) -> Outcome {
 
 /// Samples, metrics, plots and the report of a finished run.
 fn finish(run: &Run, pipeline: &Pipeline, dataset: &dyn Dataset, network: &BoxBackbone, device: &Device) -> Outcome {
-    let info = dataset.info();
-    let rows = info.num_classes.unwrap_or(UNCONDITIONAL_ROWS);
+    let rows = labels::rows(pipeline, dataset)?;
     let columns = pipeline.train.sample_columns;
-    let labels = class_labels(pipeline, &(0..rows).collect::<Vec<_>>(), columns);
-    let grid = sampled(pipeline, network, labels, device)?;
-    let picture_path = run.folder.join("samples.png");
-    picture::save(&picture::grid(&grid.images, pipeline.image_shape(), columns), &picture_path)?;
+    let grid = sampled(pipeline, network, labels::grid(&rows, columns), device)?;
+    picture::save(&picture::grid(&grid.images, columns), &run.folder.join("samples.png"))?;
     let mut measured = Vec::new();
     let mut drawn = grid.clone();
     if !pipeline.metrics.is_empty() {
-        let count = pipeline.train.samples_to_measure(info.num_classes);
-        if count > rows * columns {
-            drawn = sampled(pipeline, network, metric_labels(pipeline, rows, count), device)?;
+        let count = pipeline.train.samples_to_measure(dataset.info().num_classes);
+        if count > rows.len() * columns {
+            drawn = sampled(pipeline, network, labels::measured(pipeline, dataset, count)?, device)?;
         }
         let real = pipeline.real_images(dataset, device)?;
         for metric in &pipeline.metrics {
             measured.extend(metric.measure(&drawn.images, &real)?);
         }
     }
-    report::write(run, pipeline, &drawn, &measured)?;
+    report::write(run, pipeline, &rows, &drawn, &measured)?;
     println!("{}", report::summary(&drawn, &measured));
     println!("pictures in {}: samples.png, loss.png; report.md says what was measured", run.folder.display());
     Ok(())
 }
 
-fn sampled(
-    pipeline: &Pipeline,
-    network: &BoxBackbone,
-    labels: Vec<framework::dataset::Label>,
-    device: &Device,
-) -> Result<Drawn> {
+fn sampled(pipeline: &Pipeline, network: &BoxBackbone, labels: Vec<Label>, device: &Device) -> Result<Drawn> {
     let request = Request {
         labels,
         seed: pipeline.train.seed,
@@ -148,7 +142,6 @@ struct Console {
     run: Run,
     dataset: Arc<dyn Dataset>,
     pipeline: Arc<Pipeline>,
-    info: DatasetInfo,
     device: Device,
     metrics: File,
     bar: ProgressBar,
@@ -157,6 +150,7 @@ struct Console {
     samples: usize,
     loss: f64,
     steps: usize,
+    skipped: usize,
 }
 
 impl Console {
@@ -185,12 +179,10 @@ impl Console {
         bar.reset_eta();
         let plain = !std::io::stderr().is_terminal();
         let (run, device) = (run.clone(), device.clone());
-        let info = dataset.info();
         Ok(Self {
             run,
             dataset,
             pipeline,
-            info,
             device,
             metrics,
             bar,
@@ -199,7 +191,13 @@ impl Console {
             samples: 0,
             loss: 0.0,
             steps: 0,
+            skipped: 0,
         })
+    }
+
+    /// A line of its own, above the bar where there is one.
+    fn say(&self, text: &str) {
+        if self.plain { eprintln!("{text}") } else { self.bar.println(text) }
     }
 }
 
@@ -209,6 +207,10 @@ impl Events for Console {
         self.samples += report.samples;
         self.loss += report.loss;
         self.steps += 1;
+        if let (0, Some(first)) = (self.skipped, report.skipped.first()) {
+            self.say(&format!("step {}  skipped an item that cannot be read: {first}", report.step));
+        }
+        self.skipped += report.skipped.len();
         self.bar.set_position(report.step as u64);
         if !report.step.is_multiple_of(train.log_every) && report.step != train.steps {
             return Ok(());
@@ -221,6 +223,9 @@ impl Events for Console {
         line.insert("grad_norm".into(), json!(report.grad_norm));
         line.insert("learning_rate".into(), json!(report.learning_rate));
         line.insert("images_per_second".into(), json!(speed));
+        if self.skipped > 0 {
+            line.insert(SKIPPED.into(), json!(self.skipped));
+        }
         line.extend(report.logged.iter().map(|(name, value)| (name.clone(), json!(value))));
         let path = self.run.metrics();
         writeln!(self.metrics, "{}", serde_json::Value::Object(line)).map_err(|e| Error::io(&path, e))?;
@@ -230,21 +235,20 @@ impl Events for Console {
         if self.plain {
             eprintln!("step {}/{}  {text}  {left:.0} s left", report.step, train.steps);
         }
-        (self.since, self.samples, self.loss, self.steps) = (Instant::now(), 0, 0.0, 0);
+        (self.since, self.samples, self.loss, self.steps, self.skipped) = (Instant::now(), 0, 0.0, 0, 0);
         Ok(())
     }
 
     fn sample(&mut self, network: &BoxBackbone, step: usize, measure: bool) -> Result<BTreeMap<String, f64>> {
-        let rows = self.info.num_classes.unwrap_or(UNCONDITIONAL_ROWS);
+        let rows = labels::rows(&self.pipeline, &*self.dataset)?;
         let columns = self.pipeline.train.sample_columns;
-        let labels = class_labels(&self.pipeline, &(0..rows).collect::<Vec<_>>(), columns);
-        let drawn = sampled(&self.pipeline, network, labels, &self.device)?;
+        let drawn = sampled(&self.pipeline, network, labels::grid(&rows, columns), &self.device)?;
         let path = self.run.folder.join("samples").join(format!("step-{step:09}.png"));
-        picture::save(&picture::grid(&drawn.images, self.pipeline.image_shape(), columns), &path)?;
+        picture::save(&picture::grid(&drawn.images, columns), &path)?;
         let mut measured = BTreeMap::new();
         if measure {
-            let count = self.pipeline.train.samples_to_measure(self.info.num_classes);
-            let labels = metric_labels(&self.pipeline, rows, count);
+            let count = self.pipeline.train.samples_to_measure(self.dataset.info().num_classes);
+            let labels = labels::measured(&self.pipeline, &*self.dataset, count)?;
             let drawn = sampled(&self.pipeline, network, labels, &self.device)?;
             let real = self.pipeline.real_images(&*self.dataset, &self.device)?;
             for metric in &self.pipeline.metrics {
@@ -256,10 +260,6 @@ impl Events for Console {
     }
 
     fn saved(&mut self, path: &Path, step: usize) {
-        if self.plain {
-            eprintln!("step {step}  saved {}", path.display());
-        } else {
-            self.bar.println(format!("step {step}  saved {}", path.display()));
-        }
+        self.say(&format!("step {step}  saved {}", path.display()));
     }
 }

@@ -291,3 +291,44 @@ fn a_learned_tokenizer_is_kept_with_its_run() {
     assert!(!folder.path().join("other/tokenizer.safetensors").exists());
     assert_eq!(fs::read(&codebook).unwrap(), learned);
 }
+
+#[test]
+fn broken_images_are_replaced_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    for class in 0..10 {
+        let class = images.join(class.to_string());
+        fs::create_dir_all(&class).unwrap();
+        for i in 0..3 {
+            let picture = framework::picture::image(&[i as f32 / 3.0; 64], [1, 8, 8]);
+            framework::picture::save(&picture, &class.join(format!("{i}.png"))).unwrap();
+        }
+    }
+    let data = serde_json::json!({ "type": "image_folder", "path": images, "image_size": 8, "channels": 1 });
+    let data = format!("/data={data}");
+    let train = |name: &str| {
+        let run = folder.path().join(name);
+        let arguments = ["train", TINY, "--run", run.to_str().unwrap(), "--set", "/metrics=[]", "--set", &data];
+        (unguided(&arguments), run)
+    };
+    let broken = images.join("3/1.png");
+    fs::write(&broken, "no image").unwrap();
+    let (output, run) = train("some");
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("skipped an item that cannot be read") && text(&output).contains("3/1.png"));
+    let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let count = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["skipped"].as_u64();
+    let skipped: u64 = lines.lines().filter_map(count).sum();
+    let report = fs::read_to_string(run.join("report.md")).unwrap();
+    assert!(skipped > 0 && report.contains(&format!("{skipped} items could not be read")), "{lines}\n{report}");
+    assert!(!run.join("skipped.png").exists());
+
+    for class in 0..10 {
+        for i in 0..2 {
+            fs::write(images.join(format!("{class}/{i}.png")), "no image").unwrap();
+        }
+    }
+    let (output, _) = train("most");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("items of a batch cannot be read"), "{}", text(&output));
+}

@@ -113,7 +113,9 @@ impl Condition {
     pub fn same(&self, other: &Self) -> Vec<bool> {
         match (self, other) {
             (Self::Class(a), Self::Class(b)) => a.iter().zip(b).map(|(a, b)| a == b).collect(),
-            (Self::Tokens { ids: a, .. }, Self::Tokens { ids: b, .. }) => a.iter().zip(b).map(|(a, b)| a == b).collect(),
+            (Self::Tokens { ids: a, .. }, Self::Tokens { ids: b, .. }) => {
+                a.iter().zip(b).map(|(a, b)| a == b).collect()
+            }
             (Self::None(n), _) => vec![true; *n],
             _ => vec![false; self.len()],
         }
@@ -147,7 +149,9 @@ impl Condition {
         match self {
             Self::None(n) => vec![num_classes as i64; *n],
             Self::Class(classes) => classes.iter().map(|class| class.unwrap_or(num_classes) as i64).collect(),
-            Self::Text { .. } | Self::Tokens { .. } => panic!("a class-conditional backbone was given a text; the check phase refuses that"),
+            Self::Text { .. } | Self::Tokens { .. } => {
+                panic!("a class-conditional backbone was given a text; the check phase refuses that")
+            }
         }
     }
 }

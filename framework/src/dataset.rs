@@ -92,6 +92,19 @@ pub trait Dataset: Debug + Send + Sync {
     /// If its file cannot be read or decoded.
     fn plain(&self, index: usize) -> Result<Item>;
 
+    /// The condition of an item, without its numbers where that is less work.
+    ///
+    /// # Errors
+    /// If its file cannot be read or decoded.
+    fn label(&self, index: usize) -> Result<Label> {
+        Ok(self.plain(index)?.label)
+    }
+
+    /// What was left out when it was opened, and why: one sentence a reason. Told before training.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Names of the classes, in order, where the dataset has names.
     fn class_names(&self) -> Option<Vec<String>> {
         None

@@ -147,7 +147,9 @@ fn open_lightning(path: &Path) -> Option<Tensors> {
             let shape = declared.clone();
             Ok(match dtype {
                 DType::F64 => TensorData::new::<f64, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape),
-                DType::F16 => TensorData::new::<half::f16, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape),
+                DType::F16 => {
+                    TensorData::new::<half::f16, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape)
+                }
                 DType::BF16 => {
                     TensorData::new::<half::bf16, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape)
                 }

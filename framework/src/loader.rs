@@ -1,18 +1,35 @@
-//! Batches in an order that is a function of (seed, position), read ahead on a thread.
+//! Batches in an order that is a function of (seed, position), read ahead on threads.
+//!
+//! An item that cannot be read does not end a training: the next that can be read stands in its place, so the batch is a
+//! function of the dataset still, and the batch says what it left out.
 
 use crate::dataset::{Dataset, Item, Label};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::random::{Random, permutation};
+use rayon::prelude::*;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// The items of one batch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Numbers of all items, item after item.
     pub values: Vec<f32>,
     /// Their conditions.
     pub labels: Vec<Label>,
+    /// Why items that belong here could not be read; others stand in their place.
+    pub skipped: Vec<String>,
+}
+
+impl Batch {
+    fn of(items: Vec<Item>, skipped: Vec<String>) -> Self {
+        let mut batch = Self { skipped, ..Self::default() };
+        for item in items {
+            batch.values.extend(item.values);
+            batch.labels.push(item.label);
+        }
+        batch
+    }
 }
 
 /// The indices (and epochs) of batch `batch`: every epoch is one permutation, and batches run on across epochs.
@@ -31,7 +48,7 @@ pub fn batch_indices(random: &Random, len: usize, batch_size: usize, batch: u64)
         .collect()
 }
 
-/// Reads batches `from..to` ahead of the trainer, in order. Ends with the first error.
+/// Reads batches `from..to` ahead of the trainer, in order.
 pub struct Loader {
     batches: Receiver<Result<Batch>>,
 }
@@ -57,7 +74,7 @@ impl Loader {
     /// The next batch.
     ///
     /// # Errors
-    /// If an item cannot be read.
+    /// If more than half of its items cannot be read, or nothing can stand in for one of them.
     ///
     /// # Panics
     /// If called more often than there are batches.
@@ -66,18 +83,138 @@ impl Loader {
     }
 }
 
+/// Items looked at in place of one that cannot be read.
+const INSTEAD: usize = 64;
+
+/// Batch `batch`. Its items are read side by side; the result does not depend on by how many threads.
 fn read(dataset: &dyn Dataset, random: &Random, batch_size: usize, batch: u64) -> Result<Batch> {
-    let items = batch_indices(random, dataset.len(), batch_size, batch)
-        .into_iter()
-        .map(|(index, epoch)| dataset.get(index, random, epoch))
-        .collect::<Result<Vec<Item>>>()?;
-    let values = items.iter().flat_map(|item| item.values.iter().copied()).collect();
-    Ok(Batch { values, labels: items.into_iter().map(|item| item.label).collect() })
+    let places = batch_indices(random, dataset.len(), batch_size, batch);
+    let read: Vec<(Item, Option<Error>)> = places
+        .into_par_iter()
+        .map(|(index, epoch)| match dataset.get(index, random, epoch) {
+            Ok(item) => Ok((item, None)),
+            Err(error) => match instead(dataset, index, random, epoch) {
+                Some(item) => Ok((item, Some(error))),
+                None => Err(none_left(&error)),
+            },
+        })
+        .collect::<Result<_>>()?;
+    let (items, errors): (Vec<Item>, Vec<Option<Error>>) = read.into_iter().unzip();
+    let errors: Vec<Error> = errors.into_iter().flatten().collect();
+    few(&errors, batch_size)?;
+    Ok(Batch::of(items, errors.iter().map(Error::to_string).collect()))
+}
+
+/// The next item that can be read.
+fn instead(dataset: &dyn Dataset, index: usize, random: &Random, epoch: u64) -> Option<Item> {
+    (1..=INSTEAD.min(dataset.len() - 1)).find_map(|i| dataset.get((index + i) % dataset.len(), random, epoch).ok())
+}
+
+fn none_left(error: &Error) -> Error {
+    Error::Run(format!(
+        "{error}. None of the next {INSTEAD} items can be read either; the dataset is not what it should be"
+    ))
+}
+
+/// Refuses a batch of which more than half could not be read. One item alone is no share.
+fn few(errors: &[Error], batch_size: usize) -> Result<()> {
+    match errors.first() {
+        Some(first) if errors.len() > (batch_size / 2).max(1) => Err(Error::Run(format!(
+            "{} of {batch_size} items of a batch cannot be read. The first: {first}",
+            errors.len()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The items `indices` as they are, without those that cannot be read.
+///
+/// # Errors
+/// If more than half of them cannot be read.
+pub fn readable(dataset: &dyn Dataset, indices: &[usize]) -> Result<Batch> {
+    let read: Vec<Result<Item>> = indices.par_iter().map(|index| dataset.plain(*index)).collect();
+    let (mut items, mut errors) = (Vec::new(), Vec::new());
+    for item in read {
+        match item {
+            Ok(item) => items.push(item),
+            Err(error) => errors.push(error),
+        }
+    }
+    few(&errors, indices.len())?;
+    Ok(Batch::of(items, errors.iter().map(Error::to_string).collect()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::{DatasetInfo, ItemKind};
+
+    /// Items that hold their index; the bad ones cannot be read.
+    #[derive(Debug)]
+    struct Holes {
+        len: usize,
+        bad: Vec<usize>,
+    }
+
+    impl Dataset for Holes {
+        fn info(&self) -> DatasetInfo {
+            DatasetInfo { items: ItemKind::Images([1, 1, 1]), num_classes: None, captions: false }
+        }
+        fn len(&self) -> usize {
+            self.len
+        }
+        fn get(&self, index: usize, _: &Random, _: u64) -> Result<Item> {
+            self.plain(index)
+        }
+        fn plain(&self, index: usize) -> Result<Item> {
+            match self.bad.contains(&index) {
+                true => Err(Error::Run(format!("item {index} is broken"))),
+                false => Ok(Item { values: vec![index as f32], label: Label::None }),
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_item_stands_in_for_one_that_cannot_be_read() {
+        let random = Random::new(1);
+        let dataset = Holes { len: 10, bad: vec![3, 4, 9] };
+        let order: Vec<usize> = batch_indices(&random, 10, 10, 0).into_iter().map(|(index, _)| index).collect();
+        let expected: Vec<f32> = order
+            .iter()
+            .map(|index| match index {
+                3 | 4 => 5.0,
+                9 => 0.0,
+                index => *index as f32,
+            })
+            .collect();
+        let batch = read(&dataset, &random, 10, 0).unwrap();
+        assert_eq!(batch.values, expected);
+        assert_eq!(batch.skipped.len(), 3);
+        assert!(batch.skipped.contains(&"item 9 is broken".to_string()));
+        // Any number of threads reads the same.
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let again = pool.install(|| read(&dataset, &random, 10, 0)).unwrap();
+            assert_eq!((again.values, again.skipped), (batch.values.clone(), batch.skipped.clone()));
+        }
+        // Alone in its batch it is replaced as well.
+        assert!((0..10).all(|batch| read(&dataset, &random, 1, batch).is_ok()));
+    }
+
+    #[test]
+    fn a_batch_of_which_most_is_broken_is_refused() {
+        let random = Random::new(1);
+        let error = |dataset: &Holes, size: usize| read(dataset, &random, size, 0).unwrap_err().to_string();
+        let most = Holes { len: 8, bad: vec![0, 1, 2, 3, 4] };
+        assert!(error(&most, 8).starts_with("5 of 8 items of a batch cannot be read. The first: item "));
+        let all = Holes { len: 2, bad: vec![0, 1] };
+        assert!(error(&all, 1).contains("None of the next"));
+        let half = Holes { len: 8, bad: vec![0, 1, 2, 3] };
+        assert_eq!(read(&half, &random, 8, 0).unwrap().skipped.len(), 4);
+        let plain = readable(&half, &[0, 4, 1, 5]).unwrap();
+        assert_eq!((plain.values, plain.skipped.len()), (vec![4.0, 5.0], 2));
+        assert!(readable(&most, &[0, 1, 5]).is_err());
+    }
 
     #[test]
     fn every_epoch_holds_every_item_once() {

@@ -22,7 +22,8 @@ pub fn image(values: &[f32], [channels, height, width]: ImageShape) -> RgbImage 
 }
 
 /// A grid with `columns` images a row, in order, enlarged by a whole factor where they are small.
-pub fn grid(images: &Images, shape: ImageShape, columns: usize) -> RgbImage {
+pub fn grid(images: &Images, columns: usize) -> RgbImage {
+    let shape = images.shape;
     let factor = (VISIBLE / shape[1].max(shape[2]) as u32).max(1);
     let (w, h) = (shape[2] as u32 * factor, shape[1] as u32 * factor);
     let rows = images.len().div_ceil(columns) as u32;

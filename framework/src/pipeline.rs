@@ -1,12 +1,12 @@
 //! A checked document, as objects: what the trainer and the samplers work on.
 
 use crate::backbone::{BackboneConfig, BoxBackbone};
-use crate::condition::Condition;
+use crate::condition::{Condition, ConditionKind};
 use crate::conditioner::Conditioner;
 use crate::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind, Label};
 use crate::error::{Error, Result};
 use crate::guidance::Guidance;
-use crate::loader::Batch;
+use crate::loader::{Batch, readable};
 use crate::metric::{Images, Metric};
 use crate::objective::Objective;
 use crate::process::{Latent, LatentShape, Process};
@@ -116,7 +116,7 @@ impl Pipeline {
     /// Opens the dataset and checks that it is what the document made us expect.
     ///
     /// # Errors
-    /// If it cannot be opened, or its latents or classes are not the network's.
+    /// If it cannot be opened, or its latents, classes or captions are not what the network takes.
     pub fn open_data(&self) -> Result<Box<dyn Dataset>> {
         let dataset = self.data.open()?;
         let info = dataset.info();
@@ -128,7 +128,12 @@ impl Pipeline {
         if latent != expected {
             return Err(Error::Run(format!("the data give latents {latent:?}, the backbone takes {expected:?}")));
         }
-        let takes = self.backbone.accepts().num_classes;
+        let accepts = self.backbone.accepts();
+        if info.captions != (accepts.condition == ConditionKind::Text) {
+            let (has, reads) = if info.captions { ("captions", "no text") } else { ("no captions", "a text") };
+            return Err(Error::Run(format!("the data have {has}, the backbone reads {reads}")));
+        }
+        let takes = accepts.num_classes;
         if info.num_classes.is_some() && info.num_classes != takes {
             return Err(Error::Run(format!(
                 "the data have {:?} classes, the backbone takes {takes:?}",
@@ -138,29 +143,23 @@ impl Pipeline {
         Ok(dataset)
     }
 
-    /// The dataset's images as rows `[C, H, W]`: what samples are compared with. Latents are decoded.
+    /// The dataset's images: what samples are compared with. Latents are decoded, items that cannot be read left out.
     ///
     /// # Errors
-    /// If an item cannot be read.
+    /// If most items cannot be read.
     pub fn real_images(&self, dataset: &dyn Dataset, device: &Device) -> Result<Images> {
         let info = dataset.info();
         let shape = self.image_shape();
-        let mut images = Images { values: Vec::new(), width: shape.iter().product(), classes: Vec::new() };
+        let mut images = Images::none(shape);
         let all: Vec<usize> = (0..dataset.len()).collect();
         for indices in all.chunks(64) {
-            let items = indices.iter().map(|index| dataset.plain(*index)).collect::<Result<Vec<_>>>()?;
-            let values: Vec<f32> = items.iter().flat_map(|item| item.values.iter().copied()).collect();
-            let labels: Vec<Label> = items.into_iter().map(|item| item.label).collect();
-            images.classes.extend(labels.iter().filter_map(|label| match label {
-                Label::Class(class) => Some(*class),
-                _ => None,
-            }));
+            let batch = readable(dataset, indices)?;
             match info.items {
-                ItemKind::Images(_) => images.values.extend(values),
+                ItemKind::Images(_) => images.extend(batch.values, &batch.labels),
                 ItemKind::Latents { .. } => {
-                    let latents = self.latents(&Batch { values, labels }, &info, device);
-                    let decoded = self.tokenizer.decode(latents, shape);
-                    images.values.extend(decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?);
+                    let decoded = self.tokenizer.decode(self.latents(&batch, &info, device), shape);
+                    let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
+                    images.extend(values, &batch.labels);
                 }
             }
         }

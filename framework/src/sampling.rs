@@ -60,7 +60,7 @@ pub fn draw(
     let start = Instant::now();
     let count = request.labels.len();
     let batches = count.div_ceil(request.batch_size);
-    let mut images = Images { values: Vec::new(), width: image.iter().product(), classes: Vec::new() };
+    let mut images = Images::none(image);
     let mut nfe = 0;
     for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
         let condition = pipeline.condition(labels)?;
@@ -80,17 +80,13 @@ pub fn draw(
         let decoded = pipeline.tokenizer.decode(latent, image);
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-            let sample = batch * request.batch_size + bad / images.width;
+            let sample = batch * request.batch_size + bad / images.width();
             return Err(Error::Run(format!(
                 "sample {sample} of seed {} is not finite: the weights have diverged",
                 request.seed
             )));
         }
-        images.values.extend(values);
-        images.classes.extend(labels.iter().filter_map(|label| match label {
-            Label::Class(class) => Some(*class),
-            _ => None,
-        }));
+        images.extend(values, labels);
     }
     Ok(Drawn { images, nfe, seconds: start.elapsed().as_secs_f64() })
 }

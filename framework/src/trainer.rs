@@ -38,6 +38,8 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Samples seen by the step.
     pub samples: usize,
+    /// Why items could not be read; others stood in for them.
+    pub skipped: Vec<String>,
     /// Seconds the step took.
     pub seconds: f64,
     /// What the objective logged: means.
@@ -155,7 +157,7 @@ impl Trainer {
     /// Trains until all steps are done, or until `stop` is set.
     ///
     /// # Errors
-    /// If an item cannot be read, a number is not finite, or a file cannot be written. The last checkpoint stays.
+    /// If most items of a batch cannot be read, a number is not finite, or a file cannot be written. The last checkpoint stays.
     pub fn run(&mut self, dataset: Arc<dyn Dataset>, stop: &AtomicBool, events: &mut dyn Events) -> Result<End> {
         let pipeline = self.pipeline.clone();
         let train = &pipeline.train;
@@ -174,6 +176,7 @@ impl Trainer {
                 ..StepReport::default()
             };
             let batches = (0..passes).map(|_| loader.next_batch()).collect::<Result<Vec<Batch>>>()?;
+            report.skipped = batches.iter().flat_map(|batch| batch.skipped.iter().cloned()).collect();
             let mut gradients = GradientsAccumulator::new();
             let pass = |i: usize| -> Result<Pass> {
                 let latents = pipeline.latents(&batches[i], &info, &self.device);

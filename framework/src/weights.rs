@@ -93,7 +93,8 @@ pub fn fill<M: Module>(
                     return param;
                 }
             };
-            Param::initialized(param_id(&path), Tensor::from_data(data, (&device, DType::F32))).set_require_grad(trained)
+            Param::initialized(param_id(&path), Tensor::from_data(data, (&device, DType::F32)))
+                .set_require_grad(trained)
         }
     }
     let mut fill = Fill { names: Names::default(), random, init, source, error: None };

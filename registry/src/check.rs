@@ -123,8 +123,18 @@ fn measured(document: &Document, metric: &dyn MetricPlugin) -> Problems {
                 .accepts("a dataset with classes, or a metric without"),
         );
     }
+    if metric.needs_captions() && info.as_ref().is_some_and(|info| !info.captions) {
+        problems.push(
+            Problem::new(
+                "",
+                format!("metric \"{name}\" needs the caption of each sample; dataset \"{data}\" has none"),
+            )
+            .accepts("a dataset with captions, or a metric without"),
+        );
+    }
     let count = document.train.samples_to_measure(info.and_then(|info| info.num_classes));
     let image = document.tokenizer.image_shape(document.backbone.latent_shape());
+    problems.extend(metric.check_image(image));
     let least = metric.least_samples(image.iter().product());
     if count < least {
         problems.push(
@@ -197,7 +207,8 @@ fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
                     if conditioner.kind() == ConditionKind::Tokens { "tokens" } else { "features" },
                 );
                 let problem = Problem::new("/conditioner", what).and_at("/backbone");
-                problems.push(problem.accepts("tokens with a backbone that trains its text encoder, features with others"));
+                problems
+                    .push(problem.accepts("tokens with a backbone that trains its text encoder, features with others"));
             } else if accepts.text_width.is_some_and(|wanted| wanted != width) {
                 let wanted = accepts.text_width.unwrap_or_default();
                 problems.push(

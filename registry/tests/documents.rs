@@ -334,6 +334,13 @@ fn parts_that_do_not_fit_are_refused() {
       at       p.json  /objective and /backbone
       accepts  a backbone that reads a class or a text
     "#);
+    assert_snapshot!(after(&[("/metrics/1/captions", "true"), ("/metrics/1/least_side", "9")]), @r#"
+    error: metric "count" needs the caption of each sample; dataset "squares" has none
+      at       p.json  /metrics/1
+      accepts  a dataset with captions, or a metric without
+    error: samples have 8
+      at       p.json  /metrics/1/least_side
+    "#);
     assert_snapshot!(after(&[("/backbone/size", "0")]), @r#"
     error: a grid of nothing
       at       p.json  /backbone/size

@@ -83,13 +83,8 @@ impl TextEncoder {
         let TextEncoderConfig { vocab_size, length, width, hidden, layers, num_heads } = *config;
         let linear = || Linear::new(width, width, device);
         let norm = || LayerNorm::new(width, EPSILON, device);
-        let attention = || TextAttention {
-            q_proj: linear(),
-            k_proj: linear(),
-            v_proj: linear(),
-            out_proj: linear(),
-            num_heads,
-        };
+        let attention =
+            || TextAttention { q_proj: linear(), k_proj: linear(), v_proj: linear(), out_proj: linear(), num_heads };
         let layer = |_| TextLayer {
             layer_norm1: norm(),
             self_attn: attention(),

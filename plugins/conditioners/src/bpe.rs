@@ -62,7 +62,9 @@ impl Bpe {
             Tokenizer::from_file(&file).map_err(|e| wrong(format!("is no tokenizer: {e}")))?
         };
         let id = |token: &str| {
-            tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token `{token}`: it is no CLIP tokenizer")))
+            tokenizer
+                .token_to_id(token)
+                .ok_or_else(|| wrong(format!("has no token `{token}`: it is no CLIP tokenizer")))
         };
         let (start, end) = (id(START)?, id(END)?);
         Ok(Self { tokenizer, start, end })
@@ -144,7 +146,8 @@ fn built(list: &str) -> std::result::Result<Tokenizer, String> {
     let merged = merges.iter().map(|(a, b)| format!("{a}{b}"));
     let all = bytes.iter().cloned().chain(ends).chain(merged).chain([START, END].map(String::from));
     let vocabulary: Vocab = all.enumerate().map(|(id, token)| (token, id as u32)).collect();
-    let bpe = BPE::builder().vocab_and_merges(vocabulary, merges).unk_token(END.into()).end_of_word_suffix("</w>".into());
+    let bpe =
+        BPE::builder().vocab_and_merges(vocabulary, merges).unk_token(END.into()).end_of_word_suffix("</w>".into());
     with_text_rules(bpe.build().map_err(|e| e.to_string())?)
 }
 

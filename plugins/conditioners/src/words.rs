@@ -42,11 +42,15 @@ impl Words {
             .map(|word| {
                 let word = word.to_lowercase();
                 self.id(&word).ok_or_else(|| {
-                    let nearest = self.words.iter().max_by(|a, b| {
-                        strsim::jaro_winkler(a, &word).total_cmp(&strsim::jaro_winkler(b, &word))
-                    });
+                    let nearest = self
+                        .words
+                        .iter()
+                        .max_by(|a, b| strsim::jaro_winkler(a, &word).total_cmp(&strsim::jaro_winkler(b, &word)));
                     let nearest = nearest.map(String::as_str).unwrap_or_default();
-                    refuse(format!("`{word}` is none of the {} words of /conditioner/words; the nearest is `{nearest}`", self.words.len()))
+                    refuse(format!(
+                        "`{word}` is none of the {} words of /conditioner/words; the nearest is `{nearest}`",
+                        self.words.len()
+                    ))
                 })
             })
             .collect::<Result<Vec<usize>>>()?;

@@ -40,8 +40,7 @@ fn token_ids_equal_the_published_tokenizer() {
     else {
         return;
     };
-    let recorded: Vec<serde_json::Value> =
-        serde_json::from_str(&std::fs::read_to_string(recorded).unwrap()).unwrap();
+    let recorded: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(recorded).unwrap()).unwrap();
     let bpe = conditioners::Bpe::open(&vocabulary).unwrap();
     assert_eq!(bpe.vocabulary(), 49_408);
     assert!(recorded.len() > 5);

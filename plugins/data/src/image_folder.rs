@@ -1,25 +1,28 @@
-//! Images of a folder; sub-folders, sorted by name, are the classes.
+//! Images of a folder; sub-folders, sorted by name, are the classes, or every image has a caption.
 //!
-//!   halve while shorter side >= 2 image_size   (mean of 2x2 blocks)
-//!   resize so that shorter side = image_size   (bicubic, widened when it shrinks)
-//!   centre crop, value = byte / 127.5 - 1
-//!
-//! Source: the order of steps is that of ADM, arXiv:2105.05233, and so of DiT and SiT.
+//! The module `decode` says how an image becomes numbers. Source: arXiv:2105.05233; the layout of `metadata.jsonl` is that
+//! of Hugging Face's ImageFolder.
 
+use crate::decode::{LONGEST_CAPTION, caption, decode};
+use crate::skipped::Skipped;
 use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
 use framework::random::Random;
-use image::DynamicImage;
-use image::imageops::FilterType;
-use std::fs;
-use std::path::{Path as FilePath, PathBuf};
+use framework::serde_json;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Component, Path as FilePath, PathBuf};
 use walkdir::WalkDir;
 
 /// File name endings that are read, in any case.
 const ENDINGS: [&str; 5] = ["bmp", "jpeg", "jpg", "png", "webp"];
+/// Bytes of a line of `metadata.jsonl` that are read at most.
+const LONGEST_LINE: u64 = 1 << 20;
 
-/// Images of a folder. Each sub-folder is a class, in order of name; images directly in the folder have no class.
+/// Images of a folder. Each sub-folder is a class, in order of name; images directly in the folder have no class. With
+/// captions, sub-folders are no classes, and an image without a caption is left out.
 ///
 /// Files ending in bmp, jpeg, jpg, png or webp are read, at any depth below a class folder; other files and
 /// names that begin with a dot are not. An alpha channel is dropped.
@@ -40,9 +43,25 @@ pub struct ImageFolder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
+    /// Where the captions of the images stand.
+    #[serde(default)]
+    pub captions: Captions,
     /// Whether an image is mirrored left to right with probability 1/2, anew in each epoch.
     #[serde(default)]
     pub horizontal_flip: bool,
+}
+
+/// Where the captions of a folder's images stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Captions {
+    /// Images have none.
+    #[default]
+    None,
+    /// In `NAME.txt` beside `NAME.png`.
+    Files,
+    /// In `metadata.jsonl` in the folder: on each line `{"file_name": "a/NAME.png", "text": "..."}`.
+    Metadata,
 }
 
 fn three() -> usize {
@@ -61,14 +80,25 @@ impl DatasetConfig for ImageFolder {
             let what = format!("`channels` is {}", self.channels);
             problems.push(Problem::new("/channels", what).accepts("1 (grey) or 3 (red, green, blue)"));
         }
+        if self.captions != Captions::None && self.num_classes.is_some() {
+            let what = "`num_classes` has no effect: images with captions have no classes";
+            problems.push(Problem::new("/num_classes", what).and_at("/captions").fix("omit it"));
+        }
         problems
     }
 
     fn info(&self) -> Option<DatasetInfo> {
+        if self.captions != Captions::None {
+            return Some(self.info_with(0));
+        }
         self.num_classes.map(|count| self.info_with(count))
     }
 
     fn open(&self) -> Result<Box<dyn Dataset>> {
+        if self.captions != Captions::None {
+            let (files, skipped) = captioned(&self.path, self.captions)?;
+            return Ok(Box::new(OpenFolder { config: self.clone(), class_names: Vec::new(), files, skipped }));
+        }
         let (class_names, files) = list(&self.path)?;
         if let Some(declared) = self.num_classes
             && declared != class_names.len()
@@ -80,7 +110,7 @@ impl DatasetConfig for ImageFolder {
             );
             return Err(Error::file(&self.path, what));
         }
-        Ok(Box::new(OpenFolder { config: self.clone(), class_names, files }))
+        Ok(Box::new(OpenFolder { config: self.clone(), class_names, files, skipped: Skipped::default() }))
     }
 }
 
@@ -89,7 +119,7 @@ impl ImageFolder {
         DatasetInfo {
             items: ItemKind::Images([self.channels, self.image_size, self.image_size]),
             num_classes: (num_classes > 0).then_some(num_classes),
-            captions: false,
+            captions: self.captions != Captions::None,
         }
     }
 }
@@ -149,6 +179,98 @@ fn list(root: &FilePath) -> Result<Listing> {
     Ok((names, labelled))
 }
 
+/// Every image at any depth that has a caption, in order of path, and what was left out.
+fn captioned(root: &FilePath, captions: Captions) -> Result<(Vec<(PathBuf, Label)>, Skipped)> {
+    let mut skipped = Skipped::default();
+    let mut told = match captions {
+        Captions::Metadata => metadata(&root.join("metadata.jsonl"), &mut skipped)?,
+        _ => BTreeMap::new(),
+    };
+    let mut files = Vec::new();
+    let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
+    for entry in WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
+        let path = entry.map_err(|e| Error::file(root, e.to_string()))?.into_path();
+        if !is_image(&path) || !path.is_file() {
+            continue;
+        }
+        let found = match captions {
+            Captions::Metadata => {
+                let name = path.strip_prefix(root).unwrap_or(&path);
+                told.remove(name).ok_or_else(|| "an image without a line in metadata.jsonl".to_string())
+            }
+            _ => beside(&path),
+        };
+        match found {
+            Ok(caption) => files.push((path, Label::Caption(caption))),
+            Err(reason) => skipped.because(reason, path.display()),
+        }
+    }
+    for name in told.keys() {
+        skipped.because("a line of metadata.jsonl whose file is no image of the folder", name.display());
+    }
+    if files.is_empty() {
+        let why: String = skipped.warnings().iter().map(|warning| format!("\n  {warning}")).collect();
+        return Err(Error::file(root, format!("holds no image with a caption{why}")));
+    }
+    Ok((files, skipped))
+}
+
+/// The caption in the text file beside an image.
+fn beside(image: &FilePath) -> Result<String, String> {
+    let file = File::open(image.with_extension("txt")).map_err(|_| "an image without a caption file".to_string())?;
+    let mut bytes = Vec::new();
+    // One byte more than is allowed shows that there is more.
+    file.take(LONGEST_CAPTION + 1).read_to_end(&mut bytes).map_err(|e| format!("a caption file that fails: {e}"))?;
+    caption(&bytes)
+}
+
+/// One line of `metadata.jsonl`; other columns are not read.
+#[derive(Deserialize)]
+struct Line {
+    file_name: String,
+    text: String,
+}
+
+/// The captions of `metadata.jsonl` by file name, relative to the folder.
+fn metadata(path: &FilePath, skipped: &mut Skipped) -> Result<BTreeMap<PathBuf, String>> {
+    let mut reader = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
+    let mut told = BTreeMap::new();
+    for number in 1.. {
+        let mut bytes = Vec::new();
+        let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes);
+        if read.map_err(|e| Error::io(path, e))? == 0 {
+            break;
+        }
+        let at = format!("line {number} of {}", path.display());
+        if bytes.len() as u64 == LONGEST_LINE && bytes.last() != Some(&b'\n') {
+            reader.skip_until(b'\n').map_err(|e| Error::io(path, e))?;
+            skipped.because(format!("a line of more than {LONGEST_LINE} bytes"), at);
+            continue;
+        }
+        if bytes.trim_ascii().is_empty() {
+            continue;
+        }
+        let Ok(Line { file_name, text }) = serde_json::from_slice(&bytes) else {
+            skipped.because("a line that is no JSON object with \"file_name\" and \"text\"", at);
+            continue;
+        };
+        let parts: Vec<Component<'_>> =
+            FilePath::new(&file_name).components().filter(|part| *part != Component::CurDir).collect();
+        if !parts.iter().all(|part| matches!(part, Component::Normal(_))) {
+            skipped.because("a file name that is absolute or leads out of the folder", at);
+            continue;
+        }
+        match caption(text.as_bytes()) {
+            Err(reason) => skipped.because(reason, at),
+            Ok(_) if told.contains_key(&parts.iter().collect::<PathBuf>()) => {
+                skipped.because("a second line of the same file", at);
+            }
+            Ok(caption) => drop(told.insert(parts.iter().collect(), caption)),
+        }
+    }
+    Ok(told)
+}
+
 fn is_hidden(path: &FilePath) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
@@ -162,49 +284,16 @@ struct OpenFolder {
     config: ImageFolder,
     class_names: Vec<String>,
     files: Vec<(PathBuf, Label)>,
+    skipped: Skipped,
 }
 
 impl OpenFolder {
     fn item(&self, index: usize, mirrored: bool) -> Result<Item> {
         let (path, label) = &self.files[index];
-        let image = image::ImageReader::open(path)
-            .and_then(image::ImageReader::with_guessed_format)
-            .map_err(|e| Error::io(path, e))?
-            .decode()
-            .map_err(|e| Error::file(path, format!("cannot be decoded as an image: {e}")))?;
-        let image = match self.config.channels {
-            1 => DynamicImage::ImageLuma8(image.into_luma8()),
-            _ => DynamicImage::ImageRgb8(image.into_rgb8()),
-        };
-        let mut image = centre_square(image, self.config.image_size as u32);
-        if mirrored {
-            image = image.fliph();
-        }
-        Ok(Item { values: planes(image.as_bytes(), self.config.channels), label: label.clone() })
+        let file = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
+        let values = decode(file, self.config.channels, self.config.image_size, mirrored);
+        Ok(Item { values: values.map_err(|what| Error::file(path, what))?, label: label.clone() })
     }
-}
-
-/// The centre square of side `size`, after resizing the shorter side to `size`.
-fn centre_square(mut image: DynamicImage, size: u32) -> DynamicImage {
-    let shorter = |image: &DynamicImage| image.width().min(image.height());
-    while shorter(&image) >= 2 * size {
-        image = image.thumbnail_exact(image.width() / 2, image.height() / 2);
-    }
-    if shorter(&image) != size {
-        let scale = f64::from(size) / f64::from(shorter(&image));
-        let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(size);
-        image = image.resize_exact(scaled(image.width()), scaled(image.height()), FilterType::CatmullRom);
-    }
-    let (left, top) = ((image.width() - size) / 2, (image.height() - size) / 2);
-    image.crop_imm(left, top, size, size)
-}
-
-/// Interleaved bytes `[H, W, C]` to numbers `[C, H, W]` in [-1, 1].
-fn planes(bytes: &[u8], channels: usize) -> Vec<f32> {
-    (0..channels)
-        .flat_map(|channel| bytes.iter().skip(channel).step_by(channels))
-        .map(|byte| f32::from(*byte) / 127.5 - 1.0)
-        .collect()
 }
 
 impl Dataset for OpenFolder {
@@ -226,6 +315,14 @@ impl Dataset for OpenFolder {
         self.item(index, false)
     }
 
+    fn label(&self, index: usize) -> Result<Label> {
+        Ok(self.files[index].1.clone())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.skipped.warnings()
+    }
+
     fn class_names(&self) -> Option<Vec<String>> {
         (!self.class_names.is_empty()).then(|| self.class_names.clone())
     }
@@ -234,11 +331,12 @@ impl Dataset for OpenFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{GrayImage, Luma, Rgb, RgbImage};
+    use image::{Rgb, RgbImage};
     use tempfile::TempDir;
 
     fn folder(path: &FilePath, image_size: usize) -> ImageFolder {
-        ImageFolder { path: path.into(), image_size, channels: 3, num_classes: None, horizontal_flip: false }
+        let (channels, captions) = (3, Captions::None);
+        ImageFolder { path: path.into(), image_size, channels, num_classes: None, captions, horizontal_flip: false }
     }
 
     fn save(root: &TempDir, name: &str, image: &RgbImage) {
@@ -282,25 +380,6 @@ mod tests {
         assert_eq!(item.label, Label::None);
         assert_eq!(data.info(), DatasetInfo { items: ItemKind::Images([3, 2, 2]), num_classes: None, captions: false });
         assert_eq!(data.class_names(), None);
-    }
-
-    #[test]
-    fn halving_is_the_mean_and_the_crop_is_the_centre() {
-        // 8x4 of columns 0 0 10 20 30 40 0 0; halved: 0 15 35 0; the centre square keeps 15 35.
-        let columns = [0, 0, 10, 20, 30, 40, 0, 0];
-        let image = GrayImage::from_fn(8, 4, |x, _| Luma([columns[x as usize]]));
-        let square = centre_square(DynamicImage::ImageLuma8(image), 2);
-        assert_eq!(square.as_bytes(), [15, 35, 15, 35]);
-    }
-
-    #[test]
-    fn any_size_of_image_gives_the_size_asked_for() {
-        for (width, height) in [(1, 1), (3, 7), (16, 5), (33, 9), (5, 1000)] {
-            let image = GrayImage::from_pixel(width, height, Luma([77]));
-            let square = centre_square(DynamicImage::ImageLuma8(image), 5);
-            assert_eq!((square.width(), square.height()), (5, 5));
-            assert!(square.as_bytes().iter().all(|byte| *byte == 77), "{width}x{height} {:?}", square.as_bytes());
-        }
     }
 
     #[test]
@@ -352,6 +431,99 @@ mod tests {
         assert!(message(&folder(root.path(), 2)).contains("b: is a class folder without images"));
         save(&root, "1.png", &small());
         assert!(message(&folder(root.path(), 2)).contains("1.png: lies beside class folders"));
+    }
+
+    fn captions_of(data: &dyn Dataset) -> Vec<String> {
+        let caption = |i: usize| match data.plain(i).unwrap().label {
+            Label::Caption(caption) if data.label(i).unwrap() == Label::Caption(caption.clone()) => caption,
+            other => panic!("{other:?}"),
+        };
+        (0..data.len()).map(caption).collect()
+    }
+
+    #[track_caller]
+    fn warned(data: &dyn Dataset, expected: &[&str]) {
+        let warnings = data.warnings().join("\n");
+        assert_eq!(data.warnings().len(), expected.len(), "{warnings}");
+        expected.iter().for_each(|says| assert!(warnings.contains(says), "{says} is missing in\n{warnings}"));
+    }
+
+    #[test]
+    fn captions_stand_in_text_files_beside_the_images() {
+        let root = TempDir::new().unwrap();
+        for name in ["a.png", "b/c.png", "mute.png", "empty.png", "latin.png", "long.png", ".hidden/d.png"] {
+            save(&root, name, &small());
+        }
+        let text = |name: &str, bytes: &[u8]| fs::write(root.path().join(name), bytes).unwrap();
+        text("a.txt", b" a small\npicture \n");
+        text("b/c.txt", "caf\u{e9}".as_bytes());
+        text("empty.txt", b"\n");
+        text("latin.txt", b"caf\xe9");
+        text("long.txt", &vec![b'a'; LONGEST_CAPTION as usize + 1]);
+        let config = ImageFolder { captions: Captions::Files, ..folder(root.path(), 2) };
+        let data = config.open().unwrap();
+        assert_eq!(captions_of(&*data), ["a small\npicture", "caf\u{e9}"]);
+        assert_eq!(Some(data.info()), config.info());
+        assert!(data.info().captions && data.info().num_classes.is_none());
+        warned(
+            &*data,
+            &[
+                "1 skipped: an image without a caption file; the first is",
+                "the caption is empty",
+                "the caption is not UTF-8",
+                "the caption is longer than",
+            ],
+        );
+        let mute = TempDir::new().unwrap();
+        save(&mute, "1.png", &small());
+        let error = ImageFolder { captions: Captions::Files, ..folder(mute.path(), 2) }.open().unwrap_err().to_string();
+        assert!(
+            error.contains("holds no image with a caption\n  1 skipped: an image without a caption file"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn captions_stand_in_metadata_and_hostile_lines_are_left_out() {
+        let root = TempDir::new().unwrap();
+        for name in ["a.png", "b/c.png", "mute.png"] {
+            save(&root, name, &small());
+        }
+        let outside = root.path().join("a.png").display().to_string();
+        let lines = [
+            r#"{"file_name": "./b/c.png", "text": "second", "url": [1]}"#.to_string(),
+            r#"{"file_name": "a.png", "text": "first"}"#.into(),
+            String::new(),
+            r#"{"file_name": "a.png", "text": "again"}"#.into(),
+            r#"{"file_name": "../a.png", "text": "out"}"#.into(),
+            r#"{"file_name": "b/../a.png", "text": "out"}"#.into(),
+            format!(r#"{{"file_name": "{outside}", "text": "out"}}"#),
+            r#"{"file_name": "gone.png", "text": "gone"}"#.into(),
+            r#"{"file_name": "mute.png", "text": " "}"#.into(),
+            r#"{"file_name": "a.png""#.into(),
+            r#"["a.png"]"#.into(),
+            "x".repeat(LONGEST_LINE as usize + 7),
+        ];
+        fs::write(root.path().join("metadata.jsonl"), lines.join("\n")).unwrap();
+        let config = ImageFolder { captions: Captions::Metadata, ..folder(root.path(), 2) };
+        let data = config.open().unwrap();
+        assert_eq!(captions_of(&*data), ["first", "second"]);
+        warned(
+            &*data,
+            &[
+                "1 skipped: a second line of the same file; the first is line 4",
+                "3 skipped: a file name that is absolute or leads out of the folder; the first is line 5",
+                "1 skipped: a line of metadata.jsonl whose file is no image of the folder; the first is gone.png",
+                "1 skipped: the caption is empty",
+                "2 skipped: a line that is no JSON object",
+                "1 skipped: a line of more than",
+                "1 skipped: an image without a line in metadata.jsonl",
+            ],
+        );
+        let missing = ImageFolder { captions: Captions::Metadata, ..folder(TempDir::new().unwrap().path(), 2) };
+        assert!(missing.open().unwrap_err().to_string().contains("metadata.jsonl: "));
+        let classes = ImageFolder { num_classes: Some(2), ..config };
+        assert_eq!(classes.check()[0].at, ["/num_classes", "/captions"]);
     }
 
     #[test]

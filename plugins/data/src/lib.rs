@@ -1,9 +1,15 @@
-//! Datasets: images of the binary itself, images of a folder, and latents encoded before.
+//! Datasets: images of the binary itself or drawn by it, images of a folder or of tar files, and latents encoded before.
 
+mod decode;
 mod digits;
 mod image_folder;
 mod latents;
+mod shapes;
+mod skipped;
+mod webdataset;
 
 pub use digits::Digits;
-pub use image_folder::ImageFolder;
+pub use image_folder::{Captions, ImageFolder};
 pub use latents::Latents;
+pub use shapes::{ConditionOf, Shapes};
+pub use webdataset::{Beside, WebDataset};

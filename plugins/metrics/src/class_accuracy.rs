@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn images(values: &[f32], classes: &[usize]) -> Images {
-        Images { values: values.to_vec(), width: 1, classes: classes.to_vec() }
+        Images { values: values.to_vec(), classes: classes.to_vec(), ..Images::none([1, 1, 1]) }
     }
 
     fn values(config: &ClassAccuracy, samples: &Images, real: &Images) -> Vec<f64> {
@@ -188,7 +188,7 @@ mod tests {
         assert!(message(&images(&[1.0], &[]), &real).contains("a class for every image; 0 of 1 samples have one"));
         assert!(message(&images(&[1.0], &[1]), &real).contains("a sample of class 1; no real image has this class"));
         assert!(message(&images(&[f32::NAN], &[0]), &real).contains("sample 0 holds NaN"));
-        let wide = Images { values: vec![0.0, 1.0], width: 2, classes: vec![0] };
+        let wide = Images { values: vec![0.0, 1.0], classes: vec![0], ..Images::none([1, 1, 2]) };
         assert!(message(&wide, &real).contains("a sample is 2 numbers and a real image 1"));
     }
 

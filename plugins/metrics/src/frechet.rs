@@ -53,10 +53,6 @@ impl Metric for Frechet {
         }
     }
 
-    fn needs_classes(&self) -> bool {
-        false
-    }
-
     fn least_samples(&self, width: usize) -> usize {
         match self.features {
             Features::Pixels {} => width + 1,
@@ -65,7 +61,7 @@ impl Metric for Frechet {
     }
 
     fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
-        comparable("frechet", samples, real, self.least_samples(samples.width), self.least_samples(real.width))?;
+        comparable("frechet", samples, real, self.least_samples(samples.width()), self.least_samples(real.width()))?;
         let (samples, real) = (rows(samples), rows(real));
         let (name, samples, real) = match self.features {
             Features::Pixels {} => ("frechet_pixels".to_string(), samples, real),
@@ -86,7 +82,7 @@ impl Metric for Frechet {
 
 /// The images as rows of a matrix.
 fn rows(images: &Images) -> DMatrix<f64> {
-    DMatrix::from_row_iterator(images.len(), images.width, images.values.iter().map(|value| f64::from(*value)))
+    DMatrix::from_row_iterator(images.len(), images.width(), images.values.iter().map(|value| f64::from(*value)))
 }
 
 /// The `count` directions of largest variance of the rows, as columns.
@@ -145,7 +141,7 @@ mod tests {
     use std::path::Path as FilePath;
 
     fn images(values: Vec<f32>, width: usize) -> Images {
-        Images { values, width, classes: Vec::new() }
+        Images { values, ..Images::none([1, 1, width]) }
     }
 
     fn normal(seed: u64, count: usize, width: usize) -> Images {

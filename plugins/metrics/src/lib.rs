@@ -1,10 +1,12 @@
 //! Metrics on samples, each against the training images.
 
+mod caption_accuracy;
 mod class_accuracy;
 mod frechet;
 mod nearest_neighbour;
 mod neighbours;
 
+pub use caption_accuracy::CaptionAccuracy;
 pub use class_accuracy::ClassAccuracy;
 pub use frechet::{Features, Frechet};
 pub use nearest_neighbour::NearestNeighbour;

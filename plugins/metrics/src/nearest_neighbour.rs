@@ -37,10 +37,6 @@ impl Metric for NearestNeighbour {
         vec![Problem::new("/copy_threshold", what).accepts("a number in [0, 1]")]
     }
 
-    fn needs_classes(&self) -> bool {
-        false
-    }
-
     fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
         comparable("nearest_neighbour", samples, real, 1, 2)?;
         let distances = first(&nearest(samples, real, 1));
@@ -88,7 +84,7 @@ mod tests {
     use framework::random::Random;
 
     fn images(values: Vec<f32>, width: usize) -> Images {
-        Images { values, width, classes: Vec::new() }
+        Images { values, ..Images::none([1, 1, width]) }
     }
 
     fn values(copy_threshold: f64, samples: &Images, real: &Images) -> Vec<f64> {

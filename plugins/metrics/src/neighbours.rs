@@ -35,7 +35,7 @@ fn nearest_to(query: &[f32], real: &Images, k: usize, left_out: Option<usize>) -
         best.insert(best.partition_point(|(other, _)| *other <= squares), (squares, index));
         best.truncate(k);
     }
-    let width = real.width as f64;
+    let width = real.width() as f64;
     best.into_iter().map(|(squares, index)| Neighbour { index, distance: (squares / width).sqrt() }).collect()
 }
 
@@ -64,17 +64,17 @@ pub fn comparable(
     least_real: usize,
 ) -> Result<()> {
     for (name, images, least) in [("sample", samples, least_samples), ("real image", real, least_real)] {
-        let count = if images.width == 0 { 0 } else { images.len() };
+        let count = if images.width() == 0 { 0 } else { images.len() };
         if count < least {
             return Err(Error::Run(format!("metric \"{metric}\" needs at least {least} {name}(s) and got {count}")));
         }
         if let Some(place) = images.values.iter().position(|value| !value.is_finite()) {
-            let (i, value) = (place / images.width, images.values[place]);
+            let (i, value) = (place / images.width(), images.values[place]);
             return Err(Error::Run(format!("metric \"{metric}\" needs finite numbers; {name} {i} holds {value}")));
         }
     }
-    if samples.width != real.width {
-        let what = format!("a sample is {} numbers and a real image {}", samples.width, real.width);
+    if samples.width() != real.width() {
+        let what = format!("a sample is {} numbers and a real image {}", samples.width(), real.width());
         return Err(Error::Run(format!("metric \"{metric}\" needs images of one size; {what}")));
     }
     Ok(())
@@ -86,7 +86,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn images(values: Vec<f32>, width: usize) -> Images {
-        Images { values, width, classes: Vec::new() }
+        Images { values, ..Images::none([1, 1, width]) }
     }
 
     #[test]

@@ -334,7 +334,10 @@ impl Sampler for KDiffusion {
                     slopes.insert(0, seen.slope);
                     slopes.truncate(LMS_ORDER);
                     let known: Vec<f64> = (0..slopes.len()).map(|j| levels[k - j]).collect();
-                    slopes.iter().enumerate().fold(y, |y, (j, slope)| y + slope.clone() * lagrange(&known, j, [from, to]))
+                    slopes
+                        .iter()
+                        .enumerate()
+                        .fold(y, |y, (j, slope)| y + slope.clone() * lagrange(&known, j, [from, to]))
                 }
                 KMethod::Dpmpp2m => {
                     let clean = match before.take() {
@@ -357,7 +360,8 @@ impl Sampler for KDiffusion {
             if up > 0.0 {
                 y = y + noise.normal(k + 1) * up;
             }
-            let (t, alpha) = if to > 0.0 { (steps.place(from).0, steps.place(to).1.alpha) } else { (steps.place(from).0, 1.0) };
+            let (t, alpha) =
+                if to > 0.0 { (steps.place(from).0, steps.place(to).1.alpha) } else { (steps.place(from).0, 1.0) };
             let x_t = y.clone() * alpha;
             observer.step(&Progress { step: k + 1, steps: self.steps, t, state: Some(&x_t) });
         }

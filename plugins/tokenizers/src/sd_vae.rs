@@ -107,7 +107,8 @@ impl SdVae {
 
     /// `diffusers`, the same with the names that attention had before 2023, and the CompVis container, whose names are ours.
     pub fn formats(&self) -> Vec<ForeignNames> {
-        let (levels, coarsest) = (self.block_out_channels.len(), self.block_out_channels[self.block_out_channels.len() - 1]);
+        let (levels, coarsest) =
+            (self.block_out_channels.len(), self.block_out_channels[self.block_out_channels.len() - 1]);
         let diffusers = |format, attention: [&'static str; 5]| ForeignNames {
             format,
             folder: "vae",
@@ -142,7 +143,8 @@ impl SdVae {
     /// The factor that the configuration beside the weights names.
     fn configured_factor(&self) -> Option<f64> {
         let folder = if self.path.is_dir() { self.path.as_path() } else { self.path.parent()? };
-        let file = [folder.join("vae/config.json"), folder.join("config.json")].into_iter().find(|file| file.exists())?;
+        let file =
+            [folder.join("vae/config.json"), folder.join("config.json")].into_iter().find(|file| file.exists())?;
         let config: framework::serde_json::Value =
             framework::serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
         config["scaling_factor"].as_f64().filter(|factor| factor.is_finite() && *factor > 0.0)
@@ -257,7 +259,8 @@ fn diffusers(path: &str, levels: usize, attention: [&str; 5]) -> String {
         [way, "mid", "block_1", ..] => format!("{way}.mid_block.resnets.0.{}", block(&parts[3..])),
         [way, "mid", "block_2", ..] => format!("{way}.mid_block.resnets.1.{}", block(&parts[3..])),
         [way, "mid", "attn_1", map, rest] => {
-            let place = ["norm", "q", "k", "v", "proj_out"].iter().position(|own| *own == map).expect("one of the five");
+            let place =
+                ["norm", "q", "k", "v", "proj_out"].iter().position(|own| *own == map).expect("one of the five");
             format!("{way}.mid_block.attentions.0.{}.{rest}", attention[place])
         }
         _ => path.replace("norm_out", "conv_norm_out"),
@@ -346,7 +349,8 @@ mod tests {
 
     #[test]
     fn noise_is_a_function_of_the_image() {
-        let image = |value: f32| Tensor::<4>::from_data(TensorData::new(vec![value; 12], [1, 3, 2, 2]), &Device::flex());
+        let image =
+            |value: f32| Tensor::<4>::from_data(TensorData::new(vec![value; 12], [1, 3, 2, 2]), &Device::flex());
         assert_eq!(noise_of(image(0.5), 4), noise_of(image(0.5), 4));
         assert_ne!(noise_of(image(0.5), 4), noise_of(image(0.25), 4));
     }

@@ -11,7 +11,7 @@ use framework::process::Latent;
 use framework::tokenizer::{ImageShape, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
-use tokenizers_builtin::{SdVae, KlF16, VarVqvae, VqF16};
+use tokenizers_builtin::{KlF16, SdVae, VarVqvae, VqF16};
 
 fn goldens() -> Option<PathBuf> {
     let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/goldens");

@@ -339,11 +339,21 @@ pub struct Count {
     /// A name.
     #[serde(default)]
     pub label: Option<String>,
+    /// Whether samples need a caption.
+    #[serde(default)]
+    pub captions: bool,
+    /// Fewest pixels of a side.
+    #[serde(default)]
+    pub least_side: usize,
 }
 
 impl Metric for Count {
-    fn needs_classes(&self) -> bool {
-        false
+    fn needs_captions(&self) -> bool {
+        self.captions
+    }
+    fn check_image(&self, [_, height, _]: ImageShape) -> Problems {
+        let small = height < self.least_side;
+        small.then(|| Problem::new("/least_side", format!("samples have {height}"))).into_iter().collect()
     }
     fn measure(&self, _: &Images, _: &Images) -> Result<Vec<Measurement>> {
         unimplemented!()

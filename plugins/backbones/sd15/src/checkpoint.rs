@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 /// Both formats of a network with so many levels, residual blocks of a level, and attended levels.
 pub fn formats(levels: usize, layers: usize, attention: Vec<usize>) -> Vec<ForeignNames> {
-    let compvis = move |path: &str| ForeignName { name: compvis(path, levels, layers, &attention), layout: layout(path) };
+    let compvis =
+        move |path: &str| ForeignName { name: compvis(path, levels, layers, &attention), layout: layout(path) };
     vec![
         ForeignNames {
             format: "diffusers",

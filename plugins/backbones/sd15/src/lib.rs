@@ -260,7 +260,9 @@ impl BackboneConfig for Sd15Config {
         }
         if self.text_encoder.is_none() && self.embedding_init != EmbeddingInit::default() {
             let what = "`embedding_init` has no effect: there is no text encoder to draw";
-            problems.push(Problem::new("/embedding_init", what).and_at("/text_encoder").fix("delete /backbone/embedding_init"));
+            problems.push(
+                Problem::new("/embedding_init", what).and_at("/text_encoder").fix("delete /backbone/embedding_init"),
+            );
         }
         if self.process.variance_loss {
             let what = "`variance_loss` trains channels that the network does not have";

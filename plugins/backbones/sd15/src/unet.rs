@@ -10,8 +10,8 @@ use framework::burn::module::Module;
 use framework::burn::tensor::activation;
 use framework::nn::autoencoder::{Resample, ResidualBlock};
 use framework::nn::{
-    GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, attend, from_positions, heads, merge_heads,
-    to_positions, upsample_nearest,
+    GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, attend, from_positions, heads, merge_heads, to_positions,
+    upsample_nearest,
 };
 use framework::prelude::*;
 
@@ -268,4 +268,3 @@ impl Middle {
         self.resnets[1].forward(x, time)
     }
 }
-

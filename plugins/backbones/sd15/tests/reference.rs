@@ -79,7 +79,12 @@ fn a_format_that_is_named_is_the_only_one_tried() {
     let load = |format: &str| {
         let source = Source { checkpoint: path.clone(), format: Some(format.to_string()) };
         let init = |path: &str, shape: &[usize]| config.initializer(path, shape);
-        foreign::load(config.init(&Device::flex()), &config.formats(), &source, (&framework::random::Random::new(0), &init))
+        foreign::load(
+            config.init(&Device::flex()),
+            &config.formats(),
+            &source,
+            (&framework::random::Random::new(0), &init),
+        )
     };
     assert!(load("compvis").is_ok());
     let refusal = load("diffusers").unwrap_err().to_string();
