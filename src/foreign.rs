@@ -102,6 +102,17 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             numbers(y)?.into_iter().map(|class| Some(class as usize).filter(|class| *class < n)).collect(),
         ),
         (None, Some(_)) => return Err(missing("y", "y [B], the class; num_classes = null")),
+        (None, None) if pipeline.backbone.accepts().condition == ConditionKind::Tokens => {
+            let tokens = get("tokens")?.ok_or_else(|| missing("tokens", "tokens [B,L], the text's token ids"))?;
+            let length = tokens.shape().to_vec().get(1).copied().unwrap_or(1).max(1);
+            let ids: Vec<usize> = numbers(tokens)?.into_iter().map(|id| id.max(0.0) as usize).collect();
+            let accepted = pipeline.backbone.accepts().text_width.unwrap_or_default();
+            if let Some(id) = ids.iter().find(|id| **id >= accepted) {
+                let what = format!("error: `tokens` holds {id}\n  at       {}", options.input.display());
+                return Err(Failure::Input(format!("{what}\n  accepts  ids from 0 to {}", accepted.saturating_sub(1))));
+            }
+            Condition::Tokens { ids: ids.chunks(length).map(<[usize]>::to_vec).collect(), null: vec![0; length] }
+        }
         (None, None) if pipeline.backbone.accepts().condition == ConditionKind::Text => {
             let context = get("context")?.ok_or_else(|| missing("context", "context [B,L,D], the text's features"))?;
             let features = Tensor::<3>::from_data(context.convert_dtype(DType::F32), &device);
@@ -167,7 +178,7 @@ const NATIVE: &str = "native";
 
 /// Converts between the published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
-    if options.tokenizer {
+    if options.tokenizer || options.conditioner {
         return tokenize::convert(options);
     }
     let device = Device::flex();

@@ -19,7 +19,7 @@ pub fn check(options: &CheckOptions) -> Outcome {
             println!("{path:<60} {shape:?}");
         }
     }
-    let count: usize = parameters.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+    let count = weights::count(&network);
     let needs = pipeline.objective.needs();
     let copies = [pipeline.train.ema.is_some() || needs.ema, needs.reference].iter().filter(|copy| **copy).count();
     // Weights, gradient, two moments of Adam, and the copies; all f32.
@@ -27,6 +27,12 @@ pub fn check(options: &CheckOptions) -> Outcome {
     let activations = pipeline.backbone.activations() * pipeline.train.batch_size as f64 * 4.0;
     let evaluations = pipeline.sampler.evaluations(&pipeline.latent_shape());
     eprintln!("parameters   {}", thousands(count));
+    let conditioner = pipeline.conditioner.as_ref().map_or(0, |conditioner| conditioner.parameters());
+    for (part, frozen) in [("tokenizer", pipeline.tokenizer.parameters()), ("conditioner", conditioner)] {
+        if frozen > 0 {
+            eprintln!("             {} of the frozen {part}", thousands(frozen));
+        }
+    }
     eprintln!(
         "memory       about {} to train (weights and optimizer {}, activations of a batch of {} {}), {} to sample",
         bytes(state + activations),

@@ -12,7 +12,7 @@ const LOOKED_AT: usize = 1000;
 /// What the rows of a picture show: every class, the first distinct captions of the dataset, or nothing in particular.
 pub fn rows(pipeline: &Pipeline, dataset: &dyn Dataset) -> Result<Vec<Label>> {
     let mut rows = Vec::new();
-    if pipeline.backbone.accepts().condition != ConditionKind::Text {
+    if !pipeline.backbone.accepts().condition.is_text() {
         return Ok(classes(pipeline).unwrap_or(vec![Label::None; UNCONDITIONAL_ROWS]));
     }
     for label in captions(dataset).take(LOOKED_AT) {
@@ -39,7 +39,7 @@ pub fn grid(rows: &[Label], columns: usize) -> Vec<Label> {
 /// What `count` samples are measured on: classes in turn, or the captions of the dataset, item after item.
 pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Result<Vec<Label>> {
     let all = match pipeline.backbone.accepts().condition {
-        ConditionKind::Text => captions(dataset).take(count).collect(),
+        ConditionKind::Text | ConditionKind::Tokens => captions(dataset).take(count).collect(),
         _ => rows(pipeline, dataset)?,
     };
     if all.is_empty() { Err(silent()) } else { Ok(all.into_iter().cycle().take(count).collect()) }

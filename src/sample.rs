@@ -5,12 +5,11 @@ use crate::train::bar;
 use crate::{Failure, Outcome, document, labels, report, start};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::Checkpoint;
-use framework::condition::ConditionKind;
 use framework::dataset::{Dataset, Label};
 use framework::error::Error;
 use framework::pipeline::Pipeline;
 use framework::sampling::{Request, draw};
-use framework::{foreign, picture, weights};
+use framework::{foreign, picture};
 use std::fs;
 
 /// What the options ask for, `count` samples a row. Opens `dataset` where it must tell captions.
@@ -23,7 +22,7 @@ fn labels(
     let refuse = |what: &str, at: &str, accepts: &str| {
         Failure::Input(format!("error: {what}\n  at       {at}\n  accepts  {accepts}"))
     };
-    let text = accepts.condition == ConditionKind::Text;
+    let text = accepts.condition.is_text();
     if !options.captions.is_empty() && !text {
         let accepts = accepts
             .num_classes
@@ -77,7 +76,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
     pipeline.load(&device)?;
     start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
-    let network = weights::restore(pipeline.init_backbone(&device), checkpoint.sampling_weights())?;
+    let network = pipeline.restore(checkpoint.sampling_weights(), &device)?;
     let mut dataset: Option<Box<dyn Dataset>> = None;
     let labels = labels(&pipeline, options, &mut dataset)?;
     let request = Request {

@@ -23,7 +23,13 @@ pub fn weights(pipeline: &Pipeline, source: &Source, device: &Device) -> Result<
     let init = |path: &str, shape: &[usize]| pipeline.backbone.initializer(path, shape);
     let (random, init): (_, &dyn Fn(&str, &[usize]) -> Init) = (Random::new(pipeline.train.seed), &init);
     if let Some(path) = native(&source.checkpoint)? {
-        let values = Checkpoint::load(&path)?.sampling_weights();
+        let checkpoint = Checkpoint::load(&path)?;
+        let mut values = checkpoint.sampling_weights();
+        if values.keys().any(|name| name.ends_with(".lora.a")) {
+            // Adapters of an earlier run become part of the weights that this one starts from.
+            let theirs = document::from_text(&checkpoint.document, &[], &format!("{} (its document)", path.display()))?;
+            values = weights::export(&theirs.restore(values, &Device::flex())?);
+        }
         return Ok(foreign::adopt(network, &formats[0], values, &path, (&random, init))?);
     }
     Ok(foreign::load(network, &formats, source, (&random, init))?)
@@ -118,7 +124,7 @@ pub fn start(pipeline: &Pipeline, run: &Run, device: &Device, resume: Option<Che
         (Some(source), None) => {
             let (network, report) = weights(pipeline, source, &tracked)?;
             eprintln!("starting from {}: {report}", source.checkpoint.display());
-            network
+            pipeline.adapt(network)
         }
         _ => pipeline.init_backbone(&tracked),
     };
@@ -184,7 +190,5 @@ fn own(pipeline: &Pipeline, path: &Path, checkpoint: Checkpoint, device: &Device
             path.display()
         )));
     }
-    // Where it is drawn is of no matter: every number is replaced.
-    let network = theirs.init_backbone(device);
-    Ok(weights::restore(network, checkpoint.sampling_weights()).map_err(|e| Error::file(path, e.to_string()))?)
+    Ok(theirs.restore(checkpoint.sampling_weights(), device).map_err(|e| Error::file(path, e.to_string()))?)
 }

@@ -1,4 +1,4 @@
-//! `forward --tokenizer` and `convert --tokenizer`: official tokenizers in and out.
+//! `forward --tokenizer`, `convert --tokenizer` and `convert --conditioner`: their official files in and out.
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
 use crate::{Failure, Outcome, document};
@@ -146,17 +146,23 @@ fn written(latent: &Latent, shape: &LatentShape) -> Vec<(String, TensorData)> {
     }
 }
 
-/// Writes an official tokenizer as safetensors, under its official names.
+/// Writes the weights of an official tokenizer or conditioner as safetensors, under the names of one of its formats.
 pub fn convert(options: &ConvertOptions) -> Outcome {
     let pipeline = document::read(&options.pipeline, &[])?;
-    match pipeline.tokenizer.convert(&options.input, &options.output, options.to.as_deref())? {
+    let (part, to) = (if options.conditioner { "conditioner" } else { "tokenizer" }, options.to.as_deref());
+    let report = match (&pipeline.conditioner, options.conditioner) {
+        (Some(conditioner), true) => conditioner.convert(&options.input, &options.output, to)?,
+        (None, true) => None,
+        (_, false) => pipeline.tokenizer.convert(&options.input, &options.output, to)?,
+    };
+    match report {
         Some(report) => {
             println!("{report}");
             println!("{}", options.output.display());
             Ok(())
         }
         None => Err(Failure::Input(format!(
-            "error: the tokenizer has no weights to convert\n  at       {}  /tokenizer\n  accepts  a tokenizer that is read from a file",
+            "error: the {part} has no weights to convert\n  at       {}  /{part}\n  accepts  a {part} that is read from a file",
             options.pipeline.display()
         ))),
     }

@@ -2,7 +2,7 @@
 //! conditioner of this test counts letters of.
 
 use framework::burn::tensor::{Device, Tensor, TensorData};
-use framework::condition::Condition;
+use framework::condition::{Condition, ConditionKind};
 use framework::conditioner::Conditioner;
 use framework::dataset::{DatasetConfig, Label};
 use framework::error::Result;
@@ -20,7 +20,10 @@ struct Letters {}
 framework::register!(conditioner "letters" => Letters);
 
 impl Conditioner for Letters {
-    fn feature_shape(&self) -> [usize; 2] {
+    fn kind(&self) -> ConditionKind {
+        ConditionKind::Text
+    }
+    fn text_shape(&self) -> [usize; 2] {
         [1, 26]
     }
 

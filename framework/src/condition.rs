@@ -18,6 +18,13 @@ pub enum ConditionKind {
     Tokens,
 }
 
+impl ConditionKind {
+    /// Whether it comes from captions, through a conditioner.
+    pub fn is_text(self) -> bool {
+        matches!(self, Self::Text | Self::Tokens)
+    }
+}
+
 /// The condition of a batch, one entry a sample. `None` inside is the null condition.
 #[derive(Clone, Debug)]
 pub enum Condition {

@@ -36,6 +36,11 @@ pub trait Conditioner: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Number of weights that are read from a file.
+    fn parameters(&self) -> usize {
+        0
+    }
+
     /// Features or tokens of `captions`; `None` is the null caption.
     ///
     /// # Errors

@@ -459,7 +459,7 @@ fn refuse(path: &Path, problems: &[String], unknown: &[String]) -> Result<()> {
 
 impl ForeignNames {
     /// How the parameter at `path` starts where a file lacks it; `None` = a file must have it.
-    fn fresh(&self, path: &str) -> Option<Fresh> {
+    pub fn fresh(&self, path: &str) -> Option<Fresh> {
         self.optional.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, fresh)| *fresh)
     }
 }

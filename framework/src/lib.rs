@@ -4,6 +4,7 @@
 //! [`backbone`], [`objective`], [`guidance`], [`sampler`], then [`trainer`].
 //! This crate names no plugin.
 
+pub mod adapt;
 pub mod backbone;
 pub mod bridge;
 pub mod checkpoint;

@@ -1,7 +1,8 @@
 //! A checked document, as objects: what the trainer and the samplers work on.
 
+use crate::adapt;
 use crate::backbone::{BackboneConfig, BoxBackbone};
-use crate::condition::{Condition, ConditionKind};
+use crate::condition::Condition;
 use crate::conditioner::Conditioner;
 use crate::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind, Label};
 use crate::error::{Error, Result};
@@ -15,7 +16,9 @@ use crate::sampler::Sampler;
 use crate::tokenizer::{ImageShape, Tokenizer};
 use crate::train_config::TrainConfig;
 use crate::weights;
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use std::collections::BTreeMap;
 
 /// The parts of one pipeline.
 pub struct Pipeline {
@@ -42,10 +45,29 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// The network with freshly drawn parameters.
+    /// The network with freshly drawn parameters, as the run trains it.
     pub fn init_backbone(&self, device: &Device) -> BoxBackbone {
         let init = |path: &str, shape: &[usize]| self.backbone.initializer(path, shape);
-        weights::initialize(self.backbone.init(device), &Random::new(self.train.seed), &init)
+        self.adapt(weights::initialize(self.backbone.init(device), &Random::new(self.train.seed), &init))
+    }
+
+    /// A network of this backbone as the run trains it: with its adapters, and with what is frozen.
+    pub fn adapt(&self, network: BoxBackbone) -> BoxBackbone {
+        if self.train.lora.is_none() && self.train.frozen.is_empty() {
+            return network;
+        }
+        let formats = self.backbone.formats();
+        let is_new = |path: &str| formats.iter().any(|names| names.fresh(path).is_some());
+        adapt::adapt(network, &self.train, &Random::new(self.train.seed), &is_new)
+    }
+
+    /// The network of a checkpoint's numbers, adapters merged into their weights.
+    ///
+    /// # Errors
+    /// If names or shapes are not the network's.
+    pub fn restore(&self, values: BTreeMap<String, TensorData>, device: &Device) -> Result<BoxBackbone> {
+        let network = weights::restore(self.init_backbone(device), values)?;
+        Ok(if self.train.lora.is_some() { network.materialize() } else { network })
     }
 
     /// The process of the network.
@@ -129,7 +151,7 @@ impl Pipeline {
             return Err(Error::Run(format!("the data give latents {latent:?}, the backbone takes {expected:?}")));
         }
         let accepts = self.backbone.accepts();
-        if info.captions != (accepts.condition == ConditionKind::Text) {
+        if info.captions != accepts.condition.is_text() {
             let (has, reads) = if info.captions { ("captions", "no text") } else { ("no captions", "a text") };
             return Err(Error::Run(format!("the data have {has}, the backbone reads {reads}")));
         }

@@ -46,6 +46,11 @@ pub trait Tokenizer: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Number of weights that are read from a file.
+    fn parameters(&self) -> usize {
+        0
+    }
+
     /// Images `[B, C, H, W]` in [-1, 1] to latents: a function of the images and the weights alone.
     fn encode(&self, images: Tensor<4>) -> Latent;
 

@@ -1,5 +1,6 @@
 //! The `train` entry of a document.
 
+use crate::adapt::LoraConfig;
 use crate::error::{Problem, Problems};
 use crate::foreign::Source;
 use crate::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup};
@@ -52,6 +53,13 @@ pub struct TrainConfig {
     /// checkpoint of ours brings its own backbone; an official file must be of this pipeline's.
     #[serde(default)]
     pub reference: Option<Source>,
+    /// Regular expressions, searched in a parameter's path (as `check --parameters` prints it): those found stay as they
+    /// start.
+    #[serde(default)]
+    pub frozen: Vec<String>,
+    /// Trains low-rank adapters in place of the weights; null = the weights.
+    #[serde(default)]
+    pub lora: Option<LoraConfig>,
     /// Optimizer steps.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub steps: usize,
@@ -161,6 +169,10 @@ impl TrainConfig {
             let what = format!("`workers` = {} is more than `accumulate` = {}", self.workers, self.accumulate);
             let problem = Problem::new("/workers", what).and_at("/accumulate");
             problems.push(problem.accepts("workers <= accumulate: each forward pass runs on one of them"));
+        }
+        if self.lora.is_some() && self.precision == Precision::Bf16 {
+            let problem = Problem::new("/lora", "adapters compute in f32").and_at("/precision");
+            problems.push(problem.accepts("\"precision\": \"f32\" with adapters"));
         }
         if let Err(what) = self.optimizer.init(&self.weight_decay_groups) {
             problems.push(Problem::new("/weight_decay_groups", format!("no regular expression: {what}")));

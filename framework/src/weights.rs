@@ -146,6 +146,11 @@ pub fn parameters<M: Module>(module: &M) -> Vec<(String, Vec<usize>, bool)> {
     list.1
 }
 
+/// Number of weights of a module. Allocates nothing.
+pub fn count<M: Module>(module: &M) -> usize {
+    parameters(module).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum()
+}
+
 /// The numbers of every float parameter, by path.
 pub fn export<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     struct Read(Names, BTreeMap<String, TensorData>);

@@ -1,11 +1,14 @@
 //! The check phase: every entry on its own, then the pairs. It touches no file and no device.
 
 use crate::document::Document;
+use framework::adapt;
+use framework::burn::tensor::Device;
 use framework::condition::ConditionKind;
 use framework::dataset::{DatasetInfo, ItemKind};
 use framework::error::{Problem, Problems};
 use framework::plugin::MetricPlugin;
 use framework::process::{Family, LatentShape};
+use framework::weights;
 
 /// Every problem of a document that its schema does not show.
 pub(crate) fn check(document: &Document) -> Problems {
@@ -26,6 +29,9 @@ pub(crate) fn check(document: &Document) -> Problems {
     let sampler = sound(&mut problems, "/sampler", document.sampler.check());
     let guidance = sound(&mut problems, "/guidance", document.guidance.check());
     sound(&mut problems, "/train", document.train.check());
+    if let Some(conditioner) = &document.conditioner {
+        sound(&mut problems, "/conditioner", conditioner.check());
+    }
     for (i, metric) in document.metrics.iter().enumerate() {
         if sound(&mut problems, &format!("/metrics/{i}"), metric.check()) && backbone && tokenizer {
             problems.extend(measured(document, &**metric).into_iter().map(|p| p.under(&format!("/metrics/{i}"))));
@@ -183,7 +189,7 @@ fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
         ConditionKind::Text => "the features of a text",
         ConditionKind::Tokens => "the tokens of a text",
     };
-    let text = matches!(accepts.condition, ConditionKind::Text | ConditionKind::Tokens);
+    let text = accepts.condition.is_text();
     let mut problems = Problems::new();
     match &document.conditioner {
         Some(conditioner) if !text => problems.push(
@@ -314,6 +320,10 @@ fn training(document: &Document) -> Problems {
             .and_at("/metrics")
             .accepts("a number of steps, and the metric"),
         );
+    }
+    if document.train.lora.is_some() || !document.train.frozen.is_empty() {
+        let parameters = weights::parameters(&document.backbone.init(&Device::flex()));
+        problems.extend(adapt::check(&document.train, &parameters).into_iter().map(|p| p.under("/train")));
     }
     for (name, source) in [("from", &document.train.from), ("reference", &document.train.reference)] {
         let Some(format) = source.as_ref().and_then(|source| source.format.as_ref()) else { continue };

@@ -12,6 +12,7 @@ use framework::error::{Error, Problems, Result};
 use framework::foreign::{self, BESIDE_LATENT_DIFFUSION, ForeignName, ForeignNames, Layout, Report};
 use framework::nn::{TextEncoder, TextEncoderConfig};
 use framework::prelude::*;
+use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -181,6 +182,10 @@ impl Conditioner for ClipText {
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
         foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+    }
+
+    fn parameters(&self) -> usize {
+        weights::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, captions: &[Option<String>]) -> Result<Condition> {

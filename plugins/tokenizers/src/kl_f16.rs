@@ -18,6 +18,7 @@ use framework::nn::{from_positions, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::tokenizer::{ImageShape, Tokenizer};
+use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -134,6 +135,10 @@ impl Tokenizer for KlF16 {
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
         foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+    }
+
+    fn parameters(&self) -> usize {
+        weights::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

@@ -1,39 +1,55 @@
-//! The identity: the latent is the image.
+//! Pixels as they are: the latent is the image, or its squares of pixels.
 //!
-//!   x[b, i W + j, c] = image[b, c, i, j]
+//!   x[b, i W + j, c] = image[b, c, i, j];   with squares of side p: [B, H W / p^2, p p C], channel last
 //!
-//! Source: the pixel-space diffusion of arXiv:2006.11239. Shapes: `[B, C, H, W]` and `[B, H W, C]`.
+//! Source: the pixel-space diffusion of arXiv:2006.11239. Shapes: `[B, C, H, W]` and `[B, H W / p^2, p^2 C]`.
 
 use framework::error::Problems;
+use framework::nn::{from_patches, from_positions, to_patches, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::tokenizer::{ImageShape, Tokenizer};
 
-/// Pixels themselves: one position a pixel, nothing lost. Takes no settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Pixels themselves: nothing is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Pixels {}
+pub struct Pixels {
+    /// Side of the square of pixels that becomes one position; divides height and width. Larger squares make a latent of
+    /// fewer positions and more channels.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 256))]
+    pub patch: usize,
+}
+
+fn one() -> usize {
+    1
+}
 
 framework::register!(tokenizer "pixels" => Pixels, "arXiv:2006.11239");
 
 impl Tokenizer for Pixels {
     fn latent_shape(&self, [channels, height, width]: ImageShape) -> Result<LatentShape, Problems> {
-        Ok(LatentShape::values([height, width], channels))
+        let p = self.patch;
+        if height.is_multiple_of(p) && width.is_multiple_of(p) {
+            return Ok(LatentShape::values([height / p, width / p], p * p * channels));
+        }
+        let what = format!("images of {height}x{width} pixels do not fall into squares of {p}");
+        Err(vec![Problem::new("/patch", what).accepts("a divisor of height and width")])
     }
 
     fn image_shape(&self, latent: LatentShape) -> ImageShape {
-        [latent.channels, latent.grid[0], latent.grid[1]]
+        let p = self.patch;
+        [latent.channels / (p * p), latent.grid[0] * p, latent.grid[1] * p]
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {
-        let [batch, channels, height, width] = images.dims();
-        Latent::Values(images.reshape([batch, channels, height * width]).swap_dims(1, 2))
+        let [_, _, height, width] = images.dims();
+        Latent::Values(to_patches(to_positions(images), [height, width], self.patch))
     }
 
-    fn decode(&self, latent: Latent, [channels, height, width]: ImageShape) -> Tensor<4> {
+    fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
         let Latent::Values(x) = latent else { panic!("pixels are numbers, not tokens") };
-        let batch = x.dims()[0];
-        x.swap_dims(1, 2).reshape([batch, channels, height, width])
+        from_positions(from_patches(x, [height, width], self.patch), [height, width])
     }
 }
 
@@ -49,23 +65,28 @@ mod tests {
 
     #[test]
     fn round_trip_is_exact() {
-        for shape in [[2, 3, 4, 5], [1, 1, 8, 8], [3, 4, 1, 2]] {
-            let images = ramp(shape);
-            let latent = Pixels {}.encode(images.clone());
-            let back = Pixels {}.decode(latent, [shape[1], shape[2], shape[3]]);
+        for (shape, patch) in
+            [([2, 3, 4, 5], 1), ([1, 1, 8, 8], 1), ([3, 4, 1, 2], 1), ([2, 3, 4, 6], 2), ([1, 1, 9, 3], 3)]
+        {
+            let (images, pixels) = (ramp(shape), Pixels { patch });
+            let image = [shape[1], shape[2], shape[3]];
+            let latent = pixels.latent_shape(image).unwrap();
+            assert_eq!(pixels.image_shape(latent), image);
+            let back = pixels.decode(pixels.encode(images.clone()), image);
             assert_eq!(images.into_data(), back.into_data());
         }
+        assert!(Pixels { patch: 2 }.latent_shape([3, 4, 5]).is_err());
     }
 
     #[test]
     fn latent_is_position_by_channel() {
         // Channel 0 is 0 1 / 2 3, channel 1 is 4 5 / 6 7, in steps of 1/7 from -1.
-        let Latent::Values(x) = (Pixels {}).encode(ramp([1, 2, 2, 2])) else { panic!("tokens") };
+        let Latent::Values(x) = (Pixels { patch: 1 }).encode(ramp([1, 2, 2, 2])) else { panic!("tokens") };
         let expected: Vec<f32> = [0, 4, 1, 5, 2, 6, 3, 7].iter().map(|v| *v as f32 / 7.0 - 1.0).collect();
         assert_eq!(x.dims(), [1, 4, 2]);
         assert_eq!(x.into_data().try_to_vec::<f32>().unwrap(), expected);
-        let shape = Pixels {}.latent_shape([2, 2, 2]).unwrap();
+        let shape = Pixels { patch: 1 }.latent_shape([2, 2, 2]).unwrap();
         assert_eq!(shape, LatentShape::values([2, 2], 2));
-        assert_eq!(Pixels {}.image_shape(shape), [2, 2, 2]);
+        assert_eq!(Pixels { patch: 1 }.image_shape(shape), [2, 2, 2]);
     }
 }

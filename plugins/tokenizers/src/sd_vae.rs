@@ -17,6 +17,7 @@ use framework::prelude::*;
 use framework::process::Latent;
 use framework::random::{Random, tensor};
 use framework::tokenizer::{ImageShape, Tokenizer};
+use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -308,6 +309,10 @@ impl Tokenizer for SdVae {
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
         foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+    }
+
+    fn parameters(&self) -> usize {
+        weights::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

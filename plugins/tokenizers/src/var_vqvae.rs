@@ -20,6 +20,7 @@ use framework::nn::{Conv2d, Resampling, from_positions, parameter, resize, to_po
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::tokenizer::{ImageShape, LevelCodec, Tokenizer};
+use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -325,6 +326,10 @@ impl Tokenizer for VarVqvae {
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
         foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+    }
+
+    fn parameters(&self) -> usize {
+        weights::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

@@ -16,6 +16,7 @@ use framework::nn::{Conv2d, from_positions, parameter, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::tokenizer::{ImageShape, Tokenizer};
+use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -199,6 +200,10 @@ impl Tokenizer for VqF16 {
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
         foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+    }
+
+    fn parameters(&self) -> usize {
+        weights::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

@@ -1,0 +1,193 @@
+//! Which parameters a run trains: all of them, all but the frozen ones, or low-rank adapters.
+//!
+//!   W' = W + alpha / rank  A B,   A `[in, rank]` normal, B `[rank, out]` zero: training starts at W
+//!
+//! Source: arXiv:2106.09685 (LoRA) sec. 4.1.
+
+use crate::error::{Problem, Problems};
+use crate::random::Random;
+use crate::train_config::TrainConfig;
+use crate::weights::param_id;
+use burn::module::{LoraAdapter, Module, ModuleMapper, Param, ParamGroup, Reparameterizer};
+use burn::tensor::{DType, Tensor, TensorData};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Low-rank adapters. Every other parameter is frozen, but those that official files lack (a new guidance input).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of the adapters.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub rank: usize,
+    /// Adapters count alpha / rank times; null = `rank`.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub alpha: Option<f64>,
+    /// Regular expression, searched in a parameter's path (as `check --parameters` prints it): which matrices are adapted.
+    #[serde(default = "attention")]
+    pub parameters: String,
+}
+
+fn attention() -> String {
+    r"attn.*\.weight$".to_string()
+}
+
+/// Whether a path is one that a pattern is found in.
+fn group(pattern: &str) -> Result<impl Fn(&str) -> bool + use<>, String> {
+    let group = ParamGroup::from_regex(pattern).map_err(|e| format!("{e:?}"))?;
+    Ok(move |path: &str| group.matches(&param_id(path), Some(path)))
+}
+
+/// Problems of `frozen` and `lora` with the parameters (path and shape) of the network; pointers are relative to `train`.
+pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> Problems {
+    let mut problems = Problems::new();
+    let mut matches = |at: String, pattern: &str, fits: &dyn Fn(&[usize]) -> bool, what: &str| match group(pattern) {
+        Err(e) => problems.push(Problem::new(at, format!("no regular expression: {e}"))),
+        Ok(found) => {
+            if !parameters.iter().any(|(path, shape, _)| found(path) && fits(shape)) {
+                let problem = Problem::new(at, format!("`{pattern}` is found in the path of no {what}"));
+                problems.push(problem.accepts("paths as `unguided check --parameters` prints them"));
+            }
+        }
+    };
+    for (i, pattern) in train.frozen.iter().enumerate() {
+        matches(format!("/frozen/{i}"), pattern, &|_| true, "parameter");
+    }
+    if let Some(lora) = &train.lora {
+        matches("/lora/parameters".into(), &lora.parameters, &|shape| shape.len() == 2, "matrix");
+    }
+    problems
+}
+
+/// The network as the run trains it. `is_new` says of a path that no official file has it.
+///
+/// # Panics
+/// If a pattern is no regular expression; the check phase refuses that.
+pub fn adapt<M: Module>(network: M, train: &TrainConfig, random: &Random, is_new: &dyn Fn(&str) -> bool) -> M {
+    let network = match &train.lora {
+        None => network,
+        Some(lora) => {
+            let chosen = group(&lora.parameters).expect("the check phase refuses other patterns");
+            network.apply_reparameterization(Adapters { lora, chosen: &chosen, random, is_new })
+        }
+    };
+    if train.frozen.is_empty() {
+        return network;
+    }
+    let groups = train.frozen.iter().map(|pattern| group(pattern).expect("the check phase refuses other patterns"));
+    network.map(&mut Freeze { names: Vec::new(), groups: groups.map(|group| Box::new(group) as _).collect() })
+}
+
+/// Attaches an adapter to every chosen matrix, and freezes what is neither adapted nor new.
+struct Adapters<'a> {
+    lora: &'a LoraConfig,
+    chosen: &'a dyn Fn(&str) -> bool,
+    random: &'a Random,
+    is_new: &'a dyn Fn(&str) -> bool,
+}
+
+impl Reparameterizer for Adapters<'_> {
+    type Reparam = LoraAdapter;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<LoraAdapter>) {
+        if (self.is_new)(path) {
+            return (param, None);
+        }
+        let base = param.set_require_grad(false);
+        if D != 2 || !(self.chosen)(path) {
+            return (base, None);
+        }
+        let (shape, device, rank) = (base.lazy_shape(), base.lazy_device(), self.lora.rank);
+        let factor = |name: &str, values: Vec<f32>, shape: [usize; 2]| {
+            let tensor = Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32));
+            Param::initialized(param_id(&format!("{path}.lora.{name}")), tensor).set_require_grad(true)
+        };
+        let normal = self.random.normal(&format!("lora {path}"), 0, 0, shape[0] * rank);
+        let a = normal.into_iter().map(|z| z / rank as f32).collect();
+        let adapter = LoraAdapter {
+            a: factor("a", a, [shape[0], rank]),
+            b: factor("b", vec![0.0; rank * shape[1]], [rank, shape[1]]),
+            scale: self.lora.alpha.unwrap_or(rank as f64) / rank as f64,
+        };
+        (base, Some(adapter))
+    }
+}
+
+/// Switches the gradient of matching parameters off.
+struct Freeze {
+    names: Vec<String>,
+    groups: Vec<Box<dyn Fn(&str) -> bool>>,
+}
+
+impl ModuleMapper for Freeze {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.names.push(name.to_string());
+    }
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.names.pop();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.names.join(".");
+        if self.groups.iter().any(|found| found(&path)) { param.set_require_grad(false) } else { param }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Linear;
+    use crate::weights::{Init, export, initialize, parameters};
+    use burn::tensor::Device;
+
+    #[derive(Module, Debug)]
+    struct Two {
+        attn: Linear,
+        new: Linear,
+        other: Linear,
+    }
+
+    fn train(json: &str) -> TrainConfig {
+        serde_json::from_str(&format!(r#"{{"steps": 1, "batch_size": 1, "learning_rate": 1, {json}}}"#)).unwrap()
+    }
+
+    fn network(device: &Device) -> Two {
+        let linear = || Linear::new(3, 2, device);
+        let network = Two { attn: linear(), new: linear(), other: linear() };
+        initialize(network, &Random::new(0), &|_, _| Init::Normal(1.0))
+    }
+
+    fn trained(network: &Two) -> Vec<String> {
+        parameters(network).into_iter().filter(|(.., trained)| *trained).map(|(path, ..)| path).collect()
+    }
+
+    #[test]
+    fn adapters_start_at_the_network_and_train_themselves_and_what_is_new() {
+        let device = Device::flex().autodiff();
+        let train = train(r#""lora": {"rank": 2, "alpha": 4}"#);
+        assert!(check(&train, &parameters(&network(&device))).is_empty());
+        let adapted = adapt(network(&device), &train, &Random::new(1), &|path| path.starts_with("new."));
+        assert_eq!(trained(&adapted), ["attn.weight.lora.a", "attn.weight.lora.b", "new.weight", "new.bias"]);
+        let x = Tensor::<2>::ones([1, 3], &device);
+        let (before, after) = (network(&device).attn.forward(x.clone()), adapted.attn.forward(x));
+        assert_eq!(before.into_data(), after.into_data());
+        // The same seed draws the same adapters.
+        let again = adapt(network(&device), &train, &Random::new(1), &|_| false);
+        assert_eq!(export(&adapted)["attn.weight.lora.a"], export(&again)["attn.weight.lora.a"]);
+    }
+
+    #[test]
+    fn frozen_parameters_have_no_gradient_and_patterns_must_be_found() {
+        let device = Device::flex().autodiff();
+        let frozen = train(r#""frozen": ["^attn", "bias$"]"#);
+        let network = adapt(network(&device), &frozen, &Random::new(0), &|_| false);
+        assert_eq!(trained(&network), ["new.weight", "other.weight"]);
+        let wrong = train(r#""frozen": ["blocks", "("], "lora": {"rank": 1, "parameters": "bias$"}"#);
+        let at: Vec<String> = check(&wrong, &parameters(&network)).into_iter().flat_map(|p| p.at).collect();
+        assert_eq!(at, ["/frozen/0", "/frozen/1", "/lora/parameters"]);
+    }
+}
