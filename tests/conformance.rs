@@ -23,6 +23,16 @@ fn sit(process: Value) -> Value {
     entry
 }
 
+/// A text-conditional U-Net small enough for tests.
+fn sd15(more: Value) -> Value {
+    let mut entry = json!({
+        "type": "sd15", "sample_size": 4, "in_channels": 2, "block_out_channels": [8, 16], "layers_per_block": 1,
+        "attention": [0], "num_heads": 2, "cross_attention_dim": 8, "norm_num_groups": 4, "process": { "timesteps": 50 }
+    });
+    entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    entry
+}
+
 /// A LlamaGen small enough for tests.
 fn llamagen(more: Value) -> Value {
     let mut entry = json!({
@@ -97,6 +107,15 @@ fn backbones() {
         let entry = dit(more);
         holds(&entry, conformance::backbone(&entry));
     }
+    let encoder = json!({ "vocab_size": 9, "length": 4, "layers": 1, "num_heads": 2 });
+    for more in [
+        json!({}),
+        json!({ "guidance_input": "scale_of_beta" }),
+        json!({ "guidance_input": "linear", "text_encoder": encoder, "embedding_init": "unit_variance" }),
+    ] {
+        let entry = sd15(more);
+        holds(&entry, conformance::backbone(&entry));
+    }
     for process in [
         json!({}),
         json!({ "path": "gvp", "prediction": "eps", "weighting": "velocity" }),
@@ -128,6 +147,10 @@ fn samplers() {
         json!({ "type": "dpm_solver_pp", "steps": 5 }),
         json!({ "type": "euler", "steps": 5 }),
         json!({ "type": "heun", "steps": 5 }),
+        json!({ "type": "pndm", "steps": 5 }),
+        json!({ "type": "k_diffusion", "steps": 5 }),
+        json!({ "type": "k_diffusion", "steps": 5, "method": "euler_ancestral" }),
+        json!({ "type": "k_diffusion", "steps": 5, "method": "dpmpp2m", "levels": { "type": "exponential" } }),
         json!({ "type": "euler_maruyama", "steps": 5, "last_step": "tweedie" }),
     ] {
         holds(&sampler, conformance::sampler(&sampler, &dit(json!({ "learn_sigma": true }))));

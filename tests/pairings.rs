@@ -13,7 +13,7 @@ fn text(output: &Output) -> String {
 }
 
 /// A small backbone of each kind with its tokenizer and sampler.
-fn backbones() -> [(&'static str, Value, Value, Value); 5] {
+fn backbones() -> [(&'static str, Value, Value, Value); 6] {
     [
         (
             "dit",
@@ -32,6 +32,16 @@ fn backbones() -> [(&'static str, Value, Value, Value); 5] {
             }),
             json!({ "type": "pixels" }),
             json!({ "type": "euler", "steps": 2 }),
+        ),
+        (
+            "sd15",
+            json!({
+                "type": "sd15", "sample_size": 6, "in_channels": 48, "block_out_channels": [16], "layers_per_block": 1,
+                "attention": [0], "num_heads": 2, "cross_attention_dim": 8, "norm_num_groups": 4,
+                "text_encoder": { "vocab_size": 23, "length": 10, "layers": 1, "num_heads": 2 }
+            }),
+            json!({ "type": "pixels", "patch": 4 }),
+            json!({ "type": "k_diffusion", "steps": 2 }),
         ),
         (
             "llamagen",
@@ -78,7 +88,7 @@ fn any_backbone_trains_with_any_objective() {
         ] {
             let mut backbone = backbone.clone();
             if reads_scale {
-                backbone["guidance_input"] = json!("mlp");
+                backbone["guidance_input"] = json!(if name == "sd15" { "linear" } else { "mlp" });
             }
             let guided =
                 if objective == "cfg" { json!({ "type": "cfg", "scale": 2.0 }) } else { json!({ "type": "none" }) };
@@ -86,12 +96,18 @@ fn any_backbone_trains_with_any_objective() {
                 "steps": 2, "batch_size": 4, "learning_rate": 1e-3, "ema": { "decay": 0.9 }, "sample_columns": 1
             });
             if from {
-                train["from"] = json!(folder.path().join(format!("{name}-cfg")));
+                train["from"] = json!({ "checkpoint": folder.path().join(format!("{name}-cfg")) });
             }
-            let document = json!({
+            let mut document = json!({
                 "version": 1, "data": { "type": "digits" }, "tokenizer": tokenizer, "backbone": backbone,
                 "objective": { "type": objective }, "train": train, "sampler": sampler, "guidance": guided
             });
+            if name == "sd15" {
+                // Captions, and the list of their words, as the example has them.
+                let example = fs::read_to_string("examples/pipelines/shapes-sd15-cfg-tiny.json").unwrap();
+                let example: Value = serde_json::from_str(&example).unwrap();
+                (document["data"], document["conditioner"]) = (example["data"].clone(), example["conditioner"].clone());
+            }
             let pipeline = folder.path().join(format!("{name}-{objective}.json"));
             fs::write(&pipeline, document.to_string()).unwrap();
             let run = folder.path().join(format!("{name}-{objective}"));

@@ -451,6 +451,8 @@ fn constants(schema: &Value, found: &mut Vec<Value>) {
         Value::Object(members) => members.iter().for_each(|(key, value)| match (key.as_str(), value) {
             ("const", Value::String(_)) => found.push(value.clone()),
             ("enum", Value::Array(names)) => found.extend(names.iter().cloned()),
+            // What a setting of several fields may be, where it is none.
+            ("examples", Value::Array(whole)) => found.extend(whole.iter().filter(|each| each.is_object()).cloned()),
             _ => constants(value, found),
         }),
         Value::Array(items) => items.iter().for_each(|item| constants(item, found)),

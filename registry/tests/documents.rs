@@ -135,7 +135,7 @@ fn names_are_looked_up() {
     assert_snapshot!(after(&[("/backbone/condition", "txt"), ("/backbone/norm", "lair")]), @r#"
     error: "txt" is not accepted here
       at       p.json  /backbone/condition
-      accepts  none, class, text
+      accepts  none, class, text, tokens
       nearest  text
     error: "lair" is not accepted here
       at       p.json  /backbone/norm

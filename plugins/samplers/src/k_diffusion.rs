@@ -72,6 +72,7 @@ pub enum Levels {
 
 /// The noise that Karras' stochastic sampler adds before a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(example = framework::serde_json::json!({ "amount": 10.0 }))]
 #[serde(deny_unknown_fields)]
 pub struct Churn {
     /// How much over the whole trajectory, in units of the levels.

@@ -37,6 +37,7 @@ pub enum GuidanceInput {
 
 /// A text encoder that is trained with the network: it reads token ids instead of features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(example = framework::serde_json::json!({ "vocab_size": 23, "length": 10, "layers": 2, "num_heads": 4 }))]
 #[serde(deny_unknown_fields)]
 pub struct TextEncoderSizes {
     /// Number of distinct tokens, as the conditioner makes them.
