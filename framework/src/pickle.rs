@@ -245,7 +245,7 @@ impl<'a> Objects<'a> {
                 0x93 => {
                     let names = pop(2)?;
                     match (&objects.all[names[0]], &objects.all[names[1]]) {
-                        (Object::Text(module), Object::Text(name)) => Object::Class(*module, *name),
+                        (Object::Text(module), Object::Text(name)) => Object::Class(module, name),
                         _ => Object::Other,
                     }
                 }

@@ -55,7 +55,8 @@ impl Bpe {
             built(&gzipped(&file)?).map_err(wrong)?
         } else if name == "vocab.json" {
             let merges = file.with_file_name("merges.txt");
-            (bounded(&file)?, bounded(&merges)?);
+            bounded(&file)?;
+            bounded(&merges)?;
             let bpe = BPE::from_file(&text(&file)?, &text(&merges)?).unk_token(END.into());
             with_text_rules(bpe.end_of_word_suffix("</w>".into()).build().map_err(|e| wrong(e.to_string()))?)
                 .map_err(wrong)?

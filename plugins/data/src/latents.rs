@@ -322,10 +322,8 @@ fn captions(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, len: usize) 
         return Err(Error::file(path, what));
     };
     let rise = |ends: &[u8]| {
-        let mut before = 0;
-        let ends = ends.chunks_exact(8).map(number);
-        let rising = ends.clone().all(|end| std::mem::replace(&mut before, end) <= end);
-        rising && ends.last() == i64::try_from(text.data().len()).ok()
+        let last = ends.chunks_exact(8).map(number).try_fold(0, |before, end| (before <= end).then_some(end));
+        last == i64::try_from(text.data().len()).ok()
     };
     let typed = text.dtype() == Dtype::U8 && ends.dtype() == Dtype::I64 && ends.shape() == [len];
     if !(typed && rise(ends.data())) {
