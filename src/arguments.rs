@@ -1,6 +1,7 @@
 //! What can be written after `unguided`.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
@@ -43,6 +44,11 @@ pub enum Command {
         after_help = "Example: unguided verify gft mg --worlds 1000\n         unguided verify '{\"type\": \"gft\", \"dropped_sample\": \"plain\"}'"
     )]
     Verify(VerifyOptions),
+    /// Encode a document's dataset with its tokenizer, once, for dataset `latents` to read.
+    #[command(
+        after_help = "Example: unguided encode pipeline.json --output latents\n\nStopped at any time, the same command goes on. At the end it prints the entry to put in place of the document's `data`. Images that cannot be read are left out and counted."
+    )]
+    Encode(EncodeOptions),
     /// Print completions for a shell.
     #[command(after_help = "Example: unguided completions bash > /etc/bash_completion.d/unguided")]
     Completions {
@@ -122,6 +128,39 @@ pub struct SampleOptions {
     /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
     #[arg(long)]
     pub device: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct EncodeOptions {
+    #[command(flatten)]
+    pub document: DocumentOptions,
+    /// The folder of the latents.
+    #[arg(long, value_name = "FOLDER")]
+    pub output: PathBuf,
+    /// Items a file.
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub shard: u32,
+    /// Type of the latents: f16 keeps 11 bits up to 65,504, bf16 keeps 8, f32 keeps all.
+    #[arg(long, value_enum, default_value_t = Float::F16)]
+    pub dtype: Float,
+    /// Encode mirrored images too [default: as the dataset mirrors].
+    #[arg(long)]
+    pub flip: bool,
+    /// Images encoded together.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+/// A float type of files.
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Float {
+    F32,
+    F16,
+    Bf16,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@
 
 mod arguments;
 mod document;
+mod encode;
 mod foreign;
 mod inspect;
 mod labels;
@@ -69,6 +70,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::List => inspect::list(),
         Command::Forward(options) => foreign::forward(&options),
         Command::Convert(options) => foreign::convert(&options),
+        Command::Encode(options) => encode::encode(&options),
         Command::Verify(options) => verify::verify(&options),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());

@@ -77,7 +77,7 @@ pub fn newest(checkpoints: &Path, offer: &dyn Fn(&Path) -> String) -> Result<Opt
 }
 
 /// JSON pointers at which two documents differ.
-fn differences(at: &str, a: &Value, b: &Value) -> Vec<String> {
+pub fn differences(at: &str, a: &Value, b: &Value) -> Vec<String> {
     match (a, b) {
         (Value::Object(x), Value::Object(y)) => {
             let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();

@@ -138,18 +138,36 @@ impl Checkpoint {
 /// # Errors
 /// If the file cannot be read.
 pub fn metadata(path: &Path) -> Result<Option<HashMap<String, String>>> {
+    Ok(header(path)?.filter(|metadata| metadata.get("format").is_some_and(|format| format == FORMAT)))
+}
+
+/// The metadata of a safetensors file, from its header alone; `None` if it has none, or is no such file.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn header(path: &Path) -> Result<Option<HashMap<String, String>>> {
+    /// Other entries are passed over, not kept: they may be anything.
+    #[derive(serde::Deserialize)]
+    struct Header {
+        __metadata__: Option<HashMap<String, String>>,
+    }
+    Ok(serde_json::from_slice(&header_bytes(path)?).ok().and_then(|header: Header| header.__metadata__))
+}
+
+/// The header of a safetensors file as it stands there, or the beginning of a file that is none.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn header_bytes(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read;
     let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut length = [0; 8];
-    if file.read_exact(&mut length).is_err() {
-        return Ok(None);
+    let (mut length, mut header) = ([0; 8], Vec::new());
+    if file.read_exact(&mut length).is_ok() {
+        // The format allows no longer one.
+        let length = u64::from_le_bytes(length).min(100_000_000);
+        file.take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
     }
-    let mut header = Vec::new();
-    // The reader stops at the end of a file that only looks like safetensors.
-    file.take(u64::from_le_bytes(length).min(100_000_000)).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
-    let header: serde_json::Value = serde_json::from_slice(&header).unwrap_or_default();
-    let metadata: Option<HashMap<String, String>> = serde_json::from_value(header["__metadata__"].clone()).ok();
-    Ok(metadata.filter(|metadata| metadata.get("format").is_some_and(|format| format == FORMAT)))
+    Ok(header)
 }
 
 /// Makes `path` the best checkpoint of its folder, `best.safetensors`, if its loss is smaller than the best one's.
@@ -208,7 +226,11 @@ fn checksum(views: &[(String, TensorView<'_>)], step: usize, texts: [&str; 3]) -
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn foreign_dtype(dtype: DType) -> Dtype {
+/// The safetensors data type of one of ours.
+///
+/// # Panics
+/// If it is no float.
+pub fn foreign_dtype(dtype: DType) -> Dtype {
     match dtype {
         DType::F64 => Dtype::F64,
         DType::F32 => Dtype::F32,

@@ -100,6 +100,11 @@ pub trait Dataset: Debug + Send + Sync {
         Ok(self.plain(index)?.label)
     }
 
+    /// Whether [`Dataset::get`] mirrors an item left to right with probability 1/2.
+    fn mirrors(&self) -> bool {
+        false
+    }
+
     /// What was left out when it was opened, and why: one sentence a reason. Told before training.
     fn warnings(&self) -> Vec<String> {
         Vec::new()

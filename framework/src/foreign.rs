@@ -3,14 +3,16 @@
 //! `.pt`, `.pth`, `.ckpt` (zip and legacy pickles) and `.safetensors`. Tensors are read one at a time. Of a pickle only
 //! the calls that rebuild tensors are interpreted; no other code that it names is run.
 
-use crate::checkpoint::write_atomically;
+use crate::checkpoint::{self, write_atomically};
 use crate::error::{Error, Result};
+use crate::pickle::{self, Stored};
 use crate::random::Random;
 use crate::weights::{self, Init};
 use burn::module::Module;
 use burn::store::{ModuleStore, PytorchStore, SafetensorsStore, bridge, burn_pack};
 use burn::tensor::{DType, TensorData};
 use schemars::JsonSchema;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -116,50 +118,78 @@ pub fn open(path: &Path) -> Result<Tensors> {
     }
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("json") => open_shards(path),
-        Some("safetensors") => read(SafetensorsStore::from_file(path).map_indices_contiguous(false), path),
-        _ => read(PytorchStore::from_file(path).map_indices_contiguous(false), path)
-            .or_else(|refused| open_lightning(path).ok_or(refused)),
+        Some("safetensors") => {
+            names_once(path)?;
+            read(SafetensorsStore::from_file(path).map_indices_contiguous(false), path)
+        }
+        _ => {
+            pickle::check(path).map_err(|what| unreadable(path, &what))?;
+            read(PytorchStore::from_file(path).map_indices_contiguous(false), path)
+                .or_else(|refused| open_lightning(path).ok_or(refused))
+        }
     }
 }
 
 /// The weights of a Lightning container, `{"state_dict": .., "callbacks": {CLASS: ..}}`: Burn's reader takes no class as a
-/// key, so another one finds where the tensors lie. `None` if that one cannot read it either.
+/// key. `None` if there are none.
 fn open_lightning(path: &Path) -> Option<Tensors> {
-    use candle_core::pickle::PthTensors;
     const KEY: &str = "state_dict";
-    let file = Arc::new(PthTensors::new(path, Some(KEY)).ok()?);
     let mut tensors = Tensors::new();
-    for (name, info) in file.tensor_infos() {
-        let dtype = match info.dtype {
-            candle_core::DType::F64 => DType::F64,
-            candle_core::DType::F32 => DType::F32,
-            candle_core::DType::F16 => DType::F16,
-            candle_core::DType::BF16 => DType::BF16,
-            // Positions and counts: none of them is a weight.
-            _ => continue,
-        };
-        let (shape, own) = (info.layout.dims().to_vec(), name.clone());
-        let (file, declared) = (file.clone(), shape.clone());
+    for Stored { name, dtype, shape, place } in pickle::tensors(path, KEY).ok()? {
+        let (path, declared) = (path.to_path_buf(), shape.clone());
         let data = move || {
-            let wrong = |what: String| burn_pack::Error::ValidationError(what);
-            let read = || file.get(&own)?.ok_or_else(|| candle_core::Error::Msg("it is gone".into()))?.flatten_all();
-            let tensor = read().map_err(|e| wrong(e.to_string()))?;
-            let shape = declared.clone();
-            Ok(match dtype {
-                DType::F64 => TensorData::new::<f64, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape),
-                DType::F16 => {
-                    TensorData::new::<half::f16, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape)
-                }
-                DType::BF16 => {
-                    TensorData::new::<half::bf16, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape)
-                }
-                _ => TensorData::new::<f32, _>(tensor.to_vec1().map_err(|e| wrong(e.to_string()))?, shape),
-            })
+            let bytes = pickle::read(&path, place).map_err(burn_pack::Error::IoError)?;
+            Ok(TensorData::from_bytes_vec(bytes, declared.clone(), dtype))
         };
         let name = format!("{KEY}.{name}");
         tensors.insert(name.clone(), bridge::deferred(name, dtype, shape.into(), None, data));
     }
     (!tensors.is_empty()).then_some(tensors)
+}
+
+/// Refuses a safetensors file whose header names a tensor twice: readers would each take another.
+fn names_once(path: &Path) -> Result<()> {
+    struct Once;
+    impl<'de> Deserialize<'de> for Once {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            deserializer.deserialize_map(Self)
+        }
+    }
+    impl<'de> Visitor<'de> for Once {
+        type Value = Self;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("tensors by name")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self, A::Error> {
+            let mut names = BTreeSet::new();
+            while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
+                if let Some(twice) = names.replace(name) {
+                    return Err(A::Error::custom(format!("it names `{twice}` twice")));
+                }
+            }
+            Ok(self)
+        }
+    }
+    let header = checkpoint::header_bytes(path)?;
+    serde_json::from_slice(&header).map(|Once| ()).map_err(|e| unreadable(path, &format!("its header: {e}")))
+}
+
+/// Most bytes of a text file that describes weights: an index, a configuration, a vocabulary.
+const LARGEST_TEXT: u64 = 64 << 20;
+
+/// The text of a file that describes weights.
+///
+/// # Errors
+/// If it cannot be read, is no UTF-8, or is larger than any such file is.
+pub fn text(path: &Path) -> Result<String> {
+    use std::io::Read;
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    if file.metadata().map_err(|e| Error::io(path, e))?.len() > LARGEST_TEXT {
+        return Err(Error::file(path, format!("has more than the {LARGEST_TEXT} bytes that are read of such a file")));
+    }
+    let mut text = String::new();
+    file.take(LARGEST_TEXT).read_to_string(&mut text).map_err(|e| Error::io(path, e))?;
+    Ok(text)
 }
 
 /// The names that weights have in a folder, best first.
@@ -175,10 +205,13 @@ const WEIGHTS: [&str; 8] = [
 ];
 
 fn read(mut store: impl ModuleStore<Error: fmt::Display>, path: &Path) -> Result<Tensors> {
-    let tensors = store.get_all_tensors().cloned();
-    tensors.map_err(|what| {
-        Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors): {what}"))
-    })
+    store.get_all_tensors().cloned().map_err(|what| unreadable(path, &what.to_string()))
+}
+
+fn unreadable(path: &Path, what: &str) -> Error {
+    // A reader may quote the file, whatever its length.
+    let what: String = what.chars().take(500).collect();
+    Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors): {what}"))
 }
 
 /// The tensors that an index names, from the shards beside it.
@@ -187,8 +220,7 @@ fn open_shards(index: &Path) -> Result<Tensors> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
-    let Index { weight_map } = serde_json::from_str(&text)
+    let Index { weight_map } = serde_json::from_str(&text(index)?)
         .map_err(|e| Error::file(index, format!("is no index of shards (`weight_map` from tensor to file): {e}")))?;
     let mut tensors = Tensors::new();
     for shard in weight_map.values().collect::<BTreeSet<_>>() {

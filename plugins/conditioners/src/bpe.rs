@@ -20,7 +20,7 @@ const END: &str = "<|endoftext|>";
 /// Merges of the published vocabulary: 49,408 tokens less two times 256 bytes and the two marks above.
 const MERGES: usize = 49_152 - 256 - 2;
 /// Most bytes of a vocabulary file that are read: the published one has three million.
-const LARGEST: u64 = 1 << 28;
+const LARGEST: u64 = 1 << 26;
 
 /// Text to ids of a fixed length.
 #[derive(Clone, Debug)]
@@ -55,10 +55,13 @@ impl Bpe {
             built(&gzipped(&file)?).map_err(wrong)?
         } else if name == "vocab.json" {
             let merges = file.with_file_name("merges.txt");
+            bounded(&file)?;
+            bounded(&merges)?;
             let bpe = BPE::from_file(&text(&file)?, &text(&merges)?).unk_token(END.into());
             with_text_rules(bpe.end_of_word_suffix("</w>".into()).build().map_err(|e| wrong(e.to_string()))?)
                 .map_err(wrong)?
         } else {
+            bounded(&file)?;
             Tokenizer::from_file(&file).map_err(|e| wrong(format!("is no tokenizer: {e}")))?
         };
         let id = |token: &str| {
@@ -120,6 +123,14 @@ fn cleaned(caption: &str) -> String {
 
 fn text(path: &PathBuf) -> Result<String> {
     path.to_str().map(str::to_string).ok_or_else(|| Error::file(path, "the path is no UTF-8"))
+}
+
+/// Refuses a file that is larger than any vocabulary.
+fn bounded(path: &Path) -> Result<()> {
+    match fs::metadata(path).map_err(|e| Error::io(path, e))?.len() {
+        0..=LARGEST => Ok(()),
+        bytes => Err(Error::file(path, format!("has {bytes} bytes, more than the {LARGEST} of any vocabulary"))),
+    }
 }
 
 fn gzipped(path: &Path) -> Result<String> {

@@ -319,6 +319,10 @@ impl Dataset for OpenFolder {
         Ok(self.files[index].1.clone())
     }
 
+    fn mirrors(&self) -> bool {
+        self.config.horizontal_flip
+    }
+
     fn warnings(&self) -> Vec<String> {
         self.skipped.warnings()
     }

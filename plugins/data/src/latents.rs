@@ -3,23 +3,29 @@
 //!   x       float [N, C, H, W]   the latents
 //!   x_flip  float [N, C, H, W]   optional: the latents of the mirrored images, drawn with probability 1/2
 //!   y       int64 [N]            optional: the classes
+//!   captions, caption_ends       optional: `framework::latents` says how captions lie in tensors
+//!
+//! `unguided encode` writes such files.
 //!
 //! Items are `scaling_factor * x`, `[position, channel]`, positions in raster order.
 //! Files are memory-mapped, so a dataset may be larger than memory.
 
 use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
+use framework::latents::{CAPTION_ENDS, CAPTIONS};
 use framework::prelude::*;
 use framework::random::Random;
 use half::{bf16, f16};
 use memmap2::Mmap;
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 
 /// Latents that were encoded before: tensors `x` float `[N, C, H, W]`, `y` int64 `[N]` (optional) and `x_flip` like
-/// `x` (optional: latents of the mirrored images, taken with probability 1/2, anew in each epoch).
+/// `x` (optional: latents of the mirrored images, taken with probability 1/2, anew in each epoch). `unguided encode` writes
+/// them, captions too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Latents {
@@ -34,8 +40,11 @@ pub struct Latents {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
+    /// Whether latents have the captions that `unguided encode` wrote; `y` is not read then.
+    #[serde(default)]
+    pub captions: bool,
     /// Height and width of the latents, at least 1 position. Must agree with the files. Omitted = read from them.
-    /// A document that states it, `channels` and `num_classes` is checked without the files.
+    /// A document that states it, `channels`, and `num_classes` or `captions`, is checked without the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub input_size: Option<usize>,
@@ -63,18 +72,24 @@ impl DatasetConfig for Latents {
                 problems.push(Problem::new(format!("/{name}"), format!("`{name}` is 0")).accepts("1 or more"));
             }
         }
+        if self.captions && self.num_classes.is_some() {
+            let what = "`num_classes` has no effect: latents with captions have no classes";
+            problems.push(Problem::new("/num_classes", what).and_at("/captions").fix("omit it"));
+        }
         problems
     }
 
     fn info(&self) -> Option<DatasetInfo> {
-        let (size, channels, num_classes) = (self.input_size?, self.channels?, self.num_classes?);
-        Some(info([channels, size, size], num_classes))
+        let (size, channels) = (self.input_size?, self.channels?);
+        let num_classes = if self.captions { 0 } else { self.num_classes? };
+        Some(info([channels, size, size], num_classes, self.captions))
     }
 
     fn open(&self) -> Result<Box<dyn Dataset>> {
-        let shards = files(&self.path)?.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
+        let open = |path| Shard::open(path, self.captions);
+        let shards = files(&self.path)?.into_iter().map(open).collect::<Result<Vec<_>>>()?;
         let shape = self.agreed_shape(&shards)?;
-        let num_classes = self.agreed_classes(&shards)?;
+        let num_classes = if self.captions { 0 } else { self.agreed_classes(&shards)? };
         let mut len = 0;
         let mut firsts = Vec::new();
         for shard in &shards {
@@ -85,11 +100,11 @@ impl DatasetConfig for Latents {
     }
 }
 
-fn info([channels, height, width]: [usize; 3], num_classes: usize) -> DatasetInfo {
+fn info([channels, height, width]: [usize; 3], num_classes: usize, captions: bool) -> DatasetInfo {
     DatasetInfo {
         items: ItemKind::Latents { grid: [height, width], channels },
         num_classes: (num_classes > 0).then_some(num_classes),
-        captions: false,
+        captions,
     }
 }
 
@@ -203,10 +218,18 @@ struct Shard {
     x: Floats,
     x_flip: Option<Floats>,
     classes: Option<Vec<usize>>,
+    captions: Option<Captions>,
+}
+
+/// Where the captions lie in their file.
+#[derive(Clone, Debug)]
+struct Captions {
+    text: Range<usize>,
+    ends: Range<usize>,
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Self> {
+    fn open(path: PathBuf, captioned: bool) -> Result<Self> {
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
         // SAFETY: the map is read as plain bytes, which any content is valid for. It is sound as long as nobody
         // truncates or rewrites the file while it is open, which a dataset in use must not undergo anyway.
@@ -227,8 +250,23 @@ impl Shard {
             return Err(Error::file(&path, format!("`x_flip` is {flipped:?} and `x` is {shape:?}; they must agree")));
         }
         let [len, channels, height, width] = shape;
-        let classes = has("y").then(|| classes(&path, &tensors, len)).transpose()?;
-        Ok(Self { len, shape: [channels, height, width], x, x_flip: x_flip.map(|(_, x)| x), classes, path, map })
+        let classes = (has("y") && !captioned).then(|| classes(&path, &tensors, len)).transpose()?;
+        let captions = captioned.then(|| captions(&path, &map, &tensors, len)).transpose()?;
+        let x_flip = x_flip.map(|(_, x)| x);
+        Ok(Self { len, shape: [channels, height, width], x, x_flip, classes, captions, path, map })
+    }
+
+    /// The condition of latent `i`.
+    fn label(&self, i: usize) -> Result<Label> {
+        if let Some(Captions { text, ends }) = &self.captions {
+            let end = |i: usize| number(&self.map[ends.start + 8 * i..]) as usize;
+            let (from, to) = (if i == 0 { 0 } else { end(i - 1) }, end(i));
+            // Ends were found to rise when the file was opened; a file written over since is an error still.
+            let bytes = self.map[text.clone()].get(from..to).unwrap_or(&[0xff]);
+            let wrong = |_| Error::file(&self.path, format!("caption {i} is not UTF-8"));
+            return Ok(Label::Caption(std::str::from_utf8(bytes).map_err(wrong)?.to_string()));
+        }
+        Ok(self.classes.as_ref().map_or(Label::None, |classes| Label::Class(classes[i])))
     }
 
     /// Latent `i` of `x` or `x_flip`, `[C, H, W]`.
@@ -260,8 +298,41 @@ fn floats(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, name: &str) ->
         );
         return Err(Error::file(path, what));
     };
+    Ok((shape, Floats { dtype: view.dtype(), bytes: place(map, &view) }))
+}
+
+/// Where a tensor lies in its file.
+fn place(map: &Mmap, view: &TensorView<'_>) -> Range<usize> {
     let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
-    Ok((shape, Floats { dtype: view.dtype(), bytes: start..start + view.data().len() }))
+    start..start + view.data().len()
+}
+
+/// The first eight bytes as a number.
+fn number(bytes: &[u8]) -> i64 {
+    i64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"))
+}
+
+/// Where the captions lie; their ends rise and stay within the text.
+fn captions(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, len: usize) -> Result<Captions> {
+    let (Ok(text), Ok(ends)) = (tensors.tensor(CAPTIONS), tensors.tensor(CAPTION_ENDS)) else {
+        let what = format!(
+            "has no tensors `{CAPTIONS}` and `{CAPTION_ENDS}`, and the document says `captions`; set it to false, or \
+             encode a dataset with captions"
+        );
+        return Err(Error::file(path, what));
+    };
+    let rise = |ends: &[u8]| {
+        let last = ends.chunks_exact(8).map(number).try_fold(0, |before, end| (before <= end).then_some(end));
+        last == i64::try_from(text.data().len()).ok()
+    };
+    let typed = text.dtype() == Dtype::U8 && ends.dtype() == Dtype::I64 && ends.shape() == [len];
+    if !(typed && rise(ends.data())) {
+        let what = format!(
+            "`{CAPTIONS}` must be U8 [bytes] and `{CAPTION_ENDS}` I64 [{len}], rising from 0 or more to the length of the text"
+        );
+        return Err(Error::file(path, what));
+    }
+    Ok(Captions { text: place(map, &text), ends: place(map, &ends) })
 }
 
 /// The class of each latent.
@@ -272,7 +343,7 @@ fn classes(path: &FilePath, tensors: &SafeTensors<'_>, len: usize) -> Result<Vec
         return Err(Error::file(path, what));
     }
     let class = |(i, bytes): (usize, &[u8])| {
-        let class = i64::from_le_bytes(bytes.try_into().expect("chunks of eight"));
+        let class = number(bytes);
         usize::try_from(class).map_err(|_| Error::file(path, format!("`y`[{i}] is {class}; classes begin at 0")))
     };
     view.data().chunks_exact(8).enumerate().map(class).collect()
@@ -290,11 +361,15 @@ struct OpenLatents {
 }
 
 impl OpenLatents {
-    fn item(&self, index: usize, mirrored: bool) -> Result<Item> {
+    /// The shard of an item, and its place there.
+    fn place(&self, index: usize) -> (&Shard, usize) {
         assert!(index < self.len, "item {index} of {}", self.len);
         let number = self.firsts.partition_point(|first| *first <= index) - 1;
-        let shard = &self.shards[number];
-        let i = index - self.firsts[number];
+        (&self.shards[number], index - self.firsts[number])
+    }
+
+    fn item(&self, index: usize, mirrored: bool) -> Result<Item> {
+        let (shard, i) = self.place(index);
         let (name, floats) = match &shard.x_flip {
             Some(x_flip) if mirrored => ("x_flip", x_flip),
             _ => ("x", &shard.x),
@@ -308,14 +383,13 @@ impl OpenLatents {
         let scaled = |value: f32| (f64::from(value) * self.scaling_factor) as f32;
         let values = (0..positions).flat_map(|p| (0..channels).map(move |c| (p, c)));
         let values = values.map(|(p, c)| scaled(x[c * positions + p])).collect();
-        let label = shard.classes.as_ref().map_or(Label::None, |classes| Label::Class(classes[i]));
-        Ok(Item { values, label })
+        Ok(Item { values, label: shard.label(i)? })
     }
 }
 
 impl Dataset for OpenLatents {
     fn info(&self) -> DatasetInfo {
-        info(self.shape, self.num_classes)
+        info(self.shape, self.num_classes, self.shards[0].captions.is_some())
     }
 
     fn len(&self) -> usize {
@@ -329,12 +403,17 @@ impl Dataset for OpenLatents {
     fn plain(&self, index: usize) -> Result<Item> {
         self.item(index, false)
     }
+
+    fn label(&self, index: usize) -> Result<Label> {
+        let (shard, i) = self.place(index);
+        shard.label(i)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safetensors::tensor::{TensorView, serialize_to_file};
+    use safetensors::tensor::serialize_to_file;
     use tempfile::TempDir;
 
     type Entry = (&'static str, Dtype, Vec<usize>, Vec<u8>);
@@ -355,7 +434,7 @@ mod tests {
     }
 
     fn latents(path: &FilePath) -> Latents {
-        Latents { path: path.into(), scaling_factor: 1.0, num_classes: None, input_size: None, channels: None }
+        serde_json::from_value(serde_json::json!({ "path": path })).unwrap()
     }
 
     fn message(config: &Latents) -> String {
@@ -416,6 +495,36 @@ mod tests {
         assert!((0..64).all(|epoch| drawn(epoch) == drawn(epoch)));
         assert_eq!(data.plain(0).unwrap().values, [1.0]);
         assert_eq!(data.plain(0).unwrap().label, Label::None);
+    }
+
+    #[test]
+    fn captions_are_read_where_the_document_says_so() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("a.safetensors");
+        let text = |bytes: &[u8]| (CAPTIONS, Dtype::U8, vec![bytes.len()], bytes.to_vec());
+        let ends = |values: &[i64]| i64s(CAPTION_ENDS, values);
+        let x = || f32s("x", &[3, 1, 1, 1], &[1.0, 2.0, 3.0]);
+        let config = Latents { captions: true, input_size: Some(1), channels: Some(1), ..latents(&path) };
+        // The second is empty; `y` is left alone.
+        write(&path, &[x(), i64s("y", &[1, 2, 3]), text("a cät".as_bytes()), ends(&[2, 2, 6])]);
+        let data = config.open().unwrap();
+        assert_eq!(config.info(), Some(data.info()));
+        for (i, caption) in ["a ", "", "cät"].iter().enumerate() {
+            assert_eq!(data.label(i).unwrap(), Label::Caption((*caption).into()));
+            assert_eq!(data.plain(i).unwrap().label, Label::Caption((*caption).into()));
+        }
+        assert_eq!(latents(&path).open().unwrap().label(0).unwrap(), Label::Class(1));
+        // One caption cut within a letter, and a table of ends that is none.
+        write(&path, &[x(), text("ä".as_bytes()), ends(&[1, 1, 2])]);
+        assert!(config.open().unwrap().label(0).unwrap_err().to_string().contains("caption 0 is not UTF-8"));
+        for wrong in [&[0, 3, 2][..], &[0, 1, 1], &[-1, 1, 2], &[0, 1, i64::MAX], &[1, 2]] {
+            write(&path, &[x(), text(b"ab"), ends(wrong)]);
+            assert!(message(&config).contains("rising from 0"), "{wrong:?}: {}", message(&config));
+        }
+        write(&path, &[x()]);
+        assert!(message(&config).contains("has no tensors `captions`"));
+        let both = Latents { num_classes: Some(3), ..config };
+        assert_eq!(both.check()[0].at, ["/num_classes", "/captions"]);
     }
 
     #[test]

@@ -376,6 +376,10 @@ impl Dataset for OpenShards {
         }
     }
 
+    fn mirrors(&self) -> bool {
+        self.config.horizontal_flip
+    }
+
     fn warnings(&self) -> Vec<String> {
         self.skipped.warnings()
     }

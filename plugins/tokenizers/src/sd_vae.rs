@@ -9,7 +9,7 @@
 use crate::IMAGE_CHANNELS;
 use crate::kl::KlNetwork;
 use framework::burn::tensor::DType;
-use framework::error::{Problems, Result};
+use framework::error::{Error, Problems, Result};
 use framework::foreign::{self, BESIDE_LATENT_DIFFUSION, ForeignName, ForeignNames, Layout, Report};
 use framework::nn::autoencoder::AutoencoderConfig;
 use framework::nn::{from_positions, to_positions};
@@ -142,13 +142,21 @@ impl SdVae {
     }
 
     /// The factor that the configuration beside the weights names.
-    fn configured_factor(&self) -> Option<f64> {
-        let folder = if self.path.is_dir() { self.path.as_path() } else { self.path.parent()? };
-        let file =
-            [folder.join("vae/config.json"), folder.join("config.json")].into_iter().find(|file| file.exists())?;
-        let config: framework::serde_json::Value =
-            framework::serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
-        config["scaling_factor"].as_f64().filter(|factor| factor.is_finite() && *factor > 0.0)
+    fn configured_factor(&self) -> Result<Option<f64>> {
+        let folder = if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(FilePath::new("")) };
+        let files = [folder.join("vae/config.json"), folder.join("config.json")];
+        let Some(file) = files.into_iter().find(|file| file.exists()) else { return Ok(None) };
+        let wrong = |what: String| Error::file(&file, what);
+        let config: framework::serde_json::Value = framework::serde_json::from_str(&foreign::text(&file)?)
+            .map_err(|e| wrong(format!("is no configuration: {e}")))?;
+        let Some(factor) = config.get("scaling_factor").filter(|factor| !factor.is_null()) else { return Ok(None) };
+        let number = factor.as_f64().filter(|factor| factor.is_finite() && *factor > 0.0);
+        number.map(Some).ok_or_else(|| {
+            let factor: String = factor.to_string().chars().take(60).collect();
+            wrong(format!(
+                "its `scaling_factor` is {factor}, and must be a number above 0; or set /tokenizer/scaling_factor"
+            ))
+        })
     }
 
     fn stride(&self) -> usize {
@@ -302,7 +310,10 @@ impl Tokenizer for SdVae {
 
     fn load(&mut self, device: &Device) -> Result<()> {
         let (network, _) = foreign::load_whole(self.init(device), &self.formats(), &self.path)?;
-        let scaling_factor = self.scaling_factor.or_else(|| self.configured_factor()).unwrap_or(SCALING_FACTOR);
+        let scaling_factor = match self.scaling_factor {
+            Some(factor) => factor,
+            None => self.configured_factor()?.unwrap_or(SCALING_FACTOR),
+        };
         self.loaded = Some(Loaded { network, scaling_factor });
         Ok(())
     }
@@ -335,6 +346,34 @@ impl Tokenizer for SdVae {
 mod tests {
     use super::*;
     use framework::burn::tensor::TensorData;
+
+    #[test]
+    fn the_factor_beside_the_weights_is_a_number_or_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let vae: SdVae =
+            framework::serde_json::from_value(framework::serde_json::json!({ "path": folder.path() })).unwrap();
+        assert_eq!(vae.configured_factor().unwrap(), None);
+        let file = folder.path().join("config.json");
+        for (text, factor) in
+            [("{}", None), ("{\"scaling_factor\": null}", None), ("{\"scaling_factor\": 0.5}", Some(0.5))]
+        {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(vae.configured_factor().unwrap(), factor);
+        }
+        for text in [
+            "",
+            "{\"scaling_factor\": \"0.5\"}",
+            "{\"scaling_factor\": [1]}",
+            "{\"scaling_factor\": -1}",
+            "{\"scaling_factor\": 1e999}",
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let said = vae.configured_factor().unwrap_err().to_string();
+            assert!(said.contains("config.json") && said.len() < 400, "{said}");
+        }
+        std::fs::File::create(&file).unwrap().set_len(10 << 30).unwrap();
+        assert!(vae.configured_factor().unwrap_err().to_string().contains("has more than"));
+    }
 
     #[test]
     fn tiles_of_a_map_of_pixels_are_the_whole() {

@@ -1,0 +1,232 @@
+//! `encode`: latents on disk once, the same bytes however often it is stopped, and training from them.
+
+use framework::burn::tensor::{Device, Tensor, TensorData};
+use framework::condition::{Condition, ConditionKind};
+use framework::conditioner::Conditioner;
+use framework::dataset::DatasetConfig;
+use framework::prelude::*;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path as FilePath;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+use unguided::execute;
+
+const TINY: &str = "examples/pipelines/digits-dit-gft-tiny.json";
+
+/// How often each letter occurs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Letters {}
+
+framework::register!(conditioner "letters_of_captions" => Letters);
+
+impl Conditioner for Letters {
+    fn kind(&self) -> ConditionKind {
+        ConditionKind::Text
+    }
+
+    fn text_shape(&self) -> [usize; 2] {
+        [1, 26]
+    }
+
+    fn load(&mut self, _: &Device) -> framework::error::Result<()> {
+        Ok(())
+    }
+
+    fn encode(&self, captions: &[Option<String>]) -> framework::error::Result<Condition> {
+        let count = |caption: &Option<String>| {
+            let of = |letter: u8| caption.iter().flat_map(|text| text.bytes()).filter(|byte| *byte == letter).count();
+            (b'a'..=b'z').map(|letter| of(letter) as f32).collect::<Vec<f32>>()
+        };
+        let tensor = |captions: &[Option<String>]| {
+            let numbers: Vec<f32> = captions.iter().flat_map(count).collect();
+            Tensor::<3>::from_data(TensorData::new(numbers, [captions.len(), 1, 26]), &Device::flex())
+        };
+        let dropped = captions.iter().map(Option::is_none).collect();
+        Ok(Condition::Text { features: tensor(captions), null: tensor(&[None]), dropped })
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unguided"));
+    command.args(arguments);
+    command
+}
+
+fn unguided(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the command starts")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The entry that `encode` prints.
+#[track_caller]
+fn entry(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(output));
+    let said = String::from_utf8_lossy(&output.stdout);
+    let (_, entry) = said.split_once("\"data\": ").expect("an entry");
+    serde_json::from_str(entry).unwrap()
+}
+
+fn files(folder: &FilePath) -> BTreeMap<String, Vec<u8>> {
+    let read = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
+    let files = fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap()));
+    files.filter(|(name, _)| name.ends_with(".safetensors")).collect()
+}
+
+#[test]
+fn digits_are_encoded_once_and_trained_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let whole = at("whole");
+    let encode = ["encode", TINY, "--output", &whole, "--shard", "100", "--dtype", "f32", "--flip"];
+    let entry = entry(&unguided(&encode));
+    let expected = json!({ "type": "latents", "path": at("whole"), "num_classes": 10, "input_size": 8, "channels": 1 });
+    assert_eq!(entry, expected);
+    let whole = files(FilePath::new(&whole));
+    assert_eq!(whole.len(), 18);
+    let file = safetensors::SafeTensors::deserialize(&whole["000017.safetensors"]).unwrap();
+    assert_eq!(file.tensor("x").unwrap().shape(), [97, 1, 8, 8]);
+    let [x, flipped] = ["x", "x_flip"].map(|name| file.tensor(name).unwrap().data().to_vec());
+    // The first row of the first image, and of its mirror image.
+    assert!(x[..32].chunks(4).eq(flipped[..32].chunks(4).rev()));
+
+    // Killed at moments from the clock, it ends with the same bytes.
+    let mut random = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as u64;
+    let killed = encode.map(|word| if word == at("whole") { at("killed") } else { word.to_string() });
+    let killed = killed.each_ref().map(String::as_str);
+    for _ in 0..3 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut child = command(&killed).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(20 + (random >> 33) % 80));
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    // As if it had been killed between any two files, and within one.
+    let _ = fs::remove_file(at("killed/000003.safetensors"));
+    fs::write(at("killed/000003.partial"), "half a file").unwrap();
+    assert!(unguided(&killed).status.success());
+    assert!(files(FilePath::new(&at("killed"))) == whole, "the resumed folder holds other bytes");
+
+    let data = format!("/data={entry}");
+    let trained = unguided(&["train", TINY, "--run", &at("run"), "--set", &data, "--set", "/train/steps=2"]);
+    assert!(trained.status.success(), "{}", text(&trained));
+    let checked = unguided(&["check", TINY, "--set", &data]);
+    assert!(checked.status.success(), "{}", text(&checked));
+}
+
+#[test]
+fn a_folder_of_something_else_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let latents = at("latents");
+    let encode = |more: &[&str]| unguided(&[&["encode", TINY, "--output", &latents], more].concat());
+    assert!(encode(&[]).status.success());
+    // Another network may read the same latents.
+    assert!(encode(&["--set", "/backbone/hidden_size=32"]).status.success());
+    for (more, says) in [
+        (&["--shard", "100"][..], "another /shard"),
+        (&["--dtype", "f32"], "another /dtype"),
+        (&["--flip"], "another /flip"),
+    ] {
+        let output = encode(more);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        assert!(text(&output).contains(says), "{}", text(&output));
+    }
+    let foreign = at("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(at("foreign/a.safetensors"), "anything").unwrap();
+    let output = unguided(&["encode", TINY, "--output", &foreign]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("was not written by `encode`"), "{}", text(&output));
+    // Latents, and tokens.
+    let read = format!("/data={{\"type\":\"latents\",\"path\":\"{latents}\"}}");
+    let tokens = "examples/pipelines/digits-llamagen-vq-tiny.json";
+    for (document, set, says) in
+        [(TINY, read.as_str(), "holds latents already"), (tokens, "/train/seed=1", "the tokenizer makes tokens")]
+    {
+        let output = unguided(&["encode", document, "--output", &at("other"), "--set", set]);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        assert!(text(&output).contains(says), "{}", text(&output));
+    }
+}
+
+#[test]
+fn captions_are_kept_and_trained_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let mut document = json!({
+        "version": 1,
+        "data": { "type": "shapes", "resolution": 16, "count": 50 },
+        "tokenizer": { "type": "pixels" },
+        "conditioner": { "type": "letters_of_captions" },
+        "backbone": {
+            "type": "sd15", "sample_size": 16, "in_channels": 3, "block_out_channels": [8, 8], "layers_per_block": 1,
+            "attention": [1], "num_heads": 2, "cross_attention_dim": 26, "norm_num_groups": 4
+        },
+        "objective": { "type": "cfg" },
+        "train": { "steps": 2, "batch_size": 4, "learning_rate": 1e-3, "sample_columns": 1 },
+        "sampler": { "type": "ddim", "steps": 2 },
+        "guidance": { "type": "none" }
+    });
+    let images: data::Shapes = serde_json::from_value(json!({ "resolution": 16, "count": 50 })).unwrap();
+    let images = images.open().unwrap();
+    fs::write(at("a.json"), document.to_string()).unwrap();
+    execute(["unguided", "encode", &at("a.json"), "--output", &at("latents"), "--shard", "20"]).unwrap();
+    let entry = json!({ "path": at("latents"), "captions": true, "input_size": 16, "channels": 3 });
+    let latents: data::Latents = serde_json::from_value(entry.clone()).unwrap();
+    let open = latents.open().unwrap();
+    assert_eq!((open.len(), Some(open.info())), (50, latents.info()));
+    for index in 0..50 {
+        assert_eq!(open.label(index).unwrap(), images.label(index).unwrap());
+    }
+    document["data"] = entry;
+    document["data"]["type"] = json!("latents");
+    fs::write(at("b.json"), document.to_string()).unwrap();
+    execute(["unguided", "train", &at("b.json"), "--run", &at("run")]).unwrap();
+    assert!(fs::read_to_string(at("run/report.md")).unwrap().contains("1. "));
+}
+
+#[test]
+fn images_that_cannot_be_read_are_left_out_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    for class in 0..10 {
+        let class = images.join(class.to_string());
+        fs::create_dir_all(&class).unwrap();
+        for i in 0..3 {
+            let picture = framework::picture::image(&[i as f32 / 3.0; 64], [1, 8, 8]);
+            framework::picture::save(&picture, &class.join(format!("{i}.png"))).unwrap();
+        }
+    }
+    fs::write(images.join("3/1.png"), "no image").unwrap();
+    let data =
+        json!({ "type": "image_folder", "path": images, "image_size": 8, "channels": 1, "horizontal_flip": true });
+    let output = folder.path().join("latents");
+    let encode = || {
+        unguided(&[
+            "encode",
+            TINY,
+            "--output",
+            output.to_str().unwrap(),
+            "--shard",
+            "20",
+            "--set",
+            &format!("/data={data}"),
+        ])
+    };
+    // Told again by a call that finds all done.
+    for _ in 0..2 {
+        let done = encode();
+        let said = text(&done);
+        assert!(said.contains("29 items in 2 files") && said.contains("1 items could not be read"), "{said}");
+    }
+    let file = &files(&output)["000000.safetensors"];
+    let file = safetensors::SafeTensors::deserialize(file).unwrap();
+    assert_eq!(file.tensor("x").unwrap().shape(), [19, 1, 8, 8]);
+    assert_eq!(file.tensor("x_flip").unwrap().shape(), [19, 1, 8, 8]);
+}
