@@ -7,7 +7,7 @@ use crate::checkpoint::{self, write_atomically};
 use crate::error::{Error, Result};
 use crate::pickle::{self, Stored};
 use crate::random::Random;
-use crate::weights::{self, Init};
+use crate::weights::{self, Drawing, Init};
 use burn::module::Module;
 use burn::store::{ModuleStore, PytorchStore, SafetensorsStore, bridge, burn_pack};
 use burn::tensor::{DType, TensorData};
@@ -332,7 +332,7 @@ pub fn load<M: Module>(
     network: M,
     formats: &[ForeignNames],
     source: &Source,
-    (random, init): (&Random, &dyn Fn(&str, &[usize]) -> Init),
+    (random, init): Drawing<'_>,
 ) -> Result<(M, Report)> {
     let parameters = weights::parameters(&network);
     let (path, file, names, nesting) = recognise(&parameters, formats, source)?;
@@ -454,7 +454,7 @@ pub fn adopt<M: Module>(
     names: &ForeignNames,
     mut from: BTreeMap<String, TensorData>,
     path: &Path,
-    (random, init): (&Random, &dyn Fn(&str, &[usize]) -> Init),
+    (random, init): Drawing<'_>,
 ) -> Result<(M, Report)> {
     let (mut report, mut problems) = (Report::default(), Vec::new());
     for (own, shape, _) in weights::parameters(&network) {

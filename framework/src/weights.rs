@@ -47,6 +47,12 @@ pub fn param_id(path: &str) -> ParamId {
     ParamId::from(u64::from_le_bytes(hash[..8].try_into().expect("eight bytes")))
 }
 
+/// How parameters that no file has are drawn: the randomness, and what each one's numbers are.
+pub type Drawing<'a> = (&'a Random, &'a dyn Fn(&str, &[usize]) -> Init);
+
+/// The numbers of the parameter at a path of a shape, if there are any.
+type Reading<'a> = dyn FnMut(&str, &[usize]) -> Result<Option<TensorData>> + 'a;
+
 /// Draws every float parameter of `module` from `init(path, shape)`: a function of the seed and the path alone.
 pub fn initialize<M: Module>(module: M, random: &Random, init: &dyn Fn(&str, &[usize]) -> Init) -> M {
     fill(module, random, init, &mut |_, _| Ok(None)).expect("nothing is read")
@@ -60,13 +66,13 @@ pub fn fill<M: Module>(
     module: M,
     random: &Random,
     init: &dyn Fn(&str, &[usize]) -> Init,
-    source: &mut dyn FnMut(&str, &[usize]) -> Result<Option<TensorData>>,
+    source: &mut Reading<'_>,
 ) -> Result<M> {
     struct Fill<'a> {
         names: Names,
         random: &'a Random,
         init: &'a dyn Fn(&str, &[usize]) -> Init,
-        source: &'a mut dyn FnMut(&str, &[usize]) -> Result<Option<TensorData>>,
+        source: &'a mut Reading<'a>,
         error: Option<Error>,
     }
     impl ModuleMapper for Fill<'_> {

@@ -5,7 +5,7 @@
 use framework::error::{Error, Result};
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -121,7 +121,7 @@ fn cleaned(caption: &str) -> String {
     text
 }
 
-fn text(path: &PathBuf) -> Result<String> {
+fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_string).ok_or_else(|| Error::file(path, "the path is no UTF-8"))
 }
 

@@ -248,7 +248,7 @@ impl BackboneConfig for Sd15Config {
             let problem = Problem::new("/sample_size", what).and_at("/block_out_channels");
             problems.push(problem.accepts(format!("a multiple of {halvings}")));
         }
-        if self.block_out_channels[0] % 2 != 0 {
+        if !self.block_out_channels[0].is_multiple_of(2) {
             let what = "the first level's channels are as many as sinusoids of time, half of them cosines";
             problems.push(Problem::new("/block_out_channels/0", what).accepts("an even number"));
         }
