@@ -20,6 +20,8 @@ pub struct Accepts {
     pub num_classes: Option<usize>,
     /// Width of text features, for [`ConditionKind::Text`]; number of distinct tokens, for [`ConditionKind::Tokens`].
     pub text_width: Option<usize>,
+    /// Most tokens of a text; `None` = any number.
+    pub text_length: Option<usize>,
     /// Whether it reads the guidance number of [`Control::guidance`].
     pub guidance_input: bool,
     /// Which document field switches the guidance input on, e.g. `/guidance_input`.

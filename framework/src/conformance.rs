@@ -570,9 +570,10 @@ impl Bench {
             }
             (ConditionKind::Tokens, _) => {
                 let count = accepts.text_width.unwrap_or(8);
-                let drawn = random.uniform("text", 0, 0, BATCH * 4);
+                let length = accepts.text_length.unwrap_or(4).min(4);
+                let drawn = random.uniform("text", 0, 0, BATCH * length);
                 let ids: Vec<usize> = drawn.into_iter().map(|u| (u * count as f64) as usize).collect();
-                Condition::Tokens { ids: ids.chunks(4).map(<[usize]>::to_vec).collect(), null: vec![0; 4] }
+                Condition::Tokens { ids: ids.chunks(length).map(<[usize]>::to_vec).collect(), null: vec![0; length] }
             }
             (ConditionKind::Text, _) => {
                 let width = accepts.text_width.unwrap_or(8);

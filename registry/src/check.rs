@@ -205,7 +205,16 @@ fn conditions(document: &Document, info: Option<&DatasetInfo>) -> Problems {
             .fix("remove /conditioner"),
         ),
         Some(conditioner) => {
-            let [_, width] = conditioner.text_shape();
+            let [length, width] = conditioner.text_shape();
+            if accepts.text_length.is_some_and(|most| length > most) {
+                let most = accepts.text_length.unwrap_or_default();
+                let what = format!(
+                    "conditioner \"{}\" makes texts of {length} tokens; \"{backbone}\" as configured reads {most}",
+                    conditioner.typetag_name()
+                );
+                let problem = Problem::new("/conditioner", what).and_at("/backbone");
+                problems.push(problem.accepts(format!("at most {most} tokens")));
+            }
             if conditioner.kind() != accepts.condition {
                 let what = format!(
                     "conditioner \"{}\" makes {}; \"{backbone}\" as configured reads {reads}",

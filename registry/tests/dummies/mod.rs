@@ -158,6 +158,7 @@ impl BackboneConfig for Tiny {
             condition: self.condition,
             num_classes: self.num_classes,
             text_width: (self.condition == ConditionKind::Text).then_some(16),
+            text_length: None,
             guidance_input: self.guidance_input,
             guidance_field: "/guidance_input",
             variance: false,

@@ -247,6 +247,7 @@ impl<P: Clock> BackboneConfig for Config<P> {
             condition: ConditionKind::Class,
             num_classes: Some(self.num_classes),
             text_width: None,
+            text_length: None,
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: self.learn_sigma && P::HAS_VARIANCE,

@@ -236,6 +236,7 @@ impl BackboneConfig for LlamaGenConfig {
             condition: if text { ConditionKind::Text } else { ConditionKind::Class },
             num_classes: (!text).then(|| self.classes()),
             text_width: text.then(|| self.text_width()),
+            text_length: None,
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,

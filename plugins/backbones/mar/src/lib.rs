@@ -345,6 +345,7 @@ impl BackboneConfig for MarConfig {
             condition: ConditionKind::Class,
             num_classes: Some(self.class_num),
             text_width: None,
+            text_length: None,
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: self.learn_sigma,

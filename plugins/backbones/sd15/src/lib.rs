@@ -281,6 +281,7 @@ impl BackboneConfig for Sd15Config {
             condition,
             num_classes: None,
             text_width: Some(width),
+            text_length: self.text_encoder.as_ref().map(|encoder| encoder.length),
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,

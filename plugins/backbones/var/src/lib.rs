@@ -225,6 +225,7 @@ impl BackboneConfig for VarConfig {
             condition: ConditionKind::Class,
             num_classes: Some(self.num_classes),
             text_width: None,
+            text_length: None,
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,
