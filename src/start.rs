@@ -14,14 +14,15 @@ use framework::loader::readable;
 use framework::pipeline::Pipeline;
 use framework::random::Random;
 use framework::trainer::{Start, tracking};
-use framework::weights::{self, Init};
+use framework::weights::{self, Drawing};
 use std::path::{Path, PathBuf};
 
 /// The weights of a run's folder, a native checkpoint or an official file, in a network of this pipeline.
 pub fn weights(pipeline: &Pipeline, source: &Source, device: &Device) -> Result<(BoxBackbone, Report), Failure> {
     let (network, formats) = (pipeline.backbone.init(device), pipeline.backbone.formats());
     let init = |path: &str, shape: &[usize]| pipeline.backbone.initializer(path, shape);
-    let (random, init): (_, &dyn Fn(&str, &[usize]) -> Init) = (Random::new(pipeline.train.seed), &init);
+    let random = Random::new(pipeline.train.seed);
+    let drawing: Drawing<'_> = (&random, &init);
     if let Some(path) = native(&source.checkpoint)? {
         let checkpoint = Checkpoint::load(&path)?;
         let mut values = checkpoint.sampling_weights();
@@ -30,9 +31,9 @@ pub fn weights(pipeline: &Pipeline, source: &Source, device: &Device) -> Result<
             let theirs = document::from_text(&checkpoint.document, &[], &format!("{} (its document)", path.display()))?;
             values = weights::export(&theirs.restore(values, &Device::flex())?);
         }
-        return Ok(foreign::adopt(network, &formats[0], values, &path, (&random, init))?);
+        return Ok(foreign::adopt(network, &formats[0], values, &path, drawing)?);
     }
-    Ok(foreign::load(network, &formats, source, (&random, init))?)
+    Ok(foreign::load(network, &formats, source, drawing)?)
 }
 
 /// The native checkpoint that a path stands for, if it is not a file or a folder of an official format.

@@ -34,9 +34,11 @@ fn attention() -> String {
 }
 
 /// Whether a path is one that a pattern is found in.
-fn group(pattern: &str) -> Result<impl Fn(&str) -> bool + use<>, String> {
+type Group = Box<dyn Fn(&str) -> bool>;
+
+fn group(pattern: &str) -> Result<Group, String> {
     let group = ParamGroup::from_regex(pattern).map_err(|e| format!("{e:?}"))?;
-    Ok(move |path: &str| group.matches(&param_id(path), Some(path)))
+    Ok(Box::new(move |path: &str| group.matches(&param_id(path), Some(path))))
 }
 
 /// Problems of `frozen` and `lora` with the parameters (path and shape) of the network; pointers are relative to `train`.
@@ -76,7 +78,7 @@ pub fn adapt<M: Module>(network: M, train: &TrainConfig, random: &Random, is_new
         return network;
     }
     let groups = train.frozen.iter().map(|pattern| group(pattern).expect("the check phase refuses other patterns"));
-    network.map(&mut Freeze { names: Vec::new(), groups: groups.map(|group| Box::new(group) as _).collect() })
+    network.map(&mut Freeze { names: Vec::new(), groups: groups.collect() })
 }
 
 /// Attaches an adapter to every chosen matrix, and freezes what is neither adapted nor new.
@@ -121,7 +123,7 @@ impl Reparameterizer for Adapters<'_> {
 /// Switches the gradient of matching parameters off.
 struct Freeze {
     names: Vec<String>,
-    groups: Vec<Box<dyn Fn(&str) -> bool>>,
+    groups: Vec<Group>,
 }
 
 impl ModuleMapper for Freeze {
