@@ -1,9 +1,9 @@
 //! Files of encoded latents: what dataset `latents` reads and `unguided encode` writes.
 //!
 //!   x, x_flip     float [N, C, H, W]   the latents, and those of the mirrored images
-//!   y             int64 [N]            the classes
-//!   captions      uint8 [bytes]        the captions one after another, UTF-8
-//!   caption_ends  int64 [N]            where each ends in `captions`
+//!   y             int64 `[N]`            the classes
+//!   captions      uint8 `[bytes]`        the captions one after another, UTF-8
+//!   caption_ends  int64 `[N]`            where each ends in `captions`
 //!
 //! Everything but `x` may be absent.
 
