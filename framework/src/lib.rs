@@ -16,6 +16,7 @@ pub mod error;
 pub mod foreign;
 pub mod guidance;
 pub mod interpolant;
+mod kernels;
 pub mod latents;
 pub mod laws;
 pub mod loader;

@@ -1,6 +1,6 @@
 //! Text to JSON without losing anything: syntax errors and duplicate keys are located. And overrides.
 
-use crate::names::{join, list, nearest, split};
+use crate::names::{join, split};
 use framework::error::{Problem, Problems};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -22,10 +22,10 @@ pub fn read(text: &str) -> Result<(Value, Problems), Problem> {
 
 /// Sets the value at `pointer`, for `--set /train/steps=500`. `text` is JSON, or else a string.
 ///
-/// The parent must exist. A new member is added without question: the schema checks its name.
+/// Members on the way that are absent or null become objects, without question: the schema checks their names.
 ///
 /// # Errors
-/// If the pointer does not start with `/`, or leads nowhere.
+/// If the pointer does not start with `/`, leads past the end of a list, or through a number or a string.
 pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Problem> {
     let lost = |what: String| Problem::new(if pointer.starts_with('/') { pointer } else { "" }, what);
     if !pointer.starts_with('/') {
@@ -49,13 +49,13 @@ pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Proble
                 members.insert(key, value);
                 return Ok(());
             }
-            Value::Object(members) if !members.contains_key(&key) => {
-                let names = members.keys().map(String::as_str);
-                return Err(lost(format!("{here} does not exist"))
-                    .accepts(list(names.clone()))
-                    .nearest(nearest(&key, names)));
+            Value::Object(members) => {
+                let member = members.entry(key).or_insert(Value::Null);
+                if member.is_null() {
+                    *member = Value::Object(Map::new());
+                }
+                member
             }
-            Value::Object(members) => &mut members[&key],
             Value::Array(items) => {
                 let count = items.len();
                 match key.parse::<usize>().ok().filter(|i| key == i.to_string()).and_then(|i| items.get_mut(i)) {

@@ -356,12 +356,6 @@ fn overrides_are_located() {
       at       p.json  /
       accepts  a pointer such as /train/steps
     "#);
-    assert_snapshot!(said("/samplr/steps"), @r#"
-    error: /samplr does not exist
-      at       p.json  /samplr/steps
-      accepts  $schema, version, about, data, tokenizer, backbone, objective, train, sampler, guidance, metrics
-      nearest  sampler
-    "#);
     assert_snapshot!(said("/metrics/2/label"), @r#"
     error: /metrics/2 does not exist
       at       p.json  /metrics/2/label
@@ -376,6 +370,8 @@ fn overrides_are_located() {
     set(&mut document, "/about", "two words").unwrap();
     assert_eq!(document.pointer("/metrics/1/label"), None);
     assert_eq!(document["about"], "two words");
+    set(&mut document, "/train/from/checkpoint", "file.pt").unwrap();
+    assert_eq!(document["train"]["from"]["checkpoint"], "file.pt");
 }
 
 proptest! {

@@ -1,8 +1,8 @@
-use super::Linear;
+use super::{Linear, composed};
 use crate::backbone::Perturbation;
+use crate::kernels::{self, Attend, any};
 use burn::module::Module;
-use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Device, Tensor, module::attention};
+use burn::tensor::{Bool, Device, Tensor};
 
 /// Sizes of a self-attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -71,8 +71,15 @@ pub enum Span {
 ///
 /// Source: arXiv:1706.03762 eq. 1.
 pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: Option<f64>) -> Tensor<4> {
-    let options = AttentionModuleOptions { scale, is_causal: span == Span::Causal, ..Default::default() };
-    attention(q, k, v, mask, None, options)
+    let scale = scale.unwrap_or_else(|| 1.0 / (q.dims()[3] as f64).sqrt());
+    let hidden = mask.as_ref().map(kernels::bytes);
+    let fused = if let Some(None) = hidden {
+        None
+    } else {
+        let kernel = Attend { scale, causal: span == Span::Causal, mask: hidden.flatten() };
+        kernels::run(kernel, [any(&q), any(&k), any(&v)])
+    };
+    fused.unwrap_or_else(|| composed::attend([q, k, v], span, mask, scale))
 }
 
 /// `[B, L, D]` to `[B, heads, L, D / heads]`.

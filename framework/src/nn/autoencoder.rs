@@ -10,12 +10,10 @@
 //! level 0 is the finest, in the encoder and in the decoder.
 
 use super::conv::{Conv2d, GroupNorm, GroupNormConfig, from_positions, to_positions, upsample_nearest};
-use super::{heads, merge_heads, silu};
+use super::{Span, attend, heads, merge_heads};
 use crate::error::{Problem, Problems};
 use crate::tokenizer::ImageShape;
 use burn::module::Module;
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Tensor};
 
 /// The normalisation of every published autoencoder of this family.
@@ -121,11 +119,11 @@ impl ResidualBlock {
     /// Shapes: `x` `[B, in, H, W]` to `[B, out, H, W]`; `shift` `[B, out]` is added between the convolutions: what a
     /// diffusion network says of time.
     pub fn forward(&self, x: Tensor<4>, shift: Option<Tensor<2>>) -> Tensor<4> {
-        let mut hidden = self.conv1.forward(silu(self.norm1.forward(x.clone())));
+        let mut hidden = self.conv1.forward(self.norm1.forward_silu(x.clone()));
         if let Some(shift) = shift {
             hidden = hidden + shift.unsqueeze_dims(&[2, 3]);
         }
-        let hidden = self.conv2.forward(silu(self.norm2.forward(hidden)));
+        let hidden = self.conv2.forward(self.norm2.forward_silu(hidden));
         match &self.nin_shortcut {
             Some(shortcut) => shortcut.forward(x) + hidden,
             None => x + hidden,
@@ -160,8 +158,7 @@ impl AttentionBlock {
         let [_, _, height, width] = x.dims();
         let normal = self.norm.forward(x.clone());
         let map = |conv: &Conv2d| heads(to_positions(conv.forward(normal.clone())), 1);
-        let options = AttentionModuleOptions::default();
-        let mixed = attention(map(&self.q), map(&self.k), map(&self.v), None, None, options);
+        let mixed = attend([map(&self.q), map(&self.k), map(&self.v)], Span::All, None, None);
         x + self.proj_out.forward(from_positions(merge_heads(mixed), [height, width]))
     }
 }
@@ -288,7 +285,7 @@ impl Encoder {
                 x = halve.conv.forward(x);
             }
         }
-        self.conv_out.forward(silu(self.norm_out.forward(self.mid.forward(x))))
+        self.conv_out.forward(self.norm_out.forward_silu(self.mid.forward(x)))
     }
 }
 
@@ -336,7 +333,7 @@ impl Decoder {
                 x = double.conv.forward(upsample_nearest(x));
             }
         }
-        self.conv_out.forward(silu(self.norm_out.forward(x)))
+        self.conv_out.forward(self.norm_out.forward_silu(x))
     }
 }
 

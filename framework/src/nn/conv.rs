@@ -1,10 +1,11 @@
 //! Layers of images `[B, C, H, W]`: convolution, group normalisation, resizing.
 
-use super::{parameter, widen};
+use super::{composed, parameter};
+use crate::kernels::{self, Convolve, GroupNormalize, any};
 use crate::random::tensor;
 use burn::module::{Module, Param};
-use burn::tensor::module::{conv2d, interpolate};
-use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
 
 /// A convolution. `weight` is `[out, in, k, k]`, `bias` `[out]`.
@@ -39,8 +40,10 @@ impl Conv2d {
 
     /// Shapes: `[B, in, H, W]` to `[B, out, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1);
-        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        let kernel = Convolve { stride: self.stride, padding: self.padding };
+        kernels::run(kernel, [any(&x), any(&weight), any(&bias)])
+            .unwrap_or_else(|| composed::conv(x, weight, bias, self.stride, self.padding))
     }
 }
 
@@ -77,17 +80,19 @@ impl GroupNorm {
 
     /// Shapes: `[B, C, H, W]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let ([batch, channels, height, width], dtype) = (x.dims(), x.dtype());
-        let (area, members) = (height * width, channels / self.groups);
-        let x = widen(x).reshape([batch, self.groups, members * area]);
-        let centred = x.clone() - x.mean_dim(2);
-        let variance = (centred.clone() * centred.clone()).mean_dim(2);
-        // One factor a channel: the deviation and the weight in a single pass over memory.
-        let weight = widen(self.weight.val()).reshape([1, self.groups, members]);
-        let factor = (weight / (variance + self.epsilon).sqrt()).reshape([batch, channels, 1]);
-        let bias = widen(self.bias.val()).reshape([1, channels, 1]);
-        let normal = centred.reshape([batch, channels, area]) * factor + bias;
-        normal.reshape([batch, channels, height, width]).cast(dtype)
+        self.normalize(x, false)
+    }
+
+    /// [`super::silu`] of the same.
+    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
+        self.normalize(x, true)
+    }
+
+    fn normalize(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        let config = GroupNormConfig { groups: self.groups, epsilon: self.epsilon };
+        kernels::run(GroupNormalize { config, silu }, [any(&x), any(&weight), any(&bias)])
+            .unwrap_or_else(|| composed::group_norm(x, weight, bias, config, silu))
     }
 }
 

@@ -1,6 +1,7 @@
-use super::{gelu_tanh, parameter, silu};
+use crate::kernels::{self, Affine, any};
+use super::{Activation, activate, gate, parameter};
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Int, Tensor, activation, module::linear};
+use burn::tensor::{DType, Device, Int, Tensor, module::linear};
 
 /// `x W + b`. `weight` is `[in, out]`, `bias` `[out]`.
 #[derive(Module, Debug)]
@@ -33,7 +34,12 @@ impl Linear {
         let [inputs, outputs] = weight.dims();
         let rows: usize = shape[..D - 1].iter().product();
         if rows > 1 || inputs * outputs < LARGE || !inputs.is_multiple_of(PARTS) {
-            return linear(x, weight, self.bias.as_ref().map(Param::val));
+            let bias = self.bias.as_ref().map(Param::val);
+            let fused = match &bias {
+                Some(bias) => kernels::run(Affine, [any(&x), any(&weight), any(bias)]),
+                None => kernels::run(Affine, [any(&x), any(&weight)]),
+            };
+            return fused.unwrap_or_else(|| linear(x, weight, bias));
         }
         // One row, as in decoding: the product is as fast as the weights are read, and a batch of parts is read side by side.
         shape[D - 1] = outputs;
@@ -102,23 +108,11 @@ impl GatedMlp {
 
     /// Shapes: `[B, L, D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.w2.forward(silu(self.w1.forward(x.clone())) * self.w3.forward(x))
+        self.w2.forward(gate(self.w1.forward(x.clone()), self.w3.forward(x), Activation::Silu))
     }
 }
 
-/// The forms of gelu.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Gelu {
-    /// [`gelu_tanh`].
-    #[default]
-    Tanh,
-    /// `x / 2 (1 + erf(x / sqrt(2)))`.
-    Exact,
-    /// `x sigmoid(1.702 x)`, CLIP's.
-    Quick,
-}
-
-/// `fc2(gelu(fc1(x)))`.
+/// `fc2(activation(fc1(x)))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// To the hidden width.
@@ -126,28 +120,23 @@ pub struct Mlp {
     /// And back.
     pub fc2: Linear,
     #[module(skip)]
-    gelu: Gelu,
+    activation: Activation,
 }
 
 impl Mlp {
-    /// Width in and out, and hidden width.
+    /// Width in and out, and hidden width; with the tanh form of gelu.
     pub fn new(width: usize, hidden: usize, device: &Device) -> Self {
-        Self { fc1: Linear::new(width, hidden, device), fc2: Linear::new(hidden, width, device), gelu: Gelu::Tanh }
+        Self { fc1: Linear::new(width, hidden, device), fc2: Linear::new(hidden, width, device), activation: Activation::GeluTanh }
     }
 
-    /// The same with the other form of gelu.
-    pub fn with_gelu(self, gelu: Gelu) -> Self {
-        Self { gelu, ..self }
+    /// The same with another curve.
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
     }
 
     /// Shapes: `[B, L, D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.fc1.forward(x);
-        self.fc2.forward(match self.gelu {
-            Gelu::Tanh => gelu_tanh(x),
-            Gelu::Exact => activation::gelu(x),
-            Gelu::Quick => x.clone() * activation::sigmoid(x * 1.702),
-        })
+        self.fc2.forward(activate(self.fc1.forward(x), self.activation))
     }
 }
 

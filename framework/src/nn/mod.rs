@@ -1,10 +1,14 @@
 //! Layers that backbones share. A faster kernel behind one of them serves every backbone.
 //!
 //! Parameters are allocated lazily: [`crate::weights::initialize`] or a checkpoint gives them their numbers.
-//! Layers compute in the data type of their effective weights and keep normalisation statistics in f32.
+//! Layers compute in the data type of their effective weights and keep normalisation statistics in f32. On the CPU what
+//! memory bounds runs in fused kernels ([`crate::kernels`]); elsewhere in the same functions composed of tensor operations
+//! ([`composed`]).
 
+mod activation;
 mod attention;
 pub mod autoencoder;
+pub(crate) mod composed;
 mod conv;
 mod embedding;
 mod linear;
@@ -12,18 +16,19 @@ mod norm;
 mod rotary;
 mod text;
 
+pub use activation::{Activation, activate, gate, silu};
 pub use attention::{Attention, AttentionConfig, Span, attend, heads, merge_heads};
 pub use conv::{
     Conv2d, GroupNorm, GroupNormConfig, Resampling, from_positions, resize, to_positions, upsample_nearest,
 };
 pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
-pub use linear::{Embedding, GatedMlp, Gelu, Linear, Mlp};
-pub use norm::{LayerNorm, RmsNorm};
+pub use linear::{Embedding, GatedMlp, Linear, Mlp};
+pub use norm::{LayerNorm, RmsNorm, adaptive_layer_norm, gated_add, layer_norm};
 pub use rotary::{Place, Rotary};
 pub use text::{TextAttention, TextEncoder, TextEncoderConfig, TextLayer};
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Device, Int, Tensor, activation};
+use burn::tensor::{Device, Int, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -62,69 +67,4 @@ pub fn gather(x: Tensor<3>, places: &[usize]) -> Tensor<3> {
     let count = places.len() / batch;
     let of_batch = places.iter().enumerate().map(|(i, place)| i / count * length + place);
     rows(x.reshape([batch * length, width]), of_batch).reshape([batch, count, width])
-}
-
-/// Layer normalisation without affine parameters over the last dimension.
-///
-/// Source: arXiv:1607.06450. Statistics in f32 or wider, whatever the data type.
-pub fn layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64) -> Tensor<D> {
-    let dtype = x.dtype();
-    let x = widen(x);
-    let centred = x.clone() - x.mean_dim(D - 1);
-    let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);
-    (centred / (variance + epsilon).sqrt()).cast(dtype)
-}
-
-/// f32 for half-width types; f32 and f64 as they are.
-fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(DType::F32),
-        _ => x,
-    }
-}
-
-/// `x (1 + scale) + shift`, with one scale and shift a sample. Shapes: `x` `[B, L, D]`, others `[B, D]`.
-///
-/// Source: arXiv:2212.09748 sec. 3.2 (adaLN).
-pub fn modulate(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>) -> Tensor<3> {
-    x * (scale.unsqueeze_dim::<3>(1) + 1.0) + shift.unsqueeze_dim(1)
-}
-
-/// The tanh form of gelu, `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
-///
-/// Written as `x sigmoid(2 u)`, which is the same function in fewer passes over memory.
-/// Source: arXiv:1606.08415 sec. 2.
-pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    const LINEAR: f64 = 1.595_769_121_605_730_7; // 2 sqrt(2 / pi)
-    let u = (x.clone() * x.clone() * (LINEAR * 0.044_715) + LINEAR) * x.clone();
-    x * activation::sigmoid(u)
-}
-
-/// `x sigmoid(x)`.
-pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.clone() * activation::sigmoid(x)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::random::tensor;
-
-    #[test]
-    fn gelu_tanh_is_its_formula() {
-        for x in [-3.0, -0.5, 0.0, 0.7, 2.5_f64] {
-            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-            let expected = 0.5 * x * (1.0 + u.tanh());
-            let got = gelu_tanh(tensor::<1>(&[x], [1], DType::F64, &Device::flex())).into_scalar::<f64>();
-            assert!((got - expected).abs() < 1e-12, "{x}: {got} {expected}");
-        }
-    }
-
-    #[test]
-    fn layer_norm_has_mean_zero_and_variance_one() {
-        let x = tensor::<2>(&[1.0, 2.0, 4.0, 9.0], [1, 4], DType::F64, &Device::flex());
-        let y = layer_norm(x, 0.0).into_data().try_to_vec::<f64>().unwrap();
-        assert!(y.iter().sum::<f64>().abs() < 1e-12);
-        assert!((y.iter().map(|v| v * v).sum::<f64>() / 4.0 - 1.0).abs() < 1e-12);
-    }
 }

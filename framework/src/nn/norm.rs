@@ -1,6 +1,32 @@
-use super::{layer_norm, parameter, widen};
+use super::{composed, parameter};
+use crate::kernels::{self, GatedAdd, Normalize, any};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+
+/// Layer normalisation without affine parameters over the last dimension.
+///
+/// Source: arXiv:1607.06450. Statistics in f32 or wider, whatever the data type.
+pub fn layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64) -> Tensor<D> {
+    let kernel = Normalize { epsilon, centred: true, offset: 0.0 };
+    kernels::run(kernel, [any(&x)]).unwrap_or_else(|| composed::normalize(x, epsilon, true))
+}
+
+/// [`layer_norm`]`(x) (1 + scale) + shift`. Shapes: `x` `[G, .., D]`; `shift` and `scale` `[G, D]`, one for everything
+/// that lies under an index of the first dimension: a sample, as a rule.
+///
+/// Source: arXiv:2212.09748 sec. 3.2 (adaLN).
+pub fn adaptive_layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64, shift: Tensor<2>, scale: Tensor<2>) -> Tensor<D> {
+    let kernel = Normalize { epsilon, centred: true, offset: 1.0 };
+    kernels::run(kernel, [any(&x), any(&scale), any(&shift)])
+        .unwrap_or_else(|| composed::adaptive_layer_norm(x, epsilon, shift, scale))
+}
+
+/// `x + gate y`. Shapes: `x` and `y` `[G, .., D]`, `gate` `[G, D]`, as in [`adaptive_layer_norm`].
+///
+/// Source: arXiv:2212.09748 sec. 3.2 (adaLN-zero).
+pub fn gated_add<const D: usize>(x: Tensor<D>, y: Tensor<D>, gate: Tensor<2>) -> Tensor<D> {
+    kernels::run(GatedAdd, [any(&x), any(&y), any(&gate)]).unwrap_or_else(|| composed::gated_add(x, y, gate))
+}
 
 /// Layer normalisation with a factor and a shift of each channel: [`layer_norm`]`(x) weight + bias`.
 ///
@@ -23,7 +49,11 @@ impl LayerNorm {
 
     /// Shapes: `[.., D]` to the same.
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
-        layer_norm(x, self.epsilon) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+        let [weight, bias] = [self.weight.val().unsqueeze::<2>(), self.bias.val().unsqueeze()];
+        let kernel = Normalize { epsilon: self.epsilon, centred: true, offset: 0.0 };
+        kernels::run(kernel, [any(&x), any(&weight), any(&bias)]).unwrap_or_else(|| {
+            composed::normalize(x, self.epsilon, true) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+        })
     }
 }
 
@@ -46,9 +76,24 @@ impl RmsNorm {
 
     /// Shapes: `[.., D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let dtype = x.dtype();
-        let x = widen(x);
-        let square = (x.clone() * x.clone()).mean_dim(2);
-        (x / (square + self.epsilon).sqrt()).cast(dtype) * self.weight.val().unsqueeze::<3>()
+        let weight = self.weight.val().unsqueeze::<2>();
+        let kernel = Normalize { epsilon: self.epsilon, centred: false, offset: 0.0 };
+        kernels::run(kernel, [any(&x), any(&weight)])
+            .unwrap_or_else(|| composed::normalize(x, self.epsilon, false) * self.weight.val().unsqueeze::<3>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::tensor;
+    use burn::tensor::DType;
+
+    #[test]
+    fn layer_norm_has_mean_zero_and_variance_one() {
+        let x = tensor::<2>(&[1.0, 2.0, 4.0, 9.0], [1, 4], DType::F64, &Device::flex());
+        let y = layer_norm(x, 0.0).into_data().try_to_vec::<f64>().unwrap();
+        assert!(y.iter().sum::<f64>().abs() < 1e-12);
+        assert!((y.iter().map(|v| v * v).sum::<f64>() / 4.0 - 1.0).abs() < 1e-12);
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! Source: arXiv:2103.00020 sec. 2.4 and the released code.
 
-use super::{Embedding, Gelu, LayerNorm, Linear, Mlp, Span, attend, heads, merge_heads};
+use super::{Embedding, Activation, LayerNorm, Linear, Mlp, Span, attend, heads, merge_heads};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 
@@ -89,7 +89,7 @@ impl TextEncoder {
             layer_norm1: norm(),
             self_attn: attention(),
             layer_norm2: norm(),
-            mlp: Mlp::new(width, hidden, device).with_gelu(Gelu::Quick),
+            mlp: Mlp::new(width, hidden, device).with_activation(Activation::GeluQuick),
         };
         Self {
             token_embedding: Embedding::new(vocab_size, width, device),

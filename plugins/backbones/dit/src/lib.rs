@@ -16,8 +16,8 @@ use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::interpolant::InterpolantConfig;
 use framework::nn::{
-    Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, layer_norm,
-    modulate, parameter, silu, sincos_2d, sinusoid,
+    Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, adaptive_layer_norm,
+    gated_add, parameter, silu, sincos_2d, sinusoid,
 };
 use framework::prelude::*;
 use framework::vp::VpConfig;
@@ -433,16 +433,16 @@ impl Block {
         let [shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp] =
             self.ada_ln.forward(c).chunk(6, 1).try_into().expect("six equal chunks");
         let attended =
-            self.attn.forward(modulate(layer_norm(x.clone(), EPSILON), shift_attn, scale_attn), None, perturb, index);
-        let x = x + attended * gate_attn.unsqueeze_dim(1);
-        let mixed = self.mlp.forward(modulate(layer_norm(x.clone(), EPSILON), shift_mlp, scale_mlp));
-        x + mixed * gate_mlp.unsqueeze_dim(1)
+            self.attn.forward(adaptive_layer_norm(x.clone(), EPSILON, shift_attn, scale_attn), None, perturb, index);
+        let x = gated_add(x, attended, gate_attn);
+        let mixed = self.mlp.forward(adaptive_layer_norm(x.clone(), EPSILON, shift_mlp, scale_mlp));
+        gated_add(x, mixed, gate_mlp)
     }
 }
 
 impl FinalLayer {
     fn forward(&self, x: Tensor<3>, c: Tensor<2>) -> Tensor<3> {
         let [shift, scale] = self.ada_ln.forward(c).chunk(2, 1).try_into().expect("two equal chunks");
-        self.linear.forward(modulate(layer_norm(x, EPSILON), shift, scale))
+        self.linear.forward(adaptive_layer_norm(x, EPSILON, shift, scale))
     }
 }

@@ -11,7 +11,7 @@ use framework::burn::module::{Module, Param};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Embedding, EmbeddingInit, GatedMlp, Linear, Place, RmsNorm, Rotary, Span, TimestepEmbedder, attend, gelu_tanh,
+    Embedding, EmbeddingInit, GatedMlp, Linear, Place, RmsNorm, Rotary, Span, TimestepEmbedder, attend, activate, Activation,
     heads, merge_heads, parameter,
 };
 use framework::prelude::*;
@@ -412,7 +412,7 @@ impl LlamaGen {
                 },
             )
             .collect();
-        projection.fc2.forward(gelu_tanh(projection.fc1.forward(Tensor::cat(rows, 0))))
+        projection.fc2.forward(activate(projection.fc1.forward(Tensor::cat(rows, 0)), Activation::GeluTanh))
     }
 
     /// Rotations of the sequence's entries `from..to`.

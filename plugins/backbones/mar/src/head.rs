@@ -7,7 +7,7 @@
 use crate::{EPSILON, FREQUENCIES};
 use framework::burn;
 use framework::burn::module::Module;
-use framework::nn::{LayerNorm, Linear, TimestepEmbedder, layer_norm, rows, silu};
+use framework::nn::{LayerNorm, Linear, TimestepEmbedder, adaptive_layer_norm, gated_add, rows, silu};
 use framework::prelude::*;
 
 /// Widths of the head.
@@ -85,7 +85,7 @@ impl Head {
         let blocks = self.res_blocks.iter();
         let h = blocks.fold(self.input_proj.forward(x_t), |h, block| block.forward(h, y.clone()));
         let [shift, scale] = self.final_layer.ada_ln.forward(y).chunk(2, 1).try_into().expect("two equal chunks");
-        self.final_layer.linear.forward(layer_norm(h, EPSILON) * (scale + 1.0) + shift)
+        self.final_layer.linear.forward(adaptive_layer_norm(h, EPSILON, shift, scale))
     }
 }
 
@@ -93,6 +93,6 @@ impl ResBlock {
     fn forward(&self, x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
         let [shift, scale, gate] = self.ada_ln.forward(y).chunk(3, 1).try_into().expect("three equal chunks");
         let h = self.in_ln.forward(x.clone()) * (scale + 1.0) + shift;
-        x + gate * self.mlp_2.forward(silu(self.mlp_0.forward(h)))
+        gated_add(x, self.mlp_2.forward(silu(self.mlp_0.forward(h))), gate)
     }
 }

@@ -16,7 +16,7 @@ use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::masked::{Masked, Patches};
 use framework::nn::{
-    Attention, AttentionConfig, EmbeddingInit, Gelu, LayerNorm, Linear, Mlp, TimestepEmbedder, gather, parameter, rows,
+    Attention, AttentionConfig, EmbeddingInit, Activation, LayerNorm, Linear, Mlp, TimestepEmbedder, gather, parameter, rows,
 };
 use framework::prelude::*;
 use framework::vp::{Betas, VpConfig, VpPrediction};
@@ -468,7 +468,7 @@ impl Mar {
                 norm1: norm(width),
                 attn: Attention::new(AttentionConfig { width, num_heads }, device),
                 norm2: norm(width),
-                mlp: Mlp::new(width, config.mlp_width(width), device).with_gelu(Gelu::Exact),
+                mlp: Mlp::new(width, config.mlp_width(width), device).with_activation(Activation::Gelu),
             };
             (0..depth).map(block).collect::<Vec<_>>()
         };

@@ -475,6 +475,6 @@ impl Backbone for UNet {
         for level in &self.up_blocks {
             x = level.up(x, &time, &text, &mut kept);
         }
-        to_positions(self.conv_out.forward(silu(self.conv_norm_out.forward(x)))).cast(x_t.dtype())
+        to_positions(self.conv_out.forward(self.conv_norm_out.forward_silu(x))).cast(x_t.dtype())
     }
 }

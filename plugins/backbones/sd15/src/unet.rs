@@ -7,10 +7,9 @@
 //! Source: arXiv:2112.10752 app. E.2 and the released network; GEGLU: arXiv:2002.05202 eq. 6.
 
 use framework::burn::module::Module;
-use framework::burn::tensor::activation;
 use framework::nn::autoencoder::{Resample, ResidualBlock};
 use framework::nn::{
-    GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, attend, from_positions, heads, merge_heads, to_positions,
+    Activation, GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, attend, from_positions, gate, heads, merge_heads, to_positions,
     upsample_nearest,
 };
 use framework::prelude::*;
@@ -106,7 +105,7 @@ pub struct GeGlu {
 impl GeGlu {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [a, b] = self.proj.forward(x).chunk(2, 2).try_into().expect("two equal chunks");
-        self.out.forward(a * activation::gelu(b))
+        self.out.forward(gate(b, a, Activation::Gelu))
     }
 }
 

@@ -15,7 +15,7 @@ use framework::burn::tensor::{Bool, TensorData};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, attend, heads, layer_norm, merge_heads, parameter,
+    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, attend, gated_add, heads, merge_heads, parameter,
     silu,
 };
 use framework::prelude::*;
@@ -440,35 +440,36 @@ impl Backbone for Var {
             cache.advance(end);
         }
         let [scale, shift] = self.head_nm.ada_lin.forward(active).chunk(2, 1).try_into().expect("two equal chunks");
-        let x = layer_norm(x, self.config.norm_eps) * (scale.unsqueeze_dim::<3>(1) + 1.0) + shift.unsqueeze_dim(1);
+        let x = adaptive_layer_norm(x, self.config.norm_eps, shift, scale);
         self.head.forward(x)
     }
 }
 
 impl Block {
-    /// gamma, scale and shift of both halves, each `[B, 1, D]`: gamma1, gamma2, scale1, scale2, shift1, shift2.
-    fn modulation(&self, active: &Tensor<2>, shared: Option<&Tensor<4>>) -> [Tensor<3>; 6] {
+    /// gamma, scale and shift of both halves, each `[B, D]`: gamma1, gamma2, scale1, scale2, shift1, shift2.
+    fn modulation(&self, active: &Tensor<2>, shared: Option<&Tensor<4>>) -> [Tensor<2>; 6] {
         let [batch, width] = active.dims();
         let all = match (&self.ada_lin, &self.ada_gss, shared) {
             (Some(ada), ..) => ada.forward(active.clone()).reshape([batch, 1, 6, width]),
             (None, Some(offset), Some(shared)) => shared.clone() + offset.val(),
             _ => unreachable!("a block has a modulation of its own or shares one"),
         };
-        std::array::from_fn(|i| all.clone().narrow(2, i, 1).reshape([batch, 1, width]))
+        std::array::from_fn(|i| all.clone().narrow(2, i, 1).reshape([batch, width]))
     }
 
     fn forward(
         &self,
         x: Tensor<3>,
-        [gamma_attn, gamma_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn]: [Tensor<3>; 6],
+        [gamma_attn, gamma_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn]: [Tensor<2>; 6],
         mask: Option<Tensor<4, Bool>>,
         cache: Option<&Cache>,
         (index, epsilon): (usize, f64),
     ) -> Tensor<3> {
-        let modulated = layer_norm(x.clone(), epsilon) * (scale_attn + 1.0) + shift_attn;
-        let x = x + self.attn.forward(modulated, mask, cache, index) * gamma_attn;
-        let modulated = layer_norm(x.clone(), epsilon) * (scale_ffn + 1.0) + shift_ffn;
-        x + self.ffn.forward(modulated) * gamma_ffn
+        let modulated = adaptive_layer_norm(x.clone(), epsilon, shift_attn, scale_attn);
+        let x = gated_add(x, self.attn.forward(modulated, mask, cache, index), gamma_attn);
+        let modulated = adaptive_layer_norm(x.clone(), epsilon, shift_ffn, scale_ffn);
+        let mixed = self.ffn.forward(modulated);
+        gated_add(x, mixed, gamma_ffn)
     }
 }
 

@@ -1,0 +1,292 @@
+//! Attention that keeps one number a query: the logarithm of its softmax's denominator. The backward pass computes the
+//! weights again, a block of queries at a time, so memory grows with the length and not with its square.
+//!
+//! Source: arXiv:2205.14135 algorithms 1 and 4 (the recomputation; blocks here span all keys).
+
+use super::math::{GRAIN, Number, maximum, sum, vectorized};
+use super::matrix::{Matrix, MatrixMut, multiply};
+use super::{Fused, tensor};
+use burn::backend::TensorMetadata;
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, Shape};
+use rayon::prelude::*;
+
+/// Attention weights that one block holds: they stay in the cache of a core.
+const BLOCK: usize = 1 << 15;
+
+/// `softmax(scale q k^T) v`. Inputs: `q` `[B, heads, L, d]`, `k` and `v` `[B, heads, K, d]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Attend {
+    pub scale: f64,
+    /// Query `l` sees keys up to `K - L + l`.
+    pub causal: bool,
+    /// `[B, heads, L, K]` or 1 in place of any of them, true = hidden.
+    pub mask: Option<FlexTensor>,
+}
+
+/// Queries, keys and values as they lie, the output, and `[B, heads, L]` logarithms of denominators.
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    qkv: [FlexTensor; 3],
+    output: FlexTensor,
+    denominators: FlexTensor,
+}
+
+/// A tensor `[B, heads, L, d]` whose rows may lie apart.
+#[derive(Clone, Copy)]
+struct Heads<'a, T> {
+    values: &'a [T],
+    strides: [usize; 3],
+}
+
+impl<'a, T: Number> Heads<'a, T> {
+    /// Of a tensor that [`strided`] returned.
+    fn of(x: &'a FlexTensor) -> Self {
+        let (layout, strides) = (x.layout(), x.layout().strides());
+        let values = &x.storage::<T>()[layout.start_offset()..];
+        Self { values, strides: [0, 1, 2].map(|i| strides[i] as usize) }
+    }
+
+    /// Rows from `first` on of one head.
+    fn rows(self, [b, h]: [usize; 2], first: usize) -> Matrix<'a, T> {
+        let start = b * self.strides[0] + h * self.strides[1] + first * self.strides[2];
+        Matrix { values: &self.values[start..], row: self.strides[2] as isize, column: 1 }
+    }
+
+    fn row(self, head: [usize; 2], row: usize, width: usize) -> &'a [T] {
+        &self.rows(head, row).values[..width]
+    }
+}
+
+/// A tensor `[B, heads, L, d]` whose rows are read where they lie; copied if they are not whole.
+fn strided(x: FlexTensor) -> FlexTensor {
+    let whole = x.layout().strides().iter().all(|stride| *stride >= 0) && x.layout().strides()[3] == 1;
+    if whole { x } else { x.to_contiguous() }
+}
+
+/// Room for a result `[B, heads, L, d]` that lies as `[B, L, heads, d]`, so that heads merge without a copy. Threads write
+/// rows of different heads side by side.
+struct Merged<T> {
+    values: Vec<T>,
+    dims: [usize; 4],
+}
+
+/// Where threads write the rows of a [`Merged`].
+#[derive(Clone, Copy)]
+struct Rows<T> {
+    start: *mut T,
+    dims: [usize; 4],
+}
+// SAFETY: a row is written by one thread: the one that has its head and block.
+unsafe impl<T> Send for Rows<T> {}
+unsafe impl<T> Sync for Rows<T> {}
+
+impl<T: Number> Merged<T> {
+    fn new(dims: [usize; 4]) -> Self {
+        Self { values: vec![T::of(0.0); dims.iter().product()], dims }
+    }
+
+    fn rows(&mut self) -> Rows<T> {
+        Rows { start: self.values.as_mut_ptr(), dims: self.dims }
+    }
+
+    fn finish(self) -> FlexTensor {
+        let [_, heads, length, width] = self.dims;
+        let strides = [length * heads * width, width, heads * width, 1].map(|stride| stride as isize);
+        let layout = Layout::new(Shape::new(self.dims), strides.to_vec(), 0);
+        FlexTensor::new(Bytes::from_elems(self.values), layout, T::DTYPE)
+    }
+}
+
+impl<T: Number> Rows<T> {
+    /// Writes rows from `first` on of one head.
+    fn write(self, [b, h]: [usize; 2], first: usize, rows: &[T]) {
+        let [batch, heads, length, width] = self.dims;
+        assert!(b < batch && h < heads && first + rows.len() / width <= length, "rows within the result");
+        for (i, row) in rows.chunks_exact(width).enumerate() {
+            let place = ((b * length + first + i) * heads + h) * width;
+            // SAFETY: within the result, as asserted, and no other thread has this row.
+            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.start.add(place), width) };
+        }
+    }
+}
+
+/// Sizes of one call, and what a query may see.
+struct Scene<'a> {
+    dims: [usize; 4],
+    keys: usize,
+    causal: bool,
+    mask: Option<(&'a [u8], Vec<isize>, usize)>,
+}
+
+impl<'a> Scene<'a> {
+    fn new(op: &'a Attend, q: &FlexTensor, k: &FlexTensor) -> Self {
+        let (q, k) = (q.shape(), k.shape());
+        let bytes = |mask: &'a FlexTensor| {
+            let (layout, shape) = (mask.layout(), mask.shape());
+            let strides = layout.strides().iter().enumerate().map(|(i, stride)| if shape[i] == 1 { 0 } else { *stride });
+            (mask.bytes(), strides.collect(), layout.start_offset())
+        };
+        Self { dims: [q[0], q[1], q[2], q[3]], keys: k[2], causal: op.causal, mask: op.mask.as_ref().map(bytes) }
+    }
+
+    /// Queries of a block.
+    fn block(&self) -> usize {
+        (BLOCK / self.keys.max(1)).clamp(8, 256).min(self.dims[2])
+    }
+
+    /// Keys that query `row` may see at the most.
+    fn seen(&self, row: usize) -> usize {
+        if self.causal { (row + 1 + self.keys).saturating_sub(self.dims[2]).min(self.keys) } else { self.keys }
+    }
+
+    /// Sets the logits of what `row` must not see to minus infinity. `logits` has one number a key.
+    fn hide<T: Number>(&self, [b, h]: [usize; 2], row: usize, logits: &mut [T]) {
+        let hidden = T::of(f64::NEG_INFINITY);
+        let seen = self.seen(row).min(logits.len());
+        logits[seen..].fill(hidden);
+        if let Some((mask, strides, offset)) = &self.mask {
+            let start = *offset as isize + b as isize * strides[0] + h as isize * strides[1] + row as isize * strides[2];
+            for (key, logit) in logits[..seen].iter_mut().enumerate() {
+                if mask[(start + key as isize * strides[3]) as usize] != 0 {
+                    *logit = hidden;
+                }
+            }
+        }
+    }
+
+    /// `work(head, scratch)` for every pair of sample and head.
+    fn heads(&self, work: impl Fn([usize; 2]) + Sync) {
+        let [batch, heads, length, _] = self.dims;
+        let head = |i: usize| work([i / heads, i % heads]);
+        if batch * heads * length * self.keys < GRAIN {
+            (0..batch * heads).for_each(head);
+        } else {
+            (0..batch * heads).into_par_iter().for_each(head);
+        }
+    }
+}
+
+impl Fused<3> for Attend {
+    type Saved = Saved;
+
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Saved) {
+        let qkv = inputs.map(strided);
+        let scene = Scene::new(self, &qkv[0], &qkv[1]);
+        let [q, k, v] = qkv.each_ref().map(Heads::<T>::of);
+        let [batch, heads, length, width] = scene.dims;
+        let (block, scale) = (scene.block(), T::of(self.scale));
+        let mut output = Merged::<T>::new(scene.dims);
+        let rows_of_output = output.rows();
+        let mut denominators = vec![T::of(0.0); batch * heads * length];
+        let blocks = length.div_ceil(block);
+        let task = |task: usize, denominators: &mut [T]| {
+            let head = [task / blocks / heads, task / blocks % heads];
+            let (first, rows) = (task % blocks * block, denominators.len());
+            let keys = scene.seen(first + rows - 1);
+            let (mut weights, mut mixed) = (vec![T::of(0.0); rows * keys], vec![T::of(0.0); rows * width]);
+            let (queries, seen) = (q.rows(head, first), k.rows(head, 0).transposed());
+            multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale), false);
+            for (i, denominator) in denominators.iter_mut().enumerate() {
+                let row = &mut weights[i * keys..][..keys];
+                scene.hide(head, first + i, row);
+                *denominator = softmax(row);
+            }
+            multiply([rows, keys, width], Matrix::rows(&weights, keys), v.rows(head, 0), all(&mut mixed, width), (false, T::of(1.0)), false);
+            rows_of_output.write(head, first, &mixed);
+        };
+        // Denominators of one head after the other, each in blocks.
+        let mut parts: Vec<&mut [T]> = denominators.chunks_mut(length).flat_map(|head| head.chunks_mut(block)).collect();
+        if batch * heads * length * scene.keys < GRAIN {
+            parts.iter_mut().enumerate().for_each(|(i, part)| task(i, part));
+        } else {
+            parts.par_iter_mut().enumerate().for_each(|(i, part)| task(i, part));
+        }
+        let (output, denominators) = (output.finish(), tensor(denominators, Shape::new([batch, heads, length])));
+        (output.clone(), Saved { qkv, output, denominators })
+    }
+
+    fn backward<T: Number>(&self, saved: Saved, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let grad = strided(grad);
+        let scene = Scene::new(self, &saved.qkv[0], &saved.qkv[1]);
+        let [q, k, v] = saved.qkv.each_ref().map(Heads::<T>::of);
+        let (output, grad) = (Heads::<T>::of(&saved.output), Heads::<T>::of(&grad));
+        let denominators = super::numbers::<T>(&saved.denominators);
+        let [batch, heads, length, width] = scene.dims;
+        let (block, scale, zero) = (scene.block(), T::of(self.scale), T::of(0.0));
+        let mut results = [scene.dims, [batch, heads, scene.keys, width], [batch, heads, scene.keys, width]].map(Merged::<T>::new);
+        let [of_q, of_k, of_v] = results.each_mut().map(Merged::rows);
+        scene.heads(|head| {
+            let [mut weights, mut slopes] = [(); 2].map(|()| vec![zero; block * scene.keys]);
+            let mut of_queries = vec![zero; block * width];
+            let [mut of_keys, mut of_values] = [(); 2].map(|()| vec![zero; scene.keys * width]);
+            let denominators = &denominators[(head[0] * heads + head[1]) * length..][..length];
+            for first in (0..length).step_by(block) {
+                let rows = block.min(length - first);
+                let keys = scene.seen(first + rows - 1);
+                let (weights, slopes) = (&mut weights[..rows * keys], &mut slopes[..rows * keys]);
+                let (queries, upstream) = (q.rows(head, first), grad.rows(head, first));
+                let into_keys = k.rows(head, 0).transposed();
+                multiply([rows, width, keys], queries, into_keys, all(weights, keys), (false, scale), false);
+                multiply([rows, width, keys], upstream, v.rows(head, 0).transposed(), all(slopes, keys), (false, T::of(1.0)), false);
+                for i in 0..rows {
+                    let (weights, slopes) = (&mut weights[i * keys..][..keys], &mut slopes[i * keys..][..keys]);
+                    scene.hide(head, first + i, weights);
+                    let (upstream, output) = (grad.row(head, first + i, width), output.row(head, first + i, width));
+                    let denominator = denominators[first + i];
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            let mean = sum(width, |k| upstream[k] * output[k]);
+                            for (weight, slope) in weights.iter_mut().zip(slopes) {
+                                *weight = (*weight - denominator).exp();
+                                *slope = *weight * (*slope - mean) * scale;
+                            }
+                        },
+                    );
+                }
+                let (weights, slopes) = (Matrix::rows(weights, keys), Matrix::rows(slopes, keys));
+                if wanted[0] {
+                    let out = all(&mut of_queries[..rows * width], width);
+                    multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false);
+                    of_q.write(head, first, &of_queries[..rows * width]);
+                }
+                let add = (true, T::of(1.0));
+                multiply([keys, rows, width], slopes.transposed(), queries, all(&mut of_keys, width), add, false);
+                multiply([keys, rows, width], weights.transposed(), upstream, all(&mut of_values, width), add, false);
+            }
+            of_k.write(head, 0, &of_keys);
+            of_v.write(head, 0, &of_values);
+        });
+        let mut wanted = wanted.into_iter();
+        results.map(|result| wanted.next().expect("one of three").then(|| result.finish()))
+    }
+}
+
+/// The whole of a row-major matrix.
+fn all<T>(values: &mut [T], width: usize) -> MatrixMut<'_, T> {
+    MatrixMut { values, row: width }
+}
+
+/// Turns logits into weights and returns the logarithm of their denominator. A row that sees nothing has weight 0.
+fn softmax<T: Number>(row: &mut [T]) -> T {
+    vectorized(
+        #[inline(always)]
+        || {
+            let highest = maximum(row);
+            if highest == T::of(f64::NEG_INFINITY) {
+                row.fill(T::of(0.0));
+                return T::of(0.0);
+            }
+            for weight in row.iter_mut() {
+                *weight = (*weight - highest).exp();
+            }
+            let denominator = sum(row.len(), |k| row[k]);
+            let share = T::of(1.0) / denominator;
+            for weight in row.iter_mut() {
+                *weight *= share;
+            }
+            highest + denominator.ln()
+        },
+    )
+}

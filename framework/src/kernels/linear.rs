@@ -1,0 +1,89 @@
+//! The product of rows with a weight, with its bias.
+
+use super::math::{Number, chunks, total, vectorized};
+use super::matrix::{Matrix, MatrixMut, multiply};
+use super::{Fused, dense, numbers, tensor};
+use burn::backend::TensorMetadata;
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+/// Products of single numbers from which on all threads share a matrix product.
+const WIDE: usize = 1 << 21;
+/// Rows whose bias gradients are added up together; fixed, so that sums have one order.
+const ROWS: usize = 64;
+
+/// `x W + b`. Inputs: `x` `[.., in]`, `weight` `[in, out]`, and `bias` `[out]` if there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Affine;
+
+impl<const N: usize> Fused<N> for Affine {
+    /// `x` and `weight`.
+    type Saved = [FlexTensor; 2];
+
+    fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved) {
+        let inputs = inputs.map(dense::<T>);
+        let [x, weight] = [0, 1].map(|i| numbers::<T>(&inputs[i]));
+        let [depth, width] = [0, 1].map(|i| inputs[1].shape()[i]);
+        let rows = x.len() / depth;
+        let mut y = vec![T::of(0.0); rows * width];
+        let bias = inputs.get(2).map(numbers::<T>);
+        if let Some(bias) = bias {
+            chunks(&mut y, ROWS * width, |_, y| y.chunks_exact_mut(width).for_each(|y| y.copy_from_slice(bias)));
+        }
+        let out = MatrixMut { values: &mut y, row: width };
+        let product = (Matrix::rows(x, depth), Matrix::rows(weight, width));
+        multiply([rows, depth, width], product.0, product.1, out, (bias.is_some(), T::of(1.0)), rows * depth * width >= WIDE);
+        let mut shape = inputs[0].shape();
+        let last = shape.num_dims() - 1;
+        shape[last] = width;
+        let saved = [inputs[0].clone(), inputs[1].clone()];
+        (tensor(y, shape), saved)
+    }
+
+    fn backward<T: Number>(&self, [x, weight]: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+        let grad = dense::<T>(grad);
+        let shapes = [x.shape(), weight.shape()];
+        let [depth, width] = [0, 1].map(|i| shapes[1][i]);
+        let [x, weight, grad] = [&x, &weight, &grad].map(numbers::<T>);
+        let rows = x.len() / depth;
+        let wide = rows * depth * width >= WIDE;
+        let alone = (false, T::of(1.0));
+        let mut grads = [const { None }; N];
+        if wanted[0] {
+            let mut of_x = vec![T::of(0.0); x.len()];
+            let out = MatrixMut { values: &mut of_x, row: depth };
+            let weight = Matrix::rows(weight, width).transposed();
+            multiply([rows, width, depth], Matrix::rows(grad, width), weight, out, alone, wide);
+            grads[0] = Some(tensor(of_x, shapes[0].clone()));
+        }
+        if wanted[1] {
+            let mut of_weight = vec![T::of(0.0); weight.len()];
+            let out = MatrixMut { values: &mut of_weight, row: width };
+            let x = Matrix::rows(x, depth).transposed();
+            multiply([depth, rows, width], x, Matrix::rows(grad, width), out, alone, wide);
+            grads[1] = Some(tensor(of_weight, shapes[1].clone()));
+        }
+        if wanted.get(2) == Some(&true) {
+            let part = |grad: &[T]| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let mut sum = vec![T::of(0.0); width];
+                        for grad in grad.chunks_exact(width) {
+                            for k in 0..width {
+                                sum[k] += grad[k];
+                            }
+                        }
+                        sum
+                    },
+                )
+            };
+            let parts: Vec<Vec<T>> = match wide {
+                true => grad.par_chunks(ROWS * width).map(part).collect(),
+                false => grad.chunks(ROWS * width).map(part).collect(),
+            };
+            grads[2] = Some(tensor(total(parts), [width].into()));
+        }
+        grads
+    }
+}

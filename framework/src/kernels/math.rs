@@ -1,0 +1,191 @@
+//! Numbers that kernels compute with, and the loops over them.
+//!
+//! A loop is written once, on plain numbers; [`vectorized`] has it compiled for every instruction set that matters and
+//! picks one as the program runs.
+
+use burn::tensor::{DType, Element};
+use rayon::prelude::*;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
+
+/// f32 or f64.
+pub trait Number:
+    Element
+    + bytemuck::Pod
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + MulAssign
+    + Sum
+    + Send
+    + Sync
+    + 'static
+{
+    /// Its data type.
+    const DTYPE: DType;
+    /// Nearest to `value`.
+    fn of(value: f64) -> Self;
+    /// e to the power of it.
+    fn exp(self) -> Self;
+    /// The error function.
+    fn erf(self) -> Self;
+    /// Its root.
+    fn sqrt(self) -> Self;
+    /// The natural logarithm.
+    fn ln(self) -> Self;
+    /// 1 / (1 + exp(-x)).
+    #[inline(always)]
+    fn sigmoid(self) -> Self {
+        Self::of(1.0) / (Self::of(1.0) + (-self).exp())
+    }
+}
+
+impl Number for f64 {
+    const DTYPE: DType = DType::F64;
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        value
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        f64::exp(self)
+    }
+    #[inline(always)]
+    fn erf(self) -> Self {
+        libm::erf(self)
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        f64::ln(self)
+    }
+}
+
+impl Number for f32 {
+    const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        value as f32
+    }
+
+    /// Within 2 units in the last place; 0 below -87.3 (where f32 would be subnormal), infinite above 88.7. Without a
+    /// branch, so that a loop over it fills a vector register.
+    ///
+    /// Source: 2^n times the Taylor polynomial of degree 6 on half a step of ln 2.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// 1.5 * 2^23: adding it rounds to an integer, which then lies in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        /// ln 2 in two parts; products of the first with |n| < 256 are exact.
+        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+        let rounded = self * std::f32::consts::LOG2_E + ROUND;
+        let n = rounded - ROUND;
+        let r = self - n * LN_2[0] - n * LN_2[1];
+        let tail = 1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r * (1.0 / 5040.0))));
+        let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
+        let value = (1.0 + r * (1.0 + r * (0.5 + r * tail))) * power;
+        if self < -87.3 {
+            0.0
+        } else if self > 88.7 {
+            f32::INFINITY
+        } else {
+            // NaN comes out of the polynomial.
+            value
+        }
+    }
+
+    /// Within 1.5e-7.
+    ///
+    /// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26.
+    #[inline(always)]
+    fn erf(self) -> Self {
+        const A: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
+        let size = self.abs();
+        let t = 1.0 / (1.0 + 0.327_591_1 * size);
+        let series = t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4]))));
+        (1.0 - series * Number::exp(-size * size)).copysign(self)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f32::sqrt(self)
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        f32::ln(self)
+    }
+}
+
+/// Numbers that one thread takes at a time; below it a second thread costs more than it saves.
+pub const GRAIN: usize = 1 << 14;
+
+/// Runs `work`, compiled for the processor's instruction set. Mark the closure `#[inline(always)]`.
+#[inline(always)]
+pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+/// The sum of `term(i)` for `i < n`, in 16 running sums that are added at the end: a vector register's worth, whatever
+/// the processor, so that all processors add in one order.
+#[inline(always)]
+pub fn sum<T: Number>(n: usize, term: impl Fn(usize) -> T) -> T {
+    const LANES: usize = 16;
+    let mut lanes = [T::of(0.0); LANES];
+    let whole = n / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(start + lane);
+        }
+    }
+    let mut total = T::of(0.0);
+    for i in whole..n {
+        total += term(i);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            let other = lanes[lane + width];
+            lanes[lane] += other;
+        }
+        width /= 2;
+    }
+    total + lanes[0]
+}
+
+/// The largest of `x`; minus infinity if there is none.
+#[inline(always)]
+pub fn maximum<T: Number>(x: &[T]) -> T {
+    const LANES: usize = 16;
+    let mut lanes = [T::of(f64::NEG_INFINITY); LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        for (highest, x) in lanes.iter_mut().zip(chunk) {
+            *highest = if *x > *highest { *x } else { *highest };
+        }
+    }
+    rest.iter().chain(&lanes).fold(T::of(f64::NEG_INFINITY), |highest, x| if *x > highest { *x } else { highest })
+}
+
+/// `work(i, chunk)` for every chunk of `size` numbers of `out`, on threads where that pays.
+pub fn chunks<T: Number, R: Send>(out: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) -> R + Send + Sync) -> Vec<R> {
+    if out.len() < GRAIN {
+        return out.chunks_mut(size).enumerate().map(|(i, chunk)| work(i, chunk)).collect();
+    }
+    out.par_chunks_mut(size).enumerate().map(|(i, chunk)| work(i, chunk)).collect()
+}
+
+/// Adds vectors of equal length, in their order.
+pub fn total<T: Number>(parts: impl IntoIterator<Item = Vec<T>>) -> Vec<T> {
+    let add = |mut all: Vec<T>, part: Vec<T>| {
+        all.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+        all
+    };
+    parts.into_iter().reduce(add).expect("at least one part")
+}

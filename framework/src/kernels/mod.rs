@@ -1,0 +1,165 @@
+//! Fused kernels of the CPU backend, with their backward passes: what the layers of [`crate::nn`] run on where they can.
+//!
+//! A layer asks [`run`] for its kernel. On another backend, or for a data type that has none, the answer is `None`, and
+//! the layer composes the same function from tensor operations; the tests below hold both to one another. A kernel
+//! divides its work by shapes alone and adds parts in a fixed order, so its bits depend neither on the run nor on the
+//! number of threads.
+//!
+//! Adding one: implement [`Fused`] on slices of [`Number`], call it from the layer, and give it a test of its own.
+
+mod attention;
+mod conv;
+mod linear;
+mod math;
+mod matrix;
+mod norm;
+mod pointwise;
+
+pub(crate) use attention::Attend;
+pub(crate) use conv::Convolve;
+pub(crate) use linear::Affine;
+pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
+pub(crate) use pointwise::{Activate, Gate};
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{
+    Autodiff, BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Flex, TensorMetadata,
+};
+use burn::tensor::{Bool, Bytes, DType, Shape, Tensor};
+use math::Number;
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+/// A function of `N` tensors with its derivative, on the CPU.
+pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
+    /// What the backward pass needs of the forward pass; inputs are kept by reference.
+    type Saved: Clone + Debug + Send + 'static;
+
+    /// The output, and what is kept of it if a gradient is asked for.
+    fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
+
+    /// The gradient of each input that is `wanted`, from the output's.
+    fn backward<T: Number>(&self, saved: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
+
+    fn forward_any(&self, dtype: DType, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved) {
+        match dtype {
+            DType::F64 => self.forward::<f64>(inputs),
+            _ => self.forward::<f32>(inputs),
+        }
+    }
+}
+
+/// A tensor of any rank, as kernels take it.
+pub(crate) fn any<const D: usize>(x: &Tensor<D>) -> DispatchTensor {
+    x.clone().into_dispatch()
+}
+
+/// Runs `op`, or `None` where the inputs are not all on the CPU backend, all f32 or all f64.
+pub(crate) fn run<const N: usize, const D: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Option<Tensor<D>> {
+    let dtype = inputs[0].dtype();
+    let has_kernel = matches!(dtype, DType::F32 | DType::F64);
+    if !has_kernel || !inputs.iter().all(|input| input.dtype() == dtype && on_cpu(&input.kind)) {
+        return None;
+    }
+    let context = inputs.iter().fold(DispatchAutodiffContext::Disabled, |all, input| all.merge(input.autodiff));
+    let kind = if context == DispatchAutodiffContext::Disabled {
+        let output = op.forward_any(dtype, inputs.map(|input| plain(input.kind))).0;
+        DispatchTensorKind::Flex(BackendTensor::Float(output))
+    } else {
+        let inputs = inputs.map(|input| lifted(input.kind));
+        let nodes = inputs.each_ref().map(|input| input.node());
+        let (output, saved) = op.forward_any(dtype, inputs.map(|input| input.into_primitive()));
+        let output = match Step(PhantomData).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish((op, saved), output),
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        };
+        DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))))
+    };
+    Some(Tensor::from_dispatch(DispatchTensor { kind, autodiff: context }))
+}
+
+/// The handle of a tensor on the CPU, if it is there; a tracked one's numbers.
+pub(crate) fn on_cpu(kind: &DispatchTensorKind) -> bool {
+    match kind {
+        DispatchTensorKind::Flex(_) => true,
+        DispatchTensorKind::Autodiff(inner) => on_cpu(inner),
+        #[allow(unreachable_patterns)] // With the CPU as the only backend there is no other kind.
+        _ => false,
+    }
+}
+
+/// The numbers of a mask, one byte each; `None` if they are elsewhere or lie otherwise.
+pub(crate) fn bytes(mask: &Tensor<4, Bool>) -> Option<FlexTensor> {
+    fn find(kind: DispatchTensorKind) -> Option<FlexTensor> {
+        match kind {
+            DispatchTensorKind::Flex(BackendTensor::Bool(mask)) => Some(mask),
+            DispatchTensorKind::Autodiff(inner) => find(*inner),
+            _ => None,
+        }
+    }
+    find(mask.clone().into_dispatch().kind).filter(|mask| mask.dtype().size() == 1)
+}
+
+fn plain(kind: DispatchTensorKind) -> FlexTensor {
+    match kind {
+        DispatchTensorKind::Flex(BackendTensor::Autodiff(tracked)) => tracked.into_primitive(),
+        DispatchTensorKind::Flex(tensor) => tensor.float(),
+        DispatchTensorKind::Autodiff(inner) => plain(*inner),
+        #[allow(unreachable_patterns)]
+        other => unreachable!("{other:?} is not on the CPU"),
+    }
+}
+
+fn lifted(kind: DispatchTensorKind) -> FloatTensor<Autodiff<Flex>> {
+    match kind {
+        DispatchTensorKind::Flex(BackendTensor::Autodiff(tracked)) => tracked,
+        DispatchTensorKind::Autodiff(inner) => lifted(*inner),
+        constant => FloatTensor::<Autodiff<Flex>>::new(plain(constant)),
+    }
+}
+
+/// What the tape holds of a fused operation.
+#[derive(Debug)]
+struct Step<F>(PhantomData<F>);
+
+impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
+    type State = (F, F::Saved);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<Flex>(&ops.node);
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let (op, saved) = ops.state;
+        let of_inputs = match grad.dtype() {
+            DType::F64 => op.backward::<f64>(saved, grad, wanted),
+            _ => op.backward::<f32>(saved, grad, wanted),
+        };
+        for (parent, grad) in ops.parents.into_iter().zip(of_inputs) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, grad.expect("a gradient for every input that wants one"));
+            }
+        }
+    }
+}
+
+/// The numbers of a tensor, row-major; copies those that lie otherwise.
+fn dense<T: Number>(x: FlexTensor) -> FlexTensor {
+    if x.as_slice::<T>().is_some() { x } else { x.to_contiguous() }
+}
+
+/// The numbers of a tensor that [`dense`] returned.
+fn numbers<T: Number>(x: &FlexTensor) -> &[T] {
+    x.as_slice().expect("a dense tensor of its own data type")
+}
+
+/// A tensor of new numbers, row-major.
+fn tensor<T: Number>(values: Vec<T>, shape: Shape) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), T::DTYPE)
+}
+
+#[cfg(test)]
+mod tests;

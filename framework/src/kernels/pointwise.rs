@@ -1,0 +1,158 @@
+//! Curves between linear layers: silu and the forms of gelu, alone and as a gate.
+
+use super::math::{GRAIN, Number, chunks, vectorized};
+use super::{Fused, dense, numbers, tensor};
+use crate::nn::Activation;
+use burn::backend::TensorMetadata;
+use burn::backend::flex::FlexTensor;
+
+/// A curve's value at a number, and its slope there.
+trait Evaluate: Copy + Send + Sync {
+    fn at<T: Number>(self, x: T) -> (T, T);
+}
+
+/// `x sigmoid(u(x))`.
+#[inline(always)]
+fn swish<T: Number>(x: T, u: T, slope_of_u: T) -> (T, T) {
+    let s = u.sigmoid();
+    (x * s, s + x * s * (T::of(1.0) - s) * slope_of_u)
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+impl Evaluate for Silu {
+    #[inline(always)]
+    fn at<T: Number>(self, x: T) -> (T, T) {
+        swish(x, x, T::of(1.0))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluTanh;
+impl Evaluate for GeluTanh {
+    #[inline(always)]
+    fn at<T: Number>(self, x: T) -> (T, T) {
+        // x/2 (1 + tanh(u/2)) = x sigmoid(u), u = 2 sqrt(2/pi) (x + 0.044715 x^3)
+        const LINEAR: f64 = 1.595_769_121_605_730_7;
+        const CUBIC: f64 = LINEAR * 0.044_715;
+        let square = x * x;
+        swish(x, x * (T::of(LINEAR) + T::of(CUBIC) * square), T::of(LINEAR) + T::of(3.0 * CUBIC) * square)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluExact;
+impl Evaluate for GeluExact {
+    #[inline(always)]
+    fn at<T: Number>(self, x: T) -> (T, T) {
+        const INVERSE_ROOT_2_PI: f64 = 0.398_942_280_401_432_7;
+        let below = T::of(0.5) * (T::of(1.0) + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf());
+        let density = T::of(INVERSE_ROOT_2_PI) * (T::of(-0.5) * x * x).exp();
+        (x * below, below + x * density)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluQuick;
+impl Evaluate for GeluQuick {
+    #[inline(always)]
+    fn at<T: Number>(self, x: T) -> (T, T) {
+        let slope = T::of(1.702);
+        swish(x, x * slope, slope)
+    }
+}
+
+/// Calls `$body` with the curve as a type of its own, so that each gets a loop of its own.
+macro_rules! with_curve {
+    ($curve:expr, $name:ident => $body:expr) => {
+        match $curve {
+            Activation::Silu => {
+                let $name = Silu;
+                $body
+            }
+            Activation::GeluTanh => {
+                let $name = GeluTanh;
+                $body
+            }
+            Activation::Gelu => {
+                let $name = GeluExact;
+                $body
+            }
+            Activation::GeluQuick => {
+                let $name = GeluQuick;
+                $body
+            }
+        }
+    };
+}
+
+/// Value and slope of a curve at `x`, for kernels that end in one.
+#[inline(always)]
+pub(super) fn evaluate<T: Number>(activation: Activation, x: T) -> (T, T) {
+    with_curve!(activation, curve => curve.at(x))
+}
+
+/// `y[i] = f([x0[i], x1[i], ..])` over slices of one length.
+fn zip_map<const N: usize, T: Number>(inputs: [&[T]; N], f: impl Fn([T; N]) -> T + Copy + Send + Sync) -> Vec<T> {
+    let mut out = vec![T::of(0.0); inputs[0].len()];
+    chunks(&mut out, GRAIN, |i, out| {
+        let inputs = inputs.map(|input| &input[i * GRAIN..][..out.len()]);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = f(inputs.map(|input| input[i]));
+                }
+            },
+        )
+    });
+    out
+}
+
+/// `curve(x)`.
+#[derive(Clone, Debug)]
+pub(crate) struct Activate(pub Activation);
+
+impl Fused<1> for Activate {
+    type Saved = FlexTensor;
+
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
+        let x = dense::<T>(x);
+        let y = with_curve!(self.0, curve => zip_map([numbers::<T>(&x)], #[inline(always)] move |[x]| curve.at(x).0));
+        (tensor(y, x.shape()), x)
+    }
+
+    fn backward<T: Number>(&self, x: FlexTensor, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let grad = dense::<T>(grad);
+        let slope = with_curve!(self.0, curve => zip_map(
+            [numbers::<T>(&x), numbers(&grad)],
+            #[inline(always)] move |[x, grad]| grad * curve.at(x).1,
+        ));
+        [Some(tensor(slope, x.shape()))]
+    }
+}
+
+/// `curve(a) b`.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate(pub Activation);
+
+impl Fused<2> for Gate {
+    type Saved = [FlexTensor; 2];
+
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, [FlexTensor; 2]) {
+        let [a, b] = inputs.map(dense::<T>);
+        let y = with_curve!(self.0, curve => zip_map(
+            [numbers::<T>(&a), numbers(&b)],
+            #[inline(always)] move |[a, b]| curve.at(a).0 * b,
+        ));
+        (tensor(y, a.shape()), [a, b])
+    }
+
+    fn backward<T: Number>(&self, [a, b]: Self::Saved, grad: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let grad = dense::<T>(grad);
+        let all = [numbers::<T>(&a), numbers(&b), numbers(&grad)];
+        let of_a = with_curve!(self.0, curve => zip_map(all, #[inline(always)] move |[a, b, g]| g * b * curve.at(a).1));
+        let of_b = with_curve!(self.0, curve => zip_map(all, #[inline(always)] move |[a, _, g]| g * curve.at(a).0));
+        [of_a, of_b].map(|values| Some(tensor(values, a.shape())))
+    }
+}

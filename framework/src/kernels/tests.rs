@@ -1,0 +1,312 @@
+//! Every kernel against the composed form of its layer: values, gradients of all inputs, any shape, inputs that lie
+//! otherwise than row-major, masks; the same bits for any number of threads.
+
+use super::*;
+use crate::nn::{Activation, GroupNormConfig, Span, composed};
+use crate::random::{Random, tensor as from_numbers};
+use burn::tensor::{Device, module::linear};
+use proptest::prelude::*;
+
+/// Normal numbers as a tensor on the tape. `turned` lies transposed in its last two dimensions.
+fn normal<const D: usize>(name: &str, shape: [usize; D], dtype: DType, turned: bool) -> Tensor<D> {
+    let values: Vec<f64> =
+        Random::new(7).normal(name, 0, 0, shape.iter().product()).into_iter().map(f64::from).collect();
+    let device = Device::flex().autodiff();
+    let mut stored = shape;
+    if turned {
+        stored.swap(D - 2, D - 1);
+    }
+    let x = from_numbers(&values, stored, dtype, &device);
+    let x = if turned { x.swap_dims(D - 2, D - 1) } else { x };
+    x.require_grad()
+}
+
+fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+    x.into_data().convert::<f64>().try_into_vec().unwrap()
+}
+
+/// Output and gradients of one function.
+type Derivatives = Vec<Vec<f64>>;
+
+/// The output of `f` and the gradient of a fixed weighting of it by every input.
+fn derivatives<const D: usize>(
+    inputs: &[&dyn Fn(&burn::tensor::Gradients) -> Option<Vec<f64>>],
+    output: Tensor<D>,
+) -> Derivatives {
+    let weights = normal("upstream", output.dims(), output.dtype(), false).detach();
+    let grads = (output.clone() * weights).sum().backward();
+    std::iter::once(values(output.detach())).chain(inputs.iter().filter_map(|grad| grad(&grads))).collect()
+}
+
+/// The gradient of `x`, when it is asked for.
+fn of<const D: usize>(x: &Tensor<D>) -> impl Fn(&burn::tensor::Gradients) -> Option<Vec<f64>> {
+    let x = x.clone();
+    move |grads| x.grad(grads).map(values)
+}
+
+/// Largest difference, relative to the largest number of its tensor.
+fn apart(a: &Derivatives, b: &Derivatives) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let largest = |x: &[f64]| x.iter().fold(1e-30, |largest: f64, v| largest.max(v.abs()));
+    let pair = |(a, b): (&Vec<f64>, &Vec<f64>)| {
+        assert_eq!(a.len(), b.len());
+        let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst.is_finite() && a.iter().chain(b).all(|v| v.is_finite()));
+        worst / largest(b)
+    };
+    a.iter().zip(b).map(pair).fold(0.0, f64::max)
+}
+
+/// Holds a kernel to its composed form: 1e-12 in f64; in f32 as near to f64 as the composed form, or within a few units
+/// in the last place of the largest number.
+fn hold(what: &str, kernel: impl Fn(DType) -> Derivatives, composed: impl Fn(DType) -> Derivatives) {
+    let exact = composed(DType::F64);
+    let wide = apart(&kernel(DType::F64), &exact);
+    assert!(wide < 1e-12, "{what}: {wide:e} in f64");
+    let [ours, theirs] = [apart(&kernel(DType::F32), &exact), apart(&composed(DType::F32), &exact)];
+    assert!(ours < (2.0 * theirs).max(1e-6), "{what}: {ours:e} in f32, composed {theirs:e}");
+}
+
+const CURVES: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::GeluQuick];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn curves(rows in 1_usize..40, width in 1_usize..70, turned: bool, which in 0_usize..4) {
+        let curve = CURVES[which];
+        let input = |dtype| normal("x", [rows, width], dtype, turned) * 3.0;
+        let both = |f: &dyn Fn(Tensor<2>) -> Tensor<2>, dtype| {
+            let x = input(dtype).detach().require_grad();
+            derivatives(&[&of(&x)], f(x))
+        };
+        hold(
+            "activate",
+            |dtype| both(&|x| run(Activate(curve), [any(&x)]).unwrap(), dtype),
+            |dtype| both(&|x| composed::activate(x, curve), dtype),
+        );
+        let gated = |f: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<2>, dtype| {
+            let (a, b) = (normal("a", [rows, width], dtype, turned), normal("b", [rows, width], dtype, false));
+            derivatives(&[&of(&a), &of(&b)], f(a, b))
+        };
+        hold(
+            "gate",
+            |dtype| gated(&|a, b| run(Gate(curve), [any(&a), any(&b)]).unwrap(), dtype),
+            |dtype| gated(&|a, b| composed::activate(a, curve) * b, dtype),
+        );
+    }
+
+    #[test]
+    fn row_norms(groups in 1_usize..4, rows in 1_usize..70, width in 2_usize..80, turned: bool) {
+        let x = |dtype| normal("x", [groups, rows, width], dtype, turned);
+        let parameter = |name, count, dtype| normal(name, [count, width], dtype, false);
+        let bare = |f: &dyn Fn(Tensor<3>) -> Tensor<3>, dtype| {
+            let x = x(dtype);
+            derivatives(&[&of(&x)], f(x))
+        };
+        let plain = Normalize { epsilon: 1e-3, centred: true, offset: 0.0 };
+        hold(
+            "layer norm",
+            |dtype| bare(&|x| run(plain.clone(), [any(&x)]).unwrap(), dtype),
+            |dtype| bare(&|x| composed::normalize(x, 1e-3, true), dtype),
+        );
+        let two = |f: &dyn Fn(Tensor<3>, Tensor<2>) -> Tensor<3>, dtype| {
+            let (x, weight) = (x(dtype), parameter("weight", 1, dtype));
+            derivatives(&[&of(&x), &of(&weight)], f(x, weight))
+        };
+        let rms = Normalize { epsilon: 1e-3, centred: false, offset: 0.0 };
+        hold(
+            "rms norm",
+            |dtype| two(&|x, weight| run(rms.clone(), [any(&x), any(&weight)]).unwrap(), dtype),
+            |dtype| two(&|x, weight| composed::normalize(x, 1e-3, false) * weight.unsqueeze::<3>(), dtype),
+        );
+        let three = |count: usize, f: &dyn Fn(Tensor<3>, Tensor<2>, Tensor<2>) -> Tensor<3>, dtype| {
+            let (x, scale, shift) = (x(dtype), parameter("scale", count, dtype), parameter("shift", count, dtype));
+            derivatives(&[&of(&x), &of(&scale), &of(&shift)], f(x, scale, shift))
+        };
+        hold(
+            "layer norm with weight and bias",
+            |dtype| three(1, &|x, w, b| run(plain.clone(), [any(&x), any(&w), any(&b)]).unwrap(), dtype),
+            |dtype| three(1, &|x, w, b| composed::normalize(x, 1e-3, true) * w.unsqueeze::<3>() + b.unsqueeze(), dtype),
+        );
+        let modulated = Normalize { offset: 1.0, ..plain };
+        hold(
+            "adaptive layer norm",
+            |dtype| three(groups, &|x, s, b| run(modulated.clone(), [any(&x), any(&s), any(&b)]).unwrap(), dtype),
+            |dtype| three(groups, &|x, s, b| composed::adaptive_layer_norm(x, 1e-3, b, s), dtype),
+        );
+    }
+
+    #[test]
+    fn affine_maps(rows in 1_usize..90, depth in 1_usize..40, width in 1_usize..40, turned: bool, bias: bool) {
+        let both = |fused: bool, dtype| {
+            let x = normal("x", [2, rows, depth], dtype, turned);
+            let (weight, shift) = (normal("weight", [depth, width], dtype, turned), normal("bias", [width], dtype, false));
+            let y: Tensor<3> = match (fused, bias) {
+                (true, true) => run(Affine, [any(&x), any(&weight), any(&shift)]).unwrap(),
+                (true, false) => run(Affine, [any(&x), any(&weight)]).unwrap(),
+                (false, _) => linear(x.clone(), weight.clone(), bias.then(|| shift.clone())),
+            };
+            derivatives(&[&of(&x), &of(&weight), &of(&shift)], y)
+        };
+        hold("affine map", |dtype| both(true, dtype), |dtype| both(false, dtype));
+    }
+
+    #[test]
+    fn gated_additions(groups in 1_usize..4, rows in 1_usize..70, width in 1_usize..80, turned: bool) {
+        let both = |f: &dyn Fn(Tensor<3>, Tensor<3>, Tensor<2>) -> Tensor<3>, dtype| {
+            let shape = [groups, rows, width];
+            let (x, y) = (normal("x", shape, dtype, turned), normal("y", shape, dtype, !turned));
+            let gate = normal("gate", [groups, width], dtype, false);
+            derivatives(&[&of(&x), &of(&y), &of(&gate)], f(x, y, gate))
+        };
+        hold(
+            "gated add",
+            |dtype| both(&|x, y, gate| run(GatedAdd, [any(&x), any(&y), any(&gate)]).unwrap(), dtype),
+            |dtype| both(&composed::gated_add, dtype),
+        );
+    }
+
+    #[test]
+    fn group_norms(
+        batch in 1_usize..4, groups in 1_usize..4, members in 1_usize..5, size in 1_usize..9, silu: bool, turned: bool,
+    ) {
+        prop_assume!(members * size > 1);
+        let config = GroupNormConfig { groups, epsilon: 1e-3 };
+        let both = |f: &dyn Fn(Tensor<4>, Tensor<1>, Tensor<1>) -> Tensor<4>, dtype| {
+            let channels = groups * members;
+            let x = normal("x", [batch, channels, size, size + 1], dtype, turned);
+            let [weight, bias] = ["weight", "bias"].map(|name| normal(name, [channels], dtype, false));
+            derivatives(&[&of(&x), &of(&weight), &of(&bias)], f(x, weight, bias))
+        };
+        hold(
+            "group norm",
+            |dtype| both(&|x, w, b| run(GroupNormalize { config, silu }, [any(&x), any(&w), any(&b)]).unwrap(), dtype),
+            |dtype| both(&|x, w, b| composed::group_norm(x, w, b, config, silu), dtype),
+        );
+    }
+
+    #[test]
+    fn convolutions(
+        batch in 1_usize..11, inputs in 1_usize..5, outputs in 1_usize..6, kernel in 1_usize..4, stride in 1_usize..3,
+        (before, after) in (0_usize..3, 0_usize..3), (height, width) in (3_usize..10, 3_usize..10), turned: bool,
+    ) {
+        let (before, after) = (before.min(kernel - 1), after.min(kernel - 1));
+        let both = |f: &dyn Fn(Tensor<4>, Tensor<4>, Tensor<1>) -> Tensor<4>, dtype| {
+            let x = normal("x", [batch, inputs, height, width], dtype, turned);
+            let weight = normal("weight", [outputs, inputs, kernel, kernel], dtype, false);
+            let bias = normal("bias", [outputs], dtype, false);
+            derivatives(&[&of(&x), &of(&weight), &of(&bias)], f(x, weight, bias))
+        };
+        let padding = (before, after);
+        hold(
+            "convolution",
+            |dtype| both(&|x, w, b| run(Convolve { stride, padding }, [any(&x), any(&w), any(&b)]).unwrap(), dtype),
+            |dtype| both(&|x, w, b| composed::conv(x, w, b, stride, padding), dtype),
+        );
+    }
+
+    #[test]
+    fn attentions(
+        (batch, heads) in (1_usize..3, 1_usize..4), queries in 1_usize..40, more in 0_usize..9, width in 1_usize..20,
+        span in prop_oneof![Just(Span::All), Just(Span::Causal)], turned: bool, masked: bool,
+    ) {
+        let keys = queries + more;
+        let mask = masked.then(|| {
+            // Never all of a row: its first key stays visible.
+            let hidden = normal("mask", [batch, heads, queries, keys], DType::F32, false).detach().inner().greater_elem(0.8);
+            let first = Tensor::<1, burn::tensor::Int>::arange(0..keys as i64, &Device::flex()).equal_elem(0);
+            hidden.bool_and(first.bool_not().unsqueeze::<4>().expand([batch, heads, queries, keys]))
+        });
+        let both = |f: &dyn Fn([Tensor<4>; 3]) -> Tensor<4>, dtype| {
+            // Heads as layers split them: rows of different heads lie side by side.
+            let part = |name, length| {
+                let x = normal(name, [batch, length, heads, width], dtype, turned && heads * width > 1);
+                (x.clone(), x.swap_dims(1, 2))
+            };
+            let [(q, a), (k, b), (v, c)] = [part("q", queries), part("k", keys), part("v", keys)];
+            derivatives(&[&of(&q), &of(&k), &of(&v)], f([a, b, c]))
+        };
+        let op = Attend { scale: 0.7, causal: span == Span::Causal, mask: mask.as_ref().map(|m| bytes(m).unwrap()) };
+        hold(
+            "attention",
+            |dtype| both(&|[q, k, v]| run(op.clone(), [any(&q), any(&k), any(&v)]).unwrap(), dtype),
+            |dtype| both(&|qkv| composed::attend(qkv, span, mask.clone(), 0.7), dtype),
+        );
+    }
+}
+
+#[test]
+fn exp_and_erf_in_f32() {
+    let worst = |f: fn(f32) -> f32, exact: fn(f64) -> f64, from: f32, to: f32| {
+        let steps = 400_000;
+        let at = |i: i32| from + (to - from) * i as f32 / steps as f32;
+        let relative = |x: f32| (f64::from(f(x)) - exact(f64::from(x))).abs() / exact(f64::from(x)).abs().max(1e-30);
+        (0..=steps).map(|i| relative(at(i))).fold(0.0, f64::max)
+    };
+    let ulp = f64::from(f32::EPSILON);
+    let exp = worst(<f32 as Number>::exp, f64::exp, -87.0, 88.0);
+    assert!(exp < 2.0 * ulp, "{:.2} units", exp / ulp);
+    assert_eq!(<f32 as Number>::exp(f32::NEG_INFINITY), 0.0);
+    assert_eq!(<f32 as Number>::exp(0.0), 1.0);
+    assert_eq!(<f32 as Number>::exp(100.0), f32::INFINITY);
+    assert!(<f32 as Number>::exp(f32::NAN).is_nan());
+    let steps = (-60_000..60_000).map(|i| i as f32 * 1e-4);
+    let erf = steps.map(|x| (f64::from(<f32 as Number>::erf(x)) - libm::erf(f64::from(x))).abs()).fold(0.0, f64::max);
+    assert!(erf < 2.5e-7, "{erf:e}");
+}
+
+/// Bits of values and gradients with a pool of so many threads.
+fn bits(threads: usize) -> Vec<Derivatives> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| {
+        let norm = {
+            let (x, s, b) = (
+                normal("x", [2, 300, 64], DType::F32, false),
+                normal("s", [2, 64], DType::F32, false),
+                normal("b", [2, 64], DType::F32, false),
+            );
+            let op = Normalize { epsilon: 1e-6, centred: true, offset: 1.0 };
+            derivatives(&[&of(&x), &of(&s), &of(&b)], run::<3, 3, _>(op, [any(&x), any(&s), any(&b)]).unwrap())
+        };
+        let conv = |batch| {
+            let x = normal("x", [batch, 24, 17, 17], DType::F32, false);
+            let (w, b) = (normal("w", [40, 24, 3, 3], DType::F32, false), normal("b", [40], DType::F32, false));
+            let op = Convolve { stride: 1, padding: (1, 1) };
+            derivatives(&[&of(&x), &of(&w), &of(&b)], run::<3, 4, _>(op, [any(&x), any(&w), any(&b)]).unwrap())
+        };
+        let attention = {
+            let [q, k, v] = ["q", "k", "v"].map(|name| normal(name, [2, 3, 130, 32], DType::F32, false));
+            let op = Attend { scale: 0.2, causal: true, mask: None };
+            derivatives(&[&of(&q), &of(&k), &of(&v)], run::<3, 4, _>(op, [any(&q), any(&k), any(&v)]).unwrap())
+        };
+        vec![norm, conv(2), conv(13), attention]
+    })
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let one = bits(1);
+    for threads in [2, 3, 8] {
+        assert!(bits(threads) == one, "{threads} threads give other bits than one");
+    }
+}
+
+#[test]
+fn other_data_types_have_no_kernel() {
+    let x = normal("x", [2, 3], DType::BF16, false);
+    assert!(run::<1, 2, _>(Activate(Activation::Silu), [any(&x)]).is_none());
+}
+
+#[test]
+fn a_constant_gets_no_gradient_and_a_network_without_tape_none_at_all() {
+    let (a, b) = (normal("a", [2, 3], DType::F32, false), normal("b", [2, 3], DType::F32, false).detach());
+    let y: Tensor<2> = run(Gate(Activation::Silu), [any(&a), any(&b)]).unwrap();
+    let grads = y.sum().backward();
+    assert!(a.grad(&grads).is_some() && b.grad(&grads).is_none());
+    let plain: Tensor<2> = run(Activate(Activation::Silu), [any(&a.inner())]).unwrap();
+    assert!(!plain.device().is_autodiff());
+    // A constant off the tape beside a parameter on it.
+    let mixed: Tensor<2> = run(Gate(Activation::Silu), [any(&b.clone().inner()), any(&normal("c", [2, 3], DType::F32, false))]).unwrap();
+    assert!(mixed.device().is_autodiff());
+}

@@ -1,0 +1,53 @@
+//! Curves between linear layers.
+
+use super::composed;
+use crate::kernels::{self, Activate, Gate, any};
+use burn::tensor::Tensor;
+
+/// A curve between two linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`. Source: arXiv:1606.08415 sec. 4.
+    Silu,
+    /// `x / 2 (1 + erf(x / sqrt(2)))`. Source: arXiv:1606.08415 sec. 2.
+    Gelu,
+    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`. Source: arXiv:1606.08415 sec. 2.
+    GeluTanh,
+    /// `x sigmoid(1.702 x)`, CLIP's. Source: arXiv:1606.08415 sec. 2.
+    GeluQuick,
+}
+
+/// The curve of every number.
+pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    kernels::run(Activate(activation), [any(&x)]).unwrap_or_else(|| composed::activate(x, activation))
+}
+
+/// `activation(a) b`, two tensors of one shape.
+///
+/// Source: arXiv:2002.05202 eq. 5 and 6 (GEGLU, SwiGLU).
+pub fn gate<const D: usize>(a: Tensor<D>, b: Tensor<D>, activation: Activation) -> Tensor<D> {
+    kernels::run(Gate(activation), [any(&a), any(&b)]).unwrap_or_else(|| composed::activate(a, activation) * b)
+}
+
+/// `x sigmoid(x)`.
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::Silu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::tensor;
+    use burn::tensor::{DType, Device};
+
+    #[test]
+    fn gelu_tanh_is_its_formula() {
+        for x in [-3.0, -0.5, 0.0, 0.7, 2.5_f64] {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            let expected = 0.5 * x * (1.0 + u.tanh());
+            let x = tensor::<1>(&[x], [1], DType::F64, &Device::flex());
+            let got = activate(x, Activation::GeluTanh).into_scalar::<f64>();
+            assert!((got - expected).abs() < 1e-12, "{got} {expected}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The functions that have a kernel (see [`crate::kernels`]), composed from tensor operations: what every other backend
+//! and data type runs, and what the kernels' tests compare with.
+
+use super::{Activation, GroupNormConfig, Span};
+use burn::tensor::module::{attention, conv2d};
+use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
+use burn::tensor::{Bool, DType, Tensor, activation};
+
+/// f32 for half-width types; f32 and f64 as they are.
+pub fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(DType::F32),
+        _ => x,
+    }
+}
+
+/// See [`super::activate`].
+pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    match activation {
+        Activation::Silu => x.clone() * activation::sigmoid(x),
+        Activation::Gelu => activation::gelu(x),
+        // x/2 (1 + tanh(u/2)) = x sigmoid(u), the same function in fewer passes over memory.
+        Activation::GeluTanh => {
+            const LINEAR: f64 = 1.595_769_121_605_730_7; // 2 sqrt(2 / pi)
+            let u = (x.clone() * x.clone() * (LINEAR * 0.044_715) + LINEAR) * x.clone();
+            x * activation::sigmoid(u)
+        }
+        Activation::GeluQuick => x.clone() * activation::sigmoid(x * 1.702),
+    }
+}
+
+/// `(x - mean) / sqrt(variance + epsilon)` over the last dimension; the mean is left out unless `centred`.
+pub fn normalize<const D: usize>(x: Tensor<D>, epsilon: f64, centred: bool) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = widen(x);
+    let centred = if centred { x.clone() - x.mean_dim(D - 1) } else { x };
+    let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);
+    (centred / (variance + epsilon).sqrt()).cast(dtype)
+}
+
+/// See [`super::adaptive_layer_norm`].
+pub fn adaptive_layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64, shift: Tensor<2>, scale: Tensor<2>) -> Tensor<D> {
+    let ([groups, width], shape) = (scale.dims(), x.dims());
+    let rows = shape.iter().product::<usize>() / groups / width;
+    let normal = normalize(x.reshape([groups, rows, width]), epsilon, true);
+    (normal * (scale.unsqueeze_dim::<3>(1) + 1.0) + shift.unsqueeze_dim(1)).reshape(shape)
+}
+
+/// See [`super::gated_add`].
+pub fn gated_add<const D: usize>(x: Tensor<D>, y: Tensor<D>, gate: Tensor<2>) -> Tensor<D> {
+    let ([groups, width], shape) = (gate.dims(), x.dims());
+    let grouped = |x: Tensor<D>| x.reshape([groups, shape.iter().product::<usize>() / groups / width, width]);
+    (grouped(x) + grouped(y) * gate.unsqueeze_dim::<3>(1)).reshape(shape)
+}
+
+/// See [`super::GroupNorm`]; through silu if asked for.
+pub fn group_norm(
+    x: Tensor<4>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    GroupNormConfig { groups, epsilon }: GroupNormConfig,
+    silu: bool,
+) -> Tensor<4> {
+    let ([batch, channels, height, width], dtype) = (x.dims(), x.dtype());
+    let (area, members) = (height * width, channels / groups);
+    let x = widen(x).reshape([batch, groups, members * area]);
+    let centred = x.clone() - x.mean_dim(2);
+    let variance = (centred.clone() * centred.clone()).mean_dim(2);
+    // One factor a channel: the deviation and the weight in a single pass over memory.
+    let factor = (widen(weight).reshape([1, groups, members]) / (variance + epsilon).sqrt()).reshape([batch, channels, 1]);
+    let normal = centred.reshape([batch, channels, area]) * factor + widen(bias).reshape([1, channels, 1]);
+    let normal = normal.reshape([batch, channels, height, width]).cast(dtype);
+    if silu { activate(normal, Activation::Silu) } else { normal }
+}
+
+/// See [`super::Conv2d`].
+pub fn conv(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, stride: usize, padding: (usize, usize)) -> Tensor<4> {
+    conv2d(x, weight, Some(bias), ConvOptions::new_with_padding([stride; 2], [padding; 2], [1, 1], 1))
+}
+
+/// See [`super::attend`].
+pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: f64) -> Tensor<4> {
+    let options =
+        AttentionModuleOptions { scale: Some(scale), is_causal: span == Span::Causal, ..Default::default() };
+    attention(q, k, v, mask, None, options)
+}
