@@ -4,6 +4,7 @@
 //!
 //! Random weights: what the tokens show is of no matter to the clock. Times are of whole images, of one run each.
 
+use unguided as _;
 use framework::backbone::BackboneConfig;
 use framework::burn::tensor::{DType, Device};
 use framework::condition::Condition;

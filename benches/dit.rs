@@ -5,6 +5,7 @@
 //!
 //! Whole pipelines through the command's own trainer: what a user waits for. Medians over steps after the first.
 
+use unguided as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;

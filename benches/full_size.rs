@@ -5,6 +5,7 @@
 //!
 //! Each network has a process of its own, so that its peak is its own. What the weights say is of no matter to the clock.
 
+use unguided as _;
 use framework::backbone::{Backbone, BackboneConfig, Control};
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::condition::Condition;

@@ -29,7 +29,8 @@ use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Tensors of a training step are allocated and freed thousands of times a second: this allocator keeps their pages.
+/// The allocator of the shared framework, for a build without it.
+#[cfg(not(feature = "shared"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -3,6 +3,8 @@
 use conditioners as _;
 use data as _;
 use dit as _;
+#[cfg(feature = "shared")]
+use framework_dylib as _;
 use guidance as _;
 use llamagen as _;
 use mar as _;

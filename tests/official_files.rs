@@ -1,5 +1,6 @@
 //! `forward` and `convert` on official checkpoints, and files that are not what they should be.
 
+use unguided as _;
 use goldens::{Golden, close, numbers};
 use serde_json::{Value, json};
 use std::fs;

@@ -1,5 +1,6 @@
 //! Any backbone trains with any objective: every pair takes steps, saves, and draws through its family's sampler.
 
+use unguided as _;
 use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Output};

@@ -1,5 +1,6 @@
 //! What holds of the project as a whole: the committed schema, the visible list, the examples.
 
+use unguided as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 

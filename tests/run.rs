@@ -1,5 +1,6 @@
 //! Runs of the command itself: resume after kill -9, damaged checkpoints, refused documents.
 
+use unguided as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

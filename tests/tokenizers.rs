@@ -1,5 +1,6 @@
 //! `forward --tokenizer` and `convert --tokenizer` on the official files in `shared/goldens`.
 
+use unguided as _;
 use framework::burn::store::bridge;
 use framework::burn::tensor::TensorData;
 use framework::foreign;

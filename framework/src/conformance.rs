@@ -644,6 +644,7 @@ impl Bench {
         order: Option<&[usize]>,
     ) -> (Vec<f64>, Gradients) {
         let networks = Networks {
+            name: "the backbone",
             online: self.online.clone(),
             stopped: self.online.valid(),
             ema: Some(&self.other),

@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod dataset;
 pub mod error;
 pub mod foreign;
+pub mod guard;
 pub mod guidance;
 pub mod interpolant;
 mod kernels;

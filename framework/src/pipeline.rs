@@ -10,6 +10,7 @@ use crate::guidance::Guidance;
 use crate::loader::{Batch, readable};
 use crate::metric::{Images, Metric};
 use crate::objective::Objective;
+use crate::plugin::Kind;
 use crate::process::{Latent, LatentShape, Process};
 use crate::random::Random;
 use crate::sampler::Sampler;
@@ -42,6 +43,8 @@ pub struct Pipeline {
     pub metrics: Vec<Box<dyn Metric>>,
     /// The resolved document, every default written out.
     pub document: String,
+    /// What messages call the part in each slot: `objective "gft"`, and the library it comes from, if any.
+    pub names: BTreeMap<Kind, String>,
 }
 
 impl Pipeline {
@@ -68,6 +71,11 @@ impl Pipeline {
     pub fn restore(&self, values: BTreeMap<String, TensorData>, device: &Device) -> Result<BoxBackbone> {
         let network = weights::restore(self.init_backbone(device), values)?;
         Ok(if self.train.lora.is_some() { network.materialize() } else { network })
+    }
+
+    /// What messages call the part in a slot.
+    pub fn name(&self, kind: Kind) -> &str {
+        self.names.get(&kind).map_or(kind.name(), String::as_str)
     }
 
     /// The process of the network.

@@ -67,11 +67,36 @@ pub struct Entry {
     pub papers: &'static [&'static str],
     /// The crate it comes from.
     pub origin: &'static str,
+    /// What a library says about itself in sections of its file, to be read before it is opened: [`BUILD_ID`], and kind,
+    /// name, crate, version and papers of this plugin.
+    pub sections: [&'static [u8]; 2],
     /// The JSON Schema of its fields (without `type`).
     pub schema: fn() -> schemars::Schema,
 }
 
 inventory::collect!(Entry);
+
+/// What this framework was built from: compiler, target, version, features, processor, and hashes of the dependencies
+/// and of the source. A library fits if its own is the same. Ends with a zero byte.
+pub const BUILD_ID: &str = concat!(env!("UNGUIDED_BUILD_ID"), "\0");
+
+/// The section of a library's file that holds [`BUILD_ID`].
+pub const BUILD_ID_SECTION: &str = ".unguided.build_id";
+
+/// The section of a library's file that holds one record a plugin: kind, name, crate, version and papers, separated by
+/// tabs, and a zero byte.
+pub const PLUGINS_SECTION: &str = ".unguided.plugins";
+
+/// The bytes of a text, as a static of a section holds them.
+///
+/// # Panics
+/// If the text is shorter than `N`.
+pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
+    match text.as_bytes().first_chunk() {
+        Some(bytes) => *bytes,
+        None => panic!("the text is as long as its array"),
+    }
+}
 
 /// Every entry linked into the program, sorted by kind and name.
 pub fn entries() -> Vec<&'static Entry> {
@@ -157,14 +182,29 @@ macro_rules! register {
             impl $crate::plugin::$plugin for $type {}
         };
 
-        $crate::inventory::submit! {
-            $crate::plugin::Entry {
-                kind: $crate::plugin::Kind::$kind,
-                name: $name,
-                papers: &[$($paper),*],
-                origin: env!("CARGO_PKG_NAME"),
-                schema: || $crate::schemars::SchemaGenerator::default().into_root_schema_for::<$type>(),
+        const _: () = {
+            const TEXT: &str = concat!(
+                stringify!($kind), "\t", $name, "\t", env!("CARGO_PKG_NAME"), "\t", env!("CARGO_PKG_VERSION"),
+                $("\t", $paper,)* "\0"
+            );
+            // Read from the file of a shared library before it is opened; the names are those of the constants.
+            #[used]
+            #[cfg_attr(target_os = "linux", unsafe(link_section = ".unguided.build_id"))]
+            static BUILD_ID: [u8; $crate::plugin::BUILD_ID.len()] = $crate::plugin::bytes($crate::plugin::BUILD_ID);
+            #[used]
+            #[cfg_attr(target_os = "linux", unsafe(link_section = ".unguided.plugins"))]
+            static PLUGIN: [u8; TEXT.len()] = $crate::plugin::bytes(TEXT);
+
+            $crate::inventory::submit! {
+                $crate::plugin::Entry {
+                    kind: $crate::plugin::Kind::$kind,
+                    name: $name,
+                    papers: &[$($paper),*],
+                    origin: env!("CARGO_PKG_NAME"),
+                    sections: [&BUILD_ID, &PLUGIN],
+                    schema: || $crate::schemars::SchemaGenerator::default().into_root_schema_for::<$type>(),
+                }
             }
-        }
+        };
     };
 }

@@ -1,14 +1,18 @@
 //! Drawing images from a pipeline: batches, seeds, counting of network evaluations.
 
-use crate::backbone::Backbone;
+use crate::backbone::{Backbone, Control};
+use crate::condition::Condition;
 use crate::dataset::Label;
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::guidance::{Denoiser, Guidance};
 use crate::metric::Images;
 use crate::pipeline::Pipeline;
+use crate::plugin::Kind;
+use crate::process::Input;
 use crate::random::Random;
 use crate::sampler::{Progress, Sampler, SeededNoise};
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 use std::time::Instant;
 
 /// What to draw.
@@ -43,10 +47,23 @@ impl Drawn {
     }
 }
 
+/// A network whose panics bear its name.
+#[derive(Debug)]
+struct Named<'a> {
+    network: &'a dyn Backbone,
+    name: &'a str,
+}
+
+impl Backbone for Named<'_> {
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        guard::named(self.name, || self.network.predict(input, condition, control))
+    }
+}
+
 /// Draws images. `progress` is called after every sampler step with (steps done, steps in all).
 ///
 /// # Errors
-/// If a caption cannot be encoded, or a sample is not finite.
+/// If a caption cannot be encoded, a part panics, or a sample is not finite.
 pub fn draw(
     pipeline: &Pipeline,
     network: &dyn Backbone,
@@ -55,6 +72,8 @@ pub fn draw(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Drawn> {
     let process = pipeline.process();
+    let network = Named { network, name: pipeline.name(Kind::Backbone) };
+    let drawing = format!("{} under {}", pipeline.name(Kind::Sampler), pipeline.name(Kind::Guidance));
     let (shape, image) = (pipeline.latent_shape(), pipeline.image_shape());
     let guidance_of_scale = |scale: f64| pipeline.objective.guidance_of_scale(scale);
     let start = Instant::now();
@@ -64,7 +83,7 @@ pub fn draw(
     let mut nfe = 0;
     for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
         let condition = pipeline.condition(labels)?;
-        let mut model = Denoiser::new(network, &*process, request.guidance, &guidance_of_scale, &condition, &shape)
+        let mut model = Denoiser::new(&network, &*process, request.guidance, &guidance_of_scale, &condition, &shape)
             .with_codec(pipeline.tokenizer.codec());
         let mut noise = SeededNoise {
             random: Random::new(request.seed),
@@ -75,7 +94,7 @@ pub fn draw(
             device: device.clone(),
         };
         let mut observer = |at: &Progress<'_>| progress(batch * at.steps + at.step, batches * at.steps);
-        let latent = request.sampler.sample(&mut model, &mut noise, &mut observer);
+        let latent = guard::caught(&drawing, || request.sampler.sample(&mut model, &mut noise, &mut observer))?;
         nfe = model.nfe();
         let decoded = pipeline.tokenizer.decode(latent, image);
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;

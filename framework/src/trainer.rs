@@ -5,10 +5,12 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::condition::Condition;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::loader::{Batch, Loader};
 use crate::objective::{Context, Draw, Memory, Models, Role};
 use crate::optimizer::{clip_global_norm, learning_rate};
 use crate::pipeline::Pipeline;
+use crate::plugin::Kind;
 use crate::precision::CastAll;
 use crate::process::{Input, Latent};
 use crate::random::Random;
@@ -235,27 +237,47 @@ impl Trainer {
             Precision::Bf16 => online.apply_reparameterization(CastAll),
         };
         let leaves = online.clone();
-        let models =
-            Networks { stopped: online.valid(), online, ema: self.ema.as_ref(), reference: self.reference.as_ref() };
+        let models = Networks {
+            name: self.pipeline.name(Kind::Backbone),
+            stopped: online.valid(),
+            online,
+            ema: self.ema.as_ref(),
+            reference: self.reference.as_ref(),
+        };
         let choices = Choices { random, draw };
         let condition = (condition, self.pipeline.backbone.accepts().num_classes);
         let context = Context::new(&example, condition, &*process, &models, &choices, (self.step, train.steps))
             .with_memory(&self.memory);
-        let loss = self.pipeline.objective.loss(&context).mean() / train.accumulate as f64;
+        let objective = self.pipeline.name(Kind::Objective);
+        let losses = guard::caught(objective, || self.pipeline.objective.loss(&context))
+            .map_err(|error| self.failed(&error.to_string()))?;
+        let [count] = losses.dims();
+        if count != condition.0.len() {
+            let what = format!("{objective} gave {count} losses for a batch of {}", condition.0.len());
+            return Err(self.failed(&what));
+        }
+        let loss = losses.mean() / train.accumulate as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
-            return Err(self.not_finite("the loss"));
+            return Err(self.not_finite(&format!("the loss of {objective}")));
         }
         let mean = |(name, value): (String, Tensor<1>)| (name, f64::from(value.into_scalar::<f32>()));
         let logged = context.into_log().into_iter().map(mean).collect();
-        Ok((value, GradientsParams::from_grads(loss.backward(), &leaves), logged))
+        let gradients = guard::caught(objective, || loss.backward()).map_err(|error| self.failed(&error.to_string()))?;
+        Ok((value, GradientsParams::from_grads(gradients, &leaves), logged))
     }
 
     fn not_finite(&self, what: &str) -> Error {
+        let help = "A smaller learning rate, a longer warm-up or `clip_norm` helps.";
+        Error::Run(format!("{} {help}", self.failed(&format!("{what} is not finite"))))
+    }
+
+    /// What ended the run, when, and what is left of it.
+    fn failed(&self, what: &str) -> Error {
         let last =
             checkpoint::list(&self.folder).ok().and_then(|all| all.last().map(|path| path.display().to_string()));
         Error::Run(format!(
-            "{what} of step {} is not finite (seed {}). The last good checkpoint is {}. A smaller learning rate, a longer warm-up or `clip_norm` helps.",
+            "{what}, at step {} (seed {}). The last good checkpoint is {}.",
             self.step + 1,
             self.pipeline.train.seed,
             last.unwrap_or_else(|| "none".into()),
@@ -290,6 +312,7 @@ impl Trainer {
 
 /// The networks of one step.
 pub(crate) struct Networks<'a> {
+    pub(crate) name: &'a str,
     pub(crate) online: BoxBackbone,
     pub(crate) stopped: BoxBackbone,
     pub(crate) ema: Option<&'a BoxBackbone>,
@@ -304,7 +327,7 @@ impl Models for Networks<'_> {
             Role::Ema => self.ema.expect("an objective that reads the EMA says so in `needs`"),
             Role::Reference => self.reference.expect("an objective that reads the reference says so in `needs`"),
         };
-        network.predict(input, condition, control)
+        guard::named(self.name, || network.predict(input, condition, control))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Sinusoids equal those of diffusers, recorded in `shared/goldens` (`gft_sd_beta_embedding`, diffusers 0.32.2).
 
+use framework_dylib as _;
 use framework::burn::store::bridge;
 use framework::foreign;
 use framework::nn::{guidance_sinusoid, sinusoid};

@@ -1,6 +1,7 @@
 //! Optimizer, clipping, schedules and averages equal those of PyTorch and diffusers, recorded in `shared/goldens`
 //! (torch 2.15, diffusers 0.32.2; `train_utils.safetensors` in MANIFEST.md there).
 
+use framework_dylib as _;
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::burn::optim::GradientsParams;

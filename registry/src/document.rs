@@ -1,12 +1,15 @@
 //! The pipeline document: one JSON file that says everything about a run.
 
+use crate::library;
 use framework::pipeline::Pipeline;
 use framework::plugin::{
-    BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, MetricPlugin, ObjectivePlugin, SamplerPlugin,
+    BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, Kind, MetricPlugin, ObjectivePlugin, SamplerPlugin,
     TokenizerPlugin,
 };
 use framework::train_config::TrainConfig;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// One pipeline. [`crate::Registry::parse`] makes it from text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +23,9 @@ pub struct Document {
     /// What this pipeline is, for a reader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
+    /// Plugin libraries to load, relative to the document.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<PathBuf>,
     /// What is learned.
     pub data: Box<dyn DatasetPlugin>,
     /// From images to latents and back.
@@ -43,8 +49,28 @@ pub struct Document {
 }
 
 impl crate::Registry {
+    /// What messages call the part in each slot.
+    fn names(&self, document: &Document) -> BTreeMap<Kind, String> {
+        let parts = [
+            (Kind::Data, Some(document.data.typetag_name())),
+            (Kind::Tokenizer, Some(document.tokenizer.typetag_name())),
+            (Kind::Conditioner, document.conditioner.as_ref().map(|conditioner| conditioner.typetag_name())),
+            (Kind::Backbone, Some(document.backbone.typetag_name())),
+            (Kind::Objective, Some(document.objective.typetag_name())),
+            (Kind::Sampler, Some(document.sampler.typetag_name())),
+            (Kind::Guidance, Some(document.guidance.typetag_name())),
+        ];
+        let name = |(kind, name): (Kind, Option<&'static str>)| {
+            let name = name?;
+            let from = library::origin(kind, name).map(|path| format!(" of {}", path.display())).unwrap_or_default();
+            Some((kind, format!("{} \"{name}\"{from}", kind.name())))
+        };
+        parts.into_iter().filter_map(name).collect()
+    }
+
     /// The pipeline that a parsed and checked document describes.
     pub fn build(&self, document: Document) -> Pipeline {
+        let names = self.names(&document);
         let resolved = serde_json::to_string_pretty(&self.resolved(&document)).expect("a document can be serialized");
         Pipeline {
             data: document.data,
@@ -57,6 +83,7 @@ impl crate::Registry {
             guidance: document.guidance,
             metrics: document.metrics.into_iter().map(|metric| metric as _).collect(),
             document: resolved,
+            names,
         }
     }
 }

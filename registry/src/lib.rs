@@ -4,6 +4,9 @@
 //! fit together. Neither touches a file or a device, and both report every problem they find.
 //! This crate names no plugin: it knows what [`framework::register!`] lines were linked into the program.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod check;
 mod document;
 mod json;

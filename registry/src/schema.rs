@@ -51,6 +51,11 @@ pub(crate) fn document(entries: &[&Entry]) -> Value {
             "$schema": { "type": "string", "description": "Where editors find the schema of this document." },
             "version": { "type": "integer", "const": 1, "description": "Version of the document format." },
             "about": { "type": "string", "description": "What this pipeline is, for a reader." },
+            "plugins": {
+                "type": "array",
+                "items": { "type": "string" },
+                "description": "Plugin libraries to load, as paths relative to the document. Opening a library runs its code.",
+            },
             "data": slot(Kind::Data, "What is learned."),
             "tokenizer": slot(Kind::Tokenizer, "From images to latents and back."),
             "conditioner": {

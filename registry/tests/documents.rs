@@ -1,5 +1,7 @@
 //! What the registry says of documents, right and wrong.
 
+use framework_dylib as _;
+
 mod dummies;
 mod mutations;
 

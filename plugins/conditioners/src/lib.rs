@@ -1,5 +1,8 @@
 //! Conditioners: captions to what a text-conditional backbone reads. One file each.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod bpe;
 mod clip_text;
 mod words;

@@ -1,5 +1,6 @@
 //! Token ids and features equal those of `transformers`, recorded in `shared/goldens` (4.45.2; see MANIFEST.md there).
 
+use framework_dylib as _;
 use conditioners::ClipText;
 use framework::conditioner::Conditioner;
 use framework::foreign;

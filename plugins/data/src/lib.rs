@@ -1,5 +1,8 @@
 //! Datasets: images of the binary itself or drawn by it, images of a folder or of tar files, and latents encoded before.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod decode;
 mod digits;
 mod image_folder;

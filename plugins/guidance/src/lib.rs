@@ -1,5 +1,8 @@
 //! Guidance rules: one file each, with the formula on top.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod cfg;
 mod none;
 

@@ -1,5 +1,8 @@
 //! Metrics on samples, each against the training images.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod caption_accuracy;
 mod class_accuracy;
 mod frechet;

@@ -1,5 +1,8 @@
 //! Training objectives: one file each, with the formula on top.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod cca;
 mod cfg;
 mod distill;

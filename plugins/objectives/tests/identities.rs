@@ -1,5 +1,6 @@
 //! Identities between objectives on one batch: values and gradients.
 
+use framework_dylib as _;
 use framework::backbone::Control;
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::condition::Condition;

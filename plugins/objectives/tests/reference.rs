@@ -1,5 +1,6 @@
 //! CCA's loss of recorded log-probabilities equals that of the official code (thu-ml/CCA 7d5a073; `shared/goldens`).
 
+use framework_dylib as _;
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::random::tensor;
 use goldens::Golden;

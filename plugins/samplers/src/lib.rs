@@ -1,6 +1,9 @@
 //! Samplers: one file each, with the formula on top; `grid.rs` holds the times of the continuous ones, `categorical.rs`
 //! the draw of the token ones.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod autoregressive;
 pub mod categorical;
 mod ddim;

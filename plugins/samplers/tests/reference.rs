@@ -1,6 +1,7 @@
 //! Trajectories equal those of the official samplers on an analytic Gaussian mixture, recorded in `shared/goldens`
 //! (guided-diffusion 22e0df8, dpm-solver 52bc3fb, diffusers 0.32.2, CompVis DDIM; see MANIFEST.md there).
 
+use framework_dylib as _;
 use framework::backbone::Backbone;
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, TensorData, activation};

@@ -1,5 +1,8 @@
 //! Tokenizers: images to latents and back.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod kl;
 mod kl_f16;
 mod levels;

@@ -2,6 +2,7 @@
 //! (FoundationVision/LlamaGen ce98ec4, FoundationVision/VAR 78b9539 and LTH14/mar fe470ac, tiny configurations, f32; see
 //! MANIFEST.md there). Run with `--nocapture` to see the errors.
 
+use framework_dylib as _;
 use framework::burn::store::bridge;
 use framework::burn::tensor::TensorData;
 use framework::foreign;

@@ -4,6 +4,9 @@
 //! Source: arXiv:2212.09748 (DiT), arXiv:2401.08740 (SiT); the guidance input is that of GFT, arXiv:2501.15420.
 //! Read this file first; `clock.rs` holds what differs between the two, `checkpoint.rs` the official names.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod checkpoint;
 mod clock;
 

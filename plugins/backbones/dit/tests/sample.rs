@@ -2,6 +2,7 @@
 //! (facebookresearch/DiT ed81ce2, willisma/SiT 947f95b, thu-ml/GFT 9bf5ee4; `dit_sample`, `sit_sample` and
 //! `gft_dit_dpm_sample` in MANIFEST.md there).
 
+use framework_dylib as _;
 use dit::{DitConfig, SitConfig};
 use framework::backbone::{BackboneConfig, BoxBackbone};
 use framework::burn::tensor::{DType, TensorData};

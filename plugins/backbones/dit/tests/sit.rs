@@ -2,6 +2,7 @@
 //! (willisma/SiT 947f95b, a tiny configuration, f32; see MANIFEST.md there). Their time is 1 - t, their velocity and their
 //! targets have the other sign: errors do not see it.
 
+use framework_dylib as _;
 use dit::SitConfig;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::interpolant::InterpolantConfig;

@@ -3,6 +3,9 @@
 //! Source: arXiv:2406.06525; its guidance input is that of GFT, arXiv:2501.15420.
 //! Read this file first; `checkpoint.rs` holds the official names.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod checkpoint;
 
 use framework::backbone::{Backbone, BackboneConfig, Cache};

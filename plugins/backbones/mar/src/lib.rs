@@ -6,6 +6,9 @@
 //! Read this file first; `head.rs` is the diffusion network, `checkpoint.rs` holds the official names.
 //! Shapes: L tokens of D channels, E and W the widths of encoder and decoder.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod checkpoint;
 mod head;
 

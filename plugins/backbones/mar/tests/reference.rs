@@ -1,6 +1,7 @@
 //! Encoder, decoder, head, losses, gradients and whole decodings equal those of the official code, recorded in
 //! `shared/goldens` (LTH14/mar fe470ac, a tiny configuration, f32; see MANIFEST.md there).
 
+use framework_dylib as _;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::{Module, ModuleVisitor, Param};
 use framework::burn::optim::GradientsParams;

@@ -4,6 +4,9 @@
 //! consistency models, arXiv:2310.04378. Read this file first; `unet.rs` holds the blocks, `checkpoint.rs` the official
 //! names. Shapes: x_t `[B, H W, C]` in raster order, text `[B, K, T]`.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 mod checkpoint;
 mod unet;
 

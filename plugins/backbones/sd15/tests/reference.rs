@@ -2,6 +2,7 @@
 //! recorded in `shared/goldens` (diffusers 0.32.2, CompVis/stable-diffusion 21f890f, thu-ml/GFT 9bf5ee4; tiny
 //! configurations, f32; see MANIFEST.md there).
 
+use framework_dylib as _;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::tensor::{DType, TensorData};
 use framework::foreign::{self, Source};

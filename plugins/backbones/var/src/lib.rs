@@ -3,6 +3,9 @@
 //! Source: arXiv:2404.02905. Its guidance input is our port of GFT's appendix (arXiv:2501.15420): no official code exists.
 //! Read this file first; `checkpoint.rs` holds the official names.
 
+#[cfg(test)]
+use framework_dylib as _;
+
 // The official names of two parameters hold capital letters.
 #![allow(non_snake_case)]
 

@@ -1,6 +1,7 @@
 //! Forward, gradients, losses and greedy decoding equal those of the official code, recorded in `shared/goldens`
 //! (FoundationVision/VAR 78b9539, thu-ml/CCA 7d5a073; tiny configurations, f32).
 
+use framework_dylib as _;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::Module;
 use framework::burn::tensor::DType;

@@ -1,0 +1,12 @@
+//! Framework, registry and Burn as one shared library.
+//!
+//! The command, every test and every plugin library link it (`use framework_dylib as _;`), so that all of them see the
+//! same registrations, the same gradient tapes and the same types. A program that does not name this crate holds a copy
+//! of its own: then it is one file, and cannot load plugin libraries.
+
+pub use {framework, registry};
+
+/// Tensors of a training step are allocated and freed thousands of times a second: this allocator keeps their pages.
+/// All that links a shared library allocates with its allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
