@@ -4,7 +4,6 @@
 //!
 //! Random weights: what the tokens show is of no matter to the clock. Times are of whole images, of one run each.
 
-use unguided as _;
 use framework::backbone::BackboneConfig;
 use framework::burn::tensor::{DType, Device};
 use framework::condition::Condition;
@@ -17,6 +16,7 @@ use llamagen::LlamaGenConfig;
 use samplers::Autoregressive;
 use serde_json::{from_value, json};
 use std::time::Instant;
+use unguided as _;
 
 fn main() {
     let config: LlamaGenConfig = from_value(json!({ "size": "B" })).expect("a published size");

@@ -5,10 +5,10 @@
 //!
 //! Whole pipelines through the command's own trainer: what a user waits for. Medians over steps after the first.
 
-use unguided as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use unguided as _;
 
 /// One pipeline to measure.
 struct Case {

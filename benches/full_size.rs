@@ -5,7 +5,6 @@
 //!
 //! Each network has a process of its own, so that its peak is its own. What the weights say is of no matter to the clock.
 
-use unguided as _;
 use framework::backbone::{Backbone, BackboneConfig, Control};
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::condition::Condition;
@@ -15,6 +14,7 @@ use framework::weights::{self, Init};
 use serde_json::{from_value, json};
 use std::process::Command;
 use std::time::Instant;
+use unguided as _;
 
 /// Forward passes of one network; the first warms up.
 const PASSES: usize = 4;

@@ -1,11 +1,11 @@
 //! `forward` and `convert` on official checkpoints, and files that are not what they should be.
 
-use unguided as _;
 use goldens::{Golden, close, numbers};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use unguided as _;
 
 fn unguided(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_unguided")).args(arguments).output().expect("the command starts")

@@ -1,9 +1,9 @@
 //! Any backbone trains with any objective: every pair takes steps, saves, and draws through its family's sampler.
 
-use unguided as _;
 use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Output};
+use unguided as _;
 
 fn unguided(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_unguided")).args(arguments).output().expect("the command starts")

@@ -1,8 +1,8 @@
 //! What holds of the project as a whole: the committed schema, the visible list, the examples.
 
-use unguided as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use unguided as _;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

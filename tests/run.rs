@@ -1,10 +1,10 @@
 //! Runs of the command itself: resume after kill -9, damaged checkpoints, refused documents.
 
-use unguided as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
+use unguided as _;
 
 const TINY: &str = "examples/pipelines/digits-dit-gft-tiny.json";
 

@@ -1,6 +1,5 @@
 //! `forward --tokenizer` and `convert --tokenizer` on the official files in `shared/goldens`.
 
-use unguided as _;
 use framework::burn::store::bridge;
 use framework::burn::tensor::TensorData;
 use framework::foreign;
@@ -9,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use unguided as _;
 
 fn goldens() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/goldens");

@@ -263,7 +263,8 @@ impl Trainer {
         }
         let mean = |(name, value): (String, Tensor<1>)| (name, f64::from(value.into_scalar::<f32>()));
         let logged = context.into_log().into_iter().map(mean).collect();
-        let gradients = guard::caught(objective, || loss.backward()).map_err(|error| self.failed(&error.to_string()))?;
+        let gradients =
+            guard::caught(objective, || loss.backward()).map_err(|error| self.failed(&error.to_string()))?;
         Ok((value, GradientsParams::from_grads(gradients, &leaves), logged))
     }
 

@@ -1,9 +1,9 @@
 //! Sinusoids equal those of diffusers, recorded in `shared/goldens` (`gft_sd_beta_embedding`, diffusers 0.32.2).
 
-use framework_dylib as _;
 use framework::burn::store::bridge;
 use framework::foreign;
 use framework::nn::{guidance_sinusoid, sinusoid};
+use framework_dylib as _;
 use std::path::Path;
 
 #[test]

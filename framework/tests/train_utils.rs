@@ -1,7 +1,6 @@
 //! Optimizer, clipping, schedules and averages equal those of PyTorch and diffusers, recorded in `shared/goldens`
 //! (torch 2.15, diffusers 0.32.2; `train_utils.safetensors` in MANIFEST.md there).
 
-use framework_dylib as _;
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::burn::optim::GradientsParams;
@@ -11,6 +10,7 @@ use framework::foreign;
 use framework::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup, clip_global_norm, learning_rate};
 use framework::train_config::EmaConfig;
 use framework::weights;
+use framework_dylib as _;
 use std::collections::BTreeMap;
 use std::path::Path;
 

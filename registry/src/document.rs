@@ -3,8 +3,8 @@
 use crate::library;
 use framework::pipeline::Pipeline;
 use framework::plugin::{
-    BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, Kind, MetricPlugin, ObjectivePlugin, SamplerPlugin,
-    TokenizerPlugin,
+    BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, Kind, MetricPlugin, ObjectivePlugin,
+    SamplerPlugin, TokenizerPlugin,
 };
 use framework::train_config::TrainConfig;
 use serde::{Deserialize, Serialize};

@@ -10,6 +10,7 @@ use framework_dylib as _;
 mod check;
 mod document;
 mod json;
+pub mod library;
 mod names;
 mod schema;
 mod translate;
@@ -23,6 +24,11 @@ use framework::plugin::{Entry, Kind, ObjectivePlugin};
 use jsonschema::{Keyword, ValidationError, Validator};
 use serde_json::Value;
 use serde_path_to_error::Segment;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether a document was parsed: from then on typetag knows no new names.
+static PARSED: AtomicBool = AtomicBool::new(false);
 
 /// Everything registered. Only a registry parses documents: once parsing has begun, it is too late to load plugins.
 pub struct Registry {
@@ -32,7 +38,16 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The registry of everything linked into the program.
+    /// Loads plugin libraries, which runs their code, and gives the registry of them and of everything linked.
+    ///
+    /// # Errors
+    /// Why libraries are refused. Unless all fit, none is opened.
+    pub fn load(libraries: &[PathBuf]) -> Result<Self, Vec<library::Refused>> {
+        library::load(libraries, PARSED.load(Ordering::SeqCst))?;
+        Ok(Self::linked())
+    }
+
+    /// The registry of everything linked into the program, or loaded before.
     ///
     /// # Panics
     /// If two plugins of one kind share a name, or a plugin's schema is not a JSON Schema: bugs in a plugin.
@@ -128,6 +143,7 @@ impl Registry {
             return Err(sorted(problems));
         }
         type_first(&mut value);
+        PARSED.store(true, Ordering::SeqCst);
         serde_path_to_error::deserialize(value).map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
             let at: String = error
                 .path()

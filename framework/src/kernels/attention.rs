@@ -124,7 +124,8 @@ impl<'a> Scene<'a> {
         let (q, k) = (q.shape(), k.shape());
         let bytes = |mask: &'a FlexTensor| {
             let (layout, shape) = (mask.layout(), mask.shape());
-            let strides = layout.strides().iter().enumerate().map(|(i, stride)| if shape[i] == 1 { 0 } else { *stride });
+            let strides =
+                layout.strides().iter().enumerate().map(|(i, stride)| if shape[i] == 1 { 0 } else { *stride });
             (mask.bytes(), strides.collect(), layout.start_offset())
         };
         Self { dims: [q[0], q[1], q[2], q[3]], keys: k[2], causal: op.causal, mask: op.mask.as_ref().map(bytes) }
@@ -146,7 +147,8 @@ impl<'a> Scene<'a> {
         let seen = self.seen(row).min(logits.len());
         logits[seen..].fill(hidden);
         if let Some((mask, strides, offset)) = &self.mask {
-            let start = *offset as isize + b as isize * strides[0] + h as isize * strides[1] + row as isize * strides[2];
+            let start =
+                *offset as isize + b as isize * strides[0] + h as isize * strides[1] + row as isize * strides[2];
             for (key, logit) in logits[..seen].iter_mut().enumerate() {
                 if mask[(start + key as isize * strides[3]) as usize] != 0 {
                     *logit = hidden;
@@ -192,11 +194,19 @@ impl Fused<3> for Attend {
                 scene.hide(head, first + i, row);
                 *denominator = softmax(row);
             }
-            multiply([rows, keys, width], Matrix::rows(&weights, keys), v.rows(head, 0), all(&mut mixed, width), (false, T::of(1.0)), false);
+            multiply(
+                [rows, keys, width],
+                Matrix::rows(&weights, keys),
+                v.rows(head, 0),
+                all(&mut mixed, width),
+                (false, T::of(1.0)),
+                false,
+            );
             rows_of_output.write(head, first, &mixed);
         };
         // Denominators of one head after the other, each in blocks.
-        let mut parts: Vec<&mut [T]> = denominators.chunks_mut(length).flat_map(|head| head.chunks_mut(block)).collect();
+        let mut parts: Vec<&mut [T]> =
+            denominators.chunks_mut(length).flat_map(|head| head.chunks_mut(block)).collect();
         if batch * heads * length * scene.keys < GRAIN {
             parts.iter_mut().enumerate().for_each(|(i, part)| task(i, part));
         } else {
@@ -214,7 +224,8 @@ impl Fused<3> for Attend {
         let denominators = super::numbers::<T>(&saved.denominators);
         let [batch, heads, length, width] = scene.dims;
         let (block, scale, zero) = (scene.block(), T::of(self.scale), T::of(0.0));
-        let mut results = [scene.dims, [batch, heads, scene.keys, width], [batch, heads, scene.keys, width]].map(Merged::<T>::new);
+        let mut results =
+            [scene.dims, [batch, heads, scene.keys, width], [batch, heads, scene.keys, width]].map(Merged::<T>::new);
         let [of_q, of_k, of_v] = results.each_mut().map(Merged::rows);
         scene.heads(|head| {
             let [mut weights, mut slopes] = [(); 2].map(|()| vec![zero; block * scene.keys]);
@@ -228,7 +239,14 @@ impl Fused<3> for Attend {
                 let (queries, upstream) = (q.rows(head, first), grad.rows(head, first));
                 let into_keys = k.rows(head, 0).transposed();
                 multiply([rows, width, keys], queries, into_keys, all(weights, keys), (false, scale), false);
-                multiply([rows, width, keys], upstream, v.rows(head, 0).transposed(), all(slopes, keys), (false, T::of(1.0)), false);
+                multiply(
+                    [rows, width, keys],
+                    upstream,
+                    v.rows(head, 0).transposed(),
+                    all(slopes, keys),
+                    (false, T::of(1.0)),
+                    false,
+                );
                 for i in 0..rows {
                     let (weights, slopes) = (&mut weights[i * keys..][..keys], &mut slopes[i * keys..][..keys]);
                     scene.hide(head, first + i, weights);

@@ -73,7 +73,10 @@ impl Sizes {
                     for y in 0..self.to[0] {
                         if let Some((from_row, span, column)) = self.span(ky, kx, y) {
                             let place = row * self.positions() + y * self.to[1];
-                            f(place + span.start..place + span.end, (c * self.from[0] + from_row) * self.from[1] + column);
+                            f(
+                                place + span.start..place + span.end,
+                                (c * self.from[0] + from_row) * self.from[1] + column,
+                            );
                         }
                     }
                     row += 1;

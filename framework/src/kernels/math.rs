@@ -174,7 +174,11 @@ pub fn maximum<T: Number>(x: &[T]) -> T {
 }
 
 /// `work(i, chunk)` for every chunk of `size` numbers of `out`, on threads where that pays.
-pub fn chunks<T: Number, R: Send>(out: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) -> R + Send + Sync) -> Vec<R> {
+pub fn chunks<T: Number, R: Send>(
+    out: &mut [T],
+    size: usize,
+    work: impl Fn(usize, &mut [T]) -> R + Send + Sync,
+) -> Vec<R> {
     if out.len() < GRAIN {
         return out.chunks_mut(size).enumerate().map(|(i, chunk)| work(i, chunk)).collect();
     }

@@ -60,7 +60,10 @@ pub(crate) fn any<const D: usize>(x: &Tensor<D>) -> DispatchTensor {
 }
 
 /// Runs `op`, or `None` where the inputs are not all on the CPU backend, all f32 or all f64.
-pub(crate) fn run<const N: usize, const D: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Option<Tensor<D>> {
+pub(crate) fn run<const N: usize, const D: usize, F: Fused<N>>(
+    op: F,
+    inputs: [DispatchTensor; N],
+) -> Option<Tensor<D>> {
     let dtype = inputs[0].dtype();
     let has_kernel = matches!(dtype, DType::F32 | DType::F64);
     if !has_kernel || !inputs.iter().all(|input| input.dtype() == dtype && on_cpu(&input.kind)) {

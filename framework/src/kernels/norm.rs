@@ -267,12 +267,9 @@ impl Fused<3> for GroupNormalize {
         });
         let samples = parts.chunks(self.config.groups).map(|groups| groups.concat());
         let parts = total(samples);
-        let every_second = |start: usize| tensor::<T>(parts[start..].iter().step_by(2).copied().collect(), Shape::new([channels]));
-        [
-            wanted[0].then(|| tensor(of_x, shape)),
-            wanted[1].then(|| every_second(0)),
-            wanted[2].then(|| every_second(1)),
-        ]
+        let every_second =
+            |start: usize| tensor::<T>(parts[start..].iter().step_by(2).copied().collect(), Shape::new([channels]));
+        [wanted[0].then(|| tensor(of_x, shape)), wanted[1].then(|| every_second(0)), wanted[2].then(|| every_second(1))]
     }
 }
 
@@ -310,7 +307,12 @@ impl Fused<3> for GatedAdd {
         (tensor(out, shape), [y, gate])
     }
 
-    fn backward<T: Number>(&self, [y, gate]: Self::Saved, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+    fn backward<T: Number>(
+        &self,
+        [y, gate]: Self::Saved,
+        grad: FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
         let grad = dense::<T>(grad);
         let (shape, of_gates) = (y.shape(), gate.shape());
         let width = of_gates[1];

@@ -307,6 +307,7 @@ fn a_constant_gets_no_gradient_and_a_network_without_tape_none_at_all() {
     let plain: Tensor<2> = run(Activate(Activation::Silu), [any(&a.inner())]).unwrap();
     assert!(!plain.device().is_autodiff());
     // A constant off the tape beside a parameter on it.
-    let mixed: Tensor<2> = run(Gate(Activation::Silu), [any(&b.clone().inner()), any(&normal("c", [2, 3], DType::F32, false))]).unwrap();
+    let mixed: Tensor<2> =
+        run(Gate(Activation::Silu), [any(&b.clone().inner()), any(&normal("c", [2, 3], DType::F32, false))]).unwrap();
     assert!(mixed.device().is_autodiff());
 }

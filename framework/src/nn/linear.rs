@@ -1,5 +1,5 @@
-use crate::kernels::{self, Affine, any};
 use super::{Activation, activate, gate, parameter};
+use crate::kernels::{self, Affine, any};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, module::linear};
 
@@ -126,7 +126,11 @@ pub struct Mlp {
 impl Mlp {
     /// Width in and out, and hidden width; with the tanh form of gelu.
     pub fn new(width: usize, hidden: usize, device: &Device) -> Self {
-        Self { fc1: Linear::new(width, hidden, device), fc2: Linear::new(hidden, width, device), activation: Activation::GeluTanh }
+        Self {
+            fc1: Linear::new(width, hidden, device),
+            fc2: Linear::new(hidden, width, device),
+            activation: Activation::GeluTanh,
+        }
     }
 
     /// The same with another curve.

@@ -15,7 +15,12 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64) -> Tensor<D> {
 /// that lies under an index of the first dimension: a sample, as a rule.
 ///
 /// Source: arXiv:2212.09748 sec. 3.2 (adaLN).
-pub fn adaptive_layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64, shift: Tensor<2>, scale: Tensor<2>) -> Tensor<D> {
+pub fn adaptive_layer_norm<const D: usize>(
+    x: Tensor<D>,
+    epsilon: f64,
+    shift: Tensor<2>,
+    scale: Tensor<2>,
+) -> Tensor<D> {
     let kernel = Normalize { epsilon, centred: true, offset: 1.0 };
     kernels::run(kernel, [any(&x), any(&scale), any(&shift)])
         .unwrap_or_else(|| composed::adaptive_layer_norm(x, epsilon, shift, scale))

@@ -1,11 +1,11 @@
 //! Token ids and features equal those of `transformers`, recorded in `shared/goldens` (4.45.2; see MANIFEST.md there).
 
-use framework_dylib as _;
 use conditioners::ClipText;
 use framework::conditioner::Conditioner;
 use framework::foreign;
 use framework::prelude::*;
 use framework::serde_json::{self, json};
+use framework_dylib as _;
 use goldens::{Golden, close, values};
 
 fn tiny(path: &std::path::Path) -> ClipText {

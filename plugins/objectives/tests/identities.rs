@@ -1,6 +1,5 @@
 //! Identities between objectives on one batch: values and gradients.
 
-use framework_dylib as _;
 use framework::backbone::Control;
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::condition::Condition;
@@ -8,6 +7,7 @@ use framework::objective::{Context, Draw, Models, Objective, Role};
 use framework::process::{Example, Input, Progress, Target};
 use framework::random::{Random, tensor};
 use framework::vp::VpConfig;
+use framework_dylib as _;
 use objectives::{Cfg, Gft};
 
 /// A network of one number a sample and channel, whatever it is asked.

@@ -1,8 +1,8 @@
 //! CCA's loss of recorded log-probabilities equals that of the official code (thu-ml/CCA 7d5a073; `shared/goldens`).
 
-use framework_dylib as _;
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::random::tensor;
+use framework_dylib as _;
 use goldens::Golden;
 use objectives::{Cca, Negatives, Variant};
 

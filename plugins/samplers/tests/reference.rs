@@ -1,7 +1,6 @@
 //! Trajectories equal those of the official samplers on an analytic Gaussian mixture, recorded in `shared/goldens`
 //! (guided-diffusion 22e0df8, dpm-solver 52bc3fb, diffusers 0.32.2, CompVis DDIM; see MANIFEST.md there).
 
-use framework_dylib as _;
 use framework::backbone::Backbone;
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, TensorData, activation};
@@ -13,6 +12,7 @@ use framework::prelude::*;
 use framework::process::Latent;
 use framework::sampler::{NoiseSource, Progress, Sampler};
 use framework::vp::{Vp, VpConfig};
+use framework_dylib as _;
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 

@@ -2,7 +2,6 @@
 //! (FoundationVision/LlamaGen ce98ec4, FoundationVision/VAR 78b9539 and LTH14/mar fe470ac, tiny configurations, f32; see
 //! MANIFEST.md there). Run with `--nocapture` to see the errors.
 
-use framework_dylib as _;
 use framework::burn::store::bridge;
 use framework::burn::tensor::TensorData;
 use framework::foreign;
@@ -10,6 +9,7 @@ use framework::nn::{Resampling, resize};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::tokenizer::{ImageShape, Tokenizer};
+use framework_dylib as _;
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
 use tokenizers_builtin::{KlF16, SdVae, VarVqvae, VqF16};

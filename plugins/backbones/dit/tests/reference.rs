@@ -1,13 +1,13 @@
 //! The forward pass and gradients equal those of the official code, recorded in `shared/goldens`
 //! (facebookresearch/DiT ed81ce2 and thu-ml/GFT 9bf5ee4, tiny configurations, f32; see MANIFEST.md there).
 
-use framework_dylib as _;
 use dit::DitConfig;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::Module;
 use framework::prelude::*;
 use framework::vp::{Vp, VpConfig};
 use framework::weights;
+use framework_dylib as _;
 use goldens::{Draws, Golden, Gradients, Recorded, close, gradients, load, overridden, values};
 
 fn config(json: &str) -> DitConfig {

@@ -2,7 +2,6 @@
 //! (facebookresearch/DiT ed81ce2, willisma/SiT 947f95b, thu-ml/GFT 9bf5ee4; `dit_sample`, `sit_sample` and
 //! `gft_dit_dpm_sample` in MANIFEST.md there).
 
-use framework_dylib as _;
 use dit::{DitConfig, SitConfig};
 use framework::backbone::{BackboneConfig, BoxBackbone};
 use framework::burn::tensor::{DType, TensorData};
@@ -10,6 +9,7 @@ use framework::guidance::{Denoiser, Guidance};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::sampler::{NoiseSource, Progress, Sampler};
+use framework_dylib as _;
 use goldens::{Golden, close, load, values};
 
 /// Two latents `[4, 8, 8]`, those numbered `first` and after it in a flat stack, as positions.

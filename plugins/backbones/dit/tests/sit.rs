@@ -2,7 +2,6 @@
 //! (willisma/SiT 947f95b, a tiny configuration, f32; see MANIFEST.md there). Their time is 1 - t, their velocity and their
 //! targets have the other sign: errors do not see it.
 
-use framework_dylib as _;
 use dit::SitConfig;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::interpolant::InterpolantConfig;
@@ -10,6 +9,7 @@ use framework::nn::{from_positions, to_positions};
 use framework::path::convert;
 use framework::prelude::*;
 use framework::weights;
+use framework_dylib as _;
 use goldens::{Golden, close, gradients, load, same_gradients, values};
 
 fn config(path: &str, prediction: &str, weighting: &str) -> SitConfig {

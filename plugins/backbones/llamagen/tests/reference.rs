@@ -1,7 +1,6 @@
 //! Forward, gradients, losses and greedy decoding equal those of the official code, recorded in `shared/goldens`
 //! (FoundationVision/LlamaGen ce98ec4, thu-ml/GFT 9bf5ee4, thu-ml/CCA 7d5a073; tiny configurations, f32).
 
-use framework_dylib as _;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::Module;
 use framework::guidance::Denoiser;
@@ -11,6 +10,7 @@ use framework::random::Random;
 use framework::sampler::{NoiseSource, Progress, Sampler, SeededNoise};
 use framework::serde_json::from_str;
 use framework::weights;
+use framework_dylib as _;
 use goldens::{Draws, Golden, Recorded, close, gradients, load, same_gradients, values};
 use guidance::Cfg;
 use llamagen::LlamaGenConfig;

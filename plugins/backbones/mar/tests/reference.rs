@@ -1,7 +1,6 @@
 //! Encoder, decoder, head, losses, gradients and whole decodings equal those of the official code, recorded in
 //! `shared/goldens` (LTH14/mar fe470ac, a tiny configuration, f32; see MANIFEST.md there).
 
-use framework_dylib as _;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::{Module, ModuleVisitor, Param};
 use framework::burn::optim::GradientsParams;
@@ -16,6 +15,7 @@ use framework::random::{Random, tensor};
 use framework::sampler::{NoiseSource, Progress, Sampler};
 use framework::vp::VpConfig;
 use framework::weights;
+use framework_dylib as _;
 use mar::{Mar, MarConfig};
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};

@@ -2,13 +2,13 @@
 //! recorded in `shared/goldens` (diffusers 0.32.2, CompVis/stable-diffusion 21f890f, thu-ml/GFT 9bf5ee4; tiny
 //! configurations, f32; see MANIFEST.md there).
 
-use framework_dylib as _;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::tensor::{DType, TensorData};
 use framework::foreign::{self, Source};
 use framework::nn::{from_positions, to_positions};
 use framework::prelude::*;
 use framework::weights;
+use framework_dylib as _;
 use goldens::{Draws, Golden, Gradients, Recorded, close, gradients, load, values};
 use sd15::Sd15Config;
 

@@ -3,11 +3,11 @@
 //! Source: arXiv:2404.02905. Its guidance input is our port of GFT's appendix (arXiv:2501.15420): no official code exists.
 //! Read this file first; `checkpoint.rs` holds the official names.
 
-#[cfg(test)]
-use framework_dylib as _;
-
 // The official names of two parameters hold capital letters.
 #![allow(non_snake_case)]
+
+#[cfg(test)]
+use framework_dylib as _;
 
 mod checkpoint;
 
@@ -18,8 +18,8 @@ use framework::burn::tensor::{Bool, TensorData};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, attend, gated_add, heads, merge_heads, parameter,
-    silu,
+    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, attend, gated_add, heads,
+    merge_heads, parameter, silu,
 };
 use framework::prelude::*;
 use framework::tokens::TokenProcess;

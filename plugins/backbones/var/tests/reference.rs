@@ -1,7 +1,6 @@
 //! Forward, gradients, losses and greedy decoding equal those of the official code, recorded in `shared/goldens`
 //! (FoundationVision/VAR 78b9539, thu-ml/CCA 7d5a073; tiny configurations, f32).
 
-use framework_dylib as _;
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::Module;
 use framework::burn::tensor::DType;
@@ -13,6 +12,7 @@ use framework::sampler::{Progress, Sampler, SeededNoise};
 use framework::serde_json::from_str;
 use framework::tokenizer::Tokenizer;
 use framework::weights;
+use framework_dylib as _;
 use goldens::{Draws, Golden, Recorded, close, gradients, load, overridden, same_gradients, values};
 use guidance::{Cfg, NoGuidance};
 use objectives::Cca;
