@@ -28,7 +28,10 @@ impl<'a, T> Matrix<'a, T> {
     /// Asserts that `[rows, columns]` of it lie within its numbers.
     fn assert_holds(&self, [rows, columns]: [usize; 2]) {
         let last = (rows as isize - 1) * self.row + (columns as isize - 1) * self.column;
-        assert!(self.row >= 0 && self.column >= 0 && (last as usize) < self.values.len(), "a matrix within its numbers");
+        assert!(
+            self.row >= 0 && self.column >= 0 && (last as usize) < self.values.len(),
+            "a matrix within its numbers"
+        );
     }
 }
 

@@ -39,7 +39,12 @@ pub fn normalize<const D: usize>(x: Tensor<D>, epsilon: f64, centred: bool) -> T
 }
 
 /// See [`super::adaptive_layer_norm`].
-pub fn adaptive_layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64, shift: Tensor<2>, scale: Tensor<2>) -> Tensor<D> {
+pub fn adaptive_layer_norm<const D: usize>(
+    x: Tensor<D>,
+    epsilon: f64,
+    shift: Tensor<2>,
+    scale: Tensor<2>,
+) -> Tensor<D> {
     let ([groups, width], shape) = (scale.dims(), x.dims());
     let rows = shape.iter().product::<usize>() / groups / width;
     let normal = normalize(x.reshape([groups, rows, width]), epsilon, true);
@@ -67,7 +72,8 @@ pub fn group_norm(
     let centred = x.clone() - x.mean_dim(2);
     let variance = (centred.clone() * centred.clone()).mean_dim(2);
     // One factor a channel: the deviation and the weight in a single pass over memory.
-    let factor = (widen(weight).reshape([1, groups, members]) / (variance + epsilon).sqrt()).reshape([batch, channels, 1]);
+    let factor =
+        (widen(weight).reshape([1, groups, members]) / (variance + epsilon).sqrt()).reshape([batch, channels, 1]);
     let normal = centred.reshape([batch, channels, area]) * factor + widen(bias).reshape([1, channels, 1]);
     let normal = normal.reshape([batch, channels, height, width]).cast(dtype);
     if silu { activate(normal, Activation::Silu) } else { normal }
@@ -80,7 +86,6 @@ pub fn conv(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, stride: usize, pad
 
 /// See [`super::attend`].
 pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: f64) -> Tensor<4> {
-    let options =
-        AttentionModuleOptions { scale: Some(scale), is_causal: span == Span::Causal, ..Default::default() };
+    let options = AttentionModuleOptions { scale: Some(scale), is_causal: span == Span::Causal, ..Default::default() };
     attention(q, k, v, mask, None, options)
 }

@@ -4,7 +4,7 @@
 //!
 //! Source: arXiv:2103.00020 sec. 2.4 and the released code.
 
-use super::{Embedding, Activation, LayerNorm, Linear, Mlp, Span, attend, heads, merge_heads};
+use super::{Activation, Embedding, LayerNorm, Linear, Mlp, Span, attend, heads, merge_heads};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 

@@ -16,8 +16,8 @@ use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::interpolant::InterpolantConfig;
 use framework::nn::{
-    Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, from_patches, adaptive_layer_norm,
-    gated_add, parameter, silu, sincos_2d, sinusoid,
+    Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, adaptive_layer_norm,
+    from_patches, gated_add, parameter, silu, sincos_2d, sinusoid,
 };
 use framework::prelude::*;
 use framework::vp::VpConfig;

@@ -11,8 +11,8 @@ use framework::burn::module::{Module, Param};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Embedding, EmbeddingInit, GatedMlp, Linear, Place, RmsNorm, Rotary, Span, TimestepEmbedder, attend, activate, Activation,
-    heads, merge_heads, parameter,
+    Activation, Embedding, EmbeddingInit, GatedMlp, Linear, Place, RmsNorm, Rotary, Span, TimestepEmbedder, activate,
+    attend, heads, merge_heads, parameter,
 };
 use framework::prelude::*;
 use framework::tokens::TokenProcess;

@@ -16,7 +16,8 @@ use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::masked::{Masked, Patches};
 use framework::nn::{
-    Attention, AttentionConfig, EmbeddingInit, Activation, LayerNorm, Linear, Mlp, TimestepEmbedder, gather, parameter, rows,
+    Activation, Attention, AttentionConfig, EmbeddingInit, LayerNorm, Linear, Mlp, TimestepEmbedder, gather, parameter,
+    rows,
 };
 use framework::prelude::*;
 use framework::vp::{Betas, VpConfig, VpPrediction};

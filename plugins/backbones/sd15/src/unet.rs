@@ -9,8 +9,8 @@
 use framework::burn::module::Module;
 use framework::nn::autoencoder::{Resample, ResidualBlock};
 use framework::nn::{
-    Activation, GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, attend, from_positions, gate, heads, merge_heads, to_positions,
-    upsample_nearest,
+    Activation, GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, attend, from_positions, gate, heads, merge_heads,
+    to_positions, upsample_nearest,
 };
 use framework::prelude::*;
 

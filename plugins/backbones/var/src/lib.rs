@@ -15,8 +15,8 @@ use framework::burn::tensor::{Bool, TensorData};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, attend, gated_add, heads, merge_heads, parameter,
-    silu,
+    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, attend, gated_add, heads,
+    merge_heads, parameter, silu,
 };
 use framework::prelude::*;
 use framework::tokens::TokenProcess;

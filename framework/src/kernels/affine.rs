@@ -32,7 +32,14 @@ impl<const N: usize> Fused<N> for Affine {
         }
         let out = MatrixMut { values: &mut y, row: width };
         let product = (Matrix::rows(x, depth), Matrix::rows(weight, width));
-        multiply([rows, depth, width], product.0, product.1, out, (bias.is_some(), T::of(1.0)), rows * depth * width >= WIDE);
+        multiply(
+            [rows, depth, width],
+            product.0,
+            product.1,
+            out,
+            (bias.is_some(), T::of(1.0)),
+            rows * depth * width >= WIDE,
+        );
         let mut shape = inputs[0].shape();
         let last = shape.num_dims() - 1;
         shape[last] = width;
@@ -40,7 +47,12 @@ impl<const N: usize> Fused<N> for Affine {
         (tensor(y, shape), saved)
     }
 
-    fn backward<T: Number>(&self, [x, weight]: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+    fn backward<T: Number>(
+        &self,
+        [x, weight]: Self::Saved,
+        grad: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
         let grad = dense::<T>(grad);
         let shapes = [x.shape(), weight.shape()];
         let [depth, width] = [0, 1].map(|i| shapes[1][i]);
