@@ -57,10 +57,11 @@ impl Optimum {
             Self::Tilted(tilt) => {
                 let of = if tilt.from == Of::Reference { "the reference" } else { "the data" };
                 let against = match tilt.against {
-                    Against::Null => "",
-                    Against::MeanOfClasses => ", against the mean of all classes",
-                    Against::MeanOfOtherClasses => ", against the mean of all other classes",
-                    Against::Others => ", against all other conditions",
+                    Against::Null => String::new(),
+                    Against::MeanOfClasses => ", against the mean of all classes".into(),
+                    Against::MeanOfOtherClasses => ", against the mean of all other classes".into(),
+                    Against::Others => ", against all other conditions".into(),
+                    Against::Made { text, .. } => format!(", against {text}"),
                 };
                 let free = if tilt.free_normaliser { ", up to a factor of c" } else { "" };
                 format!("{of} at scale {}{against}{free}", tilt.text)
@@ -82,7 +83,7 @@ pub enum Of {
 }
 
 /// What a condition is contrasted with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Against {
     /// The unconditional prediction.
     Null,
@@ -92,6 +93,13 @@ pub enum Against {
     MeanOfOtherClasses,
     /// The prediction for everything but the condition: `p(x | not c)`.
     Others,
+    /// What an objective of its own makes of the conditional and the unconditional prediction of a sample.
+    Made {
+        /// In words, behind "against ".
+        text: &'static str,
+        /// From (conditional, unconditional).
+        from: fn(&[f64], &[f64]) -> Vec<f64>,
+    },
 }
 
 /// A scale as a function of the guidance number (if the network reads one) and of progress.

@@ -1,5 +1,4 @@
-//! Attention that keeps one number a query: the logarithm of its softmax's denominator. The backward pass computes the
-//! weights again, a block of queries at a time, so memory grows with the length and not with its square.
+//! Attention that keeps two numbers a query: what its softmax was scaled by. The backward pass computes the weights again, a block of queries at a time, so memory grows with the length and not with its square.
 //!
 //! Source: arXiv:2205.14135 algorithms 1 and 4 (the recomputation; blocks here span all keys).
 
@@ -24,12 +23,12 @@ pub(crate) struct Attend {
     pub mask: Option<FlexTensor>,
 }
 
-/// Queries, keys and values as they lie, the output, and `[B, heads, L]` logarithms of denominators.
+/// Queries, keys and values as they lie, and of every query its highest logit and the inverse of its softmax's
+/// denominator, `[B, heads, L, 2]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     qkv: [FlexTensor; 3],
-    output: FlexTensor,
-    denominators: FlexTensor,
+    scales: FlexTensor,
 }
 
 /// A tensor `[B, heads, L, d]` whose rows may lie apart.
@@ -51,10 +50,6 @@ impl<'a, T: Number> Heads<'a, T> {
     fn rows(self, [b, h]: [usize; 2], first: usize) -> Matrix<'a, T> {
         let start = b * self.strides[0] + h * self.strides[1] + first * self.strides[2];
         Matrix { values: &self.values[start..], row: self.strides[2] as isize, column: 1 }
-    }
-
-    fn row(self, head: [usize; 2], row: usize, width: usize) -> &'a [T] {
-        &self.rows(head, row).values[..width]
     }
 }
 
@@ -180,19 +175,19 @@ impl Fused<3> for Attend {
         let (block, scale) = (scene.block(), T::of(self.scale));
         let mut output = Merged::<T>::new(scene.dims);
         let rows_of_output = output.rows();
-        let mut denominators = vec![T::of(0.0); batch * heads * length];
+        let mut scales = vec![T::of(0.0); 2 * batch * heads * length];
         let blocks = length.div_ceil(block);
-        let task = |task: usize, denominators: &mut [T]| {
+        let task = |task: usize, scales: &mut [T]| {
             let head = [task / blocks / heads, task / blocks % heads];
-            let (first, rows) = (task % blocks * block, denominators.len());
+            let (first, rows) = (task % blocks * block, scales.len() / 2);
             let keys = scene.seen(first + rows - 1);
             let (mut weights, mut mixed) = (vec![T::of(0.0); rows * keys], vec![T::of(0.0); rows * width]);
             let (queries, seen) = (q.rows(head, first), k.rows(head, 0).transposed());
             multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale), false);
-            for (i, denominator) in denominators.iter_mut().enumerate() {
+            for (i, scales) in scales.chunks_exact_mut(2).enumerate() {
                 let row = &mut weights[i * keys..][..keys];
                 scene.hide(head, first + i, row);
-                *denominator = softmax(row);
+                scales.copy_from_slice(&softmax(row));
             }
             multiply(
                 [rows, keys, width],
@@ -204,24 +199,23 @@ impl Fused<3> for Attend {
             );
             rows_of_output.write(head, first, &mixed);
         };
-        // Denominators of one head after the other, each in blocks.
+        // Those of one head after the other, each in blocks.
         let mut parts: Vec<&mut [T]> =
-            denominators.chunks_mut(length).flat_map(|head| head.chunks_mut(block)).collect();
+            scales.chunks_mut(2 * length).flat_map(|head| head.chunks_mut(2 * block)).collect();
         if batch * heads * length * scene.keys < GRAIN {
             parts.iter_mut().enumerate().for_each(|(i, part)| task(i, part));
         } else {
             parts.par_iter_mut().enumerate().for_each(|(i, part)| task(i, part));
         }
-        let (output, denominators) = (output.finish(), tensor(denominators, Shape::new([batch, heads, length])));
-        (output.clone(), Saved { qkv, output, denominators })
+        let scales = tensor(scales, Shape::new([batch, heads, length, 2]));
+        (output.finish(), Saved { qkv, scales })
     }
 
     fn backward<T: Number>(&self, saved: Saved, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let grad = strided(grad);
         let scene = Scene::new(self, &saved.qkv[0], &saved.qkv[1]);
         let [q, k, v] = saved.qkv.each_ref().map(Heads::<T>::of);
-        let (output, grad) = (Heads::<T>::of(&saved.output), Heads::<T>::of(&grad));
-        let denominators = super::numbers::<T>(&saved.denominators);
+        let (grad, scales) = (Heads::<T>::of(&grad), super::numbers::<T>(&saved.scales));
         let [batch, heads, length, width] = scene.dims;
         let (block, scale, zero) = (scene.block(), T::of(self.scale), T::of(0.0));
         let mut results =
@@ -231,7 +225,7 @@ impl Fused<3> for Attend {
             let [mut weights, mut slopes] = [(); 2].map(|()| vec![zero; block * scene.keys]);
             let mut of_queries = vec![zero; block * width];
             let [mut of_keys, mut of_values] = [(); 2].map(|()| vec![zero; scene.keys * width]);
-            let denominators = &denominators[(head[0] * heads + head[1]) * length..][..length];
+            let scales = &scales[2 * (head[0] * heads + head[1]) * length..][..2 * length];
             for first in (0..length).step_by(block) {
                 let rows = block.min(length - first);
                 let keys = scene.seen(first + rows - 1);
@@ -250,14 +244,15 @@ impl Fused<3> for Attend {
                 for i in 0..rows {
                     let (weights, slopes) = (&mut weights[i * keys..][..keys], &mut slopes[i * keys..][..keys]);
                     scene.hide(head, first + i, weights);
-                    let (upstream, output) = (grad.row(head, first + i, width), output.row(head, first + i, width));
-                    let denominator = denominators[first + i];
+                    let [highest, inverse] = [scales[2 * (first + i)], scales[2 * (first + i) + 1]];
                     vectorized(
                         #[inline(always)]
                         || {
-                            let mean = sum(width, |k| upstream[k] * output[k]);
-                            for (weight, slope) in weights.iter_mut().zip(slopes) {
-                                *weight = (*weight - denominator).exp();
+                            for weight in weights.iter_mut() {
+                                *weight = (*weight - highest).exp() * inverse;
+                            }
+                            let mean = sum(keys, |k| weights[k] * slopes[k]);
+                            for (weight, slope) in weights.iter().zip(slopes.iter_mut()) {
                                 *slope = *weight * (*slope - mean) * scale;
                             }
                         },
@@ -286,25 +281,25 @@ fn all<T>(values: &mut [T], width: usize) -> MatrixMut<'_, T> {
     MatrixMut { values, row: width }
 }
 
-/// Turns logits into weights and returns the logarithm of their denominator. A row that sees nothing has weight 0.
-fn softmax<T: Number>(row: &mut [T]) -> T {
+/// Turns logits into weights and returns the highest logit and the inverse of the denominator. A row that sees nothing has
+/// weight 0.
+fn softmax<T: Number>(row: &mut [T]) -> [T; 2] {
     vectorized(
         #[inline(always)]
         || {
             let highest = maximum(row);
             if highest == T::of(f64::NEG_INFINITY) {
                 row.fill(T::of(0.0));
-                return T::of(0.0);
+                return [T::of(0.0); 2];
             }
             for weight in row.iter_mut() {
                 *weight = (*weight - highest).exp();
             }
-            let denominator = sum(row.len(), |k| row[k]);
-            let share = T::of(1.0) / denominator;
+            let inverse = T::of(1.0) / sum(row.len(), |k| row[k]);
             for weight in row.iter_mut() {
-                *weight *= share;
+                *weight *= inverse;
             }
-            highest + denominator.ln()
+            [highest, inverse]
         },
     )
 }

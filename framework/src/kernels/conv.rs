@@ -1,6 +1,6 @@
 //! Convolution as one matrix product an image: its patches, spread out as columns, times the weights.
 
-use super::math::{Number, total};
+use super::math::{Number, total, vectorized};
 use super::matrix::{Matrix, MatrixMut, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
@@ -102,9 +102,61 @@ impl Convolve {
     }
 }
 
+/// One row of the columns of a convolution that keeps the size: the image's plane, shifted as a whole. What the shift
+/// carries from one line of the plane to the next lies on `edges`, and is no part of the row.
+struct Shifted {
+    /// Place in the row, and in the plane, of what both hold.
+    row: std::ops::Range<usize>,
+    plane: std::ops::Range<usize>,
+    /// Columns of every line that no pixel reaches.
+    edges: std::ops::Range<usize>,
+}
+
+impl Sizes {
+    /// Of one channel, in the order of the kernel; `None` unless height and width stay.
+    fn shifts(&self) -> Option<Vec<Shifted>> {
+        let [height, width] = self.from;
+        if self.stride != 1 || self.from != self.to {
+            return None;
+        }
+        let by = |k: usize| k as isize - self.before as isize;
+        let shift = |ky: usize, kx: usize| {
+            let area = (height * width) as isize;
+            let shift = by(ky) * width as isize + by(kx);
+            let [start, end] = [(-shift).clamp(0, area), (area - shift).clamp(0, area)];
+            let edges = match by(kx) {
+                left @ ..0 => 0..left.unsigned_abs().min(width),
+                right => width.saturating_sub(right as usize)..width,
+            };
+            let place = |i: isize| i as usize;
+            Shifted {
+                row: place(start)..place(end.max(start)),
+                plane: place(start + shift)..place(end.max(start) + shift),
+                edges,
+            }
+        };
+        Some((0..self.kernel * self.kernel).map(|k| shift(k / self.kernel, k % self.kernel)).collect())
+    }
+}
+
+/// Sets the edges of a row to zero.
+#[inline(always)]
+fn clear_edges<T: Number>(row: &mut [T], width: usize, edges: &std::ops::Range<usize>) {
+    if !edges.is_empty() {
+        row.chunks_exact_mut(width).for_each(|line| line[edges.clone()].fill(T::of(0.0)));
+    }
+}
+
 /// Spreads an image out; `columns` holds zeros wherever a patch reaches over the edge, and keeps them.
 fn spread<T: Number>(image: &[T], columns: &mut [T], sizes: Sizes) {
-    if sizes.stride == 1 {
+    if let Some(shifts) = sizes.shifts() {
+        let rows = columns.chunks_exact_mut(sizes.positions());
+        let planes = image.chunks_exact(sizes.area()).flat_map(|plane| std::iter::repeat_n(plane, shifts.len()));
+        for ((row, plane), shift) in rows.zip(planes).zip(shifts.iter().cycle()) {
+            row[shift.row.clone()].copy_from_slice(&plane[shift.plane.clone()]);
+            clear_edges(row, sizes.to[1], &shift.edges);
+        }
+    } else if sizes.stride == 1 {
         sizes.spans(|to, from| columns[to.clone()].copy_from_slice(&image[from..][..to.len()]));
     } else {
         sizes.spans(|to, from| {
@@ -115,9 +167,24 @@ fn spread<T: Number>(image: &[T], columns: &mut [T], sizes: Sizes) {
     }
 }
 
-/// Adds columns back to the pixels they came from.
-fn gather<T: Number>(columns: &[T], image: &mut [T], sizes: Sizes) {
-    if sizes.stride == 1 {
+/// Adds columns back to the pixels they came from. What lies over the edge is lost, in `columns` too.
+fn gather<T: Number>(columns: &mut [T], image: &mut [T], sizes: Sizes) {
+    if let Some(shifts) = sizes.shifts() {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (rows, plane) in
+                    columns.chunks_exact_mut(shifts.len() * sizes.positions()).zip(image.chunks_exact_mut(sizes.area()))
+                {
+                    for (row, shift) in rows.chunks_exact_mut(sizes.positions()).zip(&shifts) {
+                        clear_edges(row, sizes.to[1], &shift.edges);
+                        let pixels = plane[shift.plane.clone()].iter_mut();
+                        pixels.zip(&row[shift.row.clone()]).for_each(|(pixel, value)| *pixel += *value);
+                    }
+                }
+            },
+        );
+    } else if sizes.stride == 1 {
         sizes.spans(|from, to| {
             let image = &mut image[to..][..from.len()];
             image.iter_mut().zip(&columns[from]).for_each(|(pixel, column)| *pixel += *column);
@@ -209,7 +276,7 @@ impl Fused<3> for Convolve {
                     let out = MatrixMut { values, row: positions };
                     multiply(shape, weight, Matrix::rows(grad, positions), out, (false, T::of(1.0)), wide);
                     if !sizes.pointwise() {
-                        gather(&back, of_x, sizes);
+                        gather(&mut back, of_x, sizes);
                     }
                 }
             }

@@ -1,23 +1,23 @@
 //! Fused kernels of the CPU backend, with their backward passes: what the layers of [`crate::nn`] run on where they can.
 //!
-//! A layer asks [`run`] for its kernel. On another backend, or for a data type that has none, the answer is `None`, and
+//! A layer asks for its kernel. On another backend, or for a data type that has none, the answer is `None`, and
 //! the layer composes the same function from tensor operations; the tests below hold both to one another. A kernel
 //! divides its work by shapes alone and adds parts in a fixed order, so its bits depend neither on the run nor on the
 //! number of threads.
 //!
 //! Adding one: implement [`Fused`] on slices of [`Number`], call it from the layer, and give it a test of its own.
 
+mod affine;
 mod attention;
 mod conv;
-mod linear;
 mod math;
 mod matrix;
 mod norm;
 mod pointwise;
 
+pub(crate) use affine::Affine;
 pub(crate) use attention::Attend;
 pub(crate) use conv::Convolve;
-pub(crate) use linear::Affine;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
 pub(crate) use pointwise::{Activate, Gate};
 
@@ -55,15 +55,35 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
 }
 
 /// A tensor of any rank, as kernels take it.
-pub(crate) fn any<const D: usize>(x: &Tensor<D>) -> DispatchTensor {
+pub(crate) fn handle<const D: usize>(x: &Tensor<D>) -> DispatchTensor {
     x.clone().into_dispatch()
 }
 
+/// One function a kernel and number of inputs, `None` as [`run`] says. They are compiled here, once: layers are generic
+/// over the rank, and would carry the kernels into every crate that calls one.
+macro_rules! entries {
+    ($($name:ident: $op:ty, $inputs:literal;)*) => {
+        $(pub(crate) fn $name(op: $op, inputs: [DispatchTensor; $inputs]) -> Option<DispatchTensor> {
+            run(op, inputs)
+        })*
+    };
+}
+entries! {
+    activate: Activate, 1;
+    gate: Gate, 2;
+    normalize: Normalize, 1;
+    normalize_scaled: Normalize, 2;
+    normalize_affine: Normalize, 3;
+    group_normalize: GroupNormalize, 3;
+    gated_add: GatedAdd, 3;
+    linear: Affine, 2;
+    affine: Affine, 3;
+    convolve: Convolve, 3;
+    attend: Attend, 3;
+}
+
 /// Runs `op`, or `None` where the inputs are not all on the CPU backend, all f32 or all f64.
-pub(crate) fn run<const N: usize, const D: usize, F: Fused<N>>(
-    op: F,
-    inputs: [DispatchTensor; N],
-) -> Option<Tensor<D>> {
+fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Option<DispatchTensor> {
     let dtype = inputs[0].dtype();
     let has_kernel = matches!(dtype, DType::F32 | DType::F64);
     if !has_kernel || !inputs.iter().all(|input| input.dtype() == dtype && on_cpu(&input.kind)) {
@@ -83,11 +103,11 @@ pub(crate) fn run<const N: usize, const D: usize, F: Fused<N>>(
         };
         DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))))
     };
-    Some(Tensor::from_dispatch(DispatchTensor { kind, autodiff: context }))
+    Some(DispatchTensor { kind, autodiff: context })
 }
 
 /// The handle of a tensor on the CPU, if it is there; a tracked one's numbers.
-pub(crate) fn on_cpu(kind: &DispatchTensorKind) -> bool {
+fn on_cpu(kind: &DispatchTensorKind) -> bool {
     match kind {
         DispatchTensorKind::Flex(_) => true,
         DispatchTensorKind::Autodiff(inner) => on_cpu(inner),

@@ -119,9 +119,9 @@ impl<const N: usize> Fused<N> for Normalize {
                             None => inner.copy_from_slice(grad),
                         }
                         let inner = &inner[..];
-                        let share = T::of(1.0 / width as f64);
-                        let along = sum(width, |k| inner[k] * (x[k] - mean)) * inverse * share;
-                        let level = if centred { sum(width, |k| inner[k]) * share } else { zero };
+                        let count = T::of(width as f64);
+                        let along = sum(width, |k| inner[k] * (x[k] - mean)) * inverse / count;
+                        let level = if centred { sum(width, |k| inner[k]) / count } else { zero };
                         for k in 0..width {
                             of_x[k] = inverse * (inner[k] - level - (x[k] - mean) * inverse * along);
                         }
@@ -157,9 +157,9 @@ fn rows_of_group<T>(rows: usize, scale: Option<&[T]>, width: usize) -> usize {
 /// `[mean, 1 / sqrt(variance + epsilon)]`; the mean is 0 unless `centred`.
 #[inline(always)]
 fn moments<T: Number>(x: &[T], epsilon: T, centred: bool) -> [T; 2] {
-    let share = T::of(1.0 / x.len() as f64);
-    let mean = if centred { sum(x.len(), |k| x[k]) * share } else { T::of(0.0) };
-    let variance = sum(x.len(), |k| (x[k] - mean) * (x[k] - mean)) * share;
+    let count = T::of(x.len() as f64);
+    let mean = if centred { sum(x.len(), |k| x[k]) / count } else { T::of(0.0) };
+    let variance = sum(x.len(), |k| (x[k] - mean) * (x[k] - mean)) / count;
     [mean, T::of(1.0) / (variance + epsilon).sqrt()]
 }
 
@@ -252,8 +252,8 @@ impl Fused<3> for GroupNormalize {
                         level += weight * of_bias;
                         parts.extend([of_weight, of_bias]);
                     }
-                    let share = T::of(1.0 / (members * area) as f64);
-                    (level, along) = (level * share, along * share);
+                    let count = T::of((members * area) as f64);
+                    (level, along) = (level / count, along / count);
                     for m in 0..members {
                         let weight = weight[first + m];
                         let (x, of_x) = (&x[m * area..][..area], &mut of_x[m * area..][..area]);

@@ -4,8 +4,13 @@
 use super::*;
 use crate::nn::{Activation, GroupNormConfig, Span, composed};
 use crate::random::{Random, tensor as from_numbers};
-use burn::tensor::{Device, module::linear};
+use burn::tensor::{Device, Gradients, module::linear};
 use proptest::prelude::*;
+
+/// A kernel where it must be one.
+fn fused<const N: usize, const D: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Tensor<D> {
+    Tensor::from_dispatch(run(op, inputs).expect("a kernel for f32 and f64 on the CPU"))
+}
 
 /// Normal numbers as a tensor on the tape. `turned` lies transposed in its last two dimensions.
 fn normal<const D: usize>(name: &str, shape: [usize; D], dtype: DType, turned: bool) -> Tensor<D> {
@@ -28,18 +33,18 @@ fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
 /// Output and gradients of one function.
 type Derivatives = Vec<Vec<f64>>;
 
+/// A gradient to ask for; see [`of`].
+type Wanted<'a> = &'a dyn Fn(&Gradients) -> Option<Vec<f64>>;
+
 /// The output of `f` and the gradient of a fixed weighting of it by every input.
-fn derivatives<const D: usize>(
-    inputs: &[&dyn Fn(&burn::tensor::Gradients) -> Option<Vec<f64>>],
-    output: Tensor<D>,
-) -> Derivatives {
+fn derivatives<const D: usize>(inputs: &[Wanted<'_>], output: Tensor<D>) -> Derivatives {
     let weights = normal("upstream", output.dims(), output.dtype(), false).detach();
     let grads = (output.clone() * weights).sum().backward();
     std::iter::once(values(output.detach())).chain(inputs.iter().filter_map(|grad| grad(&grads))).collect()
 }
 
 /// The gradient of `x`, when it is asked for.
-fn of<const D: usize>(x: &Tensor<D>) -> impl Fn(&burn::tensor::Gradients) -> Option<Vec<f64>> {
+fn of<const D: usize>(x: &Tensor<D>) -> impl Fn(&Gradients) -> Option<Vec<f64>> + use<D> {
     let x = x.clone();
     move |grads| x.grad(grads).map(values)
 }
@@ -82,7 +87,7 @@ proptest! {
         };
         hold(
             "activate",
-            |dtype| both(&|x| run(Activate(curve), [any(&x)]).unwrap(), dtype),
+            |dtype| both(&|x| fused(Activate(curve), [handle(&x)]), dtype),
             |dtype| both(&|x| composed::activate(x, curve), dtype),
         );
         let gated = |f: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<2>, dtype| {
@@ -91,13 +96,15 @@ proptest! {
         };
         hold(
             "gate",
-            |dtype| gated(&|a, b| run(Gate(curve), [any(&a), any(&b)]).unwrap(), dtype),
+            |dtype| gated(&|a, b| fused(Gate(curve), [handle(&a), handle(&b)]), dtype),
             |dtype| gated(&|a, b| composed::activate(a, curve) * b, dtype),
         );
     }
 
+    // Not below 8: the gradient of a normalized row of 2 or 3 numbers is what two nearly equal numbers leave of each other,
+    // and in f32 its error is chance in both forms.
     #[test]
-    fn row_norms(groups in 1_usize..4, rows in 1_usize..70, width in 2_usize..80, turned: bool) {
+    fn row_norms(groups in 1_usize..4, rows in 1_usize..70, width in 8_usize..80, turned: bool) {
         let x = |dtype| normal("x", [groups, rows, width], dtype, turned);
         let parameter = |name, count, dtype| normal(name, [count, width], dtype, false);
         let bare = |f: &dyn Fn(Tensor<3>) -> Tensor<3>, dtype| {
@@ -107,7 +114,7 @@ proptest! {
         let plain = Normalize { epsilon: 1e-3, centred: true, offset: 0.0 };
         hold(
             "layer norm",
-            |dtype| bare(&|x| run(plain.clone(), [any(&x)]).unwrap(), dtype),
+            |dtype| bare(&|x| fused(plain.clone(), [handle(&x)]), dtype),
             |dtype| bare(&|x| composed::normalize(x, 1e-3, true), dtype),
         );
         let two = |f: &dyn Fn(Tensor<3>, Tensor<2>) -> Tensor<3>, dtype| {
@@ -117,7 +124,7 @@ proptest! {
         let rms = Normalize { epsilon: 1e-3, centred: false, offset: 0.0 };
         hold(
             "rms norm",
-            |dtype| two(&|x, weight| run(rms.clone(), [any(&x), any(&weight)]).unwrap(), dtype),
+            |dtype| two(&|x, weight| fused(rms.clone(), [handle(&x), handle(&weight)]), dtype),
             |dtype| two(&|x, weight| composed::normalize(x, 1e-3, false) * weight.unsqueeze::<3>(), dtype),
         );
         let three = |count: usize, f: &dyn Fn(Tensor<3>, Tensor<2>, Tensor<2>) -> Tensor<3>, dtype| {
@@ -126,25 +133,25 @@ proptest! {
         };
         hold(
             "layer norm with weight and bias",
-            |dtype| three(1, &|x, w, b| run(plain.clone(), [any(&x), any(&w), any(&b)]).unwrap(), dtype),
+            |dtype| three(1, &|x, w, b| fused(plain.clone(), [handle(&x), handle(&w), handle(&b)]), dtype),
             |dtype| three(1, &|x, w, b| composed::normalize(x, 1e-3, true) * w.unsqueeze::<3>() + b.unsqueeze(), dtype),
         );
         let modulated = Normalize { offset: 1.0, ..plain };
         hold(
             "adaptive layer norm",
-            |dtype| three(groups, &|x, s, b| run(modulated.clone(), [any(&x), any(&s), any(&b)]).unwrap(), dtype),
+            |dtype| three(groups, &|x, s, b| fused(modulated.clone(), [handle(&x), handle(&s), handle(&b)]), dtype),
             |dtype| three(groups, &|x, s, b| composed::adaptive_layer_norm(x, 1e-3, b, s), dtype),
         );
     }
 
     #[test]
     fn affine_maps(rows in 1_usize..90, depth in 1_usize..40, width in 1_usize..40, turned: bool, bias: bool) {
-        let both = |fused: bool, dtype| {
+        let both = |kernel: bool, dtype| {
             let x = normal("x", [2, rows, depth], dtype, turned);
             let (weight, shift) = (normal("weight", [depth, width], dtype, turned), normal("bias", [width], dtype, false));
-            let y: Tensor<3> = match (fused, bias) {
-                (true, true) => run(Affine, [any(&x), any(&weight), any(&shift)]).unwrap(),
-                (true, false) => run(Affine, [any(&x), any(&weight)]).unwrap(),
+            let y: Tensor<3> = match (kernel, bias) {
+                (true, true) => fused(Affine, [handle(&x), handle(&weight), handle(&shift)]),
+                (true, false) => fused(Affine, [handle(&x), handle(&weight)]),
                 (false, _) => linear(x.clone(), weight.clone(), bias.then(|| shift.clone())),
             };
             derivatives(&[&of(&x), &of(&weight), &of(&shift)], y)
@@ -162,7 +169,7 @@ proptest! {
         };
         hold(
             "gated add",
-            |dtype| both(&|x, y, gate| run(GatedAdd, [any(&x), any(&y), any(&gate)]).unwrap(), dtype),
+            |dtype| both(&|x, y, gate| fused(GatedAdd, [handle(&x), handle(&y), handle(&gate)]), dtype),
             |dtype| both(&composed::gated_add, dtype),
         );
     }
@@ -181,7 +188,7 @@ proptest! {
         };
         hold(
             "group norm",
-            |dtype| both(&|x, w, b| run(GroupNormalize { config, silu }, [any(&x), any(&w), any(&b)]).unwrap(), dtype),
+            |dtype| both(&|x, w, b| fused(GroupNormalize { config, silu }, [handle(&x), handle(&w), handle(&b)]), dtype),
             |dtype| both(&|x, w, b| composed::group_norm(x, w, b, config, silu), dtype),
         );
     }
@@ -201,7 +208,7 @@ proptest! {
         let padding = (before, after);
         hold(
             "convolution",
-            |dtype| both(&|x, w, b| run(Convolve { stride, padding }, [any(&x), any(&w), any(&b)]).unwrap(), dtype),
+            |dtype| both(&|x, w, b| fused(Convolve { stride, padding }, [handle(&x), handle(&w), handle(&b)]), dtype),
             |dtype| both(&|x, w, b| composed::conv(x, w, b, stride, padding), dtype),
         );
     }
@@ -230,7 +237,7 @@ proptest! {
         let op = Attend { scale: 0.7, causal: span == Span::Causal, mask: mask.as_ref().map(|m| bytes(m).unwrap()) };
         hold(
             "attention",
-            |dtype| both(&|[q, k, v]| run(op.clone(), [any(&q), any(&k), any(&v)]).unwrap(), dtype),
+            |dtype| both(&|[q, k, v]| fused(op.clone(), [handle(&q), handle(&k), handle(&v)]), dtype),
             |dtype| both(&|qkv| composed::attend(qkv, span, mask.clone(), 0.7), dtype),
         );
     }
@@ -267,18 +274,18 @@ fn bits(threads: usize) -> Vec<Derivatives> {
                 normal("b", [2, 64], DType::F32, false),
             );
             let op = Normalize { epsilon: 1e-6, centred: true, offset: 1.0 };
-            derivatives(&[&of(&x), &of(&s), &of(&b)], run::<3, 3, _>(op, [any(&x), any(&s), any(&b)]).unwrap())
+            derivatives(&[&of(&x), &of(&s), &of(&b)], fused::<3, 3, _>(op, [handle(&x), handle(&s), handle(&b)]))
         };
         let conv = |batch| {
             let x = normal("x", [batch, 24, 17, 17], DType::F32, false);
             let (w, b) = (normal("w", [40, 24, 3, 3], DType::F32, false), normal("b", [40], DType::F32, false));
             let op = Convolve { stride: 1, padding: (1, 1) };
-            derivatives(&[&of(&x), &of(&w), &of(&b)], run::<3, 4, _>(op, [any(&x), any(&w), any(&b)]).unwrap())
+            derivatives(&[&of(&x), &of(&w), &of(&b)], fused::<3, 4, _>(op, [handle(&x), handle(&w), handle(&b)]))
         };
         let attention = {
             let [q, k, v] = ["q", "k", "v"].map(|name| normal(name, [2, 3, 130, 32], DType::F32, false));
             let op = Attend { scale: 0.2, causal: true, mask: None };
-            derivatives(&[&of(&q), &of(&k), &of(&v)], run::<3, 4, _>(op, [any(&q), any(&k), any(&v)]).unwrap())
+            derivatives(&[&of(&q), &of(&k), &of(&v)], fused::<3, 4, _>(op, [handle(&q), handle(&k), handle(&v)]))
         };
         vec![norm, conv(2), conv(13), attention]
     })
@@ -295,19 +302,20 @@ fn threads_change_no_bit() {
 #[test]
 fn other_data_types_have_no_kernel() {
     let x = normal("x", [2, 3], DType::BF16, false);
-    assert!(run::<1, 2, _>(Activate(Activation::Silu), [any(&x)]).is_none());
+    assert!(run(Activate(Activation::Silu), [handle(&x)]).is_none());
 }
 
 #[test]
 fn a_constant_gets_no_gradient_and_a_network_without_tape_none_at_all() {
-    let (a, b) = (normal("a", [2, 3], DType::F32, false), normal("b", [2, 3], DType::F32, false).detach());
-    let y: Tensor<2> = run(Gate(Activation::Silu), [any(&a), any(&b)]).unwrap();
+    let (a, b) =
+        (normal("a", [2, 3], DType::F32, false), Tensor::from_inner(normal("b", [2, 3], DType::F32, false).inner()));
+    let y: Tensor<2> = fused(Gate(Activation::Silu), [handle(&a), handle(&b)]);
     let grads = y.sum().backward();
     assert!(a.grad(&grads).is_some() && b.grad(&grads).is_none());
-    let plain: Tensor<2> = run(Activate(Activation::Silu), [any(&a.inner())]).unwrap();
+    let plain: Tensor<2> = fused(Activate(Activation::Silu), [handle(&a.inner())]);
     assert!(!plain.device().is_autodiff());
     // A constant off the tape beside a parameter on it.
     let mixed: Tensor<2> =
-        run(Gate(Activation::Silu), [any(&b.clone().inner()), any(&normal("c", [2, 3], DType::F32, false))]).unwrap();
+        fused(Gate(Activation::Silu), [handle(&b.clone().inner()), handle(&normal("c", [2, 3], DType::F32, false))]);
     assert!(mixed.device().is_autodiff());
 }

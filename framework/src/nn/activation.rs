@@ -1,7 +1,7 @@
 //! Curves between linear layers.
 
 use super::composed;
-use crate::kernels::{self, Activate, Gate, any};
+use crate::kernels::{self, Activate, Gate, handle};
 use burn::tensor::Tensor;
 
 /// A curve between two linear layers.
@@ -19,14 +19,18 @@ pub enum Activation {
 
 /// The curve of every number.
 pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
-    kernels::run(Activate(activation), [any(&x)]).unwrap_or_else(|| composed::activate(x, activation))
+    kernels::activate(Activate(activation), [handle(&x)])
+        .map(Tensor::from_dispatch)
+        .unwrap_or_else(|| composed::activate(x, activation))
 }
 
 /// `activation(a) b`, two tensors of one shape.
 ///
 /// Source: arXiv:2002.05202 eq. 5 and 6 (GEGLU, SwiGLU).
 pub fn gate<const D: usize>(a: Tensor<D>, b: Tensor<D>, activation: Activation) -> Tensor<D> {
-    kernels::run(Gate(activation), [any(&a), any(&b)]).unwrap_or_else(|| composed::activate(a, activation) * b)
+    kernels::gate(Gate(activation), [handle(&a), handle(&b)])
+        .map(Tensor::from_dispatch)
+        .unwrap_or_else(|| composed::activate(a, activation) * b)
 }
 
 /// `x sigmoid(x)`.

@@ -1,6 +1,6 @@
 use super::{Linear, composed};
 use crate::backbone::Perturbation;
-use crate::kernels::{self, Attend, any};
+use crate::kernels::{self, Attend, handle};
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
 
@@ -77,7 +77,7 @@ pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool
         None
     } else {
         let kernel = Attend { scale, causal: span == Span::Causal, mask: hidden.flatten() };
-        kernels::run(kernel, [any(&q), any(&k), any(&v)])
+        kernels::attend(kernel, [handle(&q), handle(&k), handle(&v)]).map(Tensor::from_dispatch)
     };
     fused.unwrap_or_else(|| composed::attend([q, k, v], span, mask, scale))
 }

@@ -1,7 +1,7 @@
 //! Layers of images `[B, C, H, W]`: convolution, group normalisation, resizing.
 
 use super::{composed, parameter};
-use crate::kernels::{self, Convolve, GroupNormalize, any};
+use crate::kernels::{self, Convolve, GroupNormalize, handle};
 use crate::random::tensor;
 use burn::module::{Module, Param};
 use burn::tensor::module::interpolate;
@@ -42,7 +42,8 @@ impl Conv2d {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         let kernel = Convolve { stride: self.stride, padding: self.padding };
-        kernels::run(kernel, [any(&x), any(&weight), any(&bias)])
+        kernels::convolve(kernel, [handle(&x), handle(&weight), handle(&bias)])
+            .map(Tensor::from_dispatch)
             .unwrap_or_else(|| composed::conv(x, weight, bias, self.stride, self.padding))
     }
 }
@@ -91,7 +92,8 @@ impl GroupNorm {
     fn normalize(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         let config = GroupNormConfig { groups: self.groups, epsilon: self.epsilon };
-        kernels::run(GroupNormalize { config, silu }, [any(&x), any(&weight), any(&bias)])
+        kernels::group_normalize(GroupNormalize { config, silu }, [handle(&x), handle(&weight), handle(&bias)])
+            .map(Tensor::from_dispatch)
             .unwrap_or_else(|| composed::group_norm(x, weight, bias, config, silu))
     }
 }

@@ -1,5 +1,5 @@
 use super::{Activation, activate, gate, parameter};
-use crate::kernels::{self, Affine, any};
+use crate::kernels::{self, Affine, handle};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, module::linear};
 
@@ -36,10 +36,10 @@ impl Linear {
         if rows > 1 || inputs * outputs < LARGE || !inputs.is_multiple_of(PARTS) {
             let bias = self.bias.as_ref().map(Param::val);
             let fused = match &bias {
-                Some(bias) => kernels::run(Affine, [any(&x), any(&weight), any(bias)]),
-                None => kernels::run(Affine, [any(&x), any(&weight)]),
+                Some(bias) => kernels::affine(Affine, [handle(&x), handle(&weight), handle(bias)]),
+                None => kernels::linear(Affine, [handle(&x), handle(&weight)]),
             };
-            return fused.unwrap_or_else(|| linear(x, weight, bias));
+            return fused.map(Tensor::from_dispatch).unwrap_or_else(|| linear(x, weight, bias));
         }
         // One row, as in decoding: the product is as fast as the weights are read, and a batch of parts is read side by side.
         shape[D - 1] = outputs;

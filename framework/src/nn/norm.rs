@@ -1,5 +1,5 @@
 use super::{composed, parameter};
-use crate::kernels::{self, GatedAdd, Normalize, any};
+use crate::kernels::{self, GatedAdd, Normalize, handle};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
@@ -8,7 +8,9 @@ use burn::tensor::{Device, Tensor};
 /// Source: arXiv:1607.06450. Statistics in f32 or wider, whatever the data type.
 pub fn layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64) -> Tensor<D> {
     let kernel = Normalize { epsilon, centred: true, offset: 0.0 };
-    kernels::run(kernel, [any(&x)]).unwrap_or_else(|| composed::normalize(x, epsilon, true))
+    kernels::normalize(kernel, [handle(&x)])
+        .map(Tensor::from_dispatch)
+        .unwrap_or_else(|| composed::normalize(x, epsilon, true))
 }
 
 /// [`layer_norm`]`(x) (1 + scale) + shift`. Shapes: `x` `[G, .., D]`; `shift` and `scale` `[G, D]`, one for everything
@@ -22,7 +24,8 @@ pub fn adaptive_layer_norm<const D: usize>(
     scale: Tensor<2>,
 ) -> Tensor<D> {
     let kernel = Normalize { epsilon, centred: true, offset: 1.0 };
-    kernels::run(kernel, [any(&x), any(&scale), any(&shift)])
+    kernels::normalize_affine(kernel, [handle(&x), handle(&scale), handle(&shift)])
+        .map(Tensor::from_dispatch)
         .unwrap_or_else(|| composed::adaptive_layer_norm(x, epsilon, shift, scale))
 }
 
@@ -30,7 +33,9 @@ pub fn adaptive_layer_norm<const D: usize>(
 ///
 /// Source: arXiv:2212.09748 sec. 3.2 (adaLN-zero).
 pub fn gated_add<const D: usize>(x: Tensor<D>, y: Tensor<D>, gate: Tensor<2>) -> Tensor<D> {
-    kernels::run(GatedAdd, [any(&x), any(&y), any(&gate)]).unwrap_or_else(|| composed::gated_add(x, y, gate))
+    kernels::gated_add(GatedAdd, [handle(&x), handle(&y), handle(&gate)])
+        .map(Tensor::from_dispatch)
+        .unwrap_or_else(|| composed::gated_add(x, y, gate))
 }
 
 /// Layer normalisation with a factor and a shift of each channel: [`layer_norm`]`(x) weight + bias`.
@@ -56,9 +61,11 @@ impl LayerNorm {
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
         let [weight, bias] = [self.weight.val().unsqueeze::<2>(), self.bias.val().unsqueeze()];
         let kernel = Normalize { epsilon: self.epsilon, centred: true, offset: 0.0 };
-        kernels::run(kernel, [any(&x), any(&weight), any(&bias)]).unwrap_or_else(|| {
-            composed::normalize(x, self.epsilon, true) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
-        })
+        kernels::normalize_affine(kernel, [handle(&x), handle(&weight), handle(&bias)])
+            .map(Tensor::from_dispatch)
+            .unwrap_or_else(|| {
+                composed::normalize(x, self.epsilon, true) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+            })
     }
 }
 
@@ -83,7 +90,8 @@ impl RmsNorm {
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let weight = self.weight.val().unsqueeze::<2>();
         let kernel = Normalize { epsilon: self.epsilon, centred: false, offset: 0.0 };
-        kernels::run(kernel, [any(&x), any(&weight)])
+        kernels::normalize_scaled(kernel, [handle(&x), handle(&weight)])
+            .map(Tensor::from_dispatch)
             .unwrap_or_else(|| composed::normalize(x, self.epsilon, false) * self.weight.val().unsqueeze::<3>())
     }
 }

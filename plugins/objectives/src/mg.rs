@@ -301,7 +301,7 @@ impl Objective for Mg {
         } else {
             Tilt::data("1 / (2 - s)", move |_, progress| if within(progress) { 1.0 / (2.0 - fixed) } else { 1.0 })
         };
-        if against == Against::MeanOfOtherClasses && !self.reads_scale() {
+        if matches!(against, Against::MeanOfOtherClasses) && !self.reads_scale() {
             return Optimum::Unstated(
                 "it depends on the number of classes n: 1 / (1 - w n / (n - 1)) against their mean",
             );
