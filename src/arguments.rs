@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
 #[derive(Debug, Parser)]
@@ -10,6 +10,10 @@ use std::path::PathBuf;
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
+    /// Load the plugin libraries of this folder, or this library, which runs their code; may be repeated. More are named
+    /// by UNGUIDED_PLUGINS (separated like PATH) and by a document's `plugins`.
+    #[arg(long = "plugin-dir", value_name = "PATH", global = true)]
+    pub plugins: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,12 +53,93 @@ pub enum Command {
         after_help = "Example: unguided encode pipeline.json --output latents\n\nStopped at any time, the same command goes on. At the end it prints the entry to put in place of the document's `data`. Images that cannot be read are left out and counted."
     )]
     Encode(EncodeOptions),
+    /// Write, build and look into plugins of your own.
+    Plugin {
+        /// What to do.
+        #[command(subcommand)]
+        command: PluginCommand,
+    },
     /// Print completions for a shell.
     #[command(after_help = "Example: unguided completions bash > /etc/bash_completion.d/unguided")]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+impl Command {
+    /// The document that the command reads.
+    pub fn document(&self) -> Option<&Path> {
+        match self {
+            Self::Train(options) => Some(&options.document.pipeline),
+            Self::Check(options) => Some(&options.document.pipeline),
+            Self::Encode(options) => Some(&options.document.pipeline),
+            Self::Forward(options) => Some(&options.pipeline),
+            Self::Convert(options) => Some(&options.pipeline),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// Begin a plugin: a crate of one file that compiles and does something sensible, its test, and a pipeline.
+    #[command(after_help = "Example: unguided plugin new my_loss --kind objective")]
+    New {
+        /// Name of the plugin and of its folder, in lower_snake_case.
+        name: PathBuf,
+        /// What it is.
+        #[arg(long, value_enum)]
+        kind: PluginKind,
+    },
+    /// Compile a plugin against this installation, in seconds.
+    #[command(
+        after_help = "Example: unguided plugin build my_loss\n\nWrites my_loss/target/my_loss.so. Dependencies in its Cargo.toml are compiled too."
+    )]
+    Build {
+        /// The folder of its crate.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Compile a plugin's tests against this installation and run them.
+    #[command(after_help = "Example: unguided plugin test my_loss")]
+    Test {
+        /// The folder of its crate.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Print what a library says about itself, without opening it.
+    #[command(after_help = "Example: unguided plugin inspect my_loss/target/my_loss.so")]
+    Inspect {
+        /// The library.
+        file: PathBuf,
+    },
+    /// Open a library that was just compiled and print the schemas of its plugins.
+    #[command(hide = true)]
+    Describe {
+        /// The library.
+        file: PathBuf,
+    },
+}
+
+/// Kinds of plugins that `plugin new` knows to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum PluginKind {
+    /// What training minimises.
+    Objective,
+    /// The network.
+    Backbone,
+    /// Images to latents and back.
+    Tokenizer,
+    /// From noise to latents.
+    Sampler,
+    /// The guidance rule of sampling.
+    Guidance,
+    /// What is learned.
+    Dataset,
+    /// What is measured on samples.
+    Metric,
 }
 
 /// A document and changes to it.

@@ -1,6 +1,6 @@
 //! From a file and its overrides to a checked pipeline, and from a device's name to the device.
 
-use crate::Failure;
+use crate::{Failure, libraries};
 use framework::burn::tensor::Device;
 use framework::error::{Problem, Problems};
 use framework::pipeline::Pipeline;
@@ -31,6 +31,10 @@ pub fn from_text(text: &str, overrides: &[String], name: &str) -> Result<Pipelin
     }
     if !problems.is_empty() {
         return Err(show(problems));
+    }
+    let missing = libraries::missing(&value);
+    if !missing.is_empty() {
+        return Err(show(missing));
     }
     let document = registry.parse_value(value).map_err(show)?;
     let problems = registry.check(&document);

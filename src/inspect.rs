@@ -6,7 +6,7 @@ use framework::burn::tensor::Device;
 use framework::plugin::Kind;
 use framework::process::Family;
 use framework::weights;
-use registry::Registry;
+use registry::{Registry, library};
 
 /// Prints the resolved document and what it costs. Allocates no weights.
 pub fn check(options: &CheckOptions) -> Outcome {
@@ -68,9 +68,16 @@ pub fn schema() -> Outcome {
 /// Prints every plugin.
 pub fn list() -> Outcome {
     let registry = Registry::linked();
-    println!("{:<12} {:<18} {:<20} papers", "kind", "type", "from");
+    let row = |kind: &str, name: &str, from: &str, papers: &str| {
+        println!("{}", format!("{kind:<12} {name:<18} {from:<20} {papers}").trim_end());
+    };
+    row("kind", "type", "from", "papers");
     for entry in registry.entries() {
-        println!("{:<12} {:<18} {:<20} {}", entry.kind.name(), entry.name, entry.origin, entry.papers.join(", "));
+        let library = library::origin(entry.kind, entry.name).map(|path| path.display().to_string());
+        row(entry.kind.name(), entry.name, library.as_deref().unwrap_or(entry.origin), &entry.papers.join(", "));
+    }
+    if !cfg!(feature = "shared") {
+        println!("\nThis build is one file: it cannot load plugin libraries.");
     }
     println!("\nextensions, which the papers do not define");
     for entry in registry.entries().iter().filter(|entry| entry.kind == Kind::Objective) {

@@ -10,15 +10,19 @@
 //! ```
 
 mod arguments;
+mod compile;
 mod document;
 mod encode;
 mod foreign;
 mod inspect;
 mod labels;
+mod libraries;
 mod linked;
+mod plugin;
 mod report;
 mod run;
 mod sample;
+mod scaffold;
 mod start;
 mod tokenize;
 mod train;
@@ -63,7 +67,11 @@ pub type Outcome = Result<(), Failure>;
 /// # Errors
 /// If the input is wrong or the command fails.
 pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Outcome {
-    match Arguments::parse_from(arguments).command {
+    let Arguments { command, plugins } = Arguments::parse_from(arguments);
+    if !matches!(command, Command::Plugin { .. }) {
+        libraries::load(&plugins, command.document())?;
+    }
+    match command {
         Command::Train(options) => train::train(&options),
         Command::Sample(options) => sample::sample(&options),
         Command::Check(options) => inspect::check(&options),
@@ -73,6 +81,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Convert(options) => foreign::convert(&options),
         Command::Encode(options) => encode::encode(&options),
         Command::Verify(options) => verify::verify(&options),
+        Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());
             Ok(())

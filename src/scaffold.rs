@@ -1,0 +1,129 @@
+//! `plugin new`: the crate that a plugin begins as.
+
+use crate::arguments::PluginKind;
+use crate::{Failure, Outcome};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+/// Where the framework's source lies: editors look names up there.
+const FRAMEWORK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/framework");
+
+/// Words that are no names in Rust or would hide a crate that every plugin uses.
+const TAKEN: [&str; 12] =
+    ["as", "core", "crate", "framework", "fn", "impl", "registry", "self", "std", "test", "type", "unguided"];
+
+/// Writes the crate of a plugin into a new folder.
+pub fn new(folder: &Path, kind: PluginKind) -> Outcome {
+    let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !plain || !name.starts_with(|c: char| c.is_ascii_lowercase()) || TAKEN.contains(&name) {
+        return Err(Failure::Input(format!(
+            "error: a plugin cannot be called \"{name}\"\n  accepts  lower-case letters, digits and underscores, beginning with a letter, and no word of Rust"
+        )));
+    }
+    if folder.exists() {
+        return Err(Failure::Input(format!(
+            "error: {} exists\n  fix      choose another name, or remove it",
+            folder.display()
+        )));
+    }
+    let fill = |template: &str| template.replace("my_plugin", name).replace("MyPlugin", &camel(name));
+    let verify = match kind {
+        PluginKind::Objective => {
+            "\n    unguided verify my_plugin --plugin-dir my_plugin/target   # what its optimum samples"
+        }
+        _ => "",
+    };
+    let readme = include_str!("templates/README.md").replace("KIND", word(kind)).replace("VERIFY", verify);
+    let pipeline = serde_json::to_string_pretty(&pipeline(name, kind)).map_err(|e| Failure::Run(e.to_string()))?;
+    let files = [
+        ("Cargo.toml", fill(include_str!("templates/Cargo.toml.txt")).replace("FRAMEWORK", FRAMEWORK)),
+        ("src/lib.rs", fill(source(kind))),
+        ("pipeline.json", pipeline + "\n"),
+        ("README.md", fill(&readme)),
+        (".gitignore", "/target\n/Cargo.lock\n".to_string()),
+    ];
+    for (file, text) in files {
+        let path = folder.join(file);
+        let written = fs::create_dir_all(path.parent().unwrap_or(folder)).and_then(|()| fs::write(&path, text));
+        written.map_err(|e| Failure::Run(format!("error: {}: {e}", path.display())))?;
+    }
+    let folder = folder.display();
+    println!(
+        "{folder}/src/lib.rs is the plugin. Next:\n  unguided plugin build {folder}\n  unguided train {folder}/pipeline.json"
+    );
+    Ok(())
+}
+
+fn source(kind: PluginKind) -> &'static str {
+    match kind {
+        PluginKind::Objective => include_str!("templates/objective.rs"),
+        PluginKind::Backbone => include_str!("templates/backbone.rs"),
+        PluginKind::Tokenizer => include_str!("templates/tokenizer.rs"),
+        PluginKind::Sampler => include_str!("templates/sampler.rs"),
+        PluginKind::Guidance => include_str!("templates/guidance.rs"),
+        PluginKind::Dataset => include_str!("templates/dataset.rs"),
+        PluginKind::Metric => include_str!("templates/metric.rs"),
+    }
+}
+
+fn word(kind: PluginKind) -> &'static str {
+    match kind {
+        PluginKind::Objective => "objective",
+        PluginKind::Backbone => "backbone",
+        PluginKind::Tokenizer => "tokenizer",
+        PluginKind::Sampler => "sampler",
+        PluginKind::Guidance => "guidance",
+        PluginKind::Dataset => "dataset",
+        PluginKind::Metric => "metric",
+    }
+}
+
+/// `my_loss` as `MyLoss`.
+fn camel(name: &str) -> String {
+    name.split('_').map(|word| word[..word.len().min(1)].to_uppercase() + word.get(1..).unwrap_or_default()).collect()
+}
+
+/// A pipeline that trains in seconds and uses the plugin.
+fn pipeline(name: &str, kind: PluginKind) -> Value {
+    let mut document = json!({
+        "version": 1,
+        "about": format!("Uses the plugin {name}. Build it, then: unguided train {name}/pipeline.json"),
+        "plugins": [format!("target/{name}{}", std::env::consts::DLL_SUFFIX)],
+        "data": { "type": "digits" },
+        "tokenizer": { "type": "pixels" },
+        "backbone": {
+            "type": "dit", "hidden_size": 64, "depth": 2, "num_heads": 4, "patch_size": 2,
+            "input_size": 8, "in_channels": 1, "num_classes": 10, "embedding_init": "unit_variance"
+        },
+        "objective": { "type": "cfg" },
+        "train": {
+            "steps": 200, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 20,
+            "clip_norm": 1.0, "ema": { "decay": 0.99, "warmup": true }, "log_every": 20, "save_every": 100,
+            "metric_samples": 100
+        },
+        "sampler": { "type": "ddim", "steps": 10 },
+        "guidance": { "type": "cfg", "scale": 2.0 },
+        "metrics": [{ "type": "class_accuracy" }]
+    });
+    match kind {
+        PluginKind::Objective => {
+            document["objective"] = json!({ "type": name });
+            document["guidance"] = json!({ "type": "none" });
+        }
+        PluginKind::Backbone => {
+            document["backbone"] =
+                json!({ "type": name, "hidden_size": 256, "input_size": 8, "in_channels": 1, "num_classes": 10 });
+        }
+        PluginKind::Tokenizer => document["tokenizer"] = json!({ "type": name }),
+        PluginKind::Sampler => document["sampler"] = json!({ "type": name, "steps": 10 }),
+        PluginKind::Guidance => document["guidance"] = json!({ "type": name, "scale": 3.0 }),
+        PluginKind::Dataset => {
+            document["data"] = json!({ "type": name });
+            document["backbone"]["num_classes"] = json!(2);
+        }
+        PluginKind::Metric => document["metrics"] = json!([{ "type": name }]),
+    }
+    document
+}
