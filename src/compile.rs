@@ -142,7 +142,7 @@ fn standalone(given: &Table, folder: &Path) -> Result<(String, Table), (String, 
         package.insert("build".into(), text(folder.join(script)));
     }
     let mut dependencies = table("dependencies");
-    dependencies.retain(|name, _| name != "framework");
+    dependencies.retain(|name, _| name != "framework" && name != "unguided");
     if let Some(ours) = OURS.iter().find(|name| dependencies.contains_key(**name)) {
         let what = format!("the crate depends on \"{ours}\", of which the framework has its own");
         return Err((what, format!("remove it, and write `use framework::{ours};`")));

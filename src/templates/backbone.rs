@@ -5,6 +5,7 @@
 use framework::backbone::{Backbone, BackboneConfig};
 use framework::burn;
 use framework::burn::module::Module;
+use framework::burn::tensor::TensorData;
 use framework::foreign::{self, ForeignName, ForeignNames, Layout};
 use framework::nn::{Embedding, Linear, Mlp, TimestepEmbedder, silu};
 use framework::prelude::*;
@@ -133,7 +134,7 @@ impl Backbone for Network {
         let [batch, positions, channels] = x_t.dims();
         let times: Vec<f64> = t.iter().map(|t| t * 1000.0 - 1.0).collect();
         let rows: Vec<i64> = classes.iter().map(|class| class.unwrap_or(self.num_classes) as i64).collect();
-        let rows = Tensor::<2, Int>::from_data([rows.as_slice()], &x_t.device()).reshape([batch, 1]);
+        let rows = Tensor::<2, Int>::from_data(TensorData::new(rows, [batch, 1]), &x_t.device());
         let class = self.y_embedder.forward(rows).reshape([batch as i64, -1]);
         let time = self.t_embedder.forward(&times, None, &x_t.device());
         let x = self.x_embedder.forward(x_t.clone().reshape([batch, positions * channels]));
