@@ -5,9 +5,11 @@ use crate::labels;
 use crate::run::Run;
 use framework::dataset::Label;
 use framework::error::{Error, Result};
-use framework::metric::Measurement;
+use framework::guard;
+use framework::metric::{Images, Measurement};
 use framework::pipeline::Pipeline;
 use framework::plot::{Curve, lines};
+use framework::plugin::Kind;
 use framework::sampling::Drawn;
 use framework::weights;
 use serde_json::Value;
@@ -16,6 +18,15 @@ use std::fs;
 
 /// The number of `metrics.jsonl` that counts items that could not be read since the line before; absent where none.
 pub const SKIPPED: &str = "skipped";
+
+/// The document's metrics on samples.
+pub fn measure(pipeline: &Pipeline, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
+    let mut measured = Vec::new();
+    for metric in &pipeline.metrics {
+        measured.extend(guard::caught(pipeline.name(Kind::Metric), || metric.measure(samples, real))??);
+    }
+    Ok(measured)
+}
 
 /// The lines that `train` and `sample` print at the end.
 pub fn summary(drawn: &Drawn, measured: &[Measurement]) -> String {

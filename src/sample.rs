@@ -122,9 +122,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
             None => pipeline.open_data()?,
         };
         let real = pipeline.real_images(&*dataset, &device)?;
-        for metric in &pipeline.metrics {
-            measured.extend(metric.measure(&drawn.images, &real)?);
-        }
+        measured = report::measure(&pipeline, &drawn.images, &real)?;
     }
     for (row, captions) in drawn.images.captions.chunks(options.count).enumerate() {
         if captions.iter().all(|caption| *caption == captions[0]) {

@@ -84,9 +84,7 @@ fn finish(run: &Run, pipeline: &Pipeline, dataset: &dyn Dataset, network: &BoxBa
             drawn = sampled(pipeline, network, labels::measured(pipeline, dataset, count)?, device)?;
         }
         let real = pipeline.real_images(dataset, device)?;
-        for metric in &pipeline.metrics {
-            measured.extend(metric.measure(&drawn.images, &real)?);
-        }
+        measured = report::measure(pipeline, &drawn.images, &real)?;
     }
     report::write(run, pipeline, &rows, &drawn, &measured)?;
     println!("{}", report::summary(&drawn, &measured));
@@ -251,10 +249,8 @@ impl Events for Console {
             let labels = labels::measured(&self.pipeline, &*self.dataset, count)?;
             let drawn = sampled(&self.pipeline, network, labels, &self.device)?;
             let real = self.pipeline.real_images(&*self.dataset, &self.device)?;
-            for metric in &self.pipeline.metrics {
-                let all = metric.measure(&drawn.images, &real)?;
-                measured.extend(all.into_iter().map(|measurement| (measurement.name, measurement.value)));
-            }
+            let all = report::measure(&self.pipeline, &drawn.images, &real)?;
+            measured.extend(all.into_iter().map(|measurement| (measurement.name, measurement.value)));
         }
         Ok(measured)
     }

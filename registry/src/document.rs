@@ -60,12 +60,15 @@ impl crate::Registry {
             (Kind::Sampler, Some(document.sampler.typetag_name())),
             (Kind::Guidance, Some(document.guidance.typetag_name())),
         ];
-        let name = |(kind, name): (Kind, Option<&'static str>)| {
-            let name = name?;
+        let name = |kind: Kind, name: &str| {
             let from = library::origin(kind, name).map(|path| format!(" of {}", path.display())).unwrap_or_default();
-            Some((kind, format!("{} \"{name}\"{from}", kind.name())))
+            format!("{} \"{name}\"{from}", kind.name())
         };
-        parts.into_iter().filter_map(name).collect()
+        let mut names: BTreeMap<Kind, String> =
+            parts.into_iter().filter_map(|(kind, part)| Some((kind, name(kind, part?)))).collect();
+        let metrics = document.metrics.iter().map(|metric| name(Kind::Metric, metric.typetag_name()));
+        names.insert(Kind::Metric, metrics.collect::<Vec<_>>().join(" or "));
+        names
     }
 
     /// The pipeline that a parsed and checked document describes.
