@@ -124,7 +124,7 @@ fn names_are_looked_up() {
     assert_snapshot!(after(&[("/sampler/stepz", "3"), ("/objective/teacher/dropp", "0.1"), ("/extra", "1")]), @r#"
     error: unknown field "extra"
       at       p.json  /extra
-      accepts  $schema, version, about, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics
+      accepts  $schema, version, about, plugins, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics
     error: unknown field "dropp"
       at       p.json  /objective/teacher/dropp
       accepts  drop
@@ -263,7 +263,7 @@ fn text_that_is_not_json_is_located() {
     assert_snapshot!(said("[]"), @r#"
     error: a list of 0 is not an object
       at       p.json  /
-      accepts  an object with $schema, version, about, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics
+      accepts  an object with $schema, version, about, plugins, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics
     "#);
     let twice = valid().to_string().replacen("\"drop\":0.1", "\"drop\":0.1,\"drop\":0.2", 1);
     assert_snapshot!(said(&twice), @r#"
