@@ -27,6 +27,8 @@ pub trait Number:
 {
     /// Its data type.
     const DTYPE: DType;
+    /// Itself, wider.
+    fn to_f64(self) -> f64;
     /// Nearest to `value`.
     fn of(value: f64) -> Self;
     /// e to the power of it.
@@ -48,6 +50,10 @@ const INVERSE_ROOT_2_PI: f64 = 0.398_942_280_401_432_7;
 impl Number for f64 {
     const DTYPE: DType = DType::F64;
     #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
     fn of(value: f64) -> Self {
         value
     }
@@ -68,6 +74,10 @@ impl Number for f64 {
 
 impl Number for f32 {
     const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
     #[inline(always)]
     fn of(value: f64) -> Self {
         value as f32

@@ -14,12 +14,14 @@ mod math;
 mod matrix;
 mod norm;
 mod pointwise;
+mod update;
 
 pub(crate) use affine::Affine;
 pub(crate) use attention::{Attend, AttendPacked};
 pub(crate) use conv::Convolve;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
 pub(crate) use pointwise::{Activate, Gate, GatePair};
+pub(crate) use update::{AdamwStep, adamw, lerp, square_sum};
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;

@@ -343,3 +343,26 @@ fn a_constant_gets_no_gradient_and_a_network_without_tape_none_at_all() {
     );
     assert!(mixed.device().is_autodiff());
 }
+
+#[test]
+fn updates_are_their_formulas() {
+    let shape = [3, 20_000];
+    for dtype in [DType::F64, DType::F32] {
+        let [x, grad, m, v] = ["x", "grad", "m", "v"].map(|name| normal(name, shape, dtype, false).inner());
+        let v = v.abs();
+        let step = AdamwStep { betas: [0.9, 0.99], epsilon: 1e-3, rate: 0.02, root: 1.5, decay: 0.1 };
+        let all = [&x, &grad, &m, &v].map(handle);
+        let updated = adamw(step, all).unwrap().map(|tensor| values(Tensor::<2>::from_dispatch(tensor)));
+        let moments = [m * 0.9 + grad.clone() * 0.1, v * 0.99 + grad.clone() * grad.clone() * 0.01];
+        let [m, v] = moments.clone();
+        let change = m * step.rate / (v.sqrt() * step.root + step.epsilon);
+        let [first, second] = moments.map(values);
+        let expected = vec![values(x.clone() * (1.0 - step.decay) - change), first, second];
+        let close = if dtype == DType::F64 { 1e-14 } else { 1e-6 };
+        assert!(apart(&updated.to_vec(), &expected) < close);
+        let average = values(Tensor::<2>::from_dispatch(lerp([handle(&x), handle(&grad)], 0.9).unwrap()));
+        assert!(apart(&vec![average], &vec![values(x.clone() * 0.9 + grad.clone() * 0.1)]) < close);
+        let sum: f64 = values(grad.clone()).iter().map(|g| g * g).sum();
+        assert!((square_sum(handle(&grad)).unwrap() / sum - 1.0).abs() < close);
+    }
+}
