@@ -34,7 +34,7 @@ impl Case {
             _ => ("", false, false),
         };
         let input = if reads_scale { r#", "guidance_input": "mlp""# } else { "" };
-        let from = if from_cfg { format!(r#""from": "{name}-cfg", "#) } else { String::new() };
+        let from = if from_cfg { format!(r#""from": {{"checkpoint": "{name}-cfg"}}, "#) } else { String::new() };
         let guidance = match objective {
             "cfg" => r#"{"type": "cfg", "scale": 2.0}"#,
             _ if reads_scale => r#"{"type": "none", "scale": 2.0}"#,

@@ -232,6 +232,46 @@ fn fine_tuning_starts_at_the_checkpoint() {
 }
 
 #[test]
+fn adapters_and_frozen_parts_train_resume_and_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    let output = unguided(&["train", "examples/pipelines/digits-dit-cfg-tiny.json", "--run", base.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output));
+    let from = format!("/train/from/checkpoint={}", base.display());
+    // What a run of 15 steps changes between steps 5 and 15, by name; the steps after 10 again from there, as a check.
+    let changed = |name: &str, set: &str| {
+        let run = folder.path().join(name);
+        let arguments = ["train", TINY, "--run", run.to_str().unwrap(), "--set", &from, "--set", set];
+        let saved = ["--set", "/train/steps=15", "--set", "/train/save_every=5", "--set", "/train/keep_last=9"];
+        let arguments = [&arguments[..], &saved, &["--set", "/metrics=[]"]].concat();
+        let output = unguided(&arguments);
+        assert!(output.status.success(), "{}", text(&output));
+        let at = |step: usize| run.join(format!("checkpoints/step-{step:09}.safetensors"));
+        let (early, last) = (tensors(&at(5)), tensors(&at(15)));
+        let again = unguided(&[&arguments[..], &["--resume-from", at(10).to_str().unwrap()]].concat());
+        assert!(again.status.success(), "{}", text(&again));
+        assert!(tensors(&at(15)) == last, "{name}: the resumed run ends with other bits");
+        let picture = folder.path().join("grid.png");
+        let sampled =
+            unguided(&["sample", run.to_str().unwrap(), "--count", "2", "--output", picture.to_str().unwrap()]);
+        assert!(sampled.status.success() && picture.exists(), "{}", text(&sampled));
+        let pairs = early.into_iter().zip(last).filter(|((name, _), _)| name.starts_with("model/"));
+        pairs.map(|((name, early), (_, last))| (name, early != last)).collect::<Vec<_>>()
+    };
+    let trained = changed("lora", r#"/train/lora={"rank": 2, "parameters": "attn.*\\.weight$"}"#);
+    let is_trained = |name: &str| name.contains(".lora.") || name.contains("beta_embedder");
+    assert!(trained.iter().any(|(name, _)| name.contains(".lora.b")), "{trained:?}");
+    for (name, changed) in &trained {
+        assert_eq!(*changed, is_trained(name), "{name}");
+    }
+    let trained = changed("frozen", r#"/train/frozen=["^x_embedder", "^blocks\\.0\\."]"#);
+    for (name, changed) in &trained {
+        let frozen = name.starts_with("model/x_embedder") || name.starts_with("model/blocks.0.");
+        assert_eq!(*changed, !frozen, "{name}");
+    }
+}
+
+#[test]
 fn threads_train_the_same_bits_and_the_best_checkpoint_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str, workers: &str| {

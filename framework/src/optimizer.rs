@@ -1,13 +1,15 @@
 //! Optimizers, weight-decay groups, learning-rate schedules, and the clipping of the global gradient norm.
 
 use crate::error::{Problem, Problems};
+use crate::kernels::{self, AdamwStep};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{
-    AdamConfig, AdamWConfig, AdanConfig, GradientsParams, LionConfig, ModuleOptimizer, RmsPropConfig, SgdConfig,
+    AdamConfig, AdamWState, AdanConfig, AdaptiveMomentumState, GradientsParams, LionConfig, ModuleOptimizer, Optimizer,
+    RmsPropConfig, SgdConfig,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -183,11 +185,9 @@ impl OptimizerConfig {
             }};
         }
         match self.clone() {
-            Self::Adamw { betas, epsilon, .. } => build!(|decay| AdamWConfig::new()
-                .with_beta_1(betas[0] as f32)
-                .with_beta_2(betas[1] as f32)
-                .with_epsilon(epsilon as f32)
-                .with_weight_decay(decay)),
+            Self::Adamw { betas, epsilon, .. } => {
+                build!(|decay: f32| Adamw { betas, epsilon, weight_decay: decay.into() })
+            }
             Self::Adam { betas, epsilon, .. } => build!(|decay| AdamConfig::new()
                 .with_beta_1(betas[0] as f32)
                 .with_beta_2(betas[1] as f32)
@@ -214,6 +214,66 @@ impl OptimizerConfig {
                 .with_weight_decay(penalty(decay))
                 .with_momentum((momentum > 0.0).then_some(MomentumConfig { momentum, dampening: 0.0, nesterov }))),
         }
+    }
+}
+
+/// AdamW on one tensor at a time, in one pass over memory where there is a kernel.
+///
+/// Source: arXiv:1711.05101 algorithm 2. Its state is that of Burn's [`burn::optim::AdamW`].
+#[derive(Clone, Debug)]
+struct Adamw {
+    betas: [f64; 2],
+    epsilon: f64,
+    weight_decay: f64,
+}
+
+impl Adamw {
+    fn init(self) -> ModuleOptimizer {
+        ModuleOptimizer::from(self)
+    }
+
+    fn build(self) -> Self {
+        self
+    }
+}
+
+impl Optimizer for Adamw {
+    type State<const D: usize> = AdamWState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        learning_rate: f64,
+        x: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<AdamWState<D>>,
+    ) -> (Tensor<D>, Option<AdamWState<D>>) {
+        let [b1, b2] = self.betas;
+        let (time, m, v) = match state {
+            Some(AdamWState { momentum }) => (momentum.time + 1, momentum.moment_1, momentum.moment_2),
+            None => (1, grad.zeros_like(), grad.zeros_like()),
+        };
+        let step = AdamwStep {
+            betas: self.betas,
+            epsilon: self.epsilon,
+            rate: learning_rate / (1.0 - b1.powi(time as i32)),
+            root: 1.0 / (1.0 - b2.powi(time as i32)).sqrt(),
+            decay: learning_rate * self.weight_decay,
+        };
+        let [x, m, v] = match kernels::adamw(step, [x, grad, m, v].map(Tensor::into_dispatch)) {
+            Ok(updated) => updated.map(Tensor::from_dispatch),
+            Err(inputs) => {
+                let [x, grad, m, v] = inputs.map(Tensor::<D>::from_dispatch);
+                let m = m * b1 + grad.clone() * (1.0 - b1);
+                let v = v * b2 + grad.clone() * grad * (1.0 - b2);
+                let change = m.clone() * step.rate / (v.clone().sqrt() * step.root + step.epsilon);
+                [x * (1.0 - step.decay) - change, m, v]
+            }
+        };
+        (x, Some(AdamWState { momentum: AdaptiveMomentumState { time, moment_1: m, moment_2: v, max_moment_2: None } }))
+    }
+
+    fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
+        AdamWState { momentum: state.momentum.to_device(device) }
     }
 }
 
@@ -263,11 +323,12 @@ pub fn clip_global_norm<M: Module>(
     mut grads: GradientsParams,
     clip: Option<f64>,
 ) -> (GradientsParams, f64) {
-    struct Norm<'a>(&'a GradientsParams, Vec<Tensor<1>>);
+    struct Norm<'a>(&'a GradientsParams, Vec<f64>);
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(grad) = self.0.get::<D>(param.id) {
-                self.1.push((grad.clone() * grad).sum());
+                let sum = kernels::square_sum(grad.clone().into_dispatch());
+                self.1.push(sum.unwrap_or_else(|| f64::from((grad.clone() * grad).sum().into_scalar::<f32>())));
             }
         }
     }
@@ -285,7 +346,7 @@ pub fn clip_global_norm<M: Module>(
     if squares.is_empty() {
         return (grads, 0.0);
     }
-    let norm = f64::from(Tensor::cat(squares, 0).sum().into_scalar::<f32>()).sqrt();
+    let norm = squares.iter().sum::<f64>().sqrt();
     if let Some(clip) = clip {
         let scale = clip / (norm + 1e-6);
         if scale < 1.0 {

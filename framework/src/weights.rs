@@ -1,6 +1,7 @@
 //! Parameters by path: drawing them, counting them, reading and replacing their numbers, averaging them.
 
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::random::Random;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -264,7 +265,13 @@ pub fn average<M: Module>(average: M, model: &M, decay: f64) -> M {
             let online = self.1.remove(&self.0.path()).expect("the average has the model's parameters");
             let online: Tensor<D> = *online.downcast().expect("of the same rank");
             let decay = self.2;
-            param.map(|old| old * decay + online * (1.0 - decay))
+            param.map(|old| match kernels::lerp([old.into_dispatch(), online.into_dispatch()], decay) {
+                Ok(average) => Tensor::from_dispatch(average),
+                Err(inputs) => {
+                    let [old, online] = inputs.map(Tensor::<D>::from_dispatch);
+                    old * decay + online * (1.0 - decay)
+                }
+            })
         }
     }
     let mut read = Read(Names::default(), BTreeMap::new());

@@ -1,6 +1,6 @@
 //! The product of rows with a weight, with its bias.
 
-use super::math::{Number, chunks, total, vectorized};
+use super::math::{Number, chunks, room, total, vectorized};
 use super::matrix::{Matrix, MatrixMut, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
@@ -25,7 +25,7 @@ impl<const N: usize> Fused<N> for Affine {
         let [x, weight] = [0, 1].map(|i| numbers::<T>(&inputs[i]));
         let [depth, width] = [0, 1].map(|i| inputs[1].shape()[i]);
         let rows = x.len() / depth;
-        let mut y = vec![T::of(0.0); rows * width];
+        let mut y = room::<T>(rows * width);
         let bias = inputs.get(2).map(numbers::<T>);
         if let Some(bias) = bias {
             chunks(&mut y, ROWS * width, |_, y| y.chunks_exact_mut(width).for_each(|y| y.copy_from_slice(bias)));
@@ -62,14 +62,14 @@ impl<const N: usize> Fused<N> for Affine {
         let alone = (false, T::of(1.0));
         let mut grads = [const { None }; N];
         if wanted[0] {
-            let mut of_x = vec![T::of(0.0); x.len()];
+            let mut of_x = room::<T>(x.len());
             let out = MatrixMut { values: &mut of_x, row: depth };
             let weight = Matrix::rows(weight, width).transposed();
             multiply([rows, width, depth], Matrix::rows(grad, width), weight, out, alone, wide);
             grads[0] = Some(tensor(of_x, shapes[0].clone()));
         }
         if wanted[1] {
-            let mut of_weight = vec![T::of(0.0); weight.len()];
+            let mut of_weight = room::<T>(weight.len());
             let out = MatrixMut { values: &mut of_weight, row: width };
             let x = Matrix::rows(x, depth).transposed();
             multiply([depth, rows, width], x, Matrix::rows(grad, width), out, alone, wide);

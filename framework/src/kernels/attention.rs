@@ -2,12 +2,12 @@
 //!
 //! Source: arXiv:2205.14135 algorithms 1 and 4 (the recomputation; blocks here span all keys).
 
-use super::math::{GRAIN, Number, maximum, sum, vectorized};
+use super::math::{GRAIN, Number, maximum, room, sum, vectorized};
 use super::matrix::{Matrix, MatrixMut, multiply};
 use super::{Fused, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::tensor::{Bytes, Shape};
+use burn::tensor::Shape;
 use rayon::prelude::*;
 
 /// Attention weights that one block holds: they stay in the cache of a core.
@@ -59,51 +59,48 @@ fn strided(x: FlexTensor) -> FlexTensor {
     if whole { x } else { x.to_contiguous() }
 }
 
-/// Room for a result `[B, heads, L, d]` that lies as `[B, L, heads, d]`, so that heads merge without a copy. Threads write
-/// rows of different heads side by side.
-struct Merged<T> {
-    values: Vec<T>,
-    dims: [usize; 4],
-}
-
-/// Where threads write the rows of a [`Merged`].
+/// Where threads write rows of a result `[B, heads, L, d]`, side by side those of different heads: so that heads merge
+/// without a copy.
 #[derive(Clone, Copy)]
 struct Rows<T> {
     start: *mut T,
     dims: [usize; 4],
+    strides: [usize; 3],
 }
 // SAFETY: a row is written by one thread: the one that has its head and block.
 unsafe impl<T> Send for Rows<T> {}
 unsafe impl<T> Sync for Rows<T> {}
 
-impl<T: Number> Merged<T> {
-    fn new(dims: [usize; 4]) -> Self {
-        Self { values: vec![T::of(0.0); dims.iter().product()], dims }
-    }
-
-    fn rows(&mut self) -> Rows<T> {
-        Rows { start: self.values.as_mut_ptr(), dims: self.dims }
-    }
-
-    fn finish(self) -> FlexTensor {
-        let [_, heads, length, width] = self.dims;
-        let strides = [length * heads * width, width, heads * width, 1].map(|stride| stride as isize);
-        let layout = Layout::new(Shape::new(self.dims), strides.to_vec(), 0);
-        FlexTensor::new(Bytes::from_elems(self.values), layout, T::DTYPE)
-    }
-}
-
 impl<T: Number> Rows<T> {
+    /// In numbers that lie as `[B, L, parts, heads, d]`, the rows of part `part`.
+    fn of(values: *mut [T], dims: [usize; 4], (part, parts): (usize, usize)) -> Self {
+        let [_, heads, length, width] = dims;
+        let line = parts * heads * width;
+        assert_eq!(values.len(), dims.iter().product::<usize>() * parts, "room for all rows");
+        Self {
+            start: values.cast::<T>().wrapping_add(part * heads * width),
+            dims,
+            strides: [length * line, width, line],
+        }
+    }
+
     /// Writes rows from `first` on of one head.
     fn write(self, [b, h]: [usize; 2], first: usize, rows: &[T]) {
         let [batch, heads, length, width] = self.dims;
         assert!(b < batch && h < heads && first + rows.len() / width <= length, "rows within the result");
         for (i, row) in rows.chunks_exact(width).enumerate() {
-            let place = ((b * length + first + i) * heads + h) * width;
+            let place = b * self.strides[0] + h * self.strides[1] + (first + i) * self.strides[2];
             // SAFETY: within the result, as asserted, and no other thread has this row.
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.start.add(place), width) };
         }
     }
+}
+
+/// Numbers that lie as `[B, L, parts, heads, d]`, seen as the `[B, heads, L, d]` of part `part`.
+fn view(values: FlexTensor, [batch, heads, length, width]: [usize; 4], (part, parts): (usize, usize)) -> FlexTensor {
+    let line = (parts * heads * width) as isize;
+    let strides = vec![length as isize * line, width as isize, line, 1];
+    values.with_layout(Layout::new(Shape::new([batch, heads, length, width]), strides, part * heads * width))
 }
 
 /// Sizes of one call, and what a query may see.
@@ -173,8 +170,8 @@ impl Fused<3> for Attend {
         let [q, k, v] = qkv.each_ref().map(Heads::<T>::of);
         let [batch, heads, length, width] = scene.dims;
         let (block, scale) = (scene.block(), T::of(self.scale));
-        let mut output = Merged::<T>::new(scene.dims);
-        let rows_of_output = output.rows();
+        let mut output = room::<T>(scene.dims.iter().product());
+        let rows_of_output = Rows::of(&mut output[..], scene.dims, (0, 1));
         let mut scales = vec![T::of(0.0); 2 * batch * heads * length];
         let blocks = length.div_ceil(block);
         let task = |task: usize, scales: &mut [T]| {
@@ -208,19 +205,33 @@ impl Fused<3> for Attend {
             parts.par_iter_mut().enumerate().for_each(|(i, part)| task(i, part));
         }
         let scales = tensor(scales, Shape::new([batch, heads, length, 2]));
-        (output.finish(), Saved { qkv, scales })
+        let shape = Shape::new([batch, length, heads * width]);
+        (view(tensor(output, shape), scene.dims, (0, 1)), Saved { qkv, scales })
     }
 
     fn backward<T: Number>(&self, saved: Saved, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [q, k] = [0, 1].map(|i| saved.qkv[i].shape());
+        let [queries, keys] = [q, k].map(|shape| [shape[0], shape[1], shape[2], shape[3]]);
+        let mut results = [queries, keys, keys].map(|dims| (room::<T>(dims.iter().product()), dims));
+        let rows = results.each_mut().map(|(values, dims)| Rows::of(&mut values[..], *dims, (0, 1)));
+        self.differentiate(&saved, grad, rows);
+        let mut wanted = wanted.into_iter();
+        results.map(|(values, dims)| {
+            let shape = Shape::new([dims[0], dims[2], dims[1] * dims[3]]);
+            wanted.next().expect("one of three").then(|| view(tensor(values, shape), dims, (0, 1)))
+        })
+    }
+}
+
+impl Attend {
+    /// Writes the gradients of queries, keys and values.
+    fn differentiate<T: Number>(&self, saved: &Saved, grad: FlexTensor, [of_q, of_k, of_v]: [Rows<T>; 3]) {
         let grad = strided(grad);
         let scene = Scene::new(self, &saved.qkv[0], &saved.qkv[1]);
         let [q, k, v] = saved.qkv.each_ref().map(Heads::<T>::of);
         let (grad, scales) = (Heads::<T>::of(&grad), super::numbers::<T>(&saved.scales));
-        let [batch, heads, length, width] = scene.dims;
+        let [_, heads, length, width] = scene.dims;
         let (block, scale, zero) = (scene.block(), T::of(self.scale), T::of(0.0));
-        let mut results =
-            [scene.dims, [batch, heads, scene.keys, width], [batch, heads, scene.keys, width]].map(Merged::<T>::new);
-        let [of_q, of_k, of_v] = results.each_mut().map(Merged::rows);
         scene.heads(|head| {
             let [mut weights, mut slopes] = [(); 2].map(|()| vec![zero; block * scene.keys]);
             let mut of_queries = vec![zero; block * width];
@@ -259,11 +270,9 @@ impl Fused<3> for Attend {
                     );
                 }
                 let (weights, slopes) = (Matrix::rows(weights, keys), Matrix::rows(slopes, keys));
-                if wanted[0] {
-                    let out = all(&mut of_queries[..rows * width], width);
-                    multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false);
-                    of_q.write(head, first, &of_queries[..rows * width]);
-                }
+                let out = all(&mut of_queries[..rows * width], width);
+                multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false);
+                of_q.write(head, first, &of_queries[..rows * width]);
                 let add = (true, T::of(1.0));
                 multiply([keys, rows, width], slopes.transposed(), queries, all(&mut of_keys, width), add, false);
                 multiply([keys, rows, width], weights.transposed(), upstream, all(&mut of_values, width), add, false);
@@ -271,9 +280,49 @@ impl Fused<3> for Attend {
             of_k.write(head, 0, &of_keys);
             of_v.write(head, 0, &of_values);
         });
-        let mut wanted = wanted.into_iter();
-        results.map(|result| wanted.next().expect("one of three").then(|| result.finish()))
     }
+}
+
+/// [`Attend`] on queries, keys and values as one linear map makes them. Input: `[B, L, 3 heads d]`, output
+/// `[B, L, heads d]`.
+#[derive(Clone, Debug)]
+pub(crate) struct AttendPacked {
+    pub attend: Attend,
+    pub heads: usize,
+}
+
+impl AttendPacked {
+    fn dims(&self, shape: &Shape) -> [usize; 4] {
+        [shape[0], self.heads, shape[1], shape[2] / 3 / self.heads]
+    }
+}
+
+impl Fused<1> for AttendPacked {
+    type Saved = Saved;
+
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, Saved) {
+        let x = dense_from_start::<T>(x);
+        let dims = self.dims(&x.shape());
+        let (output, saved) = self.attend.forward::<T>([0, 1, 2].map(|part| view(x.clone(), dims, (part, 3))));
+        let merged = Layout::contiguous(Shape::new([dims[0], dims[2], dims[1] * dims[3]]));
+        (output.with_layout(merged), saved)
+    }
+
+    fn backward<T: Number>(&self, saved: Saved, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let shape = saved.qkv[0].shape();
+        let dims = [shape[0], shape[1], shape[2], shape[3]];
+        let grad = view(dense_from_start::<T>(grad), dims, (0, 1));
+        let mut of_x = room::<T>(3 * dims.iter().product::<usize>());
+        let all: *mut [T] = &mut of_x[..];
+        let rows = [0, 1, 2].map(|part| Rows::of(all, dims, (part, 3)));
+        self.attend.differentiate(&saved, grad, rows);
+        [Some(tensor(of_x, Shape::new([dims[0], dims[2], 3 * dims[1] * dims[3]])))]
+    }
+}
+
+/// Row-major numbers that begin where their memory does.
+fn dense_from_start<T: Number>(x: FlexTensor) -> FlexTensor {
+    if x.is_contiguous() && x.layout().start_offset() == 0 { x } else { x.to_contiguous() }
 }
 
 /// The whole of a row-major matrix.

@@ -1,6 +1,6 @@
 //! Convolution as one matrix product an image: its patches, spread out as columns, times the weights.
 
-use super::math::{Number, total, vectorized};
+use super::math::{Number, room, total, vectorized};
 use super::matrix::{Matrix, MatrixMut, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
@@ -221,7 +221,7 @@ impl Fused<3> for Convolve {
             let out = MatrixMut { values: y, row: positions };
             multiply(shape, Matrix::rows(weight, patch), Matrix::rows(read, positions), out, (true, T::of(1.0)), wide);
         };
-        let mut y = vec![T::of(0.0); sizes.batch * sizes.outputs * positions];
+        let mut y = room::<T>(sizes.batch * sizes.outputs * positions);
         if wide {
             let mut columns = columns();
             y.chunks_exact_mut(sizes.outputs * positions).enumerate().for_each(|part| image(&mut columns, part));
@@ -245,7 +245,7 @@ impl Fused<3> for Convolve {
         let of_part = |(p, mut of_x): (usize, Option<&mut [T]>)| {
             let images = p * part..((p + 1) * part).min(sizes.batch);
             let mut columns = vec![zero; if sizes.pointwise() { 0 } else { patch * positions }];
-            let mut back = vec![zero; if sizes.pointwise() || of_x.is_none() { 0 } else { patch * positions }];
+            let mut back = room::<T>(if sizes.pointwise() || of_x.is_none() { 0 } else { patch * positions });
             let mut of_weight = vec![zero; if wanted[1] { sizes.outputs * patch } else { 0 }];
             let mut of_bias = vec![zero; sizes.outputs];
             for (j, i) in images.enumerate() {

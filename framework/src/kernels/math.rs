@@ -27,12 +27,14 @@ pub trait Number:
 {
     /// Its data type.
     const DTYPE: DType;
+    /// Itself, wider.
+    fn to_f64(self) -> f64;
     /// Nearest to `value`.
     fn of(value: f64) -> Self;
     /// e to the power of it.
     fn exp(self) -> Self;
-    /// The error function.
-    fn erf(self) -> Self;
+    /// The standard normal distribution up to it, and its density there.
+    fn normal(self) -> [Self; 2];
     /// Its root.
     fn sqrt(self) -> Self;
     /// 1 / (1 + exp(-x)).
@@ -42,8 +44,15 @@ pub trait Number:
     }
 }
 
+/// 1 / sqrt(2 pi).
+const INVERSE_ROOT_2_PI: f64 = 0.398_942_280_401_432_7;
+
 impl Number for f64 {
     const DTYPE: DType = DType::F64;
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
     #[inline(always)]
     fn of(value: f64) -> Self {
         value
@@ -53,8 +62,9 @@ impl Number for f64 {
         f64::exp(self)
     }
     #[inline(always)]
-    fn erf(self) -> Self {
-        libm::erf(self)
+    fn normal(self) -> [Self; 2] {
+        let below = 0.5 * (1.0 + libm::erf(self * std::f64::consts::FRAC_1_SQRT_2));
+        [below, INVERSE_ROOT_2_PI * f64::exp(-0.5 * self * self)]
     }
     #[inline(always)]
     fn sqrt(self) -> Self {
@@ -64,6 +74,10 @@ impl Number for f64 {
 
 impl Number for f32 {
     const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
     #[inline(always)]
     fn of(value: f64) -> Self {
         value as f32
@@ -95,31 +109,16 @@ impl Number for f32 {
         }
     }
 
-    /// Within 2e-7. Below 1 the Maclaurin series, from there on an approximation of the rest to 1.
+    /// The first within 2e-7.
     ///
-    /// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.5 and 7.1.26.
+    /// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26, whose exponential is the density's.
     #[inline(always)]
-    fn erf(self) -> Self {
-        /// 2 / sqrt(pi) (-1)^n / (n! (2 n + 1))
-        const NEAR: [f32; 11] = [
-            1.128_379_2,
-            -0.376_126_4,
-            0.112_837_92,
-            -0.026_866_17,
-            5.223_977_6e-3,
-            -8.548_327e-4,
-            1.205_533_3e-4,
-            -1.492_565e-5,
-            1.646_211_4e-6,
-            -1.636_584_5e-7,
-            1.480_719_3e-8,
-        ];
-        const FAR: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
-        let (size, square) = (self.abs(), self * self);
-        let near = NEAR.iter().rev().fold(0.0, |sum, term| sum * square + term) * size;
-        let t = 1.0 / (1.0 + 0.327_591_1 * size);
-        let far = 1.0 - FAR.iter().rev().fold(0.0, |sum, term| (sum + term) * t) * Number::exp(-square);
-        (if size < 1.0 { near } else { far }).copysign(self)
+    fn normal(self) -> [Self; 2] {
+        const TAIL: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
+        let power = Number::exp(-0.5 * self * self);
+        let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * self.abs());
+        let tail = 0.5 * t * (TAIL[0] + t * (TAIL[1] + t * (TAIL[2] + t * (TAIL[3] + t * TAIL[4])))) * power;
+        [if self < 0.0 { tail } else { 1.0 - tail }, INVERSE_ROOT_2_PI as f32 * power]
     }
 
     #[inline(always)]
@@ -162,6 +161,17 @@ pub fn sum<T: Number>(n: usize, term: impl Fn(usize) -> T) -> T {
         width /= 2;
     }
     total + lanes[0]
+}
+
+/// Room for `n` numbers, each of which a kernel then writes: without a pass over memory that sets them to zero.
+pub fn room<T: Number>(n: usize) -> Vec<T> {
+    let mut room = Vec::with_capacity(n);
+    // SAFETY: the capacity is `n`, every pattern of bits is a number, and nothing is read before it is written.
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        room.set_len(n);
+    }
+    room
 }
 
 /// The largest of `x`; minus infinity if there is none.

@@ -14,12 +14,14 @@ mod math;
 mod matrix;
 mod norm;
 mod pointwise;
+mod update;
 
 pub(crate) use affine::Affine;
-pub(crate) use attention::Attend;
+pub(crate) use attention::{Attend, AttendPacked};
 pub(crate) use conv::Convolve;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
-pub(crate) use pointwise::{Activate, Gate};
+pub(crate) use pointwise::{Activate, Gate, GatePair};
+pub(crate) use update::{AdamwStep, adamw, lerp, square_sum};
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
@@ -70,7 +72,8 @@ macro_rules! entries {
 }
 entries! {
     activate: Activate, 1;
-    gate: Gate, 2;
+    gate: Gate, 1;
+    gate_pair: GatePair, 2;
     normalize: Normalize, 1;
     normalize_scaled: Normalize, 2;
     normalize_affine: Normalize, 3;
@@ -80,6 +83,7 @@ entries! {
     affine: Affine, 3;
     convolve: Convolve, 3;
     attend: Attend, 3;
+    attend_packed: AttendPacked, 1;
 }
 
 /// Runs `op`, or `None` where the inputs are not all on the CPU backend, all f32 or all f64.

@@ -1,7 +1,7 @@
 //! Normalisation with what follows it in one pass: of rows (layer and RMS norm, with affine parameters or one modulation
 //! a sample) and of groups of channels (group norm, with silu).
 
-use super::math::{Number, chunks, sum, total, vectorized};
+use super::math::{Number, chunks, room, sum, total, vectorized};
 use super::pointwise::evaluate;
 use super::{Fused, dense, numbers, tensor};
 use crate::nn::{Activation, GroupNormConfig};
@@ -40,7 +40,7 @@ impl<const N: usize> Fused<N> for Normalize {
         let [scale, shift] = [1, 2].map(|i| inputs.get(i).map(numbers::<T>));
         let of_group = rows_of_group(rows, scale, width);
         let (epsilon, offset, centred) = (T::of(self.epsilon), T::of(self.offset), self.centred);
-        let mut y = vec![T::of(0.0); x.len()];
+        let mut y = room::<T>(x.len());
         let statistics = chunks(&mut y, ROWS * width, |i, y| {
             vectorized(
                 #[inline(always)]
@@ -130,7 +130,7 @@ impl<const N: usize> Fused<N> for Normalize {
                 },
             )
         };
-        let mut of_x = vec![zero; x.len()];
+        let mut of_x = room::<T>(x.len());
         // Group by group, so that a block never crosses from one group's parameters to the next one's.
         let group = |(g, of_x): (usize, &mut [T])| {
             total(chunks(of_x, ROWS * width, |i, of_x| block(g * of_group + i * ROWS, of_x)))
@@ -181,7 +181,7 @@ impl Fused<3> for GroupNormalize {
         let [x, weight, bias] = inputs.each_ref().map(numbers::<T>);
         let members = channels / self.config.groups;
         let (epsilon, silu) = (T::of(self.config.epsilon), self.silu);
-        let mut y = vec![T::of(0.0); x.len()];
+        let mut y = room::<T>(x.len());
         let statistics = chunks(&mut y, members * area, |i, y| {
             let x = &x[i * members * area..][..members * area];
             let first = i % self.config.groups * members;
@@ -220,7 +220,7 @@ impl Fused<3> for GroupNormalize {
         let (grad, statistics) = (numbers::<T>(&grad), numbers::<T>(&statistics));
         let members = channels / self.config.groups;
         let silu = self.silu;
-        let mut of_x = vec![T::of(0.0); x.len()];
+        let mut of_x = room::<T>(x.len());
         // Of every sample and channel: the gradient of its weight and of its bias.
         let parts = chunks(&mut of_x, members * area, |i, of_x| {
             let place = i * members * area;
@@ -284,7 +284,7 @@ impl Fused<3> for GatedAdd {
     fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
         let [x, y, gate] = inputs.map(dense::<T>);
         let (shape, width) = (x.shape(), gate.shape()[1]);
-        let mut out = vec![T::of(0.0); shape.num_elements()];
+        let mut out = room::<T>(shape.num_elements());
         {
             let [x, y, gate] = [&x, &y, &gate].map(numbers::<T>);
             let of_group = rows_of_group(x.len() / width, Some(gate), width);
@@ -316,7 +316,7 @@ impl Fused<3> for GatedAdd {
         let grad = dense::<T>(grad);
         let (shape, of_gates) = (y.shape(), gate.shape());
         let width = of_gates[1];
-        let mut of_y = vec![T::of(0.0); shape.num_elements()];
+        let mut of_y = room::<T>(shape.num_elements());
         let parts: Vec<Vec<T>> = {
             let [y, gate, grad] = [&y, &gate, &grad].map(numbers::<T>);
             let of_group = rows_of_group(y.len() / width, Some(gate), width);

@@ -1,6 +1,6 @@
 //! Curves between linear layers: silu and the forms of gelu, alone and as a gate.
 
-use super::math::{GRAIN, Number, chunks, vectorized};
+use super::math::{GRAIN, Number, chunks, room, vectorized};
 use super::{Fused, dense, numbers, tensor};
 use crate::nn::Activation;
 use burn::backend::TensorMetadata;
@@ -45,9 +45,7 @@ struct GeluExact;
 impl Evaluate for GeluExact {
     #[inline(always)]
     fn at<T: Number>(self, x: T) -> (T, T) {
-        const INVERSE_ROOT_2_PI: f64 = 0.398_942_280_401_432_7;
-        let below = T::of(0.5) * (T::of(1.0) + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf());
-        let density = T::of(INVERSE_ROOT_2_PI) * (T::of(-0.5) * x * x).exp();
+        let [below, density] = x.normal();
         (x * below, below + x * density)
     }
 }
@@ -92,11 +90,14 @@ pub(super) fn evaluate<T: Number>(activation: Activation, x: T) -> (T, T) {
     with_curve!(activation, curve => curve.at(x))
 }
 
+/// Numbers that a thread takes at a time.
+const PIECE: usize = GRAIN;
+
 /// `y[i] = f([x0[i], x1[i], ..])` over slices of one length.
 fn zip_map<const N: usize, T: Number>(inputs: [&[T]; N], f: impl Fn([T; N]) -> T + Copy + Send + Sync) -> Vec<T> {
-    let mut out = vec![T::of(0.0); inputs[0].len()];
-    chunks(&mut out, GRAIN, |i, out| {
-        let inputs = inputs.map(|input| &input[i * GRAIN..][..out.len()]);
+    let mut out = room(inputs[0].len());
+    chunks(&mut out, PIECE, |i, out| {
+        let inputs = inputs.map(|input| &input[i * PIECE..][..out.len()]);
         vectorized(
             #[inline(always)]
             || {
@@ -132,11 +133,77 @@ impl Fused<1> for Activate {
     }
 }
 
-/// `curve(a) b`.
+/// `a curve(b)` of the halves `[a, b]` of the last dimension. Input: `[.., 2 D]`, output `[.., D]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(pub Activation);
 
-impl Fused<2> for Gate {
+impl Gate {
+    /// Rows that a thread takes at a time.
+    fn rows(width: usize) -> usize {
+        (PIECE / width).max(1)
+    }
+}
+
+impl Fused<1> for Gate {
+    type Saved = FlexTensor;
+
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
+        let x = dense::<T>(x);
+        let mut shape = x.shape();
+        let last = shape.num_dims() - 1;
+        let width = shape[last] / 2;
+        shape[last] = width;
+        let (values, rows) = (numbers::<T>(&x), Self::rows(width));
+        let mut y = room::<T>(values.len() / 2);
+        with_curve!(self.0, curve => chunks(&mut y, rows * width, |i, y| {
+            let x = &values[2 * i * rows * width..][..2 * y.len()];
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
+                        let (a, b) = x.split_at(width);
+                        for k in 0..width {
+                            y[k] = a[k] * curve.at(b[k]).0;
+                        }
+                    }
+                },
+            )
+        }));
+        (tensor(y, shape), x)
+    }
+
+    fn backward<T: Number>(&self, x: FlexTensor, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let grad = dense::<T>(grad);
+        let (values, grad) = (numbers::<T>(&x), numbers::<T>(&grad));
+        let width = x.shape()[x.shape().num_dims() - 1] / 2;
+        let rows = Self::rows(width);
+        let mut of_x = room::<T>(values.len());
+        with_curve!(self.0, curve => chunks(&mut of_x, 2 * rows * width, |i, of_x| {
+            let x = &values[2 * i * rows * width..][..of_x.len()];
+            let grad = &grad[i * rows * width..][..of_x.len() / 2];
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = of_x.chunks_exact_mut(2 * width).zip(x.chunks_exact(2 * width));
+                    for ((of_x, x), grad) in rows.zip(grad.chunks_exact(width)) {
+                        let ((a, b), (of_a, of_b)) = (x.split_at(width), of_x.split_at_mut(width));
+                        for k in 0..width {
+                            let (value, slope) = curve.at(b[k]);
+                            (of_a[k], of_b[k]) = (grad[k] * value, grad[k] * a[k] * slope);
+                        }
+                    }
+                },
+            )
+        }));
+        [Some(tensor(of_x, x.shape()))]
+    }
+}
+
+/// `curve(a) b` of two tensors of one shape.
+#[derive(Clone, Debug)]
+pub(crate) struct GatePair(pub Activation);
+
+impl Fused<2> for GatePair {
     type Saved = [FlexTensor; 2];
 
     fn forward<T: Number>(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, [FlexTensor; 2]) {

@@ -1,7 +1,7 @@
 //! Curves between linear layers.
 
 use super::composed;
-use crate::kernels::{self, Activate, Gate, handle};
+use crate::kernels::{self, Activate, Gate, GatePair, handle};
 use burn::tensor::Tensor;
 
 /// A curve between two linear layers.
@@ -24,11 +24,20 @@ pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<
         .unwrap_or_else(|| composed::activate(x, activation))
 }
 
+/// `a activation(b)` of the halves `[a, b]` of the last dimension. Shapes: `[.., 2 D]` to `[.., D]`.
+///
+/// Source: arXiv:2002.05202 eq. 5 (GEGLU), with one map to both halves.
+pub fn gate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    kernels::gate(Gate(activation), [handle(&x)])
+        .map(Tensor::from_dispatch)
+        .unwrap_or_else(|| composed::gate(x, activation))
+}
+
 /// `activation(a) b`, two tensors of one shape.
 ///
-/// Source: arXiv:2002.05202 eq. 5 and 6 (GEGLU, SwiGLU).
-pub fn gate<const D: usize>(a: Tensor<D>, b: Tensor<D>, activation: Activation) -> Tensor<D> {
-    kernels::gate(Gate(activation), [handle(&a), handle(&b)])
+/// Source: arXiv:2002.05202 eq. 5 (SwiGLU).
+pub fn gate_pair<const D: usize>(a: Tensor<D>, b: Tensor<D>, activation: Activation) -> Tensor<D> {
+    kernels::gate_pair(GatePair(activation), [handle(&a), handle(&b)])
         .map(Tensor::from_dispatch)
         .unwrap_or_else(|| composed::activate(a, activation) * b)
 }

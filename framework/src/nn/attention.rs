@@ -1,6 +1,7 @@
 use super::{Linear, composed};
 use crate::backbone::Perturbation;
-use crate::kernels::{self, Attend, handle};
+use crate::kernels::{self, Attend, AttendPacked, handle};
+use burn::backend::flex::FlexTensor;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
 
@@ -44,16 +45,15 @@ impl Attention {
     ) -> Tensor<3> {
         let width = x.dims()[2];
         let qkv = self.qkv.forward(x);
-        let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), self.num_heads);
         let identity =
             perturb.iter().any(|p| matches!(p, Perturbation::IdentityAttention(blocks) if blocks.contains(&block)));
         let mixed = if identity {
             // The attention map is the identity: each token keeps its own value (arXiv:2403.17377 eq. 9).
-            part(2)
+            qkv.narrow(2, 2 * width, width)
         } else {
-            attend([part(0), part(1), part(2)], Span::All, mask, None)
+            attend_packed(qkv, self.num_heads, mask)
         };
-        self.proj.forward(merge_heads(mixed))
+        self.proj.forward(mixed)
     }
 }
 
@@ -72,14 +72,34 @@ pub enum Span {
 /// Source: arXiv:1706.03762 eq. 1.
 pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: Option<f64>) -> Tensor<4> {
     let scale = scale.unwrap_or_else(|| 1.0 / (q.dims()[3] as f64).sqrt());
-    let hidden = mask.as_ref().map(kernels::bytes);
-    let fused = if let Some(None) = hidden {
-        None
-    } else {
-        let kernel = Attend { scale, causal: span == Span::Causal, mask: hidden.flatten() };
-        kernels::attend(kernel, [handle(&q), handle(&k), handle(&v)]).map(Tensor::from_dispatch)
-    };
-    fused.unwrap_or_else(|| composed::attend([q, k, v], span, mask, scale))
+    let fused = hidden(mask.as_ref()).and_then(|mask| {
+        let kernel = Attend { scale, causal: span == Span::Causal, mask };
+        kernels::attend(kernel, [handle(&q), handle(&k), handle(&v)])
+    });
+    fused.map(Tensor::from_dispatch).unwrap_or_else(|| composed::attend([q, k, v], span, mask, scale))
+}
+
+/// [`attend`] on queries, keys and values that lie side by side, each head seeing all. Shapes: `qkv` `[B, L, 3 D]`, `mask`
+/// `[B, heads, L, L]`, to `[B, L, D]`.
+pub fn attend_packed(qkv: Tensor<3>, num_heads: usize, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
+    let width = qkv.dims()[2] / 3;
+    let scale = 1.0 / ((width / num_heads) as f64).sqrt();
+    let fused = hidden(mask.as_ref()).and_then(|mask| {
+        let attend = Attend { scale, causal: false, mask };
+        kernels::attend_packed(AttendPacked { attend, heads: num_heads }, [handle(&qkv)])
+    });
+    fused.map(Tensor::from_dispatch).unwrap_or_else(|| {
+        let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), num_heads);
+        merge_heads(composed::attend([part(0), part(1), part(2)], Span::All, mask, scale))
+    })
+}
+
+/// A mask as kernels take it; `None` if they cannot.
+fn hidden(mask: Option<&Tensor<4, Bool>>) -> Option<Option<FlexTensor>> {
+    match mask {
+        Some(mask) => kernels::bytes(mask).map(Some),
+        None => Some(None),
+    }
 }
 
 /// `[B, L, D]` to `[B, heads, L, D / heads]`.

@@ -29,6 +29,12 @@ pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<
     }
 }
 
+/// See [`super::gate`].
+pub fn gate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    let [a, b] = x.chunk(2, D - 1).try_into().expect("two equal halves");
+    a * activate(b, activation)
+}
+
 /// `(x - mean) / sqrt(variance + epsilon)` over the last dimension; the mean is left out unless `centred`.
 pub fn normalize<const D: usize>(x: Tensor<D>, epsilon: f64, centred: bool) -> Tensor<D> {
     let dtype = x.dtype();

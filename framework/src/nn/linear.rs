@@ -1,4 +1,4 @@
-use super::{Activation, activate, gate, parameter};
+use super::{Activation, activate, gate_pair, parameter};
 use crate::kernels::{self, Affine, handle};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, module::linear};
@@ -108,7 +108,7 @@ impl GatedMlp {
 
     /// Shapes: `[B, L, D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.w2.forward(gate(self.w1.forward(x.clone()), self.w3.forward(x), Activation::Silu))
+        self.w2.forward(gate_pair(self.w1.forward(x.clone()), self.w3.forward(x), Activation::Silu))
     }
 }
 

@@ -16,8 +16,8 @@ mod norm;
 mod rotary;
 mod text;
 
-pub use activation::{Activation, activate, gate, silu};
-pub use attention::{Attention, AttentionConfig, Span, attend, heads, merge_heads};
+pub use activation::{Activation, activate, gate, gate_pair, silu};
+pub use attention::{Attention, AttentionConfig, Span, attend, attend_packed, heads, merge_heads};
 pub use conv::{
     Conv2d, GroupNorm, GroupNormConfig, Resampling, from_positions, resize, to_positions, upsample_nearest,
 };

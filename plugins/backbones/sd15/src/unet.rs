@@ -104,8 +104,7 @@ pub struct GeGlu {
 
 impl GeGlu {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [a, b] = self.proj.forward(x).chunk(2, 2).try_into().expect("two equal chunks");
-        self.out.forward(gate(b, a, Activation::Gelu))
+        self.out.forward(gate(self.proj.forward(x), Activation::Gelu))
     }
 }
 

@@ -1,0 +1,137 @@
+//! Forward passes and training steps of networks with random weights: seconds and peak memory, to stand beside PyTorch's.
+//!
+//!   cargo bench --workspace --bench vs_pytorch                    ours alone, every case
+//!   python benches/vs_pytorch.py                                  ours and PyTorch's, in turn (see there)
+//!
+//! A training step is the loss of one batch, its gradient, and AdamW. Each case has a process of its own, so that its peak
+//! is its own. What the weights say is of no matter to the clock.
+
+use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use framework::burn::tensor::{DType, Device, Int, Tensor, activation};
+use framework::condition::Condition;
+use framework::process::Input;
+use framework::random::{Random, tensor};
+use framework::weights::{self, Init};
+use serde_json::{from_value, json};
+use std::process::Command;
+use std::time::Instant;
+
+/// Network, batch, and what is measured.
+const CASES: [(&str, usize, &[&str]); 6] = [
+    ("digits-dit", 128, &["train", "forward"]),
+    ("dit-s-2", 8, &["train", "forward"]),
+    ("llamagen-b", 2, &["train", "forward"]),
+    ("sd15-half", 2, &["train", "forward"]),
+    ("dit-xl-2", 1, &["forward"]),
+    ("sd15", 1, &["forward"]),
+];
+
+fn main() {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if let [name, mode] = &chosen[..] {
+        return run(name, mode);
+    }
+    for (name, _, modes) in CASES {
+        for mode in modes {
+            let this = std::env::current_exe().expect("a path to this benchmark");
+            let status = Command::new(this).args([name, mode]).status().expect("it starts again");
+            assert!(status.success(), "{name} {mode}");
+        }
+    }
+}
+
+fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+    let values = Random::new(1).normal("input", 0, 0, shape.iter().product());
+    tensor(&values.into_iter().map(f64::from).collect::<Vec<_>>(), shape, DType::F32, device)
+}
+
+fn config(name: &str) -> Box<dyn BackboneConfig> {
+    let dit = |sizes| Box::new(from_value::<dit::DitConfig>(sizes).expect("sizes of a DiT"));
+    let sd15 = |sizes| Box::new(from_value::<sd15::Sd15Config>(sizes).expect("sizes of a U-Net"));
+    match name {
+        "digits-dit" => dit(json!({ "hidden_size": 64, "depth": 3, "num_heads": 4, "patch_size": 2, "input_size": 8,
+            "in_channels": 1, "num_classes": 10 })),
+        "dit-s-2" => dit(json!({ "size": "S/2" })),
+        "dit-xl-2" => dit(json!({ "size": "XL/2", "learn_sigma": true })),
+        "sd15-half" => sd15(json!({ "sample_size": 32, "block_out_channels": [160, 320, 640, 640] })),
+        "sd15" => sd15(json!({})),
+        "llamagen-b" => Box::new(
+            from_value::<llamagen::LlamaGenConfig>(json!({ "size": "B", "num_classes": 1000 })).expect("a size"),
+        ),
+        other => panic!("no network `{other}`; there are {:?}", CASES.map(|(name, ..)| name)),
+    }
+}
+
+/// What a network is given, and the loss of what it says.
+fn example(name: &str, config: &dyn BackboneConfig, batch: usize, device: &Device) -> (Input, Condition) {
+    let shape = config.latent_shape();
+    let condition = if name.starts_with("sd15") {
+        let features = normal([batch, 77, 768], device);
+        Condition::Text { null: features.clone(), features, dropped: vec![false; batch] }
+    } else {
+        Condition::Class((0..batch).map(|i| Some(i % 10)).collect())
+    };
+    let input = if name.starts_with("llamagen") {
+        let ids: Vec<i64> = (0..batch * shape.positions()).map(|i| (i * 7919 % 16384) as i64).collect();
+        Input::Tokens { ids: Tensor::<1, Int>::from_data(&ids[..], device).reshape([batch, shape.positions()]) }
+    } else {
+        Input::Noisy { x_t: normal([batch, shape.positions(), shape.channels], device), t: vec![0.5; batch] }
+    };
+    (input, condition)
+}
+
+fn loss(prediction: Tensor<3>, input: &Input) -> Tensor<1> {
+    match input {
+        Input::Tokens { ids } => {
+            let log_probabilities = activation::log_softmax(prediction, 2);
+            -log_probabilities.gather(2, ids.clone().unsqueeze_dim(2)).mean()
+        }
+        _ => (prediction.clone() * prediction).mean(),
+    }
+}
+
+fn run(name: &str, mode: &str) {
+    let batch = CASES.iter().find(|(case, ..)| *case == name).map_or(1, |(_, batch, _)| *batch);
+    let config = config(name);
+    let init = |path: &str, shape: &[usize]| match config.initializer(path, shape) {
+        Init::Zeros if path.ends_with("weight") => Init::Normal(0.02),
+        init => init,
+    };
+    let train = mode == "train";
+    let device = if train { Device::flex().autodiff() } else { Device::flex() };
+    let mut network: BoxBackbone = weights::initialize(config.init(&device), &Random::new(0), &init);
+    let (input, condition) = example(name, &*config, batch, &device);
+    let mut optimizer: ModuleOptimizer = AdamWConfig::new().init();
+    // The first warms up.
+    let passes = if name == "digits-dit" { 20 } else { 4 };
+    let mut seconds: Vec<f64> = (0..passes)
+        .map(|_| {
+            let start = Instant::now();
+            let value = loss(network.predict(&input, &condition, &Control::default()), &input);
+            assert!(value.clone().into_scalar::<f32>().is_finite());
+            if train {
+                let gradients = GradientsParams::from_grads(value.backward(), &network);
+                network = optimizer.step(1e-4, network.clone(), gradients);
+            }
+            start.elapsed().as_secs_f64()
+        })
+        .skip(1)
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    let operations = config.flops() * batch as f64 * if train { 3.0 } else { 1.0 };
+    println!(
+        "{name:<11} {mode:<8} batch {batch:>3} {median:>9.4} s {:>6.0} GFLOP/s {:>6.0} MiB  {} parameters",
+        operations / 1e9 / median,
+        peak_mib(),
+        weights::count(&network),
+    );
+}
+
+/// Peak resident memory of this process, MiB.
+fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM: 0 kB");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / 1024.0
+}

@@ -1,0 +1,124 @@
+//! What a training step does to every number of a network: AdamW, the running average, the norm of the gradient. One pass
+//! over memory each, on all threads; none is on the tape.
+
+use super::math::{GRAIN, Number, room, sum, vectorized};
+use super::{dense, numbers, on_cpu, plain, tensor};
+use burn::backend::flex::FlexTensor;
+use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, TensorMetadata};
+use burn::tensor::DType;
+use rayon::prelude::*;
+
+/// One step of AdamW, with its bias corrections worked out.
+///
+///   m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   x <- (1 - decay) x - rate m / (root sqrt(v) + epsilon)
+///
+/// Source: arXiv:1711.05101 algorithm 2: `rate` is lr / (1 - b1^t), `root` 1 / sqrt(1 - b2^t).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AdamwStep {
+    pub betas: [f64; 2],
+    pub epsilon: f64,
+    pub rate: f64,
+    pub root: f64,
+    pub decay: f64,
+}
+
+/// Tensors on the CPU, all f32 or all f64; others come back as they are.
+#[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
+fn on_cpu_alike<const N: usize>(inputs: [DispatchTensor; N]) -> Result<(DType, [FlexTensor; N]), [DispatchTensor; N]> {
+    let dtype = inputs[0].dtype();
+    let alike = |input: &DispatchTensor| input.dtype() == dtype && on_cpu(&input.kind);
+    let has_kernel = matches!(dtype, DType::F32 | DType::F64) && inputs.iter().all(alike);
+    if has_kernel { Ok((dtype, inputs.map(|input| plain(input.kind)))) } else { Err(inputs) }
+}
+
+fn constant(x: FlexTensor) -> DispatchTensor {
+    let kind = DispatchTensorKind::Flex(BackendTensor::Float(x));
+    DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled }
+}
+
+/// The parameter and both moments behind a step. Inputs: parameter, gradient, first and second moment, which come back
+/// where there is no kernel. Moments that nobody else holds are written in place.
+#[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
+pub(crate) fn adamw(step: AdamwStep, inputs: [DispatchTensor; 4]) -> Result<[DispatchTensor; 3], [DispatchTensor; 4]> {
+    let (dtype, inputs) = on_cpu_alike(inputs)?;
+    Ok(match dtype {
+        DType::F64 => step.run::<f64>(inputs),
+        _ => step.run::<f32>(inputs),
+    })
+}
+
+impl AdamwStep {
+    fn run<T: Number>(self, [x, grad, m, v]: [FlexTensor; 4]) -> [DispatchTensor; 3] {
+        let [x, grad] = [x, grad].map(dense::<T>);
+        let [mut m, mut v] = [m, v].map(whole::<T>);
+        let mut out = room::<T>(numbers::<T>(&x).len());
+        let ([b1, b2], [c1, c2]) = (self.betas.map(T::of), self.betas.map(|beta| T::of(1.0 - beta)));
+        let [epsilon, rate, root, keep] = [self.epsilon, self.rate, self.root, 1.0 - self.decay].map(T::of);
+        let inputs = numbers::<T>(&x).par_chunks(GRAIN).zip(numbers::<T>(&grad).par_chunks(GRAIN));
+        let moments = m.storage_mut::<T>().par_chunks_mut(GRAIN).zip(v.storage_mut::<T>().par_chunks_mut(GRAIN));
+        out.par_chunks_mut(GRAIN).zip(inputs).zip(moments).for_each(|((out, (x, grad)), (m, v))| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((((out, x), grad), m), v) in out.iter_mut().zip(x).zip(grad).zip(m).zip(v) {
+                        *m = b1 * *m + c1 * *grad;
+                        *v = b2 * *v + c2 * *grad * *grad;
+                        *out = keep * *x - rate * *m / (root * v.sqrt() + epsilon);
+                    }
+                },
+            )
+        });
+        let shape = x.shape();
+        [constant(tensor(out, shape)), constant(m), constant(v)]
+    }
+}
+
+/// `decay average + (1 - decay) x` of `[average, x]`, in place if nobody else holds the average. They come back where
+/// there is no kernel.
+#[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
+pub(crate) fn lerp(inputs: [DispatchTensor; 2], decay: f64) -> Result<DispatchTensor, [DispatchTensor; 2]> {
+    fn run<T: Number>([average, x]: [FlexTensor; 2], decay: f64) -> DispatchTensor {
+        let (mut average, x) = (whole::<T>(average), dense::<T>(x));
+        let (keep, take) = (T::of(decay), T::of(1.0 - decay));
+        let pieces = average.storage_mut::<T>().par_chunks_mut(GRAIN).zip(numbers::<T>(&x).par_chunks(GRAIN));
+        pieces.for_each(|(average, x)| {
+            vectorized(
+                #[inline(always)]
+                || average.iter_mut().zip(x).for_each(|(average, x)| *average = keep * *average + take * *x),
+            )
+        });
+        constant(average)
+    }
+    let (dtype, inputs) = on_cpu_alike(inputs)?;
+    Ok(match dtype {
+        DType::F64 => run::<f64>(inputs, decay),
+        _ => run::<f32>(inputs, decay),
+    })
+}
+
+/// The sum of the squares of all numbers; `None` where there is no kernel.
+pub(crate) fn square_sum(x: DispatchTensor) -> Option<f64> {
+    fn run<T: Number>(x: FlexTensor) -> f64 {
+        let x = dense::<T>(x);
+        let piece = |x: &[T]| {
+            vectorized(
+                #[inline(always)]
+                || sum(x.len(), |i| x[i] * x[i]),
+            )
+        };
+        // Pieces are added in their order, in f64.
+        let pieces: Vec<T> = numbers::<T>(&x).par_chunks(GRAIN).map(piece).collect();
+        pieces.into_iter().map(|piece| piece.to_f64()).sum()
+    }
+    let (dtype, [x]) = on_cpu_alike([x]).ok()?;
+    Some(match dtype {
+        DType::F64 => run::<f64>(x),
+        _ => run::<f32>(x),
+    })
+}
+
+/// Row-major numbers that are all of their memory, to be written in place.
+fn whole<T: Number>(x: FlexTensor) -> FlexTensor {
+    let all = x.is_contiguous() && x.storage::<T>().len() == x.shape().num_elements();
+    if all { x } else { x.to_contiguous() }
+}
