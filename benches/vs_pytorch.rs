@@ -16,6 +16,7 @@ use framework::weights::{self, Init};
 use serde_json::{from_value, json};
 use std::process::Command;
 use std::time::Instant;
+use unguided as _;
 
 /// Network, batch, and what is measured.
 const CASES: [(&str, usize, &[&str]); 6] = [
