@@ -12,6 +12,8 @@ use std::process::Command;
 use std::time::Instant;
 use unguided::execute;
 
+// Its tests have no harness here.
+#[allow(unused_imports)]
 #[path = "../examples/third_party_objective/src/lib.rs"]
 mod third_party_objective;
 

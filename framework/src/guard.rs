@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn the_innermost_name_is_reported() {
-        let error = caught("outer", || named("inner", || panic!("out of {}", "range"))).map(|()| ()).unwrap_err();
+        let error = caught::<()>("outer", || named("inner", || panic!("out of {}", "range"))).unwrap_err();
         assert_eq!(error.to_string(), "inner panicked: out of range");
         assert_eq!(caught("outer", || named("inner", || 3)).unwrap(), 3);
     }
