@@ -267,6 +267,7 @@ fn adapters_and_frozen_parts_train_resume_and_sample() {
     let trained = changed("frozen", r#"/train/frozen=["^x_embedder", "^blocks\\.0\\."]"#);
     for (name, changed) in &trained {
         let frozen = name.starts_with("model/x_embedder") || name.starts_with("model/blocks.0.");
+        let frozen = frozen || name == "model/pos_embed"; // a table that no run trains
         assert_eq!(*changed, !frozen, "{name}");
     }
 }

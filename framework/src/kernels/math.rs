@@ -109,7 +109,7 @@ impl Number for f32 {
         }
     }
 
-    /// The first within 2e-7.
+    /// The first within 3e-7: 1.5e-7 of the formula, and the rounding of numbers near 1/2.
     ///
     /// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26, whose exponential is the density's.
     #[inline(always)]
