@@ -42,11 +42,11 @@ impl Step {
 }
 
 /// The bound of each position in bits per dimension, `[B, position]`. All of `[B, position, channel]`: `x_t`, the `target`
-/// and the `predicted` eps or v (its gradient is not followed), and the `extra` channels. `steps` are one a sample, or one
+/// and the `predicted` eps, v or x (its gradient is not followed), and the `extra` channels. `steps` are one a sample, or one
 /// a position (row-major).
 ///
 /// # Panics
-/// For other predictions than eps and v.
+/// For other predictions than eps, v and x.
 pub fn bound(
     kind: Prediction,
     steps: &[Step],
@@ -58,12 +58,13 @@ pub fn bound(
     let like = x_t.clone();
     let each = |f: &dyn Fn(&Step) -> f64| per_sample(&steps.iter().map(f).collect::<Vec<_>>(), &like);
     // x and eps are linear in the prediction at one x_t, so the clean latents differ by a multiple of what they do.
-    let of_state = |s: &Step| if kind == Prediction::V { s.alpha } else { 1.0 / s.alpha };
-    let of_prediction = |s: &Step| match kind {
-        Prediction::Eps => -s.sigma / s.alpha,
-        Prediction::V => -s.sigma,
-        other => panic!("a variance-preserving network predicts eps or v, not {other:?}"),
+    let factors = |s: &Step| match kind {
+        Prediction::Eps => [1.0 / s.alpha, -s.sigma / s.alpha],
+        Prediction::V => [s.alpha, -s.sigma],
+        Prediction::X => [0.0, 1.0],
+        other => panic!("a variance-preserving network predicts eps, v or x, not {other:?}"),
     };
+    let (of_state, of_prediction) = (|s: &Step| factors(s)[0], |s: &Step| factors(s)[1]);
     let apart = (target.clone() - predicted.detach()) * each(&of_prediction);
     let log_posterior = each(&|s| s.log_posterior);
     let log_variance = (extra + 1.0) * 0.5 * each(&|s| s.beta().ln() - s.log_posterior) + log_posterior.clone();
@@ -96,4 +97,37 @@ fn discretized(x: Tensor<3>, apart: Tensor<3>, log_deviation: Tensor<3>) -> Tens
     let darkest = log(upper);
     let lightest = log(lower.neg() + 1.0);
     inside.mask_where(x.clone().lower_elem(-0.999), darkest).mask_where(x.greater_elem(0.999), lightest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::{Coefficients, Pair, join, split};
+    use crate::random::{Random, tensor};
+    use burn::tensor::{DType, Device};
+
+    #[test]
+    fn one_clean_latent_has_one_bound_however_it_is_predicted() {
+        let normal = |name: &str| {
+            let values: Vec<f64> = Random::new(3).normal(name, 0, 0, 12).into_iter().map(f64::from).collect();
+            tensor::<3>(&values, [1, 4, 3], DType::F64, &Device::flex()) * 0.3
+        };
+        let step = Step { index: 400, alpha: 0.6, sigma: 0.8, alpha_bar_before: 0.37, log_posterior: -4.0 };
+        let at = Coefficients { alpha: step.alpha, sigma: step.sigma, d_alpha: 0.0, d_sigma: 0.0 };
+        let (x, eps) = (normal("x"), normal("eps"));
+        let x_t = x.clone() * at.alpha + eps.clone() * at.sigma;
+        let guess = split(Prediction::X, normal("guess"), x_t.clone(), at);
+        let bits = |kind| {
+            let of = |pair: Pair<3>| join(kind, pair, at);
+            let (target, predicted) = (of(Pair { x: x.clone(), eps: eps.clone() }), of(guess.clone()));
+            bound(kind, &[step], x_t.clone(), target, predicted, normal("extra"))
+                .into_data()
+                .try_to_vec::<f64>()
+                .unwrap()
+        };
+        let expected = bits(Prediction::Eps);
+        for kind in [Prediction::V, Prediction::X] {
+            assert!(bits(kind).iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12), "{kind:?}");
+        }
+    }
 }

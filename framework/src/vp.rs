@@ -34,6 +34,9 @@ pub enum VpPrediction {
     Eps,
     /// `alpha_t eps - sigma_t x`.
     V,
+    /// The clean latent. A network that is narrower than its patches cannot carry their noise through; this one need not.
+    /// Source: arXiv:2511.13720 sec. 3.
+    X,
 }
 
 /// The variance-preserving process: noise schedule, number of training times, prediction.
@@ -107,6 +110,7 @@ impl VpConfig {
         let prediction = match self.prediction {
             VpPrediction::Eps => Prediction::Eps,
             VpPrediction::V => Prediction::V,
+            VpPrediction::X => Prediction::X,
         };
         Vp { log_alpha, prediction, variance_loss: self.variance_loss }
     }

@@ -2,8 +2,8 @@
 //!
 //! Parameters are allocated lazily: [`crate::weights::initialize`] or a checkpoint gives them their numbers.
 //! Layers compute in the data type of their effective weights and keep normalisation statistics in f32. On the CPU what
-//! memory bounds runs in fused kernels ([`crate::kernels`]); elsewhere in the same functions composed of tensor operations
-//! ([`composed`]).
+//! memory bounds runs in fused kernels (`crate::kernels`); elsewhere in the same functions composed of tensor operations
+//! (`composed`).
 
 mod activation;
 mod attention;
