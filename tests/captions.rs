@@ -1,49 +1,13 @@
 //! Captions from the dataset to the picture: rows of the grid, metrics, `sample`. The network reads a text that a
 //! conditioner of this test counts letters of.
 
-use framework::burn::tensor::{Device, Tensor, TensorData};
-use framework::condition::{Condition, ConditionKind};
-use framework::conditioner::Conditioner;
+mod letters;
+
 use framework::dataset::{DatasetConfig, Label};
-use framework::error::Result;
-use framework::prelude::*;
 use serde_json::json;
 use std::fs;
 use std::path::Path as FilePath;
 use unguided::{Failure, execute};
-
-/// How often each letter occurs.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Letters {}
-
-framework::register!(conditioner "letters" => Letters);
-
-impl Conditioner for Letters {
-    fn kind(&self) -> ConditionKind {
-        ConditionKind::Text
-    }
-    fn text_shape(&self) -> [usize; 2] {
-        [1, 26]
-    }
-
-    fn load(&mut self, _: &Device) -> Result<()> {
-        Ok(())
-    }
-
-    fn encode(&self, captions: &[Option<String>]) -> Result<Condition> {
-        let count = |caption: &Option<String>| {
-            let of = |letter: u8| caption.iter().flat_map(|text| text.bytes()).filter(|byte| *byte == letter).count();
-            (b'a'..=b'z').map(|letter| of(letter) as f32).collect::<Vec<f32>>()
-        };
-        let tensor = |captions: &[Option<String>]| {
-            let numbers: Vec<f32> = captions.iter().flat_map(count).collect();
-            Tensor::<3>::from_data(TensorData::new(numbers, [captions.len(), 1, 26]), &Device::flex())
-        };
-        let dropped = captions.iter().map(Option::is_none).collect();
-        Ok(Condition::Text { features: tensor(captions), null: tensor(&[None]), dropped })
-    }
-}
 
 fn document(metrics: serde_json::Value) -> serde_json::Value {
     json!({

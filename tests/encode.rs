@@ -1,10 +1,9 @@
 //! `encode`: latents on disk once, the same bytes however often it is stopped, and training from them.
 
-use framework::burn::tensor::{Device, Tensor, TensorData};
-use framework::condition::{Condition, ConditionKind};
-use framework::conditioner::Conditioner;
+mod folders;
+mod letters;
+
 use framework::dataset::DatasetConfig;
-use framework::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,40 +13,6 @@ use std::time::Duration;
 use unguided::execute;
 
 const TINY: &str = "examples/pipelines/digits-dit-gft-tiny.json";
-
-/// How often each letter occurs.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Letters {}
-
-framework::register!(conditioner "letters_of_captions" => Letters);
-
-impl Conditioner for Letters {
-    fn kind(&self) -> ConditionKind {
-        ConditionKind::Text
-    }
-
-    fn text_shape(&self) -> [usize; 2] {
-        [1, 26]
-    }
-
-    fn load(&mut self, _: &Device) -> framework::error::Result<()> {
-        Ok(())
-    }
-
-    fn encode(&self, captions: &[Option<String>]) -> framework::error::Result<Condition> {
-        let count = |caption: &Option<String>| {
-            let of = |letter: u8| caption.iter().flat_map(|text| text.bytes()).filter(|byte| *byte == letter).count();
-            (b'a'..=b'z').map(|letter| of(letter) as f32).collect::<Vec<f32>>()
-        };
-        let tensor = |captions: &[Option<String>]| {
-            let numbers: Vec<f32> = captions.iter().flat_map(count).collect();
-            Tensor::<3>::from_data(TensorData::new(numbers, [captions.len(), 1, 26]), &Device::flex())
-        };
-        let dropped = captions.iter().map(Option::is_none).collect();
-        Ok(Condition::Text { features: tensor(captions), null: tensor(&[None]), dropped })
-    }
-}
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unguided"));
@@ -163,7 +128,7 @@ fn captions_are_kept_and_trained_from() {
         "version": 1,
         "data": { "type": "shapes", "resolution": 16, "count": 50 },
         "tokenizer": { "type": "pixels" },
-        "conditioner": { "type": "letters_of_captions" },
+        "conditioner": { "type": "letters" },
         "backbone": {
             "type": "sd15", "sample_size": 16, "in_channels": 3, "block_out_channels": [8, 8], "layers_per_block": 1,
             "attention": [1], "num_heads": 2, "cross_attention_dim": 26, "norm_num_groups": 4
@@ -195,14 +160,7 @@ fn captions_are_kept_and_trained_from() {
 fn images_that_cannot_be_read_are_left_out_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let images = folder.path().join("images");
-    for class in 0..10 {
-        let class = images.join(class.to_string());
-        fs::create_dir_all(&class).unwrap();
-        for i in 0..3 {
-            let picture = framework::picture::image(&[i as f32 / 3.0; 64], [1, 8, 8]);
-            framework::picture::save(&picture, &class.join(format!("{i}.png"))).unwrap();
-        }
-    }
+    folders::images(&images);
     fs::write(images.join("3/1.png"), "no image").unwrap();
     let data =
         json!({ "type": "image_folder", "path": images, "image_size": 8, "channels": 1, "horizontal_flip": true });

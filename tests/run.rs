@@ -1,5 +1,7 @@
 //! Runs of the command itself: resume after kill -9, damaged checkpoints, refused documents.
 
+mod folders;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -338,14 +340,7 @@ fn a_learned_tokenizer_is_kept_with_its_run() {
 fn broken_images_are_replaced_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let images = folder.path().join("images");
-    for class in 0..10 {
-        let class = images.join(class.to_string());
-        fs::create_dir_all(&class).unwrap();
-        for i in 0..3 {
-            let picture = framework::picture::image(&[i as f32 / 3.0; 64], [1, 8, 8]);
-            framework::picture::save(&picture, &class.join(format!("{i}.png"))).unwrap();
-        }
-    }
+    folders::images(&images);
     let data = serde_json::json!({ "type": "image_folder", "path": images, "image_size": 8, "channels": 1 });
     let data = format!("/data={data}");
     let train = |name: &str| {
