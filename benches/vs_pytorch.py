@@ -1,4 +1,4 @@
-"""Forward passes and training steps, ours and PyTorch's in turn, on the same machine in the same run.
+"""Forward passes, training steps and cached decoding, ours and PyTorch's in turn, on one machine in one run.
 
     pip install torch==2.15.0 diffusers==0.42.1 && python benches/vs_pytorch.py [CASE ...]
 
@@ -14,10 +14,13 @@ import sys
 import time
 
 ROUNDS = 2  # ours, theirs, ours, theirs; the better median of each
+DECODED = 64  # tokens
 CASES = {
     "digits-dit": (128, ["train", "forward"]),
     "dit-s-2": (8, ["train", "forward"]),
-    "llamagen-b": (2, ["train", "forward"]),
+    "sit-s-2": (8, ["train", "forward"]),
+    "llamagen-b": (2, ["train", "forward", "decode"]),
+    "var-d16-4": (2, ["train", "forward"]),
     "sd15-half": (2, ["train", "forward"]),
     "dit-xl-2": (1, ["forward"]),
     "sd15": (1, ["forward"]),
@@ -82,14 +85,19 @@ def networks():
             self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
             self.w1, self.w3, self.w2 = linear(width, hidden), linear(width, hidden), linear(hidden, width)
 
-        def forward(self, x, turn):
+        def forward(self, x, turn, cache=None, start=0):
             q, k, v = self.qkv(self.norm1(x)).chunk(3, 2)
 
             def rotate(x):
                 pairs = torch.view_as_complex(x.unflatten(2, (self.heads, -1, 2)))
                 return torch.view_as_real(pairs * turn[:, None]).flatten(3).flatten(2)
 
-            x = x + self.proj(attention(rotate(q), rotate(k), v, self.heads, is_causal=True))
+            q, k = rotate(q), rotate(k)
+            if cache is not None:
+                end = start + x.shape[1]
+                cache[0][:, start:end], cache[1][:, start:end] = k, v
+                k, v = cache[0][:, :end], cache[1][:, :end]
+            x = x + self.proj(attention(q, k, v, self.heads, is_causal=cache is None))
             h = self.norm2(x)
             return x + self.w2(F.silu(self.w1(h)) * self.w3(h))
 
@@ -108,16 +116,72 @@ def networks():
                 x = block(x, self.turn)
             return self.head(self.norm(x))
 
-    return Dit, Llama
+        @torch.no_grad()
+        def decode(self, ids, y):
+            caches = [torch.empty(2, len(y), DECODED, self.norm.weight.shape[0]) for _ in self.blocks]
+            x = self.label(y)[:, None]
+            for i in range(DECODED):
+                for block, cache in zip(self.blocks, caches):
+                    x = block(x, self.turn[i : i + 1], cache, i)
+                logits = self.head(self.norm(x))
+                assert logits.max().isfinite()
+                x = self.tokens(ids[:, i : i + 1])
+
+    class VarBlock(nn.Module):
+        def __init__(self, width, heads):
+            super().__init__()
+            self.heads = heads
+            self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.scale = nn.Parameter(torch.zeros(heads, 1, 1))
+            self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            self.ada = nn.Linear(width, 6 * width)
+
+        def forward(self, x, c, mask):
+            shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.ada(c).unsqueeze(1).chunk(6, 2)
+            q, k, v = self.qkv(self.norm(x) * (1 + scale) + shift).unflatten(2, (3, self.heads, -1)).unbind(2)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            q, k = F.normalize(q, dim=3) * self.scale.exp(), F.normalize(k, dim=3)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+            x = x + gate * self.proj(mixed.transpose(1, 2).flatten(2))
+            h = self.norm(x) * (1 + scale_mlp) + shift_mlp
+            return x + gate_mlp * self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
+
+    class Var(nn.Module):
+        def __init__(self, width=1024, depth=4, heads=16, vocabulary=4096, channels=32):
+            super().__init__()
+            sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+            level = torch.cat([torch.full((side * side,), i) for i, side in enumerate(sides)])
+            self.register_buffer("mask", torch.where(level[:, None] >= level[None], 0.0, -torch.inf))
+            self.register_buffer("level", level)
+            self.label, self.word = nn.Embedding(1001, width), nn.Linear(channels, width)
+            self.levels, self.places = nn.Embedding(len(sides), width), nn.Parameter(torch.randn(1, len(level), width))
+            self.start = nn.Parameter(torch.randn(1, 1, width))
+            self.blocks = nn.ModuleList(VarBlock(width, heads) for _ in range(depth))
+            self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+            self.ada, self.head = nn.Linear(width, 2 * width), nn.Linear(width, vocabulary)
+
+        def forward(self, features, y):
+            c = self.label(y)
+            x = torch.cat([c[:, None] + self.start, self.word(features[:, 1:])], 1)
+            x, c = x + self.levels(self.level) + self.places, F.silu(c)
+            for block in self.blocks:
+                x = block(x, c, self.mask)
+            scale, shift = self.ada(c).unsqueeze(1).chunk(2, 2)
+            return self.head(self.norm(x) * (1 + scale) + shift)
+
+    return Dit, Llama, Var
 
 
 def example(name, batch):
     import torch
 
-    Dit, Llama = networks()
+    Dit, Llama, Var = networks()
     y = torch.arange(batch) % 10
     if name == "llamagen-b":
         return Llama(), (torch.arange(batch * 256).reshape(batch, 256) * 7919 % 16384, y)
+    if name == "var-d16-4":
+        return Var(), (torch.randn(batch, 680, 32), y)
     if name.startswith("sd15"):
         from diffusers import UNet2DConditionModel
 
@@ -130,6 +194,7 @@ def example(name, batch):
     sizes = {
         "digits-dit": (64, 3, 4, 8, 1, 1, 10),
         "dit-s-2": (384, 12, 6, 32, 4, 4, 1000),
+        "sit-s-2": (384, 12, 6, 32, 4, 8, 1000),
         "dit-xl-2": (1152, 28, 16, 32, 4, 8, 1000),
     }[name]
     return Dit(*sizes), (torch.randn(batch, sizes[4], sizes[3], sizes[3]), torch.full((batch,), 500.0), y)
@@ -151,6 +216,10 @@ def torch_run(name, mode):
         seconds = []
         for _ in range(passes):
             start = time.perf_counter()
+            if mode == "decode":
+                net.decode(*args)
+                seconds.append(time.perf_counter() - start)
+                continue
             with torch.set_grad_enabled(train):
                 out = net(*args)
                 out = out.sample if hasattr(out, "sample") else out
@@ -178,7 +247,7 @@ def measured(line):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[2] in ("train", "forward"):
+    if len(sys.argv) == 3 and sys.argv[2] in ("train", "forward", "decode"):
         torch_run(*sys.argv[1:])
         sys.exit()
     bench = ["cargo", "bench", "--workspace", "--bench", "vs_pytorch", "--"]

@@ -1,16 +1,18 @@
-//! Forward passes and training steps of networks with random weights: seconds and peak memory, to stand beside PyTorch's.
+//! Forward passes, training steps and cached decoding of networks with random weights: seconds and peak memory, to stand
+//! beside PyTorch's.
 //!
 //!   cargo bench --workspace --bench vs_pytorch                    ours alone, every case
 //!   python benches/vs_pytorch.py                                  ours and PyTorch's, in turn (see there)
 //!
-//! A training step is the loss of one batch, its gradient, and AdamW. Each case has a process of its own, so that its peak
+//! A training step is the loss of one batch, its gradient, and AdamW; decoding is that of the first tokens of an image, one
+//! pass each. Each case has a process of its own, so that its peak
 //! is its own. What the weights say is of no matter to the clock.
 
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Cache, Control};
 use framework::burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
-use framework::burn::tensor::{DType, Device, Int, Tensor, activation};
+use framework::burn::tensor::{DType, Device, Int, Tensor};
 use framework::condition::Condition;
-use framework::process::Input;
+use framework::process::{Input, log_probabilities};
 use framework::random::{Random, tensor};
 use framework::weights::{self, Init};
 use serde_json::{from_value, json};
@@ -19,14 +21,19 @@ use std::time::Instant;
 use unguided as _;
 
 /// Network, batch, and what is measured.
-const CASES: [(&str, usize, &[&str]); 6] = [
+const CASES: [(&str, usize, &[&str]); 8] = [
     ("digits-dit", 128, &["train", "forward"]),
     ("dit-s-2", 8, &["train", "forward"]),
-    ("llamagen-b", 2, &["train", "forward"]),
+    ("sit-s-2", 8, &["train", "forward"]),
+    ("llamagen-b", 2, &["train", "forward", "decode"]),
+    ("var-d16-4", 2, &["train", "forward"]),
     ("sd15-half", 2, &["train", "forward"]),
     ("dit-xl-2", 1, &["forward"]),
     ("sd15", 1, &["forward"]),
 ];
+
+/// Tokens that decoding draws.
+const DECODED: usize = 64;
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
@@ -57,6 +64,11 @@ fn config(name: &str) -> Box<dyn BackboneConfig> {
         "dit-xl-2" => dit(json!({ "size": "XL/2", "learn_sigma": true })),
         "sd15-half" => sd15(json!({ "sample_size": 32, "block_out_channels": [160, 320, 640, 640] })),
         "sd15" => sd15(json!({})),
+        "sit-s-2" => Box::new(from_value::<dit::SitConfig>(json!({ "size": "S/2" })).expect("a size")),
+        // The published width and levels, four layers of sixteen.
+        "var-d16-4" => Box::new(
+            from_value::<var::VarConfig>(json!({ "depth": 4, "embed_dim": 1024, "num_heads": 16 })).expect("sizes"),
+        ),
         "llamagen-b" => Box::new(
             from_value::<llamagen::LlamaGenConfig>(json!({ "size": "B", "num_classes": 1000 })).expect("a size"),
         ),
@@ -76,6 +88,8 @@ fn example(name: &str, config: &dyn BackboneConfig, batch: usize, device: &Devic
     let input = if name.starts_with("llamagen") {
         let ids: Vec<i64> = (0..batch * shape.positions()).map(|i| (i * 7919 % 16384) as i64).collect();
         Input::Tokens { ids: Tensor::<1, Int>::from_data(&ids[..], device).reshape([batch, shape.positions()]) }
+    } else if name.starts_with("var") {
+        Input::Levels { features: normal([batch, shape.positions(), shape.channels], device) }
     } else {
         Input::Noisy { x_t: normal([batch, shape.positions(), shape.channels], device), t: vec![0.5; batch] }
     };
@@ -84,10 +98,7 @@ fn example(name: &str, config: &dyn BackboneConfig, batch: usize, device: &Devic
 
 fn loss(prediction: Tensor<3>, input: &Input) -> Tensor<1> {
     match input {
-        Input::Tokens { ids } => {
-            let log_probabilities = activation::log_softmax(prediction, 2);
-            -log_probabilities.gather(2, ids.clone().unsqueeze_dim(2)).mean()
-        }
+        Input::Tokens { ids } => -log_probabilities(prediction, ids).mean(),
         _ => (prediction.clone() * prediction).mean(),
     }
 }
@@ -109,6 +120,10 @@ fn run(name: &str, mode: &str) {
     let mut seconds: Vec<f64> = (0..passes)
         .map(|_| {
             let start = Instant::now();
+            if mode == "decode" {
+                decode(&network, &input, &condition);
+                return start.elapsed().as_secs_f64();
+            }
             let value = loss(network.predict(&input, &condition, &Control::default()), &input);
             assert!(value.clone().into_scalar::<f32>().is_finite());
             if train {
@@ -121,13 +136,28 @@ fn run(name: &str, mode: &str) {
         .collect();
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    let operations = config.flops() * batch as f64 * if train { 3.0 } else { 1.0 };
+    let passes = match mode {
+        "train" => 3.0,
+        "decode" => DECODED as f64 / config.latent_shape().positions() as f64,
+        _ => 1.0,
+    };
+    let operations = config.flops() * batch as f64 * passes;
     println!(
         "{name:<11} {mode:<8} batch {batch:>3} {median:>9.4} s {:>6.0} GFLOP/s {:>6.0} MiB  {} parameters",
         operations / 1e9 / median,
         peak_mib(),
         weights::count(&network),
     );
+}
+
+/// The passes that draw the first tokens, one after the other.
+fn decode(network: &BoxBackbone, input: &Input, condition: &Condition) {
+    let Input::Tokens { ids } = input else { panic!("only tokens are decoded one by one") };
+    let control = Control { cache: Some(Cache::default()), ..Control::default() };
+    for count in 1..=DECODED {
+        let logits = network.predict(&Input::Tokens { ids: ids.clone().narrow(1, 0, count) }, condition, &control);
+        assert!(logits.max().into_scalar::<f32>().is_finite());
+    }
 }
 
 /// Peak resident memory of this process, MiB.

@@ -33,7 +33,7 @@ struct About {
 pub fn encode(options: &EncodeOptions) -> Outcome {
     let device = document::device(options.device.as_deref())?;
     let mut pipeline = document::read(&options.document.pipeline, &options.document.set)?;
-    let dataset: Arc<dyn framework::dataset::Dataset> = pipeline.data.open()?.into();
+    let dataset: Arc<dyn framework::dataset::Dataset> = Arc::new(pipeline.open()?);
     let info = dataset.info();
     let (image, shape) = shapes(&pipeline, &info)?;
     let flip = options.flip || dataset.mirrors();

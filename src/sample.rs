@@ -5,19 +5,16 @@ use crate::train::bar;
 use crate::{Failure, Outcome, document, labels, report, start};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::Checkpoint;
-use framework::dataset::{Dataset, Label};
+use framework::dataset::Label;
 use framework::error::Error;
+use framework::guard::Guarded;
 use framework::pipeline::Pipeline;
 use framework::sampling::{Request, draw};
 use framework::{foreign, picture};
 use std::fs;
 
 /// What the options ask for, `count` samples a row. Opens `dataset` where it must tell captions.
-fn labels(
-    pipeline: &Pipeline,
-    options: &SampleOptions,
-    dataset: &mut Option<Box<dyn Dataset>>,
-) -> Result<Vec<Label>, Failure> {
+fn labels(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<Guarded>) -> Result<Vec<Label>, Failure> {
     let accepts = pipeline.backbone.accepts();
     let refuse = |what: &str, at: &str, accepts: &str| {
         Failure::Input(format!("error: {what}\n  at       {at}\n  accepts  {accepts}"))
@@ -46,7 +43,7 @@ fn labels(
         let opened = pipeline
             .open_data()
             .map_err(|error| Failure::Run(format!("error: {error}\n  fix      name what to draw: --caption TEXT")))?;
-        let opened = &**dataset.insert(opened);
+        let opened = &*dataset.insert(opened);
         let rows = labels::rows(pipeline, opened)?;
         if options.metrics {
             return Ok(labels::measured(pipeline, opened, rows.len() * options.count)?);
@@ -77,7 +74,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     pipeline.load(&device)?;
     start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
     let network = pipeline.restore(checkpoint.sampling_weights(), &device)?;
-    let mut dataset: Option<Box<dyn Dataset>> = None;
+    let mut dataset: Option<Guarded> = None;
     let labels = labels(&pipeline, options, &mut dataset)?;
     let request = Request {
         labels,
@@ -121,7 +118,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
             Some(dataset) => dataset,
             None => pipeline.open_data()?,
         };
-        let real = pipeline.real_images(&*dataset, &device)?;
+        let real = pipeline.real_images(&dataset, &device)?;
         measured = report::measure(&pipeline, &drawn.images, &real)?;
     }
     for (row, captions) in drawn.images.captions.chunks(options.count).enumerate() {

@@ -77,7 +77,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     pipeline.tokenizer.load(&device)?;
     let inputs = Inputs::read(&options.input)?;
     let (latent, image, mut outputs) = latent(&pipeline, options, &inputs, &device)?;
-    let decoded = pipeline.tokenizer.decode(latent, image);
+    let decoded = pipeline.decode(latent, image)?;
     outputs.push(("decoded".to_string(), decoded.into_data()));
     foreign::save_tensors(&outputs, &options.output)?;
     Ok(())

@@ -51,7 +51,7 @@ pub fn train(options: &TrainOptions) -> Outcome {
         eprintln!("going on from {} (step {})", path.display(), checkpoint.step);
     }
     pipeline.load(&device)?;
-    let dataset: Arc<dyn Dataset> = pipeline.open_data()?.into();
+    let dataset: Arc<dyn Dataset> = Arc::new(pipeline.open_data()?);
     for warning in dataset.warnings() {
         eprintln!("warning: {warning}");
     }

@@ -1,7 +1,9 @@
 //! Who is to blame: the code of a plugin runs under its plugin's name, so that a panic in it ends the run with that
 //! name and not the process.
 
+use crate::dataset::{Dataset, DatasetInfo, Item, Label};
 use crate::error::{Error, Result};
+use crate::random::Random;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -25,6 +27,49 @@ pub fn caught<T>(who: &str, run: impl FnOnce() -> T) -> Result<T> {
         let Panicked { who, what } = *name(who, panic);
         Error::Run(format!("{who} panicked: {what}"))
     })
+}
+
+/// A dataset whose panics are errors of the item that was asked for: one bad item ends no run.
+#[derive(Debug)]
+pub struct Guarded {
+    /// What messages call it.
+    pub who: String,
+    /// The dataset.
+    pub dataset: Box<dyn Dataset>,
+}
+
+impl Dataset for Guarded {
+    fn info(&self) -> DatasetInfo {
+        self.dataset.info()
+    }
+
+    fn len(&self) -> usize {
+        self.dataset.len()
+    }
+
+    fn get(&self, index: usize, random: &Random, epoch: u64) -> Result<Item> {
+        caught(&self.who, || self.dataset.get(index, random, epoch))?
+    }
+
+    fn plain(&self, index: usize) -> Result<Item> {
+        caught(&self.who, || self.dataset.plain(index))?
+    }
+
+    fn label(&self, index: usize) -> Result<Label> {
+        caught(&self.who, || self.dataset.label(index))?
+    }
+
+    fn mirrors(&self) -> bool {
+        self.dataset.mirrors()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.dataset.warnings()
+    }
+
+    fn class_names(&self) -> Option<Vec<String>> {
+        self.dataset.class_names()
+    }
 }
 
 fn name(who: &str, panic: Box<dyn Any + Send>) -> Box<Panicked> {

@@ -6,6 +6,7 @@ use crate::condition::Condition;
 use crate::conditioner::Conditioner;
 use crate::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind, Label};
 use crate::error::{Error, Result};
+use crate::guard::{self, Guarded};
 use crate::guidance::Guidance;
 use crate::loader::{Batch, readable};
 use crate::metric::{Images, Metric};
@@ -96,17 +97,29 @@ impl Pipeline {
     }
 
     /// The latents of a batch, `f32`.
-    pub fn latents(&self, batch: &Batch, info: &DatasetInfo, device: &Device) -> Latent {
+    ///
+    /// # Errors
+    /// If the tokenizer panics.
+    pub fn latents(&self, batch: &Batch, info: &DatasetInfo, device: &Device) -> Result<Latent> {
         let count = batch.labels.len();
         match &info.items {
             ItemKind::Images([c, h, w]) => {
-                self.tokenizer.encode(tensor4(batch.values.clone(), [count, *c, *h, *w], device))
+                let images = tensor4(batch.values.clone(), [count, *c, *h, *w], device);
+                guard::caught(self.name(Kind::Tokenizer), || self.tokenizer.encode(images))
             }
             ItemKind::Latents { grid, channels } => {
                 let data = TensorData::new(batch.values.clone(), [count, grid[0] * grid[1], *channels]);
-                Latent::Values(Tensor::from_data(data, device))
+                Ok(Latent::Values(Tensor::from_data(data, device)))
             }
         }
+    }
+
+    /// The images of latents.
+    ///
+    /// # Errors
+    /// If the tokenizer panics.
+    pub fn decode(&self, latent: Latent, image: ImageShape) -> Result<Tensor<4>> {
+        guard::caught(self.name(Kind::Tokenizer), || self.tokenizer.decode(latent, image))
     }
 
     /// The condition of a batch.
@@ -119,7 +132,8 @@ impl Pipeline {
                 Label::Caption(caption) => Some(caption.clone()),
                 _ => None,
             };
-            return conditioner.encode(&labels.iter().map(caption).collect::<Vec<_>>());
+            let captions: Vec<Option<String>> = labels.iter().map(caption).collect();
+            return guard::caught(self.name(Kind::Conditioner), || conditioner.encode(&captions))?;
         }
         let class = |label: &Label| match label {
             Label::Class(class) => Some(*class),
@@ -143,12 +157,22 @@ impl Pipeline {
         self.backbone.latent_shape()
     }
 
+    /// Opens the dataset.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open(&self) -> Result<Guarded> {
+        let who = self.name(Kind::Data).to_string();
+        let dataset = guard::caught(&who, || self.data.open())??;
+        Ok(Guarded { who, dataset })
+    }
+
     /// Opens the dataset and checks that it is what the document made us expect.
     ///
     /// # Errors
     /// If it cannot be opened, or its latents, classes or captions are not what the network takes.
-    pub fn open_data(&self) -> Result<Box<dyn Dataset>> {
-        let dataset = self.data.open()?;
+    pub fn open_data(&self) -> Result<Guarded> {
+        let dataset = self.open()?;
         let info = dataset.info();
         let latent = match &info.items {
             ItemKind::Images(shape) => self.tokenizer.latent_shape(*shape).map_err(Error::Document)?,
@@ -187,7 +211,7 @@ impl Pipeline {
             match info.items {
                 ItemKind::Images(_) => images.extend(batch.values, &batch.labels),
                 ItemKind::Latents { .. } => {
-                    let decoded = self.tokenizer.decode(self.latents(&batch, &info, device), shape);
+                    let decoded = self.decode(self.latents(&batch, &info, device)?, shape)?;
                     let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
                     images.extend(values, &batch.labels);
                 }

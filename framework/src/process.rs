@@ -1,6 +1,8 @@
 //! What one training example is, and how a prediction is scored against it.
 
+use crate::kernels::{self, LogProbability, handle};
 use crate::masked::Head;
+use crate::nn::composed;
 use crate::path::{Path, Prediction};
 use crate::random::Random;
 use burn::tensor::{Int, Tensor, activation};
@@ -176,6 +178,31 @@ impl Input {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The samples `rows`, in that order.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        fn of<T: Copy>(all: &[T], batch: usize, rows: &[usize]) -> Vec<T> {
+            let each = all.len() / batch;
+            rows.iter().flat_map(|row| &all[row * each..][..each]).copied().collect()
+        }
+        let batch = self.len();
+        let indices: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+        let values = |x: &Tensor<3>| x.clone().select(0, Tensor::from_data(indices.as_slice(), &x.device().inner()));
+        match self {
+            Self::Noisy { x_t, t } => Self::Noisy { x_t: values(x_t), t: of(t, batch, rows) },
+            Self::Tokens { ids } => Self::Tokens {
+                ids: ids.clone().select(0, Tensor::from_data(indices.as_slice(), &ids.device().inner())),
+            },
+            Self::Levels { features } => Self::Levels { features: values(features) },
+            Self::Masked { x, hidden, places, x_t, t } => Self::Masked {
+                x: values(x),
+                hidden: of(hidden, batch, rows),
+                places: of(places, batch, rows),
+                x_t: values(x_t),
+                t: of(t, batch, rows),
+            },
+        }
+    }
 }
 
 /// What a prediction is scored against.
@@ -299,5 +326,8 @@ pub(crate) fn mean_scored(each: Tensor<2>, example: &Example) -> Tensor<1> {
 /// Log-probability of each token, `[B, position]`, from logits `[B, position, vocabulary]`.
 pub fn log_probabilities(logits: Tensor<3>, ids: &Tensor<2, Int>) -> Tensor<2> {
     let [batch, positions, _] = logits.dims();
-    activation::log_softmax(logits, 2).gather(2, ids.clone().unsqueeze_dim(2)).reshape([batch, positions])
+    let fused =
+        kernels::indices(ids).and_then(|ids| kernels::log_probability(LogProbability { ids }, [handle(&logits)]));
+    let each = fused.map(Tensor::from_dispatch).unwrap_or_else(|| composed::log_probabilities(logits, ids.clone()));
+    each.reshape([batch, positions])
 }

@@ -96,7 +96,7 @@ pub fn draw(
         let mut observer = |at: &Progress<'_>| progress(batch * at.steps + at.step, batches * at.steps);
         let latent = guard::caught(&drawing, || request.sampler.sample(&mut model, &mut noise, &mut observer))?;
         nfe = model.nfe();
-        let decoded = pipeline.tokenizer.decode(latent, image);
+        let decoded = pipeline.decode(latent, image)?;
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             let sample = batch * request.batch_size + bad / images.width();

@@ -181,7 +181,7 @@ impl Trainer {
             report.skipped = batches.iter().flat_map(|batch| batch.skipped.iter().cloned()).collect();
             let mut gradients = GradientsAccumulator::new();
             let pass = |i: usize| -> Result<Pass> {
-                let latents = pipeline.latents(&batches[i], &info, &self.device);
+                let latents = pipeline.latents(&batches[i], &info, &self.device)?;
                 let condition = pipeline.condition(&batches[i].labels)?;
                 self.pass(&latents, &condition, &random, (self.step * passes + i) as u64)
             };
@@ -329,6 +329,19 @@ impl Models for Networks<'_> {
             Role::Reference => self.reference.expect("an objective that reads the reference says so in `needs`"),
         };
         guard::named(self.name, || network.predict(input, condition, control))
+    }
+
+    fn predict_rows(
+        &self,
+        role: Role,
+        rows: &[usize],
+        input: &Input,
+        condition: &Condition,
+        control: &Control,
+    ) -> Tensor<3> {
+        let guidance = control.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
+        let control = Control { guidance, ..control.clone() };
+        self.predict(role, &input.select(rows), &condition.select(rows), &control)
     }
 }
 

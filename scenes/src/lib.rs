@@ -111,8 +111,7 @@ impl Shape {
     /// Width and height of its box, in units of its size.
     fn extent(self) -> [f64; 2] {
         match self {
-            Self::Circle => [1.0, 1.0],
-            Self::Square => [0.9, 0.9],
+            Self::Circle | Self::Square => [1.0, 1.0],
             Self::Triangle => [1.1, 1.0],
         }
     }
@@ -121,7 +120,7 @@ impl Shape {
     fn holds(self, x: f64, y: f64) -> bool {
         match self {
             Self::Circle => x * x + y * y <= 0.25,
-            Self::Square => x.abs().max(y.abs()) <= 0.45,
+            Self::Square => x.abs().max(y.abs()) <= 0.5,
             Self::Triangle => y.abs() <= 0.5 && x.abs() <= 0.55 * (y + 0.5),
         }
     }

@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn pictures_are_in_range_and_cover_the_area_of_their_shapes() {
-        let areas = [std::f64::consts::PI / 4.0, 0.81, 0.55];
+        let areas = [std::f64::consts::PI / 4.0, 1.0, 0.55];
         for (shape, area) in Shape::ALL.iter().zip(areas) {
             let kind = Kind { size: Size::Large, color: Color::Red, shape: *shape };
             let description = Description { first: Group { count: 1, kind }, second: None };

@@ -4,7 +4,7 @@
 
 use super::math::{GRAIN, Number, maximum, room, sum, vectorized};
 use super::matrix::{Matrix, MatrixMut, multiply};
-use super::{Fused, tensor};
+use super::{Fused, tensor, whole};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::Shape;
@@ -301,7 +301,7 @@ impl Fused<1> for AttendPacked {
     type Saved = Saved;
 
     fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, Saved) {
-        let x = dense_from_start::<T>(x);
+        let x = whole::<T>(x);
         let dims = self.dims(&x.shape());
         let (output, saved) = self.attend.forward::<T>([0, 1, 2].map(|part| view(x.clone(), dims, (part, 3))));
         let merged = Layout::contiguous(Shape::new([dims[0], dims[2], dims[1] * dims[3]]));
@@ -311,18 +311,13 @@ impl Fused<1> for AttendPacked {
     fn backward<T: Number>(&self, saved: Saved, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let shape = saved.qkv[0].shape();
         let dims = [shape[0], shape[1], shape[2], shape[3]];
-        let grad = view(dense_from_start::<T>(grad), dims, (0, 1));
+        let grad = view(whole::<T>(grad), dims, (0, 1));
         let mut of_x = room::<T>(3 * dims.iter().product::<usize>());
         let all: *mut [T] = &mut of_x[..];
         let rows = [0, 1, 2].map(|part| Rows::of(all, dims, (part, 3)));
         self.attend.differentiate(&saved, grad, rows);
         [Some(tensor(of_x, Shape::new([dims[0], dims[2], 3 * dims[1] * dims[3]])))]
     }
-}
-
-/// Row-major numbers that begin where their memory does.
-fn dense_from_start<T: Number>(x: FlexTensor) -> FlexTensor {
-    if x.is_contiguous() && x.layout().start_offset() == 0 { x } else { x.to_contiguous() }
 }
 
 /// The whole of a row-major matrix.

@@ -37,6 +37,8 @@ pub trait Number:
     fn normal(self) -> [Self; 2];
     /// Its root.
     fn sqrt(self) -> Self;
+    /// Its natural logarithm.
+    fn ln(self) -> Self;
     /// 1 / (1 + exp(-x)).
     #[inline(always)]
     fn sigmoid(self) -> Self {
@@ -69,6 +71,10 @@ impl Number for f64 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         f64::sqrt(self)
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        f64::ln(self)
     }
 }
 
@@ -124,6 +130,10 @@ impl Number for f32 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         f32::sqrt(self)
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        f32::ln(self)
     }
 }
 

@@ -10,17 +10,21 @@
 mod affine;
 mod attention;
 mod conv;
+mod likelihood;
 mod math;
 mod matrix;
 mod norm;
 mod pointwise;
+mod rotary;
 mod update;
 
 pub(crate) use affine::Affine;
 pub(crate) use attention::{Attend, AttendPacked};
 pub(crate) use conv::Convolve;
+pub(crate) use likelihood::LogProbability;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
 pub(crate) use pointwise::{Activate, Gate, GatePair};
+pub(crate) use rotary::Turn;
 pub(crate) use update::{AdamwStep, adamw, lerp, square_sum};
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -32,10 +36,11 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{
     Autodiff, BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Flex, TensorMetadata,
 };
-use burn::tensor::{Bool, Bytes, DType, Shape, Tensor};
+use burn::tensor::{Bool, Bytes, DType, Int, Shape, Tensor};
 use math::Number;
 use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// A function of `N` tensors with its derivative, on the CPU.
 pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
@@ -84,15 +89,20 @@ entries! {
     convolve: Convolve, 3;
     attend: Attend, 3;
     attend_packed: AttendPacked, 1;
+    turn: Turn, 1;
+    log_probability: LogProbability, 1;
 }
 
-/// Runs `op`, or `None` where the inputs are not all on the CPU backend, all f32 or all f64.
-fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Option<DispatchTensor> {
+/// The data type of the inputs, if they are all on the CPU backend and all f32 or all f64: what kernels are made for.
+fn common(inputs: &[DispatchTensor]) -> Option<DType> {
     let dtype = inputs[0].dtype();
     let has_kernel = matches!(dtype, DType::F32 | DType::F64);
-    if !has_kernel || !inputs.iter().all(|input| input.dtype() == dtype && on_cpu(&input.kind)) {
-        return None;
-    }
+    (has_kernel && inputs.iter().all(|input| input.dtype() == dtype && on_cpu(&input.kind))).then_some(dtype)
+}
+
+/// Runs `op`; `None` where there is no kernel for the inputs.
+fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Option<DispatchTensor> {
+    let dtype = common(&inputs)?;
     let context = inputs.iter().fold(DispatchAutodiffContext::Disabled, |all, input| all.merge(input.autodiff));
     let kind = if context == DispatchAutodiffContext::Disabled {
         let output = op.forward_any(dtype, inputs.map(|input| plain(input.kind))).0;
@@ -110,7 +120,7 @@ fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Optio
     Some(DispatchTensor { kind, autodiff: context })
 }
 
-/// The handle of a tensor on the CPU, if it is there; a tracked one's numbers.
+/// Whether a tensor is on the CPU backend, tracked or not.
 fn on_cpu(kind: &DispatchTensorKind) -> bool {
     match kind {
         DispatchTensorKind::Flex(_) => true,
@@ -122,14 +132,31 @@ fn on_cpu(kind: &DispatchTensorKind) -> bool {
 
 /// The numbers of a mask, one byte each; `None` if they are elsewhere or lie otherwise.
 pub(crate) fn bytes(mask: &Tensor<4, Bool>) -> Option<FlexTensor> {
-    fn find(kind: DispatchTensorKind) -> Option<FlexTensor> {
-        match kind {
-            DispatchTensorKind::Flex(BackendTensor::Bool(mask)) => Some(mask),
-            DispatchTensorKind::Autodiff(inner) => find(*inner),
-            _ => None,
-        }
+    constant(mask.clone().into_dispatch().kind).filter(|mask| mask.dtype().size() == 1)
+}
+
+/// The numbers of a table that nobody trains, row-major; `None` if they are elsewhere.
+pub(crate) fn table<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
+    constant(x.clone().into_dispatch().kind).map(|table| table.to_contiguous())
+}
+
+/// Indices as they lie; `None` if they are elsewhere.
+pub(crate) fn indices<const D: usize>(x: &Tensor<D, Int>) -> Option<Arc<[usize]>> {
+    let x = constant(x.clone().into_dispatch().kind)?.to_contiguous();
+    match x.dtype() {
+        DType::I64 => Some(x.as_slice::<i64>()?.iter().map(|i| *i as usize).collect()),
+        DType::I32 => Some(x.as_slice::<i32>()?.iter().map(|i| *i as usize).collect()),
+        _ => None,
     }
-    find(mask.clone().into_dispatch().kind).filter(|mask| mask.dtype().size() == 1)
+}
+
+/// A tensor on the CPU that is not on the tape.
+fn constant(kind: DispatchTensorKind) -> Option<FlexTensor> {
+    match kind {
+        DispatchTensorKind::Flex(BackendTensor::Bool(x) | BackendTensor::Int(x) | BackendTensor::Float(x)) => Some(x),
+        DispatchTensorKind::Autodiff(inner) => constant(*inner),
+        _ => None,
+    }
 }
 
 fn plain(kind: DispatchTensorKind) -> FlexTensor {
@@ -176,6 +203,12 @@ impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
 /// The numbers of a tensor, row-major; copies those that lie otherwise.
 fn dense<T: Number>(x: FlexTensor) -> FlexTensor {
     if x.as_slice::<T>().is_some() { x } else { x.to_contiguous() }
+}
+
+/// Row-major numbers that are all of their memory.
+fn whole<T: Number>(x: FlexTensor) -> FlexTensor {
+    let all = x.is_contiguous() && x.storage::<T>().len() == x.shape().num_elements();
+    if all { x } else { x.to_contiguous() }
 }
 
 /// The numbers of a tensor that [`dense`] returned.

@@ -134,7 +134,7 @@ proptest! {
         hold(
             "rms norm",
             |dtype| two(&|x, weight| fused(rms.clone(), [handle(&x), handle(&weight)]), dtype),
-            |dtype| two(&|x, weight| composed::normalize(x, 1e-3, false) * weight.unsqueeze::<3>(), dtype),
+            |dtype| two(&|x, weight| composed::rms_norm(x, 1e-3, weight), dtype),
         );
         let three = |count: usize, f: &dyn Fn(Tensor<3>, Tensor<2>, Tensor<2>) -> Tensor<3>, dtype| {
             let (x, scale, shift) = (x(dtype), parameter("scale", count, dtype), parameter("shift", count, dtype));
@@ -143,7 +143,7 @@ proptest! {
         hold(
             "layer norm with weight and bias",
             |dtype| three(1, &|x, w, b| fused(plain.clone(), [handle(&x), handle(&w), handle(&b)]), dtype),
-            |dtype| three(1, &|x, w, b| composed::normalize(x, 1e-3, true) * w.unsqueeze::<3>() + b.unsqueeze(), dtype),
+            |dtype| three(1, &|x, w, b| composed::layer_norm(x, 1e-3, w, b), dtype),
         );
         let modulated = Normalize { offset: 1.0, ..plain };
         hold(
@@ -166,6 +166,37 @@ proptest! {
             derivatives(&[&of(&x), &of(&weight), &of(&shift)], y)
         };
         hold("affine map", |dtype| both(true, dtype), |dtype| both(false, dtype));
+    }
+
+    #[test]
+    fn rotations(batch in 1_usize..4, length in 1_usize..30, heads in 1_usize..4, quarter in 1_usize..7, turned: bool) {
+        let width = 4 * quarter;
+        let both = |kernel: bool, dtype| {
+            let x = normal("qkv", [batch, length, 3 * heads * width], dtype, turned);
+            let [cos, sin] = ["cos", "sin"].map(|name| normal(name, [length, width], dtype, false).detach().inner());
+            let y: Tensor<3> = match kernel {
+                true => fused(Turn { cos: table(&cos).unwrap(), sin: table(&sin).unwrap() }, [handle(&x)]),
+                false => composed::turn(x.clone(), &cos, &sin),
+            };
+            derivatives(&[&of(&x)], y)
+        };
+        hold("rotation", |dtype| both(true, dtype), |dtype| both(false, dtype));
+    }
+
+    #[test]
+    fn log_probabilities_of_tokens(batch in 1_usize..4, length in 1_usize..30, width in 1_usize..200, turned: bool) {
+        let ids: Vec<i64> = (0..batch * length).map(|i| (i * 7919 % width) as i64).collect();
+        let ids = Tensor::<1, Int>::from_data(&ids[..], &Device::flex()).reshape([batch, length]);
+        let both = |kernel: bool, dtype| {
+            let x = normal("logits", [batch, length, width], dtype, turned) * 5.0;
+            let x = x.detach().require_grad();
+            let y: Tensor<3> = match kernel {
+                true => fused(LogProbability { ids: indices(&ids).unwrap() }, [handle(&x)]),
+                false => composed::log_probabilities(x.clone(), ids.clone()),
+            };
+            derivatives(&[&of(&x)], y)
+        };
+        hold("log-probability", |dtype| both(true, dtype), |dtype| both(false, dtype));
     }
 
     #[test]
@@ -309,7 +340,11 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let op = Attend { scale: 0.2, causal: true, mask: None };
             derivatives(&[&of(&q), &of(&k), &of(&v)], fused::<3, 4, _>(op, [handle(&q), handle(&k), handle(&v)]))
         };
-        vec![norm, conv(2), conv(13), attention]
+        let tokens = {
+            let (x, ids) = (normal("logits", [2, 300, 77], DType::F32, false), (0..600).map(|i| i % 77).collect());
+            derivatives(&[&of(&x)], fused::<1, 3, _>(LogProbability { ids }, [handle(&x)]))
+        };
+        vec![norm, conv(2), conv(13), attention, tokens]
     })
 }
 

@@ -2,7 +2,7 @@
 //! over memory each, on all threads; none is on the tape.
 
 use super::math::{GRAIN, Number, room, sum, vectorized};
-use super::{dense, numbers, on_cpu, plain, tensor};
+use super::{common, dense, numbers, plain, tensor, whole};
 use burn::backend::flex::FlexTensor;
 use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, TensorMetadata};
 use burn::tensor::DType;
@@ -22,16 +22,16 @@ pub(crate) struct AdamwStep {
     pub decay: f64,
 }
 
-/// Tensors on the CPU, all f32 or all f64; others come back as they are.
+/// The numbers of tensors that there are kernels for; others come back as they are.
 #[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
-fn on_cpu_alike<const N: usize>(inputs: [DispatchTensor; N]) -> Result<(DType, [FlexTensor; N]), [DispatchTensor; N]> {
-    let dtype = inputs[0].dtype();
-    let alike = |input: &DispatchTensor| input.dtype() == dtype && on_cpu(&input.kind);
-    let has_kernel = matches!(dtype, DType::F32 | DType::F64) && inputs.iter().all(alike);
-    if has_kernel { Ok((dtype, inputs.map(|input| plain(input.kind)))) } else { Err(inputs) }
+fn opened<const N: usize>(inputs: [DispatchTensor; N]) -> Result<(DType, [FlexTensor; N]), [DispatchTensor; N]> {
+    match common(&inputs) {
+        Some(dtype) => Ok((dtype, inputs.map(|input| plain(input.kind)))),
+        None => Err(inputs),
+    }
 }
 
-fn constant(x: FlexTensor) -> DispatchTensor {
+fn untracked(x: FlexTensor) -> DispatchTensor {
     let kind = DispatchTensorKind::Flex(BackendTensor::Float(x));
     DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled }
 }
@@ -40,7 +40,7 @@ fn constant(x: FlexTensor) -> DispatchTensor {
 /// where there is no kernel. Moments that nobody else holds are written in place.
 #[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
 pub(crate) fn adamw(step: AdamwStep, inputs: [DispatchTensor; 4]) -> Result<[DispatchTensor; 3], [DispatchTensor; 4]> {
-    let (dtype, inputs) = on_cpu_alike(inputs)?;
+    let (dtype, inputs) = opened(inputs)?;
     Ok(match dtype {
         DType::F64 => step.run::<f64>(inputs),
         _ => step.run::<f32>(inputs),
@@ -69,7 +69,7 @@ impl AdamwStep {
             )
         });
         let shape = x.shape();
-        [constant(tensor(out, shape)), constant(m), constant(v)]
+        [untracked(tensor(out, shape)), untracked(m), untracked(v)]
     }
 }
 
@@ -87,9 +87,9 @@ pub(crate) fn lerp(inputs: [DispatchTensor; 2], decay: f64) -> Result<DispatchTe
                 || average.iter_mut().zip(x).for_each(|(average, x)| *average = keep * *average + take * *x),
             )
         });
-        constant(average)
+        untracked(average)
     }
-    let (dtype, inputs) = on_cpu_alike(inputs)?;
+    let (dtype, inputs) = opened(inputs)?;
     Ok(match dtype {
         DType::F64 => run::<f64>(inputs, decay),
         _ => run::<f32>(inputs, decay),
@@ -110,15 +110,9 @@ pub(crate) fn square_sum(x: DispatchTensor) -> Option<f64> {
         let pieces: Vec<T> = numbers::<T>(&x).par_chunks(GRAIN).map(piece).collect();
         pieces.into_iter().map(|piece| piece.to_f64()).sum()
     }
-    let (dtype, [x]) = on_cpu_alike([x]).ok()?;
+    let (dtype, [x]) = opened([x]).ok()?;
     Some(match dtype {
         DType::F64 => run::<f64>(x),
         _ => run::<f32>(x),
     })
-}
-
-/// Row-major numbers that are all of their memory, to be written in place.
-fn whole<T: Number>(x: FlexTensor) -> FlexTensor {
-    let all = x.is_contiguous() && x.storage::<T>().len() == x.shape().num_elements();
-    if all { x } else { x.to_contiguous() }
 }

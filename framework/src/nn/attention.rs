@@ -51,7 +51,7 @@ impl Attention {
             // The attention map is the identity: each token keeps its own value (arXiv:2403.17377 eq. 9).
             qkv.narrow(2, 2 * width, width)
         } else {
-            attend_packed(qkv, self.num_heads, mask)
+            attend_packed(qkv, self.num_heads, Span::All, mask)
         };
         self.proj.forward(mixed)
     }
@@ -79,18 +79,18 @@ pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool
     fused.map(Tensor::from_dispatch).unwrap_or_else(|| composed::attend([q, k, v], span, mask, scale))
 }
 
-/// [`attend`] on queries, keys and values that lie side by side, each head seeing all. Shapes: `qkv` `[B, L, 3 D]`, `mask`
-/// `[B, heads, L, L]`, to `[B, L, D]`.
-pub fn attend_packed(qkv: Tensor<3>, num_heads: usize, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
+/// [`attend`] on queries, keys and values that lie side by side. Shapes: `qkv` `[B, L, 3 D]`, `mask` `[B, heads, L, L]`, to
+/// `[B, L, D]`.
+pub fn attend_packed(qkv: Tensor<3>, num_heads: usize, span: Span, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
     let width = qkv.dims()[2] / 3;
     let scale = 1.0 / ((width / num_heads) as f64).sqrt();
     let fused = hidden(mask.as_ref()).and_then(|mask| {
-        let attend = Attend { scale, causal: false, mask };
+        let attend = Attend { scale, causal: span == Span::Causal, mask };
         kernels::attend_packed(AttendPacked { attend, heads: num_heads }, [handle(&qkv)])
     });
     fused.map(Tensor::from_dispatch).unwrap_or_else(|| {
         let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), num_heads);
-        merge_heads(composed::attend([part(0), part(1), part(2)], Span::All, mask, scale))
+        merge_heads(composed::attend([part(0), part(1), part(2)], span, mask, scale))
     })
 }
 

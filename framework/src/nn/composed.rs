@@ -4,7 +4,7 @@
 use super::{Activation, GroupNormConfig, Span};
 use burn::tensor::module::{attention, conv2d};
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
-use burn::tensor::{Bool, DType, Tensor, activation};
+use burn::tensor::{Bool, DType, Int, Tensor, activation};
 
 /// f32 for half-width types; f32 and f64 as they are.
 pub fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -62,6 +62,31 @@ pub fn gated_add<const D: usize>(x: Tensor<D>, y: Tensor<D>, gate: Tensor<2>) ->
     let ([groups, width], shape) = (gate.dims(), x.dims());
     let grouped = |x: Tensor<D>| x.reshape([groups, shape.iter().product::<usize>() / groups / width, width]);
     (grouped(x) + grouped(y) * gate.unsqueeze_dim::<3>(1)).reshape(shape)
+}
+
+/// See [`super::LayerNorm`].
+pub fn layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64, weight: Tensor<2>, bias: Tensor<2>) -> Tensor<D> {
+    normalize(x, epsilon, true) * weight.unsqueeze() + bias.unsqueeze()
+}
+
+/// See [`super::RmsNorm`].
+pub fn rms_norm<const D: usize>(x: Tensor<D>, epsilon: f64, weight: Tensor<2>) -> Tensor<D> {
+    normalize(x, epsilon, false) * weight.unsqueeze()
+}
+
+/// See [`super::Rotary::turn`].
+pub fn turn(qkv: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
+    let ([batch, length, width], d) = (qkv.dims(), cos.dims()[1]);
+    let (turned, grid) = (width / 3 * 2, |x: &Tensor<2>| x.clone().reshape([1, length, 1, d]));
+    let x = qkv.clone().narrow(2, 0, turned).reshape([batch, length, turned / d, d]);
+    let swapped = x.clone().reshape([batch * length, turned / d, d / 2, 2]).flip([3]).reshape(x.dims());
+    let x = x * grid(cos) + swapped * grid(sin);
+    Tensor::cat(vec![x.reshape([batch, length, turned]), qkv.narrow(2, turned, width - turned)], 2)
+}
+
+/// See [`crate::process::log_probabilities`].
+pub fn log_probabilities(logits: Tensor<3>, ids: Tensor<2, Int>) -> Tensor<3> {
+    activation::log_softmax(logits, 2).gather(2, ids.unsqueeze_dim(2))
 }
 
 /// See [`super::GroupNorm`]; through silu if asked for.

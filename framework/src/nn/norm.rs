@@ -63,9 +63,7 @@ impl LayerNorm {
         let kernel = Normalize { epsilon: self.epsilon, centred: true, offset: 0.0 };
         kernels::normalize_affine(kernel, [handle(&x), handle(&weight), handle(&bias)])
             .map(Tensor::from_dispatch)
-            .unwrap_or_else(|| {
-                composed::normalize(x, self.epsilon, true) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
-            })
+            .unwrap_or_else(|| composed::layer_norm(x, self.epsilon, weight, bias))
     }
 }
 
@@ -92,7 +90,7 @@ impl RmsNorm {
         let kernel = Normalize { epsilon: self.epsilon, centred: false, offset: 0.0 };
         kernels::normalize_scaled(kernel, [handle(&x), handle(&weight)])
             .map(Tensor::from_dispatch)
-            .unwrap_or_else(|| composed::normalize(x, self.epsilon, false) * self.weight.val().unsqueeze::<3>())
+            .unwrap_or_else(|| composed::rms_norm(x, self.epsilon, weight))
     }
 }
 

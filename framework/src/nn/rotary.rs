@@ -1,14 +1,16 @@
+use super::composed;
+use crate::kernels::{self, Turn, handle};
 use crate::random::tensor;
 use burn::tensor::{DType, Device, Tensor};
 
-/// Rotations of queries and keys by their place on a grid: cosines and sines, each `[1, 1, L, d]`.
+/// Rotations of queries and keys by their place on a grid: cosines and signed sines, each `[L, d]`.
 ///
 /// Of the pairs of a head, the first half turns with the row and the second with the column, by
 /// `place * base^(-2 i / (d / 2))`. Source: arXiv:2104.09864 eq. 15; in two dimensions arXiv:2406.06525.
 #[derive(Clone, Debug)]
 pub struct Rotary {
-    cos: Tensor<4>,
-    sin: Tensor<4>,
+    cos: Tensor<2>,
+    sin: Tensor<2>,
 }
 
 /// What a sequence's entry is rotated by.
@@ -40,14 +42,18 @@ impl Rotary {
                 }
             }
         }
-        let table = |values: &[f64]| tensor(values, [1, 1, places.len(), d], dtype, device);
+        let table = |values: &[f64]| tensor(values, [places.len(), d], dtype, device);
         Self { cos: table(&cos), sin: table(&sin) }
     }
 
-    /// `[B, heads, L, d]` to the same: pairs `(2 i, 2 i + 1)` are turned.
-    pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        let shape @ [batch, heads, length, d] = x.dims();
-        let swapped = x.clone().reshape([batch * heads, length, d / 2, 2]).flip([3]).reshape(shape);
-        x * self.cos.clone() + swapped * self.sin.clone()
+    /// Queries, keys and values that lie side by side, `[B, L, 3 heads d]`, to the same: of every head of queries and keys,
+    /// pairs `(2 i, 2 i + 1)` are turned.
+    pub fn turn(&self, qkv: Tensor<3>) -> Tensor<3> {
+        kernels::table(&self.cos)
+            .zip(kernels::table(&self.sin))
+            .filter(|(cos, _)| cos.dtype() == qkv.dtype())
+            .and_then(|(cos, sin)| kernels::turn(Turn { cos, sin }, [handle(&qkv)]))
+            .map(Tensor::from_dispatch)
+            .unwrap_or_else(|| composed::turn(qkv, &self.cos, &self.sin))
     }
 }

@@ -15,7 +15,7 @@ use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
     Activation, Embedding, EmbeddingInit, GatedMlp, Linear, Place, RmsNorm, Rotary, Span, TimestepEmbedder, activate,
-    attend, heads, merge_heads, parameter,
+    attend, attend_packed, heads, merge_heads, parameter,
 };
 use framework::prelude::*;
 use framework::tokens::TokenProcess;
@@ -469,13 +469,15 @@ impl Layer {
 impl SelfAttention {
     fn forward(&self, x: Tensor<3>, rotary: &Rotary, cache: Option<&Cache>, layer: usize) -> Tensor<3> {
         let width = x.dims()[2];
-        let qkv = self.wqkv.forward(x);
-        let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), self.n_head);
-        let (q, k, v) = (rotary.turn(part(0)), rotary.turn(part(1)), part(2));
-        let [k, v] = match cache {
-            Some(cache) => cache.extend(layer, k, v),
-            None => [k, v],
+        let qkv = rotary.turn(self.wqkv.forward(x));
+        let mixed = match cache {
+            None => attend_packed(qkv, self.n_head, Span::Causal, None),
+            Some(cache) => {
+                let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), self.n_head);
+                let [k, v] = cache.extend(layer, part(1), part(2));
+                merge_heads(attend([part(0), k, v], Span::Causal, None, None))
+            }
         };
-        self.wo.forward(merge_heads(attend([q, k, v], Span::Causal, None, None)))
+        self.wo.forward(mixed)
     }
 }
