@@ -9,9 +9,10 @@
 //! is its own. What the weights say is of no matter to the clock.
 
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Cache, Control};
-use framework::burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use framework::burn::optim::GradientsParams;
 use framework::burn::tensor::{DType, Device, Int, Tensor};
 use framework::condition::Condition;
+use framework::optimizer::OptimizerConfig;
 use framework::process::{Input, log_probabilities};
 use framework::random::{Random, tensor};
 use framework::weights::{self, Init};
@@ -114,7 +115,7 @@ fn run(name: &str, mode: &str) {
     let device = if train { Device::flex().autodiff() } else { Device::flex() };
     let mut network: BoxBackbone = weights::initialize(config.init(&device), &Random::new(0), &init);
     let (input, condition) = example(name, &*config, batch, &device);
-    let mut optimizer: ModuleOptimizer = AdamWConfig::new().init();
+    let mut optimizer = OptimizerConfig::default().init(&[]).expect("the default settings");
     // The first warms up.
     let passes = if name == "digits-dit" { 20 } else { 4 };
     let mut seconds: Vec<f64> = (0..passes)

@@ -369,3 +369,40 @@ fn broken_images_are_replaced_and_counted() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("items of a batch cannot be read"), "{}", text(&output));
 }
+
+#[test]
+fn published_sizes_have_the_published_numbers_of_parameters() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |name: &str, document: serde_json::Value| {
+        let path = folder.path().join(name);
+        fs::write(&path, document.to_string()).unwrap();
+        let output = unguided(&["check", path.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let document = |backbone: serde_json::Value, sampler: &str| {
+        serde_json::json!({
+            "version": 1,
+            "data": { "type": "image_folder", "path": "absent", "image_size": 256, "num_classes": 1000 },
+            "tokenizer": { "type": "sd_vae", "path": "absent" },
+            "backbone": backbone,
+            "objective": { "type": "cfg" },
+            "train": { "steps": 1, "batch_size": 1, "learning_rate": 1e-4 },
+            "sampler": { "type": sampler, "steps": 50 },
+            "guidance": { "type": "cfg", "scale": 4.0 }
+        })
+    };
+    let xl = |name: &str| serde_json::json!({ "type": name, "size": "XL/2", "num_classes": 1000, "learn_sigma": true });
+    // Source: 675 M in arXiv:2212.09748 table 1 and arXiv:2401.08740; the constant table of places is counted.
+    for (name, sampler) in [("dit", "ddim"), ("sit", "euler")] {
+        let said = check(name, document(xl(name), sampler));
+        assert!(said.contains("parameters   675,129,632"), "{said}");
+    }
+    let mut text_to_image = document(serde_json::json!({ "type": "sd15" }), "ddim");
+    text_to_image["data"] = serde_json::json!({ "type": "shapes", "resolution": 512 });
+    text_to_image["conditioner"] = serde_json::json!({ "type": "clip_text", "path": "absent", "tokenizer": "absent" });
+    let said = check("sd15", text_to_image);
+    for count in ["859,520,964\n", "83,653,863 of the frozen tokenizer\n", "123,060,480 of the frozen conditioner\n"] {
+        assert!(said.contains(count), "{count} {said}");
+    }
+}

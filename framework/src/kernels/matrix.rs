@@ -2,6 +2,7 @@
 
 use super::math::Number;
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix that is read: where it starts, and how far apart its rows and its columns lie.
 #[derive(Clone, Copy)]
@@ -25,6 +26,12 @@ impl<'a, T> Matrix<'a, T> {
         Self { values: self.values, row: self.column, column: self.row }
     }
 
+    /// From a row and a column of it on.
+    fn from(self, [row, column]: [usize; 2]) -> Self {
+        let start = row as isize * self.row + column as isize * self.column;
+        Self { values: &self.values[start as usize..], ..self }
+    }
+
     /// Asserts that `[rows, columns]` of it lie within its numbers.
     fn assert_holds(&self, [rows, columns]: [usize; 2]) {
         let last = (rows as isize - 1) * self.row + (columns as isize - 1) * self.column;
@@ -43,8 +50,14 @@ pub struct MatrixMut<'a, T> {
     pub row: usize,
 }
 
+/// Rows and columns of a product that one thread takes at a time. Products that share their packing among threads reach two
+/// thirds of this speed (2048x384x1536 on two AVX-512 cores: 171 against 244 GFLOP/s).
+const TILE: [usize; 2] = [512, 256];
+/// Rows below which tiles are not cut further: packing would cost more than another thread gains.
+const LEAST_ROWS: usize = 64;
+
 /// `out = keep out + factor a b`. Shapes: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. On all threads if `wide`, else on
-/// this one.
+/// this one. Each number of `out` is added up in an order that depends on `k` alone.
 pub fn multiply<T: Number>(
     [m, k, n]: [usize; 3],
     a: Matrix<'_, T>,
@@ -59,29 +72,60 @@ pub fn multiply<T: Number>(
     a.assert_holds([m, k]);
     b.assert_holds([k, n]);
     assert!((m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
-    let parallelism = if wide { Parallelism::Rayon(0) } else { Parallelism::None };
-    // SAFETY: all three lie within their slices, as asserted; `out` is borrowed for itself alone.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.values.as_mut_ptr(),
-            1,
-            out.row as isize,
-            keep,
-            a.values.as_ptr(),
-            a.column,
-            a.row,
-            b.values.as_ptr(),
-            b.column,
-            b.row,
-            T::of(1.0),
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let start = Start(out.values.as_mut_ptr());
+    let tile = |[i, j]: [usize; 2], [m, n]: [usize; 2]| {
+        let [a, b] = [a.from([i, 0]), b.from([0, j])];
+        // SAFETY: all three lie within their slices, as asserted; tiles of `out`, which is borrowed for itself alone, do not
+        // overlap.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                start.at(i * out.row + j),
+                1,
+                out.row as isize,
+                keep,
+                a.values.as_ptr(),
+                a.column,
+                a.row,
+                b.values.as_ptr(),
+                b.column,
+                b.row,
+                T::of(1.0),
+                factor,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    };
+    if !wide {
+        return tile([0, 0], [m, n]);
+    }
+    // Tiles of equal size, an even number of columns of them, and at least two for each thread.
+    let columns = n.div_ceil(TILE[1]).next_multiple_of(2).min(n);
+    let enough = (2 * rayon::current_num_threads()).div_ceil(columns).min(m.div_ceil(LEAST_ROWS));
+    let rows = m.div_ceil(TILE[0]).max(enough);
+    let [height, width] = [m.div_ceil(rows), n.div_ceil(columns)];
+    (0..rows * columns).into_par_iter().for_each(|place| {
+        let [i, j] = [place / columns * height, place % columns * width];
+        if i < m && j < n {
+            tile([i, j], [height.min(m - i), width.min(n - j)]);
+        }
+    });
+}
+
+/// Where threads write their tiles.
+#[derive(Clone, Copy)]
+struct Start<T>(*mut T);
+// SAFETY: tiles do not overlap.
+unsafe impl<T> Send for Start<T> {}
+unsafe impl<T> Sync for Start<T> {}
+
+impl<T> Start<T> {
+    fn at(self, place: usize) -> *mut T {
+        self.0.wrapping_add(place)
     }
 }

@@ -335,6 +335,11 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let op = Convolve { stride: 1, padding: (1, 1) };
             derivatives(&[&of(&x), &of(&w), &of(&b)], fused::<3, 4, _>(op, [handle(&x), handle(&w), handle(&b)]))
         };
+        let linear = |rows, depth, width| {
+            let x = normal("x", [1, rows, depth], DType::F32, false);
+            let (w, b) = (normal("w", [depth, width], DType::F32, false), normal("b", [width], DType::F32, false));
+            derivatives(&[&of(&x), &of(&w), &of(&b)], fused::<3, 3, _>(Affine, [handle(&x), handle(&w), handle(&b)]))
+        };
         let attention = {
             let [q, k, v] = ["q", "k", "v"].map(|name| normal(name, [2, 3, 130, 32], DType::F32, false));
             let op = Attend { scale: 0.2, causal: true, mask: None };
@@ -344,7 +349,7 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let (x, ids) = (normal("logits", [2, 300, 77], DType::F32, false), (0..600).map(|i| i % 77).collect());
             derivatives(&[&of(&x)], fused::<1, 3, _>(LogProbability { ids }, [handle(&x)]))
         };
-        vec![norm, conv(2), conv(13), attention, tokens]
+        vec![norm, conv(2), conv(13), linear(700, 130, 300), linear(41, 1200, 77), attention, tokens]
     })
 }
 
