@@ -42,7 +42,9 @@ pub fn new(folder: &Path, kind: PluginKind) -> Outcome {
         ("src/lib.rs", fill(source(kind))),
         ("pipeline.json", pipeline + "\n"),
         ("README.md", fill(&readme)),
-        (".gitignore", "/target\n/Cargo.lock\n".to_string()),
+        // Editors see the framework with the crates it was built with, and need no download.
+        ("Cargo.lock", include_str!("../Cargo.lock").to_string()),
+        (".gitignore", "/target\n".to_string()),
     ];
     for (file, text) in files {
         let path = folder.join(file);

@@ -122,6 +122,16 @@ fn a_new_objective_is_built_inspected_listed_trained_proven_and_resumed() {
     ] {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
+    // What editors ask of a crate: where its dependencies lie.
+    let target = said.lines().find_map(|line| line.split("target: ").nth(1)).unwrap().trim();
+    let mut metadata = Command::new("cargo");
+    metadata.args(["metadata", "--offline", "--format-version", "1", "--filter-platform", target]);
+    let asked = metadata.current_dir(folder.join("new_loss")).output().unwrap();
+    let seen: serde_json::Value = serde_json::from_slice(&asked.stdout).expect(&text(&asked));
+    let nodes = seen.pointer("/resolve/nodes").unwrap().as_array().unwrap();
+    let own = nodes.iter().find(|node| node["id"].as_str().unwrap().contains("new_loss")).unwrap();
+    assert_eq!(own["deps"][0]["name"], "framework", "{own}");
+
     let origin = format!("new_loss           {}", library.canonicalize().unwrap().display());
     for named in [["--plugin-dir", "new_loss/target"], ["--plugin-dir", "new_loss/target/new_loss.so"]] {
         let said = done(unguided(folder, &[&named[..], &["list"]].concat()));
@@ -500,6 +510,37 @@ fn a_plugin_that_fails_ends_its_run_by_name_and_the_last_checkpoint_is_whole() {
     }
     let (code, said) = said_of("nothing");
     assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn panics_of_datasets_and_tokenizers_are_named() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path();
+    let broken = |name: &str, kind: &str, line: &str, with: &str| {
+        done(unguided(folder, &["plugin", "new", name, "--kind", kind]));
+        let source = folder.join(name).join("src/lib.rs");
+        let code = fs::read_to_string(&source).unwrap();
+        assert!(code.contains(line));
+        fs::write(&source, code.replacen(line, with, 1)).unwrap();
+        done(unguided(folder, &["plugin", "build", name]));
+        let output = train(folder, &format!("{name}/pipeline.json"), &format!("runs/{name}"), 20);
+        let library = folder.canonicalize().unwrap().join(name).join(format!("target/{name}.so"));
+        (output.status.code(), text(&output).replace(&library.display().to_string(), "LIBRARY"))
+    };
+    let class = "let class = index % 2;";
+    let (code, said) =
+        broken("no_data", "dataset", class, "let class = if true { panic!(\"no {index}\") } else { 0 };");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("dataset \"no_data\" of LIBRARY panicked: no "), "{said}");
+    // One bad item in fifty is one that cannot be read: another takes its place, and the run counts it.
+    let (code, said) =
+        broken("some_data", "dataset", class, "let class = if index % 50 == 7 { panic!(\"gap\") } else { index % 2 };");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("dataset \"some_data\" of LIBRARY panicked: gap"), "{said}");
+    let latent = "Latent::Values(to_positions(images) * self.gain)";
+    let (code, said) = broken("no_latents", "tokenizer", latent, "panic!(\"{:?}\", images.dims())");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("tokenizer \"no_latents\" of LIBRARY panicked: ["), "{said}");
 }
 
 #[test]
