@@ -127,7 +127,8 @@ fn a_new_objective_is_built_inspected_listed_trained_proven_and_resumed() {
     let mut metadata = Command::new("cargo");
     metadata.args(["metadata", "--offline", "--format-version", "1", "--filter-platform", target]);
     let asked = metadata.current_dir(folder.join("new_loss")).output().unwrap();
-    let seen: serde_json::Value = serde_json::from_slice(&asked.stdout).expect(&text(&asked));
+    assert!(asked.status.success(), "{}", text(&asked));
+    let seen: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
     let nodes = seen.pointer("/resolve/nodes").unwrap().as_array().unwrap();
     let own = nodes.iter().find(|node| node["id"].as_str().unwrap().contains("new_loss")).unwrap();
     assert_eq!(own["deps"][0]["name"], "framework", "{own}");
