@@ -262,7 +262,10 @@ impl Attend {
                             for weight in weights.iter_mut() {
                                 *weight = (*weight - highest).exp() * inverse;
                             }
-                            let mean = sum(keys, |k| weights[k] * slopes[k]);
+                            // Rounded weights do not add up to one. Left in, that error stands beside the differences
+                            // of slopes below, which may be far smaller than the slopes.
+                            let total = sum(keys, |k| weights[k]);
+                            let mean = if total > zero { sum(keys, |k| weights[k] * slopes[k]) / total } else { zero };
                             for (weight, slope) in weights.iter().zip(slopes.iter_mut()) {
                                 *slope = *weight * (*slope - mean) * scale;
                             }

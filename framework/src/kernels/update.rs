@@ -103,7 +103,7 @@ pub(crate) fn square_sum(x: DispatchTensor) -> Option<f64> {
         let piece = |x: &[T]| {
             vectorized(
                 #[inline(always)]
-                || sum(x.len(), |i| x[i] * x[i]),
+                move || sum(x.len(), |i| x[i] * x[i]),
             )
         };
         // Pieces are added in their order, in f64.
