@@ -5,7 +5,7 @@ use crate::condition::Condition;
 use crate::error::Problems;
 use crate::process::{Example, Family, Input, Process, Progress, divergence, squared_error};
 use crate::random::tensor;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -153,24 +153,19 @@ pub trait Models {
     /// The prediction of the weights `role`, `[B, position, channel]`.
     fn predict(&self, role: Role, input: &Input, condition: &Condition, control: &Control) -> Tensor<3>;
 
-    /// The predictions of the samples `rows` alone, in that order, `[rows, position, channel]`. Networks compute no others.
-    fn predict_rows(
+    /// The same where a sample that is not `wanted` may be left to `known`: that is what these weights say of it, or nothing is
+    /// made of it. The trainer's networks leave it out of the pass; the laws evaluate the formula as it stands.
+    fn predict_where(
         &self,
+        (wanted, known): (&[bool], &Tensor<3>),
         role: Role,
-        rows: &[usize],
         input: &Input,
         condition: &Condition,
         control: &Control,
     ) -> Tensor<3> {
-        select(self.predict(role, input, condition, control), rows)
+        let _ = (wanted, known);
+        self.predict(role, input, condition, control)
     }
-}
-
-/// The samples `rows` of `x`.
-fn select(x: Tensor<3>, rows: &[usize]) -> Tensor<3> {
-    let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-    let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &x.device().inner());
-    x.select(0, rows)
 }
 
 /// The random choices a loss may make. The trainer draws them; the laws enumerate them.
@@ -254,7 +249,7 @@ impl<'a> Context<'a> {
 
     /// [`Context::stopped`] of the samples that are `wanted`; the others take theirs from `known`, its gradient stopped:
     /// what the same weights say of them under this condition and guidance number, or what nothing is made of. A sample
-    /// that is not wanted costs no pass.
+    /// that is not wanted costs the trainer no pass.
     pub fn stopped_where(
         &self,
         wanted: &[bool],
@@ -262,20 +257,8 @@ impl<'a> Context<'a> {
         condition: &Condition,
         guidance: Option<&[f64]>,
     ) -> Tensor<3> {
-        let rows: Vec<usize> = (0..wanted.len()).filter(|i| wanted[*i]).collect();
-        if rows.len() == wanted.len() {
-            return self.stopped(condition, guidance);
-        }
-        let known = if known.device().is_autodiff() { known.clone().inner() } else { known.clone() };
-        if rows.is_empty() {
-            return known;
-        }
         let control = Control::guided(guidance.map(<[f64]>::to_vec));
-        let found = self.models.predict_rows(Role::Stopped, &rows, &self.example.input, condition, &control);
-        // Behind the known ones come those found.
-        let mut order: Vec<usize> = (0..wanted.len()).collect();
-        rows.iter().enumerate().for_each(|(i, row)| order[*row] = wanted.len() + i);
-        select(Tensor::cat(vec![known, found], 0), &order)
+        self.models.predict_where((wanted, known), Role::Stopped, &self.example.input, condition, &control)
     }
 
     /// Any of the networks on the batch's input.

@@ -19,7 +19,7 @@ use crate::weights;
 use crate::workers::{Pass, Workers, workers};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Bytes, Device, Tensor};
+use burn::tensor::{Bytes, Device, Int, Tensor};
 use rand::RngExt;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -331,18 +331,37 @@ impl Models for Networks<'_> {
         guard::named(self.name, || network.predict(input, condition, control))
     }
 
-    fn predict_rows(
+    fn predict_where(
         &self,
+        (wanted, known): (&[bool], &Tensor<3>),
         role: Role,
-        rows: &[usize],
         input: &Input,
         condition: &Condition,
         control: &Control,
     ) -> Tensor<3> {
-        let guidance = control.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
-        let control = Control { guidance, ..control.clone() };
-        self.predict(role, &input.select(rows), &condition.select(rows), &control)
+        if wanted.iter().all(|wanted| *wanted) {
+            return self.predict(role, input, condition, control);
+        }
+        completed(wanted, known, |rows| {
+            let guidance = control.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
+            let control = Control { guidance, ..control.clone() };
+            self.predict(role, &input.select(rows), &condition.select(rows), &control)
+        })
     }
+}
+
+/// `known` without its tape, with the samples that are wanted in place of its own.
+fn completed(wanted: &[bool], known: &Tensor<3>, find: impl FnOnce(&[usize]) -> Tensor<3>) -> Tensor<3> {
+    let known = if known.device().is_autodiff() { known.clone().inner() } else { known.clone() };
+    let rows: Vec<usize> = (0..wanted.len()).filter(|i| wanted[*i]).collect();
+    if rows.is_empty() {
+        return known;
+    }
+    // Behind the known ones come those found.
+    let mut order: Vec<i64> = (0..wanted.len() as i64).collect();
+    rows.iter().enumerate().for_each(|(i, row)| order[*row] = (wanted.len() + i) as i64);
+    let order = Tensor::<1, Int>::from_data(order.as_slice(), &known.device());
+    Tensor::cat(vec![known, find(&rows)], 0).select(0, order)
 }
 
 /// Random choices as a function of (seed, purpose, draw).
@@ -375,5 +394,42 @@ impl Draw for Choices<'_> {
         // Batches are drawn in random order, so the next sample is any other; purposes differ in how far they look.
         let ahead = 1 + self.random.stream(purpose, 0, 0).random_range(0..n.max(2) - 1);
         condition.select(&(0..n).map(|i| (i + ahead) % n).collect::<Vec<_>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::tensor;
+    use burn::tensor::DType;
+
+    #[test]
+    fn samples_that_are_not_wanted_keep_what_is_known() {
+        let rows = |values: &[f64]| tensor::<3>(values, [values.len(), 1, 1], DType::F64, &Device::flex());
+        let known = rows(&[1.0, 2.0, 3.0, 4.0]);
+        let asked = |wanted: [bool; 4]| {
+            let x =
+                completed(&wanted, &known, |asked| rows(&asked.iter().map(|i| 10.0 + *i as f64).collect::<Vec<_>>()));
+            x.into_data().try_into_vec::<f64>().unwrap()
+        };
+        assert_eq!(asked([true, false, false, true]), [10.0, 2.0, 3.0, 13.0]);
+        assert_eq!(asked([false, true, true, false]), [1.0, 11.0, 12.0, 4.0]);
+        assert_eq!(asked([false; 4]), [1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn inputs_are_selected_sample_by_sample() {
+        let x = tensor::<3>(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [3, 2, 1], DType::F64, &Device::flex());
+        let input = Input::Masked {
+            x_t: x.clone(),
+            x,
+            hidden: vec![true, false, false, true, true, true],
+            places: vec![0, 1, 2, 3, 4, 5],
+            t: vec![0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
+        };
+        let Input::Masked { x, hidden, places, t, .. } = input.select(&[2, 0]) else { panic!("of another kind") };
+        assert_eq!(x.into_data().try_into_vec::<f64>().unwrap(), [4.0, 5.0, 0.0, 1.0]);
+        assert_eq!((hidden, places), (vec![true, true, true, false], vec![4, 5, 0, 1]));
+        assert_eq!(t, [0.4, 0.5, 0.0, 0.1]);
     }
 }
