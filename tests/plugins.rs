@@ -532,12 +532,12 @@ fn panics_of_datasets_and_tokenizers_are_named() {
     let (code, said) =
         broken("no_data", "dataset", class, "let class = if true { panic!(\"no {index}\") } else { 0 };");
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("dataset \"no_data\" of LIBRARY panicked: no "), "{said}");
+    assert!(said.contains("data \"no_data\" of LIBRARY panicked: no "), "{said}");
     // One bad item in fifty is one that cannot be read: another takes its place, and the run counts it.
     let (code, said) =
         broken("some_data", "dataset", class, "let class = if index % 50 == 7 { panic!(\"gap\") } else { index % 2 };");
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("dataset \"some_data\" of LIBRARY panicked: gap"), "{said}");
+    assert!(said.contains("data \"some_data\" of LIBRARY panicked: gap"), "{said}");
     let latent = "Latent::Values(to_positions(images) * self.gain)";
     let (code, said) = broken("no_latents", "tokenizer", latent, "panic!(\"{:?}\", images.dims())");
     assert_eq!(code, Some(1), "{said}");
