@@ -6,14 +6,16 @@
 //! A DiT with random weights, and around it one number at a time is doubled. The limit is the best product of two
 //! matrices in the same run. The table goes to the screen, two plots beside this file.
 
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+mod networks;
+
+use framework::backbone::{Backbone, BackboneConfig, Control};
 use framework::burn::optim::GradientsParams;
-use framework::burn::tensor::{DType, Device, Tensor};
+use framework::burn::tensor::{Device, Tensor};
 use framework::condition::Condition;
 use framework::optimizer::OptimizerConfig;
 use framework::plot::{Curve, lines};
 use framework::process::Input;
-use framework::random::{Random, tensor};
+use framework::random::Random;
 use framework::weights::{self, Init};
 use serde_json::{from_value, json};
 use std::path::Path;
@@ -29,6 +31,9 @@ struct Size {
     depth: usize,
 }
 
+/// One of its numbers.
+type Of = fn(&Size) -> usize;
+
 const BASE: Size = Size { tokens: 256, batch: 4, width: 384, depth: 4 };
 
 fn main() {
@@ -42,30 +47,29 @@ fn main() {
     let batch = [1, 2, 4, 8, 16].map(|batch| Size { batch, ..BASE });
     let width = [96, 192, 384, 768].map(|width| Size { width, ..BASE });
     let depth = [2, 4, 8, 16].map(|depth| Size { depth, ..BASE });
-    let all: [(&str, usize, &[Size]); 4] =
-        [("tokens", 2, &tokens), ("batch", 1, &batch), ("width", 1, &width), ("depth", 1, &depth)];
+    let all: [(&str, Of, &[Size]); 4] = [
+        ("tokens", |size| size.tokens, &tokens),
+        ("batch", |size| size.batch, &batch),
+        ("width", |size| size.width, &width),
+        ("depth", |size| size.depth, &depth),
+    ];
     let (mut times, mut shares) = (Vec::new(), Vec::new());
-    for (name, doublings, sizes) in all {
+    for (name, of, sizes) in all {
+        let (least, most) = (of(&sizes[0]), of(&sizes[sizes.len() - 1]));
         let (mut time, mut share) = (Vec::new(), Vec::new());
-        for (i, size) in sizes.iter().enumerate() {
+        for size in sizes {
             let (seconds, operations) = step(*size);
             let Size { tokens, batch, width, depth } = *size;
-            let reached = operations / seconds / limit;
+            let (speed, reached) = (operations / seconds, 100.0 * operations / seconds / limit);
             println!(
-                "{name:<7} {tokens:>6} {batch:>6} {width:>6} {depth:>6} {seconds:>9.4} {:>9.0} {:>5.0}%",
-                operations / seconds / 1e9,
-                100.0 * reached
+                "{name:<7} {tokens:>6} {batch:>6} {width:>6} {depth:>6} {seconds:>9.4} {:>9.0} {reached:>5.0}%",
+                speed / 1e9
             );
-            time.push(((doublings * i) as f64, seconds));
-            share.push(((doublings * i) as f64, 100.0 * reached));
+            let doublings = (of(size) as f64 / least as f64).log2();
+            time.push((doublings, seconds));
+            share.push((doublings, reached));
         }
-        let range = |of: fn(&Size) -> usize| format!("{name} {} to {}", of(&sizes[0]), of(&sizes[sizes.len() - 1]));
-        let name = match name {
-            "tokens" => range(|size| size.tokens),
-            "batch" => range(|size| size.batch),
-            "width" => range(|size| size.width),
-            _ => range(|size| size.depth),
-        };
+        let name = format!("{name} {least} to {most}");
         times.push(Curve { name: name.clone(), points: time });
         shares.push(Curve { name, points: share });
     }
@@ -110,28 +114,15 @@ fn step(Size { tokens, batch, width, depth }: Size) -> (f64, f64) {
     let config: dit::DitConfig = from_value(json!({ "hidden_size": width, "depth": depth, "num_heads": width / 32,
         "patch_size": 2, "input_size": side, "in_channels": 4, "num_classes": 10 }))
     .expect("sizes of a DiT");
-    let init = |path: &str, shape: &[usize]| match config.initializer(path, shape) {
-        Init::Zeros if path.ends_with("weight") => Init::Normal(0.02),
-        init => init,
-    };
     let device = Device::flex().autodiff();
-    let mut network: BoxBackbone = weights::initialize(config.init(&device), &Random::new(0), &init);
-    let shape = [batch, side * side, 4];
-    let values = Random::new(1).normal("input", 0, 0, shape.iter().product());
-    let values: Vec<f64> = values.into_iter().map(f64::from).collect();
-    let input = Input::Noisy { x_t: tensor(&values, shape, DType::F32, &device), t: vec![0.5; batch] };
+    let mut network = networks::initialized(&config, &device);
+    let input = Input::Noisy { x_t: networks::normal([batch, side * side, 4], &device), t: vec![0.5; batch] };
     let condition = Condition::Class(vec![Some(1); batch]);
     let mut optimizer = OptimizerConfig::default().init(&[]).expect("the default settings");
-    let mut seconds: Vec<f64> = (0..6)
-        .map(|_| {
-            let start = Instant::now();
-            let prediction = network.predict(&input, &condition, &Control::default());
-            let gradients = (prediction.clone() * prediction).mean().backward();
-            network = optimizer.step(1e-4, network.clone(), GradientsParams::from_grads(gradients, &network));
-            start.elapsed().as_secs_f64()
-        })
-        .skip(1)
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    (seconds[seconds.len() / 2], 3.0 * config.flops() * batch as f64)
+    let seconds = networks::median_seconds(6, || {
+        let prediction = network.predict(&input, &condition, &Control::default());
+        let gradients = (prediction.clone() * prediction).mean().backward();
+        network = optimizer.step(1e-4, network.clone(), GradientsParams::from_grads(gradients, &network));
+    });
+    (seconds, 3.0 * config.flops() * batch as f64)
 }

@@ -5,20 +5,20 @@
 //!   python benches/vs_pytorch.py                                  ours and PyTorch's, in turn (see there)
 //!
 //! A training step is the loss of one batch, its gradient, and AdamW; decoding is that of the first tokens of an image, one
-//! pass each. Each case has a process of its own, so that its peak
-//! is its own. What the weights say is of no matter to the clock.
+//! pass each. Each case has a process of its own, so that its peak is its own. What the weights say is of no matter to the clock.
+
+mod networks;
 
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Cache, Control};
 use framework::burn::optim::GradientsParams;
-use framework::burn::tensor::{DType, Device, Int, Tensor};
+use framework::burn::tensor::{Device, Int, Tensor};
 use framework::condition::Condition;
 use framework::optimizer::OptimizerConfig;
 use framework::process::{Input, log_probabilities};
-use framework::random::{Random, tensor};
-use framework::weights::{self, Init};
+use framework::weights;
+use networks::{initialized, median_seconds, normal};
 use serde_json::{from_value, json};
 use std::process::Command;
-use std::time::Instant;
 use unguided as _;
 
 /// Network, batch, and what is measured.
@@ -48,11 +48,6 @@ fn main() {
             assert!(status.success(), "{name} {mode}");
         }
     }
-}
-
-fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-    let values = Random::new(1).normal("input", 0, 0, shape.iter().product());
-    tensor(&values.into_iter().map(f64::from).collect::<Vec<_>>(), shape, DType::F32, device)
 }
 
 fn config(name: &str) -> Box<dyn BackboneConfig> {
@@ -107,42 +102,28 @@ fn loss(prediction: Tensor<3>, input: &Input) -> Tensor<1> {
 fn run(name: &str, mode: &str) {
     let batch = CASES.iter().find(|(case, ..)| *case == name).map_or(1, |(_, batch, _)| *batch);
     let config = config(name);
-    let init = |path: &str, shape: &[usize]| match config.initializer(path, shape) {
-        Init::Zeros if path.ends_with("weight") => Init::Normal(0.02),
-        init => init,
-    };
     let train = mode == "train";
     let device = if train { Device::flex().autodiff() } else { Device::flex() };
-    let mut network: BoxBackbone = weights::initialize(config.init(&device), &Random::new(0), &init);
+    let mut network = initialized(&*config, &device);
     let (input, condition) = example(name, &*config, batch, &device);
     let mut optimizer = OptimizerConfig::default().init(&[]).expect("the default settings");
-    // The first warms up.
-    let passes = if name == "digits-dit" { 20 } else { 4 };
-    let mut seconds: Vec<f64> = (0..passes)
-        .map(|_| {
-            let start = Instant::now();
-            if mode == "decode" {
-                decode(&network, &input, &condition);
-                return start.elapsed().as_secs_f64();
-            }
-            let value = loss(network.predict(&input, &condition, &Control::default()), &input);
-            assert!(value.clone().into_scalar::<f32>().is_finite());
-            if train {
-                let gradients = GradientsParams::from_grads(value.backward(), &network);
-                network = optimizer.step(1e-4, network.clone(), gradients);
-            }
-            start.elapsed().as_secs_f64()
-        })
-        .skip(1)
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    let median = seconds[seconds.len() / 2];
-    let passes = match mode {
+    let median = median_seconds(if name == "digits-dit" { 20 } else { 4 }, || {
+        if mode == "decode" {
+            return decode(&network, &input, &condition);
+        }
+        let value = loss(network.predict(&input, &condition, &Control::default()), &input);
+        assert!(value.clone().into_scalar::<f32>().is_finite());
+        if train {
+            let gradients = GradientsParams::from_grads(value.backward(), &network);
+            network = optimizer.step(1e-4, network.clone(), gradients);
+        }
+    });
+    let forward_passes = match mode {
         "train" => 3.0,
         "decode" => DECODED as f64 / config.latent_shape().positions() as f64,
         _ => 1.0,
     };
-    let operations = config.flops() * batch as f64 * passes;
+    let operations = config.flops() * batch as f64 * forward_passes;
     println!(
         "{name:<11} {mode:<8} batch {batch:>3} {median:>9.4} s {:>6.0} GFLOP/s {:>6.0} MiB  {} parameters",
         operations / 1e9 / median,
