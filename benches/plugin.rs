@@ -3,44 +3,72 @@
 //!
 //!   cargo bench --workspace --bench plugin
 //!
-//! Runs of both alternate in one process. Of all steps after the first of each run: the median, and the speed that one step
-//! in ten exceeds, which other load on the machine disturbs least.
+//! Two trainers in one process take turns, one step each, so that other load on the machine meets both alike. What is
+//! reported is the median, over all pairs of steps, of the one's seconds over the other's, and between which two numbers it
+//! lies with 95 % (from the pairs' ranks).
 
+use framework::backbone::BoxBackbone;
+use framework::burn::tensor::Device;
+use framework::error::Result;
+use framework::trainer::{Events, Start, StepReport, Trainer, tracking};
 use registry::Registry;
+use registry::library::Library;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
-use unguided::execute;
+use unguided as _;
 
 // Its tests have no harness here.
 #[allow(unused_imports)]
 #[path = "../examples/third_party_objective/src/lib.rs"]
 mod third_party_objective;
 
-/// Runs of each.
-const RUNS: usize = 12;
+/// Steps of each.
+const STEPS: usize = 600;
 
-/// The speed of every step of one run but the first, in images a second.
-fn train(folder: &Path, objective: &str, run: usize) -> Vec<f64> {
-    let example = fs::read_to_string("examples/pipelines/digits-dit-gft.json").expect("the example is there");
-    let document = folder.join(format!("{objective}.json"));
-    let text = example.replace("\"type\": \"gft\"", &format!("\"type\": \"{objective}\""));
-    fs::write(&document, text).expect("the folder is writable");
-    let run = folder.join(format!("{objective}-{run}"));
-    let set = ["/train/steps=40", "/train/warmup_steps=1", "/train/log_every=1", "/train/save_every=40", "/metrics=[]"];
-    let set = set.iter().flat_map(|set| ["--set", set]);
-    let arguments = ["unguided", "train", document.to_str().unwrap(), "--run", run.to_str().unwrap()];
-    execute(arguments.into_iter().chain(set)).expect("the run ends well");
-    let lines = fs::read_to_string(run.join("metrics.jsonl")).expect("the run logs its steps");
-    let speed = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["images_per_second"].as_f64();
-    lines.lines().skip(1).filter_map(speed).collect()
+/// A trainer that hands the turn on after every step, and what its steps took.
+struct Turns {
+    seconds: Vec<f64>,
+    mine: Receiver<()>,
+    other: Sender<()>,
 }
 
-/// The number that this share of all is below.
-fn quantile(numbers: &mut [f64], share: f64) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[(numbers.len() as f64 * share) as usize]
+impl Events for Turns {
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        self.seconds.push(report.seconds);
+        // Behind the last step nobody answers.
+        self.other.send(()).and_then(|()| Ok(self.mine.recv())).ok();
+        Ok(())
+    }
+    fn sample(&mut self, _: &BoxBackbone, _: usize, _: bool) -> Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
+    }
+    fn saved(&mut self, _: &Path, _: usize) {}
+}
+
+/// The seconds of every step of a run of the digits example with this objective.
+fn train(folder: &Path, objective: &str, mut turns: Turns) -> Vec<f64> {
+    let text = fs::read_to_string("examples/pipelines/digits-dit-gft.json").expect("the example is there");
+    let mut document: serde_json::Value = serde_json::from_str(&text).expect("the example is JSON");
+    document["objective"]["type"] = objective.into();
+    for (name, steps) in [("steps", STEPS), ("warmup_steps", 1), ("save_every", STEPS)] {
+        document["train"][name] = steps.into();
+    }
+    let registry = Registry::linked();
+    let document = registry.parse(&document.to_string()).expect("the example is a document");
+    let pipeline = Arc::new(registry.build(document));
+    let device = Device::flex();
+    let online = pipeline.init_backbone(&tracking(&pipeline.train, &device));
+    let dataset = Arc::new(pipeline.open_data().expect("the digits are embedded"));
+    let start = Start { online, reference: None, resume: None };
+    let mut trainer = Trainer::new(pipeline, &folder.join(objective), &device, start).expect("a fresh run");
+    trainer.run(dataset, &AtomicBool::new(false), &mut turns).expect("the run ends well");
+    turns.seconds
 }
 
 fn main() {
@@ -53,28 +81,38 @@ fn main() {
     let start = Instant::now();
     let built = Command::new(env!("CARGO_BIN_EXE_unguided")).args(["plugin", "build"]).arg(&plugin).status();
     assert!(built.expect("the command starts").success());
-    let build = start.elapsed().as_secs_f64();
+    println!("build        {:.1} s", start.elapsed().as_secs_f64());
     let library = plugin.join("target/third_party_objective.so");
-    let size = fs::metadata(&library).expect("it was built").len() as f64 / 1000.0;
-    drop(Registry::linked());
+    println!("library      {:.0} kB", fs::metadata(&library).expect("it was built").len() as f64 / 1000.0);
     let start = Instant::now();
-    drop(Registry::linked());
-    let linked = start.elapsed().as_secs_f64() * 1000.0;
-    let start = Instant::now();
-    Registry::load(&[library]).map(drop).expect("it fits");
-    // The registry's own schemas are made either way.
-    let load = start.elapsed().as_secs_f64() * 1000.0 - linked;
-    let (mut linked, mut loaded) = (Vec::new(), Vec::new());
-    for run in 0..RUNS {
-        linked.extend(train(folder.path(), "gft_zero", run));
-        loaded.extend(train(folder.path(), "gft_zero_loaded", run));
-    }
-    println!("build        {build:.1} s");
-    println!("library      {size:.0} kB");
-    println!("load         {load:.1} ms");
-    for (name, share) in [("median", 0.5), ("best tenth", 0.9)] {
-        let (linked, loaded) = (quantile(&mut linked, share), quantile(&mut loaded, share));
-        let ratio = linked / loaded;
-        println!("{name:<12} linked {linked:.1}, loaded {loaded:.1} images/s, step time loaded / linked {ratio:.3}");
-    }
+    let read = Library::read(&library).expect("a library");
+    read.check().expect("it fits");
+    read.open().expect("it opens");
+    println!("load         {:.1} ms", start.elapsed().as_secs_f64() * 1000.0);
+
+    let ((to_linked, linked_turn), (to_loaded, loaded_turn)) = (channel(), channel());
+    let linked = Turns { seconds: Vec::new(), mine: linked_turn, other: to_loaded };
+    let loaded = Turns { seconds: Vec::new(), mine: loaded_turn, other: to_linked };
+    let (linked, loaded) = std::thread::scope(|scope| {
+        let linked = scope.spawn(|| train(folder.path(), "gft_zero", linked));
+        let loaded = scope.spawn(|| {
+            loaded.mine.recv().expect("the linked one begins");
+            train(folder.path(), "gft_zero_loaded", loaded)
+        });
+        (linked.join().expect("trained"), loaded.join().expect("trained"))
+    });
+    // The first steps warm up.
+    let pairs = linked.iter().zip(&loaded).skip(5);
+    let mut ratios: Vec<f64> = pairs.map(|(linked, loaded)| loaded / linked).collect();
+    ratios.sort_by(f64::total_cmp);
+    let middle = ratios.len() as f64 / 2.0;
+    let half = 1.96 * ratios.len() as f64 / 2.0 / (ratios.len() as f64).sqrt();
+    let [low, median, high] = [middle - half, middle, middle + half].map(|rank| ratios[rank as usize]);
+    let median_ms = |seconds: &[f64]| {
+        let mut sorted = seconds.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        1000.0 * sorted[sorted.len() / 2]
+    };
+    println!("step         linked {:.1} ms, loaded {:.1} ms", median_ms(&linked), median_ms(&loaded));
+    println!("             loaded / linked {median:.3} ({low:.3} to {high:.3}), {} pairs", ratios.len());
 }

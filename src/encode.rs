@@ -68,7 +68,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
                 eprintln!("skipped an item that cannot be read: {first}");
             }
             left_out += batch.skipped.len();
-            shard.encode(&batch, image, &*pipeline.tokenizer, flip, &device)?;
+            shard.encode(&batch, image, &pipeline, flip, &device)?;
             done += batch.labels.len() + batch.skipped.len();
             bar.set_position(done as u64);
             bar.set_message(format!("{:.1} items/s", done as f64 / start.elapsed().as_secs_f64()));

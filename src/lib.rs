@@ -33,10 +33,9 @@ use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// The allocator of the shared framework, for a build without it.
+// That of the shared framework, for a build without it.
 #[cfg(not(feature = "shared"))]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+use allocator as _;
 
 /// How a command failed.
 #[derive(Debug)]

@@ -104,7 +104,7 @@ fn latent(
         let [_, channels, height, width] = images.dims();
         let image = [channels, height, width];
         let shape = tokenizer.latent_shape(image).map_err(refused)?;
-        let latent = tokenizer.encode(images);
+        let latent = pipeline.encode(images)?;
         let outputs = written(&latent, &shape);
         return Ok((latent, image, outputs));
     }

@@ -8,7 +8,5 @@
 pub use framework::*;
 pub use registry;
 
-/// Tensors of a training step are allocated and freed thousands of times a second: this allocator keeps their pages.
-/// All that links a shared library allocates with its allocator.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+// All that links a shared library allocates with its allocator.
+use allocator as _;

@@ -1,6 +1,7 @@
 //! What a picture is asked to show: a class, a text, or nothing.
 
-use burn::tensor::{Int, Tensor};
+use crate::nn;
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -106,9 +107,8 @@ impl Condition {
             Self::Class(classes) => Self::Class(rows.iter().map(|i| classes[*i]).collect()),
             Self::Text { features, null, dropped } => {
                 let dropped = rows.iter().map(|i| dropped[*i]).collect();
-                let rows: Vec<i64> = rows.iter().map(|i| *i as i64).collect();
-                let indices = Tensor::<1, Int>::from_data(rows.as_slice(), &features.device());
-                Self::Text { features: features.clone().select(0, indices), null: null.clone(), dropped }
+                let features = nn::rows(features.clone(), rows.iter().copied());
+                Self::Text { features, null: null.clone(), dropped }
             }
             Self::Tokens { ids, null } => {
                 Self::Tokens { ids: rows.iter().map(|i| ids[*i].clone()).collect(), null: null.clone() }

@@ -12,8 +12,9 @@ use crate::dataset::{Dataset, Label};
 use crate::error::{Error, Result};
 use crate::loader::{Batch, readable};
 use crate::nn::from_positions;
+use crate::pipeline::Pipeline;
 use crate::process::Latent;
-use crate::tokenizer::{ImageShape, Tokenizer};
+use crate::tokenizer::ImageShape;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
@@ -64,7 +65,7 @@ impl Shard {
     /// Encodes a batch of images of shape C, H, W, mirrored as well if asked, and adds it.
     ///
     /// # Errors
-    /// If a latent is not finite in the shard's type.
+    /// If the tokenizer panics, or a latent is not finite in the shard's type.
     ///
     /// # Panics
     /// If the tokenizer makes tokens, or latents of another shape.
@@ -72,7 +73,7 @@ impl Shard {
         &mut self,
         batch: &Batch,
         image: ImageShape,
-        tokenizer: &dyn Tokenizer,
+        pipeline: &Pipeline,
         flip: bool,
         device: &Device,
     ) -> Result<()> {
@@ -84,9 +85,9 @@ impl Shard {
         let values = TensorData::new(batch.values.clone(), [count, channels, height, width]);
         let images = Tensor::<4>::from_data(values, device);
         if flip {
-            self.x_flip.extend(self.bytes(tokenizer.encode(images.clone().flip([3])))?);
+            self.x_flip.extend(self.bytes(pipeline.encode(images.clone().flip([3]))?)?);
         }
-        self.x.extend(self.bytes(tokenizer.encode(images))?);
+        self.x.extend(self.bytes(pipeline.encode(images)?)?);
         for label in &batch.labels {
             match label {
                 Label::None => {}

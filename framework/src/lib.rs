@@ -32,7 +32,7 @@ pub mod picture;
 pub mod pipeline;
 pub mod plot;
 pub mod plugin;
-mod precision;
+pub mod precision;
 pub mod process;
 pub mod random;
 pub mod sampler;

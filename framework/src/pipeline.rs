@@ -105,13 +105,21 @@ impl Pipeline {
         match &info.items {
             ItemKind::Images([c, h, w]) => {
                 let images = tensor4(batch.values.clone(), [count, *c, *h, *w], device);
-                guard::caught(self.name(Kind::Tokenizer), || self.tokenizer.encode(images))
+                self.encode(images)
             }
             ItemKind::Latents { grid, channels } => {
                 let data = TensorData::new(batch.values.clone(), [count, grid[0] * grid[1], *channels]);
                 Ok(Latent::Values(Tensor::from_data(data, device)))
             }
         }
+    }
+
+    /// The latents of images.
+    ///
+    /// # Errors
+    /// If the tokenizer panics.
+    pub fn encode(&self, images: Tensor<4>) -> Result<Latent> {
+        guard::caught(self.name(Kind::Tokenizer), || self.tokenizer.encode(images))
     }
 
     /// The images of latents.

@@ -2,7 +2,7 @@
 
 use crate::kernels::{self, LogProbability, handle};
 use crate::masked::Head;
-use crate::nn::composed;
+use crate::nn::{self, composed};
 use crate::path::{Path, Prediction};
 use crate::random::Random;
 use burn::tensor::{Int, Tensor, activation};
@@ -186,13 +186,13 @@ impl Input {
             rows.iter().flat_map(|row| &all[row * each..][..each]).copied().collect()
         }
         let batch = self.len();
-        let indices: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-        let values = |x: &Tensor<3>| x.clone().select(0, Tensor::from_data(indices.as_slice(), &x.device().inner()));
+        let values = |x: &Tensor<3>| nn::rows(x.clone(), rows.iter().copied());
         match self {
             Self::Noisy { x_t, t } => Self::Noisy { x_t: values(x_t), t: of(t, batch, rows) },
-            Self::Tokens { ids } => Self::Tokens {
-                ids: ids.clone().select(0, Tensor::from_data(indices.as_slice(), &ids.device().inner())),
-            },
+            Self::Tokens { ids } => {
+                let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+                Self::Tokens { ids: ids.clone().select(0, Tensor::from_data(rows.as_slice(), &ids.device().inner())) }
+            }
             Self::Levels { features } => Self::Levels { features: values(features) },
             Self::Masked { x, hidden, places, x_t, t } => Self::Masked {
                 x: values(x),

@@ -7,6 +7,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::loader::{Batch, Loader};
+use crate::nn;
 use crate::objective::{Context, Draw, Memory, Models, Role};
 use crate::optimizer::{clip_global_norm, learning_rate};
 use crate::pipeline::Pipeline;
@@ -19,7 +20,7 @@ use crate::weights;
 use crate::workers::{Pass, Workers, workers};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Bytes, Device, Int, Tensor};
+use burn::tensor::{Bytes, Device, Tensor};
 use rand::RngExt;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -97,7 +98,8 @@ pub struct Trainer {
     pipeline: Arc<Pipeline>,
     folder: PathBuf,
     device: Device,
-    online: BoxBackbone,
+    /// Absent only while the optimizer writes it in place.
+    online: Option<BoxBackbone>,
     ema: Option<BoxBackbone>,
     reference: Option<BoxBackbone>,
     optimizer: ModuleOptimizer,
@@ -134,7 +136,7 @@ impl Trainer {
         Ok(Self {
             folder: folder.to_path_buf(),
             device: device.clone(),
-            online,
+            online: Some(online),
             ema,
             reference: start.reference,
             optimizer,
@@ -153,7 +155,11 @@ impl Trainer {
 
     /// The weights to sample from: the average where there is one.
     pub fn sampling_network(&self) -> BoxBackbone {
-        self.ema.clone().unwrap_or_else(|| self.online.valid())
+        self.ema.clone().unwrap_or_else(|| self.online().valid())
+    }
+
+    fn online(&self) -> &BoxBackbone {
+        self.online.as_ref().expect("there between two steps of the optimizer")
     }
 
     /// Trains until all steps are done, or until `stop` is set.
@@ -186,20 +192,21 @@ impl Trainer {
                 self.pass(&latents, &condition, &random, (self.step * passes + i) as u64)
             };
             self.workers.run(passes, &pass, &mut |(loss, gradient, logged)| {
-                gradients.accumulate(&self.online, gradient);
+                gradients.accumulate(self.online(), gradient);
                 report.loss += loss;
                 for (name, value) in logged {
                     *report.logged.entry(name).or_default() += value / passes as f64;
                 }
             })?;
-            let (gradients, norm) = clip_global_norm(&self.online, gradients.grads(), train.clip_norm);
+            let (gradients, norm) = clip_global_norm(self.online(), gradients.grads(), train.clip_norm);
             report.grad_norm = norm;
             if !norm.is_finite() {
                 return Err(self.not_finite("the gradient"));
             }
-            self.online = self.optimizer.step(report.learning_rate, self.online.clone(), gradients);
+            let online = self.online.take().expect("there between two steps of the optimizer");
+            self.online = Some(self.optimizer.step(report.learning_rate, online, gradients));
             if let (Some(ema), Some(config)) = (self.ema.take(), &train.ema) {
-                self.ema = Some(weights::average(ema, &self.online, config.decay_at(self.step)));
+                self.ema = Some(weights::average(ema, self.online(), config.decay_at(self.step)));
             }
             self.step += 1;
             self.since_saved = (self.since_saved.0 + report.loss, self.since_saved.1 + 1);
@@ -229,8 +236,8 @@ impl Trainer {
         let example = process.corrupt(latents, random, draw);
         // Threads that share leaves of one gradient graph lock each other out: each has leaves of its own.
         let online = match train.workers {
-            1 => self.online.clone(),
-            _ => self.online.clone().fork(&tracking(train, &self.device)),
+            1 => self.online().clone(),
+            _ => self.online().clone().fork(&tracking(train, &self.device)),
         };
         let online = match train.precision {
             Precision::F32 => online,
@@ -293,7 +300,7 @@ impl Trainer {
         Checkpoint {
             step: self.step,
             document: self.pipeline.document.clone(),
-            model: weights::export(&self.online),
+            model: weights::export(self.online()),
             ema: self.ema.as_ref().map(weights::export),
             memory: self.memory.clone(),
             loss: Some(sum / count as f64),
@@ -358,10 +365,9 @@ fn completed(wanted: &[bool], known: &Tensor<3>, find: impl FnOnce(&[usize]) -> 
         return known;
     }
     // Behind the known ones come those found.
-    let mut order: Vec<i64> = (0..wanted.len() as i64).collect();
-    rows.iter().enumerate().for_each(|(i, row)| order[*row] = (wanted.len() + i) as i64);
-    let order = Tensor::<1, Int>::from_data(order.as_slice(), &known.device());
-    Tensor::cat(vec![known, find(&rows)], 0).select(0, order)
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    rows.iter().enumerate().for_each(|(i, row)| order[*row] = wanted.len() + i);
+    nn::rows(Tensor::cat(vec![known, find(&rows)], 0), order)
 }
 
 /// Random choices as a function of (seed, purpose, draw).

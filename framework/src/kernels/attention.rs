@@ -9,6 +9,7 @@ use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::Shape;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Attention weights that one block holds: they stay in the cache of a core.
 const BLOCK: usize = 1 << 15;
@@ -108,7 +109,24 @@ struct Scene<'a> {
     dims: [usize; 4],
     keys: usize,
     causal: bool,
-    mask: Option<(&'a [u8], Vec<isize>, usize)>,
+    mask: Option<Mask<'a>>,
+}
+
+/// Which keys are hidden, one byte each.
+struct Mask<'a> {
+    values: &'a [u8],
+    /// Of sample, head, query and key; 0 where one serves all.
+    strides: [isize; 4],
+    offset: usize,
+}
+
+impl Mask<'_> {
+    /// Whether a key is hidden from query `row`.
+    fn of_row(&self, [b, h]: [usize; 2], row: usize) -> impl Fn(usize) -> bool {
+        let place = [b, h, row].iter().zip(self.strides).map(|(i, stride)| *i as isize * stride).sum::<isize>();
+        let start = self.offset as isize + place;
+        move |key| self.values[(start + key as isize * self.strides[3]) as usize] != 0
+    }
 }
 
 impl<'a> Scene<'a> {
@@ -116,9 +134,8 @@ impl<'a> Scene<'a> {
         let (q, k) = (q.shape(), k.shape());
         let bytes = |mask: &'a FlexTensor| {
             let (layout, shape) = (mask.layout(), mask.shape());
-            let strides =
-                layout.strides().iter().enumerate().map(|(i, stride)| if shape[i] == 1 { 0 } else { *stride });
-            (mask.bytes(), strides.collect(), layout.start_offset())
+            let strides = std::array::from_fn(|i| if shape[i] == 1 { 0 } else { layout.strides()[i] });
+            Mask { values: mask.bytes(), strides, offset: layout.start_offset() }
         };
         Self { dims: [q[0], q[1], q[2], q[3]], keys: k[2], causal: op.causal, mask: op.mask.as_ref().map(bytes) }
     }
@@ -133,16 +150,27 @@ impl<'a> Scene<'a> {
         if self.causal { (row + 1 + self.keys).saturating_sub(self.dims[2]).min(self.keys) } else { self.keys }
     }
 
+    /// Keys up to the last that any of `rows` sees: those behind are left out of their block.
+    fn reach(&self, head: [usize; 2], rows: Range<usize>) -> usize {
+        let end = self.seen(rows.end - 1);
+        let Some(mask) = &self.mask else { return end };
+        let last = |row| {
+            let hidden = mask.of_row(head, row);
+            (0..end).rev().find(|key| !hidden(*key)).map_or(0, |key| key + 1)
+        };
+        // One key at the least: rows that see nothing have weights of zero.
+        rows.map(last).max().unwrap_or_default().max(1).min(end)
+    }
+
     /// Sets the logits of what `row` must not see to minus infinity. `logits` has one number a key.
     fn hide<T: Number>(&self, [b, h]: [usize; 2], row: usize, logits: &mut [T]) {
         let hidden = T::of(f64::NEG_INFINITY);
         let seen = self.seen(row).min(logits.len());
         logits[seen..].fill(hidden);
-        if let Some((mask, strides, offset)) = &self.mask {
-            let start =
-                *offset as isize + b as isize * strides[0] + h as isize * strides[1] + row as isize * strides[2];
+        if let Some(mask) = &self.mask {
+            let is_hidden = mask.of_row([b, h], row);
             for (key, logit) in logits[..seen].iter_mut().enumerate() {
-                if mask[(start + key as isize * strides[3]) as usize] != 0 {
+                if is_hidden(key) {
                     *logit = hidden;
                 }
             }
@@ -177,7 +205,7 @@ impl Fused<3> for Attend {
         let task = |task: usize, scales: &mut [T]| {
             let head = [task / blocks / heads, task / blocks % heads];
             let (first, rows) = (task % blocks * block, scales.len() / 2);
-            let keys = scene.seen(first + rows - 1);
+            let keys = scene.reach(head, first..first + rows);
             let (mut weights, mut mixed) = (vec![T::of(0.0); rows * keys], vec![T::of(0.0); rows * width]);
             let (queries, seen) = (q.rows(head, first), k.rows(head, 0).transposed());
             multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale), false);
@@ -239,7 +267,7 @@ impl Attend {
             let scales = &scales[2 * (head[0] * heads + head[1]) * length..][..2 * length];
             for first in (0..length).step_by(block) {
                 let rows = block.min(length - first);
-                let keys = scene.seen(first + rows - 1);
+                let keys = scene.reach(head, first..first + rows);
                 let (weights, slopes) = (&mut weights[..rows * keys], &mut slopes[..rows * keys]);
                 let (queries, upstream) = (q.rows(head, first), grad.rows(head, first));
                 let into_keys = k.rows(head, 0).transposed();

@@ -1,14 +1,19 @@
-//! Convolution as one matrix product an image: its patches, spread out as columns, times the weights.
+//! Convolution as matrix products: the patches of one image, or of several small ones, spread out as columns, times the
+//! weights.
 
-use super::math::{Number, room, total, vectorized};
+use super::math::{Number, room, sum, total, vectorized};
 use super::matrix::{Matrix, MatrixMut, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
 
-/// Images from which on threads take an image each; fewer share the product of one.
+/// Columns that a product should have: images with fewer positions share one, so that the weights are read for all of them.
+const COLUMNS: usize = 256;
+/// Products from which on threads take one each; fewer are shared.
 const MANY: usize = 4;
 /// Parts of a batch whose weight gradients are added up apart; fixed, so that sums have one order.
 const PARTS: usize = 8;
@@ -39,7 +44,7 @@ impl Sizes {
     fn area(&self) -> usize {
         self.from[0] * self.from[1]
     }
-    /// Columns of the product: output positions.
+    /// Columns of an image: output positions.
     fn positions(&self) -> usize {
         self.to[0] * self.to[1]
     }
@@ -47,15 +52,31 @@ impl Sizes {
     fn patch(&self) -> usize {
         self.inputs * self.kernel * self.kernel
     }
-    /// The image is its own columns.
+    /// Numbers of an image, before and after.
+    fn image(&self) -> [usize; 2] {
+        [self.inputs * self.area(), self.outputs * self.positions()]
+    }
+    /// Images that share a product.
+    fn group(&self) -> usize {
+        (COLUMNS / self.positions()).clamp(1, self.batch.max(1))
+    }
+    /// Products of the batch.
+    fn groups(&self) -> usize {
+        self.batch.div_ceil(self.group())
+    }
+    /// Each product is shared among threads: there are too few for a thread to take one.
+    fn wide(&self) -> bool {
+        self.groups() < MANY
+    }
+    /// An image is its own columns.
     fn pointwise(&self) -> bool {
         self.kernel == 1 && self.stride == 1 && self.from == self.to
     }
 
-    /// For row (c, ky, kx) of the columns and output row `y`: the row of the image it reads, the first and last output
-    /// column that lies on the image, and the image's column at the first.
+    /// For place (ky, kx) of the kernel and output row `y`: the row of the image it reads, the first and last output column
+    /// that lies on the image, and the image's column at the first.
     #[inline(always)]
-    fn span(&self, ky: usize, kx: usize, y: usize) -> Option<(usize, std::ops::Range<usize>, usize)> {
+    fn span(&self, ky: usize, kx: usize, y: usize) -> Option<(usize, Range<usize>, usize)> {
         let row = (y * self.stride + ky).checked_sub(self.before).filter(|row| *row < self.from[0])?;
         let first = self.before.saturating_sub(kx).div_ceil(self.stride);
         // x stride + kx - before < width
@@ -63,23 +84,14 @@ impl Sizes {
         (first < end).then(|| (row, first..end, first * self.stride + kx - self.before))
     }
 
-    /// Every row of the columns with what it reads: calls `f(place in columns, place in image, length)`.
+    /// What the rows of one channel read of its plane: calls `f(row, place in the row, place in the plane)`.
     #[inline(always)]
-    fn spans(&self, mut f: impl FnMut(std::ops::Range<usize>, usize)) {
-        let mut row = 0;
-        for c in 0..self.inputs {
-            for ky in 0..self.kernel {
-                for kx in 0..self.kernel {
-                    for y in 0..self.to[0] {
-                        if let Some((from_row, span, column)) = self.span(ky, kx, y) {
-                            let place = row * self.positions() + y * self.to[1];
-                            f(
-                                place + span.start..place + span.end,
-                                (c * self.from[0] + from_row) * self.from[1] + column,
-                            );
-                        }
-                    }
-                    row += 1;
+    fn spans(&self, mut f: impl FnMut(usize, Range<usize>, usize)) {
+        for row in 0..self.kernel * self.kernel {
+            for y in 0..self.to[0] {
+                if let Some((line, span, column)) = self.span(row / self.kernel, row % self.kernel, y) {
+                    let place = y * self.to[1];
+                    f(row, place + span.start..place + span.end, line * self.from[1] + column);
                 }
             }
         }
@@ -106,10 +118,10 @@ impl Convolve {
 /// carries from one line of the plane to the next lies on `edges`, and is no part of the row.
 struct Shifted {
     /// Place in the row, and in the plane, of what both hold.
-    row: std::ops::Range<usize>,
-    plane: std::ops::Range<usize>,
+    row: Range<usize>,
+    plane: Range<usize>,
     /// Columns of every line that no pixel reaches.
-    edges: std::ops::Range<usize>,
+    edges: Range<usize>,
 }
 
 impl Sizes {
@@ -141,61 +153,122 @@ impl Sizes {
 
 /// Sets the edges of a row to zero.
 #[inline(always)]
-fn clear_edges<T: Number>(row: &mut [T], width: usize, edges: &std::ops::Range<usize>) {
+fn clear_edges<T: Number>(row: &mut [T], width: usize, edges: &Range<usize>) {
     if !edges.is_empty() {
         row.chunks_exact_mut(width).for_each(|line| line[edges.clone()].fill(T::of(0.0)));
     }
 }
 
-/// Spreads an image out; `columns` holds zeros wherever a patch reaches over the edge, and keeps them.
-fn spread<T: Number>(image: &[T], columns: &mut [T], sizes: Sizes) {
-    if let Some(shifts) = sizes.shifts() {
-        let rows = columns.chunks_exact_mut(sizes.positions());
-        let planes = image.chunks_exact(sizes.area()).flat_map(|plane| std::iter::repeat_n(plane, shifts.len()));
-        for ((row, plane), shift) in rows.zip(planes).zip(shifts.iter().cycle()) {
-            row[shift.row.clone()].copy_from_slice(&plane[shift.plane.clone()]);
-            clear_edges(row, sizes.to[1], &shift.edges);
-        }
-    } else if sizes.stride == 1 {
-        sizes.spans(|to, from| columns[to.clone()].copy_from_slice(&image[from..][..to.len()]));
+/// `work(i, piece)` for every piece of `size` numbers, on all threads if `wide`.
+fn pieces<T: Number>(all: &mut [T], size: usize, wide: bool, work: impl Fn(usize, &mut [T]) + Sync) {
+    if wide {
+        all.par_chunks_exact_mut(size).enumerate().for_each(|(i, piece)| work(i, piece));
     } else {
-        sizes.spans(|to, from| {
-            for (i, column) in columns[to].iter_mut().enumerate() {
-                *column = image[from + i * sizes.stride];
-            }
-        });
+        all.chunks_exact_mut(size).enumerate().for_each(|(i, piece)| work(i, piece));
     }
 }
 
-/// Adds columns back to the pixels they came from. What lies over the edge is lost, in `columns` too.
-fn gather<T: Number>(columns: &mut [T], image: &mut [T], sizes: Sizes) {
-    if let Some(shifts) = sizes.shifts() {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (rows, plane) in
-                    columns.chunks_exact_mut(shifts.len() * sizes.positions()).zip(image.chunks_exact_mut(sizes.area()))
-                {
-                    for (row, shift) in rows.chunks_exact_mut(sizes.positions()).zip(&shifts) {
-                        clear_edges(row, sizes.to[1], &shift.edges);
-                        let pixels = plane[shift.plane.clone()].iter_mut();
-                        pixels.zip(&row[shift.row.clone()]).for_each(|(pixel, value)| *pixel += *value);
-                    }
+/// Spreads images out, side by side; `columns` holds zeros wherever a patch reaches over the edge, and keeps them.
+fn spread<T: Number>(images: &[T], columns: &mut [T], sizes: Sizes) {
+    let (area, positions, image) = (sizes.area(), sizes.positions(), sizes.image()[0]);
+    let width = images.len() / image * positions;
+    let (rows, shifts) = (sizes.kernel * sizes.kernel, sizes.shifts());
+    pieces(columns, rows * width, sizes.wide(), |channel, columns| {
+        for (i, image) in images.chunks_exact(image).enumerate() {
+            let plane = &image[channel * area..][..area];
+            let place = |row: usize, to: &Range<usize>| {
+                let start = row * width + i * positions;
+                start + to.start..start + to.end
+            };
+            if let Some(shifts) = &shifts {
+                for (row, shift) in shifts.iter().enumerate() {
+                    columns[place(row, &shift.row)].copy_from_slice(&plane[shift.plane.clone()]);
+                    clear_edges(&mut columns[place(row, &(0..positions))], sizes.to[1], &shift.edges);
                 }
-            },
-        );
-    } else if sizes.stride == 1 {
-        sizes.spans(|from, to| {
-            let image = &mut image[to..][..from.len()];
-            image.iter_mut().zip(&columns[from]).for_each(|(pixel, column)| *pixel += *column);
-        });
-    } else {
-        sizes.spans(|from, to| {
-            for (i, column) in columns[from].iter().enumerate() {
-                image[to + i * sizes.stride] += *column;
+            } else if sizes.stride == 1 {
+                sizes.spans(|row, to, from| columns[place(row, &to)].copy_from_slice(&plane[from..][..to.len()]));
+            } else {
+                sizes.spans(|row, to, from| {
+                    let pixels = plane[from..].iter().step_by(sizes.stride);
+                    columns[place(row, &to)].iter_mut().zip(pixels).for_each(|(column, pixel)| *column = *pixel);
+                });
+            }
+        }
+    });
+}
+
+/// Adds columns back to the pixels they came from. What lies over the edge is lost, in `columns` too.
+fn gather<T: Number>(columns: &mut [T], images: &mut [T], sizes: Sizes) {
+    let (area, positions) = (sizes.area(), sizes.positions());
+    let width = images.len() / sizes.image()[0] * positions;
+    let (rows, shifts) = (sizes.kernel * sizes.kernel, sizes.shifts());
+    if let Some(shifts) = &shifts {
+        pieces(columns, rows * width, sizes.wide(), |_, columns| {
+            for (row, shift) in columns.chunks_exact_mut(width).zip(shifts) {
+                clear_edges(row, sizes.to[1], &shift.edges);
             }
         });
     }
+    let columns = &*columns;
+    pieces(images, area, sizes.wide(), |i, plane| {
+        let (image, channel) = (i / sizes.inputs, i % sizes.inputs);
+        let place = |row: usize, from: Range<usize>| {
+            let start = (channel * rows + row) * width + image * positions;
+            &columns[start + from.start..start + from.end]
+        };
+        vectorized(
+            #[inline(always)]
+            || {
+                if let Some(shifts) = &shifts {
+                    for (row, shift) in shifts.iter().enumerate() {
+                        let pixels = plane[shift.plane.clone()].iter_mut();
+                        pixels.zip(place(row, shift.row.clone())).for_each(|(pixel, value)| *pixel += *value);
+                    }
+                } else {
+                    sizes.spans(|row, from, to| {
+                        let pixels = plane[to..].iter_mut().step_by(sizes.stride);
+                        pixels.zip(place(row, from)).for_each(|(pixel, value)| *pixel += *value);
+                    });
+                }
+            },
+        );
+    });
+}
+
+/// Images `[n, rows, positions]` as one matrix `[rows, n positions]`.
+fn side_by_side<T: Number>(images: &[T], positions: usize, count: usize) -> Cow<'_, [T]> {
+    if count == 1 {
+        return Cow::Borrowed(images);
+    }
+    let (width, image) = (count * positions, images.len() / count);
+    let mut all = room::<T>(images.len());
+    for (i, image) in images.chunks_exact(image).enumerate() {
+        for (row, line) in all.chunks_exact_mut(width).zip(image.chunks_exact(positions)) {
+            row[i * positions..][..positions].copy_from_slice(line);
+        }
+    }
+    Cow::Owned(all)
+}
+
+/// Room for the columns of a group, zeros where patches reach over the edge; none if the images are their own.
+fn columns<T: Number>(sizes: Sizes) -> Vec<T> {
+    let own = sizes.pointwise() && sizes.group() == 1;
+    vec![T::of(0.0); if own { 0 } else { sizes.patch() * sizes.group() * sizes.positions() }]
+}
+
+/// The columns of some images: their own numbers, or in `place`.
+fn spread_into<'a, T: Number>(images: &'a [T], place: &'a mut [T], sizes: Sizes) -> &'a [T] {
+    if place.is_empty() {
+        return images;
+    }
+    let count = images.len() / sizes.image()[0];
+    let place = &mut place[..sizes.patch() * count * sizes.positions()];
+    if count < sizes.group() {
+        // The last group is smaller: its zeros lie elsewhere.
+        place.fill(T::of(0.0));
+    }
+    spread(images, place, sizes);
+    place
 }
 
 impl Fused<3> for Convolve {
@@ -205,28 +278,35 @@ impl Fused<3> for Convolve {
         let inputs = inputs.map(dense::<T>);
         let sizes = self.sizes(&inputs[0].shape(), &inputs[1].shape());
         let [x, weight, bias] = inputs.each_ref().map(numbers::<T>);
-        let (patch, positions) = (sizes.patch(), sizes.positions());
-        let wide = sizes.batch < MANY;
-        let columns = || vec![T::of(0.0); if sizes.pointwise() { 0 } else { patch * positions }];
-        let image = |columns: &mut Vec<T>, (i, y): (usize, &mut [T])| {
-            let x = &x[i * sizes.inputs * sizes.area()..][..sizes.inputs * sizes.area()];
-            y.chunks_exact_mut(positions).zip(bias).for_each(|(y, bias)| y.fill(*bias));
-            let read = if sizes.pointwise() {
-                x
-            } else {
-                spread(x, columns, sizes);
-                columns
+        let (patch, positions, [from, to], wide) = (sizes.patch(), sizes.positions(), sizes.image(), sizes.wide());
+        let one = T::of(1.0);
+        let group = |place: &mut Vec<T>, (i, y): (usize, &mut [T])| {
+            let count = y.len() / to;
+            let width = count * positions;
+            let read = spread_into(&x[i * sizes.group() * from..][..count * from], place, sizes);
+            let product = |out: &mut [T], keep: bool| {
+                let (weight, read) = (Matrix::rows(weight, patch), Matrix::rows(read, width));
+                let out = MatrixMut { values: out, row: width };
+                multiply([sizes.outputs, patch, width], weight, read, out, (keep, one), wide);
             };
-            let shape = [sizes.outputs, patch, positions];
-            let out = MatrixMut { values: y, row: positions };
-            multiply(shape, Matrix::rows(weight, patch), Matrix::rows(read, positions), out, (true, T::of(1.0)), wide);
+            if count == 1 {
+                y.chunks_exact_mut(positions).zip(bias).for_each(|(y, bias)| y.fill(*bias));
+                return product(y, true);
+            }
+            let mut all = room::<T>(sizes.outputs * width);
+            product(&mut all, false);
+            for (i, y) in y.chunks_exact_mut(to).enumerate() {
+                for ((y, all), bias) in y.chunks_exact_mut(positions).zip(all.chunks_exact(width)).zip(bias) {
+                    y.iter_mut().zip(&all[i * positions..]).for_each(|(y, value)| *y = *value + *bias);
+                }
+            }
         };
-        let mut y = room::<T>(sizes.batch * sizes.outputs * positions);
+        let mut y = room::<T>(sizes.batch * to);
         if wide {
-            let mut columns = columns();
-            y.chunks_exact_mut(sizes.outputs * positions).enumerate().for_each(|part| image(&mut columns, part));
+            let mut place = columns(sizes);
+            y.chunks_mut(sizes.group() * to).enumerate().for_each(|part| group(&mut place, part));
         } else {
-            y.par_chunks_exact_mut(sizes.outputs * positions).enumerate().for_each_init(columns, image);
+            y.par_chunks_mut(sizes.group() * to).enumerate().for_each_init(|| columns(sizes), group);
         }
         (tensor(y, Shape::new([sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]])), inputs)
     }
@@ -235,58 +315,54 @@ impl Fused<3> for Convolve {
         let grad = dense::<T>(grad);
         let (shape, kernels) = (inputs[0].shape(), inputs[1].shape());
         let sizes = self.sizes(&shape, &kernels);
+        assert!(sizes.batch > 0, "a gradient of at least one image");
         let [x, weight, _] = inputs.each_ref().map(numbers::<T>);
         let grad = numbers::<T>(&grad);
-        let (patch, positions, image) = (sizes.patch(), sizes.positions(), sizes.inputs * sizes.area());
-        let zero = T::of(0.0);
-        // One image alone is worth all threads for its product; a part of a batch takes one.
-        let part = sizes.batch.div_ceil(PARTS).max(1);
-        let wide = sizes.batch < MANY;
+        let (patch, positions, [from, to], wide) = (sizes.patch(), sizes.positions(), sizes.image(), sizes.wide());
+        let (zero, one) = (T::of(0.0), T::of(1.0));
+        // Images of a part, a multiple of those of a group. Products that share threads need no parts.
+        let part = if wide { sizes.batch } else { sizes.groups().div_ceil(PARTS) * sizes.group() };
         let of_part = |(p, mut of_x): (usize, Option<&mut [T]>)| {
-            let images = p * part..((p + 1) * part).min(sizes.batch);
-            let mut columns = vec![zero; if sizes.pointwise() { 0 } else { patch * positions }];
-            let mut back = room::<T>(if sizes.pointwise() || of_x.is_none() { 0 } else { patch * positions });
-            let mut of_weight = vec![zero; if wanted[1] { sizes.outputs * patch } else { 0 }];
+            let mut place = columns(sizes);
+            let mut back = room::<T>(if of_x.is_some() { place.len() } else { 0 });
+            let mut of_weight = room::<T>(if wanted[1] { sizes.outputs * patch } else { 0 });
             let mut of_bias = vec![zero; sizes.outputs];
-            for (j, i) in images.enumerate() {
-                let grad = &grad[i * sizes.outputs * positions..][..sizes.outputs * positions];
+            let images = p * part..((p + 1) * part).min(sizes.batch);
+            for first in images.clone().step_by(sizes.group()) {
+                let count = sizes.group().min(images.end - first);
+                let width = count * positions;
+                let grad = side_by_side(&grad[first * to..][..count * to], positions, count);
                 if wanted[2] {
-                    for (sum, grad) in of_bias.iter_mut().zip(grad.chunks_exact(positions)) {
-                        *sum += super::math::sum(positions, |k| grad[k]);
+                    for (total, grad) in of_bias.iter_mut().zip(grad.chunks_exact(width)) {
+                        *total += sum(width, |k| grad[k]);
                     }
                 }
+                let grad = Matrix::rows(&grad, width);
                 if wanted[1] {
-                    let x = &x[i * image..][..image];
-                    let read = if sizes.pointwise() {
-                        x
-                    } else {
-                        spread(x, &mut columns, sizes);
-                        &columns[..]
-                    };
-                    let read = Matrix::rows(read, positions).transposed();
+                    let read = spread_into(&x[first * from..][..count * from], &mut place, sizes);
+                    let read = Matrix::rows(read, width).transposed();
                     let out = MatrixMut { values: &mut of_weight, row: patch };
-                    let shape = [sizes.outputs, positions, patch];
-                    multiply(shape, Matrix::rows(grad, positions), read, out, (true, T::of(1.0)), wide);
+                    multiply([sizes.outputs, width, patch], grad, read, out, (first > images.start, one), wide);
                 }
                 if let Some(of_x) = &mut of_x {
-                    let of_x = &mut of_x[j * image..][..image];
-                    let shape = [patch, sizes.outputs, positions];
+                    let of_x = &mut of_x[(first - images.start) * from..][..count * from];
                     let weight = Matrix::rows(weight, patch).transposed();
-                    let values = if sizes.pointwise() { &mut *of_x } else { &mut back[..] };
-                    let out = MatrixMut { values, row: positions };
-                    multiply(shape, weight, Matrix::rows(grad, positions), out, (false, T::of(1.0)), wide);
-                    if !sizes.pointwise() {
-                        gather(&mut back, of_x, sizes);
+                    let own = back.is_empty();
+                    let values = if own { &mut *of_x } else { &mut back[..patch * width] };
+                    multiply([patch, sizes.outputs, width], weight, grad, MatrixMut { values, row: width }, (false, one), wide);
+                    if !own {
+                        gather(&mut back[..patch * width], of_x, sizes);
                     }
                 }
             }
             (of_weight, of_bias)
         };
         let mut of_x = vec![zero; if wanted[0] { x.len() } else { 0 }];
-        let parts: Vec<(Vec<T>, Vec<T>)> = if wanted[0] {
-            of_x.par_chunks_mut(part * image).map(Some).enumerate().map(of_part).collect()
-        } else {
-            (0..sizes.batch.div_ceil(part)).into_par_iter().map(|p| of_part((p, None))).collect()
+        let places = 0..sizes.batch.div_ceil(part);
+        let parts: Vec<(Vec<T>, Vec<T>)> = match (wide, wanted[0]) {
+            (true, is_wanted) => vec![of_part((0, is_wanted.then_some(&mut of_x[..])))],
+            (false, true) => of_x.par_chunks_mut(part * from).map(Some).enumerate().map(of_part).collect(),
+            (false, false) => places.into_par_iter().map(|p| of_part((p, None))).collect(),
         };
         let (of_weight, of_bias): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         [

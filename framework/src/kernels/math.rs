@@ -212,9 +212,18 @@ pub fn chunks<T: Number, R: Send>(
 
 /// Adds vectors of equal length, in their order.
 pub fn total<T: Number>(parts: impl IntoIterator<Item = Vec<T>>) -> Vec<T> {
-    let add = |mut all: Vec<T>, part: Vec<T>| {
-        all.iter_mut().zip(part).for_each(|(a, b)| *a += b);
-        all
+    let mut parts = parts.into_iter();
+    let mut all = parts.next().expect("at least one part");
+    let others: Vec<Vec<T>> = parts.collect();
+    let add = |(i, all): (usize, &mut [T])| {
+        for other in &others {
+            all.iter_mut().zip(&other[i * GRAIN..]).for_each(|(all, other)| *all += *other);
+        }
     };
-    parts.into_iter().reduce(add).expect("at least one part")
+    if all.len() <= GRAIN {
+        add((0, &mut all));
+    } else {
+        all.par_chunks_mut(GRAIN).enumerate().for_each(add);
+    }
+    all
 }

@@ -9,6 +9,7 @@
 
 mod affine;
 mod attention;
+mod bf16;
 mod conv;
 mod likelihood;
 mod math;
@@ -56,6 +57,10 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
     fn forward_any(&self, dtype: DType, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved) {
         match dtype {
             DType::F64 => self.forward::<f64>(inputs),
+            DType::BF16 => {
+                let (output, saved) = self.forward::<f32>(inputs.map(bf16::widened));
+                (bf16::narrowed(output), saved)
+            }
             _ => self.forward::<f32>(inputs),
         }
     }
@@ -93,10 +98,10 @@ entries! {
     log_probability: LogProbability, 1;
 }
 
-/// The data type of the inputs, if they are all on the CPU backend and all f32 or all f64: what kernels are made for.
+/// The data type of the inputs, if they are all on the CPU backend and all of one type that kernels are made for.
 fn common(inputs: &[DispatchTensor]) -> Option<DType> {
     let dtype = inputs[0].dtype();
-    let has_kernel = matches!(dtype, DType::F32 | DType::F64);
+    let has_kernel = matches!(dtype, DType::F32 | DType::F64 | DType::BF16);
     (has_kernel && inputs.iter().all(|input| input.dtype() == dtype && on_cpu(&input.kind))).then_some(dtype)
 }
 
@@ -137,7 +142,7 @@ pub(crate) fn bytes(mask: &Tensor<4, Bool>) -> Option<FlexTensor> {
 
 /// The numbers of a table that nobody trains, row-major; `None` if they are elsewhere.
 pub(crate) fn table<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
-    constant(x.clone().into_dispatch().kind).map(|table| table.to_contiguous())
+    constant(x.clone().into_dispatch().kind).map(|table| bf16::widened(table.to_contiguous()))
 }
 
 /// Indices as they lie; `None` if they are elsewhere.
@@ -190,6 +195,9 @@ impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
         let (op, saved) = ops.state;
         let of_inputs = match grad.dtype() {
             DType::F64 => op.backward::<f64>(saved, grad, wanted),
+            DType::BF16 => {
+                op.backward::<f32>(saved, bf16::widened(grad), wanted).map(|grad| grad.map(bf16::narrowed))
+            }
             _ => op.backward::<f32>(saved, grad, wanted),
         };
         for (parent, grad) in ops.parents.into_iter().zip(of_inputs) {

@@ -1,10 +1,10 @@
 //! What a training step does to every number of a network: AdamW, the running average, the norm of the gradient. One pass
 //! over memory each, on all threads; none is on the tape.
 
-use super::math::{GRAIN, Number, room, sum, vectorized};
-use super::{common, dense, numbers, plain, tensor, whole};
+use super::math::{GRAIN, Number, sum, vectorized};
+use super::{common, dense, numbers, plain, whole};
 use burn::backend::flex::FlexTensor;
-use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, TensorMetadata};
+use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
 use burn::tensor::DType;
 use rayon::prelude::*;
 
@@ -25,7 +25,7 @@ pub(crate) struct AdamwStep {
 /// The numbers of tensors that there are kernels for; others come back as they are.
 #[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
 fn opened<const N: usize>(inputs: [DispatchTensor; N]) -> Result<(DType, [FlexTensor; N]), [DispatchTensor; N]> {
-    match common(&inputs) {
+    match common(&inputs).filter(|dtype| *dtype != DType::BF16) {
         Some(dtype) => Ok((dtype, inputs.map(|input| plain(input.kind)))),
         None => Err(inputs),
     }
@@ -37,7 +37,7 @@ fn untracked(x: FlexTensor) -> DispatchTensor {
 }
 
 /// The parameter and both moments behind a step. Inputs: parameter, gradient, first and second moment, which come back
-/// where there is no kernel. Moments that nobody else holds are written in place.
+/// where there is no kernel. What nobody else holds is written in place.
 #[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
 pub(crate) fn adamw(step: AdamwStep, inputs: [DispatchTensor; 4]) -> Result<[DispatchTensor; 3], [DispatchTensor; 4]> {
     let (dtype, inputs) = opened(inputs)?;
@@ -49,27 +49,25 @@ pub(crate) fn adamw(step: AdamwStep, inputs: [DispatchTensor; 4]) -> Result<[Dis
 
 impl AdamwStep {
     fn run<T: Number>(self, [x, grad, m, v]: [FlexTensor; 4]) -> [DispatchTensor; 3] {
-        let [x, grad] = [x, grad].map(dense::<T>);
-        let [mut m, mut v] = [m, v].map(whole::<T>);
-        let mut out = room::<T>(numbers::<T>(&x).len());
+        let grad = dense::<T>(grad);
+        let [mut x, mut m, mut v] = [x, m, v].map(whole::<T>);
         let ([b1, b2], [c1, c2]) = (self.betas.map(T::of), self.betas.map(|beta| T::of(1.0 - beta)));
         let [epsilon, rate, root, keep] = [self.epsilon, self.rate, self.root, 1.0 - self.decay].map(T::of);
-        let inputs = numbers::<T>(&x).par_chunks(GRAIN).zip(numbers::<T>(&grad).par_chunks(GRAIN));
+        let inputs = x.storage_mut::<T>().par_chunks_mut(GRAIN).zip(numbers::<T>(&grad).par_chunks(GRAIN));
         let moments = m.storage_mut::<T>().par_chunks_mut(GRAIN).zip(v.storage_mut::<T>().par_chunks_mut(GRAIN));
-        out.par_chunks_mut(GRAIN).zip(inputs).zip(moments).for_each(|((out, (x, grad)), (m, v))| {
+        inputs.zip(moments).for_each(|((x, grad), (m, v))| {
             vectorized(
                 #[inline(always)]
                 || {
-                    for ((((out, x), grad), m), v) in out.iter_mut().zip(x).zip(grad).zip(m).zip(v) {
+                    for (((x, grad), m), v) in x.iter_mut().zip(grad).zip(m).zip(v) {
                         *m = b1 * *m + c1 * *grad;
                         *v = b2 * *v + c2 * *grad * *grad;
-                        *out = keep * *x - rate * *m / (root * v.sqrt() + epsilon);
+                        *x = keep * *x - rate * *m / (root * v.sqrt() + epsilon);
                     }
                 },
             )
         });
-        let shape = x.shape();
-        [untracked(tensor(out, shape)), untracked(m), untracked(v)]
+        [x, m, v].map(untracked)
     }
 }
 

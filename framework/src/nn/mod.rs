@@ -54,8 +54,8 @@ pub fn parameter<const D: usize>(shape: [usize; D], device: &Device) -> Param<Te
     )
 }
 
-/// Rows of a table `[R, D]`, in the order asked for; a row may be asked for more than once.
-pub fn rows(table: Tensor<2>, rows: impl IntoIterator<Item = usize>) -> Tensor<2> {
+/// Rows of a table `[R, ..]`, in the order asked for; a row may be asked for more than once.
+pub fn rows<const D: usize>(table: Tensor<D>, rows: impl IntoIterator<Item = usize>) -> Tensor<D> {
     let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
     let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &table.device().inner());
     table.select(0, rows)

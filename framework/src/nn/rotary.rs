@@ -51,7 +51,7 @@ impl Rotary {
     pub fn turn(&self, qkv: Tensor<3>) -> Tensor<3> {
         kernels::table(&self.cos)
             .zip(kernels::table(&self.sin))
-            .filter(|(cos, _)| cos.dtype() == qkv.dtype())
+            .filter(|_| self.cos.dtype() == qkv.dtype())
             .and_then(|(cos, sin)| kernels::turn(Turn { cos, sin }, [handle(&qkv)]))
             .map(Tensor::from_dispatch)
             .unwrap_or_else(|| composed::turn(qkv, &self.cos, &self.sin))
