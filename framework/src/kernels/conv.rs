@@ -349,7 +349,14 @@ impl Fused<3> for Convolve {
                     let weight = Matrix::rows(weight, patch).transposed();
                     let own = back.is_empty();
                     let values = if own { &mut *of_x } else { &mut back[..patch * width] };
-                    multiply([patch, sizes.outputs, width], weight, grad, MatrixMut { values, row: width }, (false, one), wide);
+                    multiply(
+                        [patch, sizes.outputs, width],
+                        weight,
+                        grad,
+                        MatrixMut { values, row: width },
+                        (false, one),
+                        wide,
+                    );
                     if !own {
                         gather(&mut back[..patch * width], of_x, sizes);
                     }

@@ -110,9 +110,10 @@ pub fn multiply<T: Number>(
         return tile([0, 0], [m, n]);
     }
     let [tall, broad] = if a.column == 1 { TILE } else { TILE_ACROSS };
-    let columns = n.div_ceil(broad);
-    let enough = (2 * rayon::current_num_threads()).div_ceil(columns).min(m.div_ceil(LEAST_ROWS));
-    let rows = m.div_ceil(tall).max(enough);
+    let (threads, columns) = (rayon::current_num_threads(), n.div_ceil(broad));
+    // Twice as many as threads, so that one that is held up leaves its share to others; few rows are cut by columns.
+    let rows = m.div_ceil(tall).max((2 * threads).div_ceil(columns).min(m.div_ceil(LEAST_ROWS)));
+    let columns = columns.max(threads.div_ceil(rows).min(n.div_ceil(UNIT)));
     (0..rows * columns).into_par_iter().for_each(|place| {
         let ([i, height], [j, width]) = (cut(m, 1, rows, place / columns), cut(n, UNIT, columns, place % columns));
         if height > 0 && width > 0 {

@@ -195,9 +195,7 @@ impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
         let (op, saved) = ops.state;
         let of_inputs = match grad.dtype() {
             DType::F64 => op.backward::<f64>(saved, grad, wanted),
-            DType::BF16 => {
-                op.backward::<f32>(saved, bf16::widened(grad), wanted).map(|grad| grad.map(bf16::narrowed))
-            }
+            DType::BF16 => op.backward::<f32>(saved, bf16::widened(grad), wanted).map(|grad| grad.map(bf16::narrowed)),
             _ => op.backward::<f32>(saved, grad, wanted),
         };
         for (parent, grad) in ops.parents.into_iter().zip(of_inputs) {
