@@ -59,6 +59,8 @@ fn train(folder: &Path, objective: &str, mut turns: Turns) -> Vec<f64> {
     for (name, steps) in [("steps", STEPS), ("warmup_steps", 1), ("save_every", STEPS)] {
         document["train"][name] = steps.into();
     }
+    let folder = folder.join(objective);
+    fs::create_dir_all(&folder).expect("the folder is writable");
     let registry = Registry::linked();
     let document = registry.parse(&document.to_string()).expect("the example is a document");
     let pipeline = Arc::new(registry.build(document));
@@ -66,7 +68,7 @@ fn train(folder: &Path, objective: &str, mut turns: Turns) -> Vec<f64> {
     let online = pipeline.init_backbone(&tracking(&pipeline.train, &device));
     let dataset = Arc::new(pipeline.open_data().expect("the digits are embedded"));
     let start = Start { online, reference: None, resume: None };
-    let mut trainer = Trainer::new(pipeline, &folder.join(objective), &device, start).expect("a fresh run");
+    let mut trainer = Trainer::new(pipeline, &folder, &device, start).expect("a fresh run");
     trainer.run(dataset, &AtomicBool::new(false), &mut turns).expect("the run ends well");
     turns.seconds
 }

@@ -56,13 +56,17 @@ pub struct MatrixMut<'a, T> {
 const TILE: [usize; 2] = [1024, 256];
 /// The same where the rows of `a` lie across its memory.
 const TILE_ACROSS: [usize; 2] = [512, 512];
-/// Rows below which tiles are not cut further: packing would cost more than another thread gains.
-const LEAST_ROWS: usize = 64;
+/// Tiles that a product is cut into at the least, whatever the number of threads: on how large a tile is depends in which
+/// order crate gemm adds up.
+const TILES: usize = 8;
+/// Rows and columns below which tiles are not cut further: packing would cost more than another thread gains.
+const LEAST: [usize; 2] = [64, 128];
 /// What widths are multiples of: full registers of the innermost loop on every processor.
 const UNIT: usize = 64;
 
 /// `out = keep out + factor a b`. Shapes: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. On all threads if `wide`, else on
-/// this one. Each number of `out` is added up in an order that depends on `k` alone.
+/// this one. Tiles, and with them the order in which a number of `out` is
+/// added up, follow from the shape alone.
 pub fn multiply<T: Number>(
     [m, k, n]: [usize; 3],
     a: Matrix<'_, T>,
@@ -110,10 +114,9 @@ pub fn multiply<T: Number>(
         return tile([0, 0], [m, n]);
     }
     let [tall, broad] = if a.column == 1 { TILE } else { TILE_ACROSS };
-    let (threads, columns) = (rayon::current_num_threads(), n.div_ceil(broad));
-    // Twice as many as threads, so that one that is held up leaves its share to others; few rows are cut by columns.
-    let rows = m.div_ceil(tall).max((2 * threads).div_ceil(columns).min(m.div_ceil(LEAST_ROWS)));
-    let columns = columns.max(threads.div_ceil(rows).min(n.div_ceil(UNIT)));
+    let columns = n.div_ceil(broad);
+    let rows = m.div_ceil(tall).max(TILES.div_ceil(columns).min(m.div_ceil(LEAST[0])));
+    let columns = columns.max(TILES.div_ceil(rows).min(n.div_ceil(LEAST[1])));
     (0..rows * columns).into_par_iter().for_each(|place| {
         let ([i, height], [j, width]) = (cut(m, 1, rows, place / columns), cut(n, UNIT, columns, place % columns));
         if height > 0 && width > 0 {
