@@ -1,9 +1,13 @@
 //! Train step and sampling throughput of the digits DiT and of DiT-S/2 with every objective, with peak memory and the
 //! ratios to cfg.
 //!
-//!   cargo bench --bench dit
+//!   cargo bench --workspace --bench dit
 //!
-//! Whole pipelines through the command's own trainer: what a user waits for. Medians over steps after the first.
+//! Whole pipelines through the command's own trainer, a process each: what a user waits for. Medians over steps after the
+//! first. The ratio of the steps to cfg's is measured apart, in one process, where all objectives take turns (`benches/turns`);
+//! it comes with its 95 % interval.
+
+mod turns;
 
 use std::fs;
 use std::path::Path;
@@ -16,6 +20,8 @@ struct Case {
     data: String,
     backbone: &'static str,
     steps: usize,
+    /// Rounds of steps in turn.
+    rounds: usize,
     batch: usize,
     columns: usize,
 }
@@ -25,7 +31,7 @@ const OBJECTIVES: [&str; 5] = ["cfg", "gft", "mg", "distill", "cca"];
 
 impl Case {
     fn document(&self, objective: &str) -> String {
-        let Self { name, data, backbone, steps, batch, columns } = self;
+        let Self { name, data, backbone, steps, batch, columns, .. } = self;
         let (settings, reads_scale, from_cfg) = match objective {
             "mg" => (r#", "scale": {"type": "fixed", "scale": 1.5}, "t_high": 1.0"#, false, false),
             "gft" => ("", true, false),
@@ -110,6 +116,7 @@ fn main() {
             data: embedded.clone(),
             backbone: r#""hidden_size": 64, "depth": 3, "num_heads": 4, "patch_size": 2, "input_size": 8, "in_channels": 1"#,
             steps: 30,
+            rounds: 60,
             batch: 128,
             columns: 4,
         },
@@ -119,6 +126,7 @@ fn main() {
             data: embedded,
             backbone: r#""size": "S/2", "input_size": 8, "in_channels": 1"#,
             steps: 8,
+            rounds: 25,
             batch: 32,
             columns: 4,
         },
@@ -127,24 +135,26 @@ fn main() {
             data: format!(r#"{{"type": "latents", "path": {file:?}}}"#),
             backbone: r#""size": "S/2", "input_size": 32, "in_channels": 4"#,
             steps: 5,
+            rounds: 15,
             batch: 8,
             columns: 1,
         },
     ];
     println!(
-        "{:<19} {:>14} {:>16} {:>9} {:>10} {:>11}",
-        "pipeline", "train images/s", "sample images/s", "peak MiB", "step / cfg", "memory / cfg"
+        "{:<19} {:>14} {:>16} {:>9} {:>12}  step / cfg",
+        "pipeline", "train images/s", "sample images/s", "peak MiB", "memory / cfg"
     );
     for case in &cases {
-        let mut cfg = None;
-        for objective in OBJECTIVES {
+        let documents = OBJECTIVES.map(|objective| serde_json::from_str(&case.document(objective)).expect("JSON"));
+        let seconds = turns::seconds(documents.to_vec(), case.rounds);
+        let mut peak_cfg = None;
+        for (objective, of_steps) in OBJECTIVES.iter().zip(&seconds) {
             let name = format!("{}-{objective}", case.name);
             let (train, sample, peak) = measure(folder.path(), &name, &case.document(objective));
-            let (train_cfg, peak_cfg) = *cfg.get_or_insert((train, peak));
+            let memory = peak / *peak_cfg.get_or_insert(peak);
+            let [ratio, low, high] = turns::ratio(of_steps, &seconds[0]);
             println!(
-                "{name:<19} {train:>14.1} {sample:>16.2} {peak:>9.0} {:>10.2} {:>12.2}",
-                train_cfg / train,
-                peak / peak_cfg
+                "{name:<19} {train:>14.1} {sample:>16.2} {peak:>9.0} {memory:>12.2}  {ratio:.2} ({low:.2} to {high:.2})"
             );
         }
     }

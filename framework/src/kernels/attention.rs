@@ -11,7 +11,8 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Attention weights that one block holds: they stay in the cache of a core.
+/// Attention weights that one block of queries holds: they stay in the cache of a core. Not fewer than 64 queries, though: a
+/// product of a few rows spends its time on packing the keys.
 const BLOCK: usize = 1 << 15;
 
 /// `softmax(scale q k^T) v`. Inputs: `q` `[B, heads, L, d]`, `k` and `v` `[B, heads, K, d]`.
@@ -142,7 +143,7 @@ impl<'a> Scene<'a> {
 
     /// Queries of a block.
     fn block(&self) -> usize {
-        (BLOCK / self.keys.max(1)).clamp(8, 256).min(self.dims[2])
+        (BLOCK / self.keys.max(1)).clamp(64, 256).min(self.dims[2])
     }
 
     /// Keys that query `row` may see at the most.
