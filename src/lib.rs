@@ -33,10 +33,6 @@ use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-// That of the shared framework, for a build without it.
-#[cfg(not(feature = "shared"))]
-use allocator as _;
-
 /// How a command failed.
 #[derive(Debug)]
 pub enum Failure {

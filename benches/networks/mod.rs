@@ -23,6 +23,8 @@ pub fn initialized(config: &dyn BackboneConfig, device: &Device) -> BoxBackbone 
 
 /// The median seconds of `passes` but the first, which warms up.
 pub fn median_seconds(passes: usize, mut pass: impl FnMut()) -> f64 {
+    // As the command trains.
+    allocator::keep_pages();
     let timed = |_| {
         let start = Instant::now();
         pass();

@@ -37,6 +37,8 @@ impl Events for Turns {
 /// The seconds of every step of `steps` with each of these documents, from freshly drawn weights, which also serve as the
 /// reference of objectives that need one.
 pub fn seconds(documents: Vec<Value>, steps: usize) -> Vec<Vec<f64>> {
+    // As the command trains.
+    allocator::keep_pages();
     let (senders, receivers): (Vec<_>, Vec<_>) = documents.iter().map(|_| channel()).unzip();
     // The first begins.
     senders[0].send(()).expect("its receiver is here");
