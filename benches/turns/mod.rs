@@ -25,7 +25,7 @@ impl Events for Turns {
     fn step(&mut self, report: &StepReport) -> Result<()> {
         self.seconds.push(report.seconds);
         // Behind the last step nobody answers.
-        self.next.send(()).and_then(|()| Ok(self.mine.recv())).ok();
+        self.next.send(()).map(|()| self.mine.recv()).ok();
         Ok(())
     }
     fn sample(&mut self, _: &BoxBackbone, _: usize, _: bool) -> Result<BTreeMap<String, f64>> {
