@@ -65,8 +65,7 @@ const LEAST: [usize; 2] = [64, 128];
 const UNIT: usize = 64;
 
 /// `out = keep out + factor a b`. Shapes: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. On all threads if `wide`, else on
-/// this one. Tiles, and with them the order in which a number of `out` is
-/// added up, follow from the shape alone.
+/// this one. Tiles, and with them the order in which a number of `out` is added up, follow from the shape alone.
 pub fn multiply<T: Number>(
     [m, k, n]: [usize; 3],
     a: Matrix<'_, T>,
