@@ -3,7 +3,8 @@
     pip install torch==2.15.0 diffusers==0.42.1 && python benches/vs_pytorch.py [CASE ...]
 
 PyTorch eager with all cores, its fused attention, fused AdamW, and for convolutions the better of its two memory layouts.
-All in f32 but for train_bf16, which keeps f32 weights: autocast there, `"precision": "bf16"` here. The networks have the same layers and sizes as ours; what the weights say is of no matter to the clock.
+All in f32 but for train_bf16, which keeps f32 weights: autocast there, `"precision": "bf16"` here. The
+networks have the same layers and sizes as ours; what the weights say is of no matter to the clock.
 """
 
 import math

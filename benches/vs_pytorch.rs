@@ -5,8 +5,8 @@
 //!   python benches/vs_pytorch.py                                  ours and PyTorch's, in turn (see there)
 //!
 //! A training step is the loss of one batch, its gradient, and AdamW; in bf16 the weights stay f32 and are cast where they are
-//! read. Decoding is that of the first tokens of an image, one
-//! pass each. Each case has a process of its own, so that its peak is its own. What the weights say is of no matter to the clock.
+//! read. Decoding is that of the first tokens of an image, one pass each. Each case has a process of its own, so that its peak
+//! is its own. What the weights say is of no matter to the clock.
 
 mod networks;
 
