@@ -9,7 +9,6 @@
 mod networks;
 
 use framework::backbone::{Backbone, BackboneConfig, Control};
-use framework::burn::optim::GradientsParams;
 use framework::burn::tensor::{Device, Tensor};
 use framework::condition::Condition;
 use framework::optimizer::OptimizerConfig;
@@ -115,14 +114,16 @@ fn step(Size { tokens, batch, width, depth }: Size) -> (f64, f64) {
         "patch_size": 2, "input_size": side, "in_channels": 4, "num_classes": 10 }))
     .expect("sizes of a DiT");
     let device = Device::flex().autodiff();
-    let mut network = networks::initialized(&config, &device);
+    let mut network = Some(networks::initialized(&config, &device));
     let input = Input::Noisy { x_t: networks::normal([batch, side * side, 4], &device), t: vec![0.5; batch] };
     let condition = Condition::Class(vec![Some(1); batch]);
     let mut optimizer = OptimizerConfig::default().init(&[]).expect("the default settings");
     let seconds = networks::median_seconds(6, || {
-        let prediction = network.predict(&input, &condition, &Control::default());
-        let gradients = (prediction.clone() * prediction).mean().backward();
-        network = optimizer.step(1e-4, network.clone(), GradientsParams::from_grads(gradients, &network));
+        let owned = network.take().expect("a network");
+        let read = owned.clone();
+        let prediction = read.predict(&input, &condition, &Control::default());
+        let loss = (prediction.clone() * prediction).mean();
+        network = Some(networks::stepped(owned, read, &mut optimizer, loss));
     });
     (seconds, 3.0 * config.flops() * batch as f64)
 }

@@ -12,14 +12,13 @@ mod networks;
 
 use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Cache, Control};
 use framework::burn::module::Module;
-use framework::burn::optim::GradientsParams;
 use framework::burn::tensor::{Device, Int, Tensor};
 use framework::condition::Condition;
 use framework::optimizer::OptimizerConfig;
 use framework::precision::CastAll;
 use framework::process::{Input, log_probabilities};
 use framework::weights;
-use networks::{initialized, median_seconds, normal};
+use networks::{initialized, median_seconds, normal, stepped};
 use serde_json::{from_value, json};
 use std::process::Command;
 use unguided as _;
@@ -111,7 +110,6 @@ fn run(name: &str, mode: &str) {
     let (input, condition) = example(name, &*config, batch, &device);
     let mut optimizer = OptimizerConfig::default().init(&[]).expect("the default settings");
     let median = median_seconds(if name == "digits-dit" { 20 } else { 4 }, || {
-        // The optimizer writes in place what nobody else holds.
         let owned = network.take().expect("a network");
         if mode == "decode" {
             decode(&owned, &input, &condition);
@@ -121,13 +119,7 @@ fn run(name: &str, mode: &str) {
         let read = if mode == "train_bf16" { owned.clone().apply_reparameterization(CastAll) } else { owned.clone() };
         let value = loss(read.predict(&input, &condition, &Control::default()), &input);
         assert!(value.clone().into_scalar::<f32>().is_finite());
-        network = Some(if train {
-            let gradients = GradientsParams::from_grads(value.backward(), &read);
-            drop(read);
-            optimizer.step(1e-4, owned, gradients)
-        } else {
-            owned
-        });
+        network = Some(if train { stepped(owned, read, &mut optimizer, value) } else { owned });
     });
     let forward_passes = match mode {
         "train" | "train_bf16" => 3.0,

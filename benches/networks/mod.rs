@@ -1,6 +1,7 @@
 //! What benchmarks of networks share: random inputs and weights, and the time of a pass.
 
 use framework::backbone::{BackboneConfig, BoxBackbone};
+use framework::burn::optim::{GradientsParams, ModuleOptimizer};
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::random::{Random, tensor};
 use framework::weights::{self, Init};
@@ -19,6 +20,19 @@ pub fn initialized(config: &dyn BackboneConfig, device: &Device) -> BoxBackbone 
         init => init,
     };
     weights::initialize(config.init(device), &Random::new(0), &init)
+}
+
+/// The network behind one step along the gradient of `loss`, which `read` gave: the same weights, or what they are read as.
+pub fn stepped(
+    network: BoxBackbone,
+    read: BoxBackbone,
+    optimizer: &mut ModuleOptimizer,
+    loss: Tensor<1>,
+) -> BoxBackbone {
+    let gradients = GradientsParams::from_grads(loss.backward(), &read);
+    // The optimizer writes in place what nobody else holds.
+    drop(read);
+    optimizer.step(1e-4, network, gradients)
 }
 
 /// The median seconds of `passes` but the first, which warms up.
