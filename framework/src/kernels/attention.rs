@@ -51,7 +51,7 @@ impl<'a, T: Number> Heads<'a, T> {
     /// Rows from `first` on of one head.
     fn rows(self, [b, h]: [usize; 2], first: usize) -> Matrix<'a, T> {
         let start = b * self.strides[0] + h * self.strides[1] + first * self.strides[2];
-        Matrix { values: &self.values[start..], row: self.strides[2] as isize, column: 1 }
+        Matrix { values: &self.values[start..], row: self.strides[2], column: 1 }
     }
 }
 

@@ -4,6 +4,7 @@
 //! picks one as the program runs.
 
 use burn::tensor::{DType, Element};
+use pulp::Simd;
 use rayon::prelude::*;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
@@ -27,6 +28,17 @@ pub trait Number:
 {
     /// Its data type.
     const DTYPE: DType;
+    /// A vector register of them.
+    type Vector<S: Simd>: Copy;
+    /// A register filled with `value`.
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    /// `a b + c`, rounded once where the processor can.
+    fn multiply_add<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
     /// Itself, wider.
     fn to_f64(self) -> f64;
     /// Nearest to `value`.
@@ -51,6 +63,15 @@ const INVERSE_ROOT_2_PI: f64 = 0.398_942_280_401_432_7;
 
 impl Number for f64 {
     const DTYPE: DType = DType::F64;
+    type Vector<S: Simd> = S::f64s;
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, value: Self) -> S::f64s {
+        simd.splat_f64s(value)
+    }
+    #[inline(always)]
+    fn multiply_add<S: Simd>(simd: S, a: S::f64s, b: S::f64s, c: S::f64s) -> S::f64s {
+        simd.mul_add_e_f64s(a, b, c)
+    }
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self
@@ -80,6 +101,15 @@ impl Number for f64 {
 
 impl Number for f32 {
     const DTYPE: DType = DType::F32;
+    type Vector<S: Simd> = S::f32s;
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, value: Self) -> S::f32s {
+        simd.splat_f32s(value)
+    }
+    #[inline(always)]
+    fn multiply_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+        simd.mul_add_e_f32s(a, b, c)
+    }
     #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)

@@ -1,8 +1,16 @@
 //! Products of matrices that lie in memory with any strides.
+//!
+//! A product is cut into tiles, one thread each. A tile packs a block of `b` that fits the second cache into panels, as wide
+//! as some vector registers, and takes rows of `a` that fit the first cache along them; the innermost loop keeps
+//! [`ROWS`] rows of a panel's width of `out` in registers. A number of `out` is added up in the order of `k`, in blocks that
+//! follow from `k` alone: neither tiles nor threads change a bit of it.
+//!
+//! Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
 use super::math::Number;
-use gemm::Parallelism;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::cell::RefCell;
 
 /// A matrix that is read: where it starts, and how far apart its rows and its columns lie.
 #[derive(Clone, Copy)]
@@ -10,15 +18,15 @@ pub struct Matrix<'a, T> {
     /// From its first number on.
     pub values: &'a [T],
     /// Numbers from one row to the next.
-    pub row: isize,
+    pub row: usize,
     /// Numbers from one column to the next.
-    pub column: isize,
+    pub column: usize,
 }
 
 impl<'a, T> Matrix<'a, T> {
     /// Rows of `width` numbers, one after the other.
     pub fn rows(values: &'a [T], width: usize) -> Self {
-        Self { values, row: width as isize, column: 1 }
+        Self { values, row: width, column: 1 }
     }
 
     /// Rows become columns.
@@ -28,17 +36,18 @@ impl<'a, T> Matrix<'a, T> {
 
     /// From a row and a column of it on.
     fn from(self, [row, column]: [usize; 2]) -> Self {
-        let start = row as isize * self.row + column as isize * self.column;
-        Self { values: &self.values[start as usize..], ..self }
+        Self { values: &self.values[row * self.row + column * self.column..], ..self }
+    }
+
+    /// Where the number in `row` and `column` lies.
+    fn at(&self, row: usize, column: usize) -> *const T {
+        self.values.as_ptr().wrapping_add(row * self.row + column * self.column)
     }
 
     /// Asserts that `[rows, columns]` of it lie within its numbers.
     fn assert_holds(&self, [rows, columns]: [usize; 2]) {
-        let last = (rows as isize - 1) * self.row + (columns as isize - 1) * self.column;
-        assert!(
-            self.row >= 0 && self.column >= 0 && (last as usize) < self.values.len(),
-            "a matrix within its numbers"
-        );
+        let last = (rows - 1) * self.row + (columns - 1) * self.column;
+        assert!(last < self.values.len(), "a matrix within its numbers");
     }
 }
 
@@ -50,22 +59,39 @@ pub struct MatrixMut<'a, T> {
     pub row: usize,
 }
 
-/// Rows and columns of a product that one thread takes at a time: tall ones, so that what is packed of `b` serves many rows.
-/// Products that share their packing among threads reach two thirds of the speed (2048x384x1536 on two AVX-512 cores: 171
-/// against 244 GFLOP/s).
-const TILE: [usize; 2] = [1024, 256];
-/// The same where the rows of `a` lie across its memory.
-const TILE_ACROSS: [usize; 2] = [512, 512];
-/// Tiles that a product is cut into at the least, whatever the number of threads: on how large a tile is depends in which
-/// order crate gemm adds up.
-const TILES: usize = 8;
-/// Rows and columns below which tiles are not cut further: packing would cost more than another thread gains.
-const LEAST: [usize; 2] = [64, 128];
-/// What widths are multiples of: full registers of the innermost loop on every processor.
+/// Rows of `out` that the innermost loop keeps in registers, by 4 registers' width where there are 32 registers and 2 where
+/// there are 16: 24 and 12 running sums, more than the processor's latency asks for.
+const ROWS: usize = 6;
+/// Rows of `a` to a packed panel where its columns lie together: [`ROWS`], and room to a power of two.
+const ACROSS: usize = 8;
+/// Numbers to a block in the direction of `k`: panels of `a` fit the first cache.
+const DEEP: usize = 256;
+/// Bytes of a row of a block of `b`: a block, `DEEP` rows, fits the second cache.
+const BROAD: usize = 1536;
+/// Numbers from one row of a packed panel of `a` to the next: a little more than `DEEP`, lest all rows fall on one set of
+/// the cache.
+const STRIDE: usize = DEEP + 16;
+/// Rows of `a` that are packed at a time where its columns lie together.
+const TALL: usize = 96;
+/// Up to how many rows of `a` a panel of `b` is read where it lies: packing it would take as long as the product.
+const FEW: usize = 32;
+/// Rows of a tile at the most: packing its blocks of `b` is then a thousandth of its work.
+const TILE: usize = 1024;
+/// Columns below which tiles are not cut further.
+const LEAST: usize = 128;
+/// Tiles for each thread at the least, so that a thread that is held up holds up little.
+const TILES: usize = 3;
+/// Numbers that widths of tiles are multiples of: a panel's on every processor.
 const UNIT: usize = 64;
+/// Numbers in the widest vector register.
+const WIDEST: usize = 16;
+/// Steps of `k` in the body of the innermost loop.
+const STEPS: usize = 4;
+/// Steps of `k` by which numbers of `b` are asked for ahead.
+const AHEAD: usize = 8;
 
 /// `out = keep out + factor a b`. Shapes: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. On all threads if `wide`, else on
-/// this one. Tiles, and with them the order in which a number of `out` is added up, follow from the shape alone.
+/// this one.
 pub fn multiply<T: Number>(
     [m, k, n]: [usize; 3],
     a: Matrix<'_, T>,
@@ -82,52 +108,46 @@ pub fn multiply<T: Number>(
     assert!((m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
     let start = Start(out.values.as_mut_ptr());
     let tile = |[i, j]: [usize; 2], [m, n]: [usize; 2]| {
-        let [a, b] = [a.from([i, 0]), b.from([0, j])];
-        // SAFETY: all three lie within their slices, as asserted; tiles of `out`, which is borrowed for itself alone, do not
-        // overlap.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                k,
-                start.at(i * out.row + j),
-                1,
-                out.row as isize,
-                keep,
-                a.values.as_ptr(),
-                a.column,
-                a.row,
-                b.values.as_ptr(),
-                b.column,
-                b.row,
-                T::of(1.0),
-                factor,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
+        ROOM.with_borrow_mut(|room| {
+            let out = (start.at(i * out.row + j), out.row);
+            let (a, b) = (a.from([i, 0]), b.from([0, j]));
+            pulp::Arch::new().dispatch(Tile { shape: [m, k, n], a, b, out, keep, factor, room });
+        });
     };
     if !wide {
         return tile([0, 0], [m, n]);
     }
-    let [tall, broad] = if a.column == 1 { TILE } else { TILE_ACROSS };
-    let columns = n.div_ceil(broad);
-    let rows = m.div_ceil(tall).max(TILES.div_ceil(columns).min(m.div_ceil(LEAST[0])));
-    let columns = columns.max(TILES.div_ceil(rows).min(n.div_ceil(LEAST[1])));
+    let tiles = TILES * rayon::current_num_threads();
+    let columns = n.div_ceil(broad::<T>());
+    let rows = m.div_ceil(TILE).max(tiles.div_ceil(columns).min(m.div_ceil(TALL)));
+    let columns = columns.max(tiles.div_ceil(rows).min(n.div_ceil(LEAST)));
     (0..rows * columns).into_par_iter().for_each(|place| {
-        let ([i, height], [j, width]) = (cut(m, 1, rows, place / columns), cut(n, UNIT, columns, place % columns));
+        let ([i, height], [j, width]) = (cut(m, ROWS, rows, place / columns), cut(n, UNIT, columns, place % columns));
         if height > 0 && width > 0 {
             tile([i, j], [height, width]);
         }
     });
 }
 
+/// Columns of a block of `b`.
+const fn broad<T>() -> usize {
+    BROAD / size_of::<T>()
+}
+
 /// Where part `part` of `parts` nearly equal ones of `0..n` begins, and its length: all but the last are multiples of `unit`.
 fn cut(n: usize, unit: usize, parts: usize, part: usize) -> [usize; 2] {
     let place = |part: usize| (n.div_ceil(unit) * part / parts * unit).min(n);
     [place(part), place(part + 1) - place(part)]
+}
+
+/// A line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([u8; 64]);
+
+thread_local! {
+    /// Where this thread packs.
+    static ROOM: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Where threads write their tiles.
@@ -141,4 +161,334 @@ impl<T> Start<T> {
     fn at(self, place: usize) -> *mut T {
         self.0.wrapping_add(place)
     }
+}
+
+/// A product that one thread computes. `out` lies within memory that is this tile's alone.
+struct Tile<'a, T> {
+    shape: [usize; 3],
+    a: Matrix<'a, T>,
+    b: Matrix<'a, T>,
+    /// Where it begins, and how far apart its rows lie.
+    out: (*mut T, usize),
+    keep: bool,
+    factor: T,
+    room: &'a mut Vec<Line>,
+}
+
+impl<T: Number> WithSimd for Tile<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // SAFETY: `multiply` asserted that the tile's matrices lie within their numbers.
+        unsafe {
+            if S::REGISTER_COUNT >= 32 {
+                self.compute::<S, 4>(simd);
+            } else {
+                self.compute::<S, 2>(simd);
+            }
+        }
+    }
+}
+
+impl<T: Number> Tile<'_, T> {
+    /// # Safety
+    /// Its three matrices lie within their numbers.
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const VECTORS: usize>(self, simd: S) {
+        let [m, k, n] = self.shape;
+        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let panel = VECTORS * lanes;
+        let broad = broad::<T>();
+        let deep = k.div_ceil(k.div_ceil(DEEP));
+        let of_a = TALL / ROWS * ACROSS * STRIDE;
+        let lines = ((of_a + deep * (broad + panel)) * size_of::<T>()).div_ceil(size_of::<Line>());
+        if self.room.len() < lines {
+            self.room.resize(lines, Line([0; 64]));
+        }
+        let packed_a = self.room.as_mut_ptr().cast::<T>();
+        let packed_b = packed_a.wrapping_add(of_a);
+        let together = self.a.column != 1;
+        let bare = self.b.column == 1 && m <= FEW;
+        for (left, top) in (0..n).step_by(broad).flat_map(|left| (0..k).step_by(deep).map(move |top| (left, top))) {
+            let (width, depth) = (broad.min(n - left), deep.min(k - top));
+            let b = self.b.from([top, left]);
+            for j in (0..width).step_by(panel) {
+                if !(bare && j + panel <= width) {
+                    // SAFETY: the panel begins within `b`, and there is room for `panel` columns more than a block's.
+                    unsafe {
+                        pack_b::<T, S, VECTORS>(b.from([0, j]), [depth, panel.min(width - j)], packed_b.add(j * depth))
+                    };
+                }
+            }
+            for i in (0..m).step_by(TALL) {
+                let a = self.a.from([i, top]);
+                let height = TALL.min(m - i);
+                // Columns of `a` that lie together are read where they lie if a single panel of `b` needs them.
+                let direct = together && width <= panel;
+                if together && !direct {
+                    // SAFETY: there is room for `ACROSS` numbers for every `ROWS` rows.
+                    unsafe { pack_a(a, [height, depth], packed_a) };
+                }
+                for row in (0..height).step_by(ROWS) {
+                    let rows = ROWS.min(height - row);
+                    // SAFETY: all of it lies within `a`, `b`, `out` and their packed copies; what the innermost loop reads
+                    // beyond `rows` lies in the copies.
+                    unsafe {
+                        let (a, step) = match (together, direct) {
+                            (false, _) => {
+                                for r in 0..rows {
+                                    a.at(row + r, 0).copy_to_nonoverlapping(packed_a.add(r * STRIDE), depth);
+                                }
+                                (packed_a.cast_const(), 1)
+                            }
+                            (true, true) if rows == ROWS => (a.at(row, 0), a.column),
+                            (true, true) => {
+                                pack_a(a.from([row, 0]), [rows, depth], packed_a);
+                                (packed_a.cast_const(), ACROSS)
+                            }
+                            (true, false) => (packed_a.add(row / ROWS * ACROSS * depth).cast_const(), ACROSS),
+                        };
+                        for j in (0..width).step_by(panel) {
+                            let columns = panel.min(width - j);
+                            let (b, next) = match bare && columns == panel {
+                                true => (b.at(0, j), b.row),
+                                false => (packed_b.add(j * depth).cast_const(), panel),
+                            };
+                            let block = Block {
+                                depth,
+                                a: (a, step),
+                                b: (b, next),
+                                out: (self.out.0.add((i + row) * self.out.1 + left + j), self.out.1),
+                                size: [rows, columns],
+                                keep: self.keep || top > 0,
+                                factor: self.factor,
+                            };
+                            // Registers that `columns` fill.
+                            match columns.div_ceil(lanes) {
+                                1 => block.compute::<S, 1>(simd, together),
+                                2 => block.compute::<S, 2>(simd, together),
+                                3 => block.compute::<S, 3>(simd, together),
+                                _ => block.compute::<S, VECTORS>(simd, together),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs `[rows, depth]` of `a`, whose columns lie together: for every [`ROWS`] rows, `depth` times [`ACROSS`] numbers.
+///
+/// # Safety
+/// The rows lie within `a`, and there is room for them.
+#[inline(always)]
+unsafe fn pack_a<T: Number>(a: Matrix<'_, T>, [rows, depth]: [usize; 2], packed: *mut T) {
+    // Panels whose rows and the two behind them can be read at once.
+    let whole = if rows >= ACROSS { (rows - ACROSS) / ROWS + 1 } else { 0 };
+    for k in 0..depth {
+        for panel in 0..whole {
+            // SAFETY: as the caller's; numbers have no alignment beyond their own.
+            unsafe {
+                let numbers = a.at(panel * ROWS, k).cast::<[T; ACROSS]>().read();
+                packed.add((panel * depth + k) * ACROSS).cast::<[T; ACROSS]>().write(numbers);
+            }
+        }
+        for row in whole * ROWS..rows {
+            // SAFETY: as the caller's.
+            unsafe { *packed.add((row / ROWS * depth + k) * ACROSS + row % ROWS) = *a.at(row, k) };
+        }
+    }
+}
+
+/// Packs `[depth, columns]` of `b` as `depth` rows of `VECTORS` registers, zeros at their ends.
+///
+/// # Safety
+/// The columns lie within `b`, and there is room for them.
+#[inline(always)]
+unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
+    b: Matrix<'_, T>,
+    [depth, columns]: [usize; 2],
+    packed: *mut T,
+) {
+    /// Rows and columns that are turned at a time.
+    const TURN: usize = 4;
+    let panel = VECTORS * size_of::<T::Vector<S>>() / size_of::<T>();
+    // SAFETY: as the caller's; registers are read and written unaligned.
+    unsafe {
+        if b.column == 1 && columns == panel {
+            for k in 0..depth {
+                let row = b.at(k, 0).cast::<[T::Vector<S>; VECTORS]>().read_unaligned();
+                packed.add(k * panel).cast::<[T::Vector<S>; VECTORS]>().write_unaligned(row);
+            }
+            return;
+        }
+        let (mut turned, mut down) = (0, 0);
+        if b.row == 1 {
+            (turned, down) = (columns / TURN * TURN, depth / TURN * TURN);
+            for k in (0..down).step_by(TURN) {
+                for j in (0..turned).step_by(TURN) {
+                    let mut square = [[T::of(0.0); TURN]; TURN];
+                    for (column, numbers) in square.iter_mut().enumerate() {
+                        *numbers = b.at(k, j + column).cast::<[T; TURN]>().read();
+                    }
+                    for row in 0..TURN {
+                        let numbers = std::array::from_fn(|column| square[column][row]);
+                        packed.add((k + row) * panel + j).cast::<[T; TURN]>().write(numbers);
+                    }
+                }
+            }
+        }
+        for k in 0..depth {
+            for j in if k < down { turned } else { 0 }..panel {
+                *packed.add(k * panel + j) = if j < columns { *b.at(k, j) } else { T::of(0.0) };
+            }
+        }
+    }
+}
+
+/// `size` rows and columns of `out`, kept in registers while `depth` products are added to them.
+struct Block<T> {
+    depth: usize,
+    /// Where it begins, and how far apart its columns lie; rows follow one another if columns lie together, and are
+    /// [`STRIDE`] apart if not.
+    a: (*const T, usize),
+    /// Where it begins, and how far apart its rows lie.
+    b: (*const T, usize),
+    /// Where it begins, and how far apart its rows lie.
+    out: (*mut T, usize),
+    size: [usize; 2],
+    keep: bool,
+    factor: T,
+}
+
+impl<T: Number> Block<T> {
+    /// # Safety
+    /// [`ROWS`] rows of `a` and `VECTORS` registers of each row of `b` can be read, and `size` of `out` be written.
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const VECTORS: usize>(self, simd: S, together: bool) {
+        // SAFETY: the caller's.
+        unsafe {
+            match together {
+                true => self.add_up::<S, VECTORS, 1>(simd),
+                false => self.add_up::<S, VECTORS, STRIDE>(simd),
+            }
+        }
+    }
+
+    /// With rows of `a` that are `APART` numbers apart.
+    ///
+    /// # Safety
+    /// As [`Block::compute`].
+    #[inline(always)]
+    unsafe fn add_up<S: Simd, const VECTORS: usize, const APART: usize>(self, simd: S) {
+        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let ((mut a, step), (mut b, next)) = (self.a, self.b);
+        // A step known to the compiler needs no register.
+        let step = if APART == 1 { step } else { 1 };
+        let mut sums = [[T::splat(simd, T::of(0.0)); VECTORS]; ROWS];
+        for row in 0..ROWS {
+            for vector in 0..VECTORS {
+                prefetch(self.out.0.wrapping_add(row * self.out.1 + vector * lanes));
+            }
+        }
+        for _ in 0..self.depth / STEPS {
+            for _ in 0..STEPS {
+                // SAFETY: the caller's.
+                unsafe { add::<T, S, VECTORS, APART>(simd, a, b, next, &mut sums) };
+                (a, b) = (a.wrapping_add(step), b.wrapping_add(next));
+            }
+        }
+        for _ in 0..self.depth % STEPS {
+            // SAFETY: the caller's.
+            unsafe { add::<T, S, VECTORS, APART>(simd, a, b, next, &mut sums) };
+            (a, b) = (a.wrapping_add(step), b.wrapping_add(next));
+        }
+        if self.size == [ROWS, VECTORS * lanes] {
+            // SAFETY: the caller's.
+            unsafe { self.write::<S, VECTORS>(simd, &sums, self.out) };
+            return;
+        }
+        let mut copy = [[[T::of(0.0); WIDEST]; VECTORS]; ROWS];
+        let copy = (copy.as_mut_ptr().cast::<T>(), VECTORS * lanes);
+        let [rows, columns] = self.size;
+        // SAFETY: `size` lies within `copy` and, by the caller, within `out`.
+        unsafe {
+            for row in 0..rows {
+                let (from, to) = (self.out.0.add(row * self.out.1), copy.0.add(row * copy.1));
+                from.copy_to_nonoverlapping(to, if self.keep { columns } else { 0 });
+            }
+            self.write::<S, VECTORS>(simd, &sums, copy);
+            for row in 0..rows {
+                let (from, to) = (copy.0.add(row * copy.1), self.out.0.add(row * self.out.1));
+                from.copy_to_nonoverlapping(to, columns);
+            }
+        }
+    }
+
+    /// Writes the sums, times the factor, or adds them to what stands there.
+    ///
+    /// # Safety
+    /// [`ROWS`] rows of `VECTORS` registers can be written to `out`.
+    #[inline(always)]
+    unsafe fn write<S: Simd, const VECTORS: usize>(
+        &self,
+        simd: S,
+        sums: &[[T::Vector<S>; VECTORS]; ROWS],
+        (out, apart): (*mut T, usize),
+    ) {
+        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let (factor, zero) = (T::splat(simd, self.factor), T::splat(simd, T::of(0.0)));
+        for row in 0..ROWS {
+            for vector in 0..VECTORS {
+                // SAFETY: the caller's; registers are read and written unaligned.
+                unsafe {
+                    let out = out.add(row * apart + vector * lanes).cast::<T::Vector<S>>();
+                    let old = if self.keep { out.read_unaligned() } else { zero };
+                    out.write_unaligned(T::multiply_add(simd, factor, sums[row][vector], old));
+                }
+            }
+        }
+    }
+}
+
+/// Adds one column of `a` times one row of `b` to the sums.
+///
+/// # Safety
+/// [`ROWS`] numbers of `a`, `APART` apart, and `VECTORS` registers of `b` can be read.
+#[inline(always)]
+unsafe fn add<T: Number, S: Simd, const VECTORS: usize, const APART: usize>(
+    simd: S,
+    a: *const T,
+    b: *const T,
+    next: usize,
+    sums: &mut [[T::Vector<S>; VECTORS]; ROWS],
+) {
+    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    let mut numbers = [T::splat(simd, T::of(0.0)); VECTORS];
+    for vector in 0..VECTORS {
+        prefetch(b.wrapping_add(AHEAD * next + vector * lanes));
+        // SAFETY: the caller's.
+        numbers[vector] = unsafe { b.add(vector * lanes).cast::<T::Vector<S>>().read_unaligned() };
+    }
+    for row in 0..ROWS {
+        // SAFETY: the caller's.
+        let factor = T::splat(simd, unsafe { *a.add(row * APART) });
+        for vector in 0..VECTORS {
+            sums[row][vector] = T::multiply_add(simd, factor, numbers[vector], sums[row][vector]);
+        }
+    }
+}
+
+/// Asks for the cache line of an address, which need not be valid.
+#[inline(always)]
+fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
