@@ -33,14 +33,14 @@ pub trait Number:
     /// A register filled with `value`.
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
     /// `a b + c`, rounded once where the processor can.
-    fn multiply_add<S: Simd>(
-        simd: S,
-        a: Self::Vector<S>,
-        b: Self::Vector<S>,
-        c: Self::Vector<S>,
-    ) -> Self::Vector<S>;
+    fn multiply_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     /// Itself, wider.
     fn to_f64(self) -> f64;
+    /// Rows become columns.
+    #[inline(always)]
+    fn turn(square: [[Self; 4]; 4]) -> [[Self; 4]; 4] {
+        [0, 1, 2, 3].map(|row| [0, 1, 2, 3].map(|column| square[column][row]))
+    }
     /// Nearest to `value`.
     fn of(value: f64) -> Self;
     /// e to the power of it.
@@ -109,6 +109,20 @@ impl Number for f32 {
     #[inline(always)]
     fn multiply_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
         simd.mul_add_e_f32s(a, b, c)
+    }
+    /// In registers: the compiler would move number by number.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn turn(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+        use std::arch::x86_64::{__m128, _mm_movehl_ps, _mm_movelh_ps, _mm_unpackhi_ps, _mm_unpacklo_ps};
+        let [a, b, c, d]: [__m128; 4] = bytemuck::cast(square);
+        // SAFETY: every x86-64 processor has SSE.
+        let turned = unsafe {
+            let [low, high] = [[a, b], [c, d]].map(|[a, b]| [_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b)]);
+            let [lows, highs] = [[low[0], high[0]], [low[1], high[1]]];
+            [lows, highs].map(|[a, b]| [_mm_movelh_ps(a, b), _mm_movehl_ps(b, a)])
+        };
+        bytemuck::cast(turned)
     }
     #[inline(always)]
     fn to_f64(self) -> f64 {

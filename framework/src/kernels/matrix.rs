@@ -143,7 +143,7 @@ fn cut(n: usize, unit: usize, parts: usize, part: usize) -> [usize; 2] {
 /// A line of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([u8; 64]);
+struct Line(#[expect(dead_code, reason = "written and read as numbers")] [u8; 64]);
 
 thread_local! {
     /// Where this thread packs.
@@ -238,7 +238,7 @@ impl<T: Number> Tile<'_, T> {
                         let (a, step) = match (together, direct) {
                             (false, _) => {
                                 for r in 0..rows {
-                                    a.at(row + r, 0).copy_to_nonoverlapping(packed_a.add(r * STRIDE), depth);
+                                    copy::<T, S>(a.at(row + r, 0), packed_a.add(r * STRIDE), depth);
                                 }
                                 (packed_a.cast_const(), 1)
                             }
@@ -279,6 +279,25 @@ impl<T: Number> Tile<'_, T> {
     }
 }
 
+/// Copies `n` numbers, few enough that a call would take as long.
+///
+/// # Safety
+/// They can be read and written, and do not overlap.
+#[inline(always)]
+unsafe fn copy<T: Number, S: Simd>(from: *const T, to: *mut T, n: usize) {
+    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    let whole = n / lanes * lanes;
+    // SAFETY: the caller's; registers are read and written unaligned.
+    unsafe {
+        for i in (0..whole).step_by(lanes) {
+            to.add(i).cast::<T::Vector<S>>().write_unaligned(from.add(i).cast::<T::Vector<S>>().read_unaligned());
+        }
+        for i in whole..n {
+            *to.add(i) = *from.add(i);
+        }
+    }
+}
+
 /// Packs `[rows, depth]` of `a`, whose columns lie together: for every [`ROWS`] rows, `depth` times [`ACROSS`] numbers.
 ///
 /// # Safety
@@ -314,6 +333,8 @@ unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
 ) {
     /// Rows and columns that are turned at a time.
     const TURN: usize = 4;
+    /// Numbers of a column that are turned before the next columns are: in a cache line, which might not stay till later.
+    const LINE: usize = 16;
     let panel = VECTORS * size_of::<T::Vector<S>>() / size_of::<T>();
     // SAFETY: as the caller's; registers are read and written unaligned.
     unsafe {
@@ -327,14 +348,11 @@ unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
         let (mut turned, mut down) = (0, 0);
         if b.row == 1 {
             (turned, down) = (columns / TURN * TURN, depth / TURN * TURN);
-            for k in (0..down).step_by(TURN) {
-                for j in (0..turned).step_by(TURN) {
-                    let mut square = [[T::of(0.0); TURN]; TURN];
-                    for (column, numbers) in square.iter_mut().enumerate() {
-                        *numbers = b.at(k, j + column).cast::<[T; TURN]>().read();
-                    }
-                    for row in 0..TURN {
-                        let numbers = std::array::from_fn(|column| square[column][row]);
+            let blocks = (0..down).step_by(LINE).flat_map(|k| (0..turned).step_by(TURN).map(move |j| (k, j)));
+            for (first, j) in blocks {
+                for k in (first..down.min(first + LINE)).step_by(TURN) {
+                    let columns = [0, 1, 2, 3].map(|column| b.at(k, j + column).cast::<[T; TURN]>().read());
+                    for (row, numbers) in T::turn(columns).into_iter().enumerate() {
                         packed.add((k + row) * panel + j).cast::<[T; TURN]>().write(numbers);
                     }
                 }

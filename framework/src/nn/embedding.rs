@@ -2,6 +2,7 @@ use super::{Linear, silu};
 use crate::random::tensor;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use rayon::prelude::*;
 
 /// Sinusoids of each value: `[cos(v f_i)], [sin(v f_i)]`, `f_i = 10000^(-i / (dim / 2))`; `[n, dim]` row-major.
 ///
@@ -9,13 +10,7 @@ use burn::tensor::{Device, Tensor};
 /// Source: arXiv:1706.03762 sec. 3.5, in the order of the DiT code.
 pub fn sinusoid(values: &[f64], dim: usize) -> Vec<f64> {
     let half = dim / 2;
-    let frequency = |i: usize| (-(10_000_f64.ln()) * i as f64 / half as f64).exp();
-    values
-        .iter()
-        .flat_map(|v| {
-            (0..half).map(move |i| (v * frequency(i)).cos()).chain((0..half).map(move |i| (v * frequency(i)).sin()))
-        })
-        .collect()
+    waves(values, half, half, |sine, cosine| [cosine, sine])
 }
 
 /// Sinusoids of guidance: `[sin(1000 w f_i)], [cos(1000 w f_i)]` of `w = scale - 1`, `f_i = 10000^(-i / (dim / 2 - 1))`;
@@ -24,13 +19,22 @@ pub fn sinusoid(values: &[f64], dim: usize) -> Vec<f64> {
 /// Source: arXiv:2310.04378 (the guidance embedding of latent consistency models), as Stable Diffusion's networks read it.
 pub fn guidance_sinusoid(w: &[f64], dim: usize) -> Vec<f64> {
     let half = dim / 2;
-    let frequency = |i: usize| (-(10_000_f64.ln()) * i as f64 / (half - 1) as f64).exp();
-    w.iter()
-        .flat_map(|w| {
-            let angle = move |i: usize| 1000.0 * w * frequency(i);
-            (0..half).map(move |i| angle(i).sin()).chain((0..half).map(move |i| angle(i).cos()))
-        })
-        .collect()
+    let w: Vec<f64> = w.iter().map(|w| 1000.0 * w).collect();
+    waves(&w, half, half - 1, |sine, cosine| [sine, cosine])
+}
+
+/// For each value sine and cosine of it times `10000^(-i / steps)`, `i < half`, in the halves of a row as `order` puts them.
+fn waves(values: &[f64], half: usize, steps: usize, order: impl Fn(f64, f64) -> [f64; 2] + Sync) -> Vec<f64> {
+    let frequencies: Vec<f64> = (0..half).map(|i| (-(10_000_f64.ln()) * i as f64 / steps as f64).exp()).collect();
+    let mut table = vec![0.0; values.len() * 2 * half];
+    table.par_chunks_mut(2 * half).zip(values).for_each(|(row, value)| {
+        let (first, second) = row.split_at_mut(half);
+        for ((first, second), frequency) in first.iter_mut().zip(second).zip(&frequencies) {
+            let (sine, cosine) = (value * frequency).sin_cos();
+            [*first, *second] = order(sine, cosine);
+        }
+    });
+    table
 }
 
 /// 2-D sine-cosine position table `[grid * grid, dim]`: sin x, cos x, sin y, cos y, x = column.
@@ -79,7 +83,17 @@ impl TimestepEmbedder {
     }
 
     /// Shapes: `values` `[B]` to `[B, D]`. `guidance` holds the sinusoids that [`TimestepEmbedder::cond_proj`] reads, row-major.
+    ///
+    /// A number that all samples have (a time while sampling, a guidance number of 1) is embedded once.
     pub fn forward(&self, values: &[f64], guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
+        if let ([first, rest @ ..], None) = (values, guidance)
+            && !rest.is_empty()
+            && rest.iter().all(|v| v == first)
+        {
+            let embedding = self.forward(&[*first], None, device);
+            let width = embedding.dims()[1];
+            return embedding.expand([values.len(), width]);
+        }
         let dtype = self.mlp_0.dtype();
         let table = |sinusoids: &[f64], dim| tensor(sinusoids, [values.len(), dim], dtype, device);
         let mut embedding = table(&sinusoid(values, self.frequencies), self.frequencies);
