@@ -65,9 +65,9 @@ const ROWS: usize = 6;
 /// Rows of `a` to a packed panel where its columns lie together: [`ROWS`], and room to a power of two.
 const ACROSS: usize = 8;
 /// Numbers to a block in the direction of `k`: panels of `a` fit the first cache.
-const DEEP: usize = 256;
+const DEEP: usize = 384;
 /// Bytes of a row of a block of `b`: a block, `DEEP` rows, fits the second cache.
-const BROAD: usize = 1536;
+const BROAD: usize = 2048;
 /// Numbers from one row of a packed panel of `a` to the next: a little more than `DEEP`, lest all rows fall on one set of
 /// the cache.
 const STRIDE: usize = DEEP + 16;
@@ -87,7 +87,7 @@ const UNIT: usize = 64;
 const WIDEST: usize = 16;
 /// Steps of `k` in the body of the innermost loop.
 const STEPS: usize = 4;
-/// Steps of `k` by which numbers of `b` are asked for ahead.
+/// Steps of `k` by which numbers of `b` are asked for ahead, and those of `a` that are packed.
 const AHEAD: usize = 8;
 
 /// `out = keep out + factor a b`. Shapes: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. On all threads if `wide`, else on
@@ -307,6 +307,9 @@ unsafe fn pack_a<T: Number>(a: Matrix<'_, T>, [rows, depth]: [usize; 2], packed:
     // Panels whose rows and the two behind them can be read at once.
     let whole = if rows >= ACROSS { (rows - ACROSS) / ROWS + 1 } else { 0 };
     for k in 0..depth {
+        for row in (0..rows).step_by(size_of::<Line>() / size_of::<T>()) {
+            prefetch(a.at(row, k + AHEAD));
+        }
         for panel in 0..whole {
             // SAFETY: as the caller's; numbers have no alignment beyond their own.
             unsafe {
@@ -458,13 +461,13 @@ impl<T: Number> Block<T> {
     ) {
         let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
         let (factor, zero) = (T::splat(simd, self.factor), T::splat(simd, T::of(0.0)));
-        for row in 0..ROWS {
-            for vector in 0..VECTORS {
+        for (row, sums) in sums.iter().enumerate() {
+            for (vector, sum) in sums.iter().enumerate() {
                 // SAFETY: the caller's; registers are read and written unaligned.
                 unsafe {
                     let out = out.add(row * apart + vector * lanes).cast::<T::Vector<S>>();
                     let old = if self.keep { out.read_unaligned() } else { zero };
-                    out.write_unaligned(T::multiply_add(simd, factor, sums[row][vector], old));
+                    out.write_unaligned(T::multiply_add(simd, factor, *sum, old));
                 }
             }
         }
@@ -485,16 +488,16 @@ unsafe fn add<T: Number, S: Simd, const VECTORS: usize, const APART: usize>(
 ) {
     let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
     let mut numbers = [T::splat(simd, T::of(0.0)); VECTORS];
-    for vector in 0..VECTORS {
+    for (vector, numbers) in numbers.iter_mut().enumerate() {
         prefetch(b.wrapping_add(AHEAD * next + vector * lanes));
         // SAFETY: the caller's.
-        numbers[vector] = unsafe { b.add(vector * lanes).cast::<T::Vector<S>>().read_unaligned() };
+        *numbers = unsafe { b.add(vector * lanes).cast::<T::Vector<S>>().read_unaligned() };
     }
-    for row in 0..ROWS {
+    for (row, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's.
         let factor = T::splat(simd, unsafe { *a.add(row * APART) });
-        for vector in 0..VECTORS {
-            sums[row][vector] = T::multiply_add(simd, factor, numbers[vector], sums[row][vector]);
+        for (sum, numbers) in sums.iter_mut().zip(&numbers) {
+            *sum = T::multiply_add(simd, factor, *numbers, *sum);
         }
     }
 }
@@ -509,4 +512,63 @@ fn prefetch<T>(address: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers from -8 to 8, so that sums of some hundred products are exact in both types.
+    fn numbers<T: Number>(n: usize, seed: usize) -> Vec<T> {
+        (0..n).map(|i| T::of((((i * 7 + seed) * 2_654_435_761 % 4_294_967_296) >> 20) as f64 % 17.0 - 8.0)).collect()
+    }
+
+    /// The product, by one thread and by all and with the registers of other processors, is exactly its sums, and what lies
+    /// beside it in `out` stays.
+    fn holds<T: Number>([m, k, n]: [usize; 3], a_across: bool, b_across: bool, keep: bool) {
+        let (of_a, of_b) = (numbers::<T>(m * k, 1), numbers::<T>(k * n, 2));
+        let a = if a_across { Matrix::rows(&of_a, m).transposed() } else { Matrix::rows(&of_a, k) };
+        let b = if b_across { Matrix::rows(&of_b, k).transposed() } else { Matrix::rows(&of_b, n) };
+        let row = n + 3;
+        let before = numbers::<T>(m * row, 3);
+        let mut expected = before.clone();
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            // SAFETY: within the matrices.
+            let sum: T = (0..k).map(|l| unsafe { *a.at(i, l) * *b.at(l, j) }).sum();
+            let out = &mut expected[i * row + j];
+            *out = if keep { *out + T::of(2.0) * sum } else { T::of(2.0) * sum };
+        }
+        let case = format!("{} {m}x{k}x{n}, across {a_across} {b_across}, keep {keep}", T::DTYPE.name());
+        for wide in [false, true] {
+            let mut out = before.clone();
+            let product = MatrixMut { values: &mut out, row };
+            multiply([m, k, n], a, b, product, (keep, T::of(2.0)), wide);
+            assert!(out == expected, "{case}, wide {wide}");
+        }
+        let on = |compute: &dyn Fn(Tile<'_, T>)| {
+            let mut out = before.clone();
+            let (factor, room) = (T::of(2.0), &mut Vec::new());
+            compute(Tile { shape: [m, k, n], a, b, out: (out.as_mut_ptr(), row), keep, factor, room });
+            assert!(out == expected, "{case}, other registers");
+        };
+        on(&|tile| Simd::vectorize(pulp::Scalar::new(), tile));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            on(&|tile| Simd::vectorize(avx2, tile));
+        }
+    }
+
+    #[test]
+    fn products_are_their_sums() {
+        let few = [1, 5, 6, 7, 16, 31, FEW + 1];
+        let small = few.iter().flat_map(|m| [1, 3, 17].map(|k| [1, 16, 33, 65].map(|n| [*m, k, n]))).flatten();
+        // Around the sizes of blocks and tiles.
+        let large = [[TALL + 5, DEEP + 1, 65], [13, 2 * DEEP + 7, BROAD / 4 + 70], [TILE + 7, 5, 130], [200, 70, 1100]];
+        for (case, shape) in small.chain(large).enumerate() {
+            for layout in 0..4 {
+                holds::<f32>(shape, layout & 1 == 1, layout & 2 == 2, case % 2 == 0);
+                holds::<f64>(shape, layout & 1 == 1, layout & 2 == 2, case % 2 == 1);
+            }
+        }
+    }
 }
