@@ -16,7 +16,8 @@ pub(crate) struct LogProbability {
 }
 
 impl Fused<1> for LogProbability {
-    /// The logits, and the logarithm of each row's sum.
+    /// The logits; each row's highest and its sum of exponentials of what is left, apart: the logarithm of all would round
+    /// away digits of every probability where logits are large.
     type Saved = [FlexTensor; 2];
 
     fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, Self::Saved) {
@@ -31,14 +32,14 @@ impl Fused<1> for LogProbability {
                 #[inline(always)]
                 || {
                     let highest = maximum(x);
-                    highest + sum(x.len(), |k| (x[k] - highest).exp()).ln()
+                    [highest, sum(x.len(), |k| (x[k] - highest).exp())]
                 },
             )
         };
-        let normalizers: Vec<T> = values.par_chunks_exact(width).map(normalizer).collect();
+        let normalizers: Vec<[T; 2]> = values.par_chunks_exact(width).map(normalizer).collect();
         let rows = values.chunks_exact(width).zip(&normalizers).zip(self.ids.iter());
-        let y: Vec<T> = rows.map(|((x, normalizer), id)| x[*id] - *normalizer).collect();
-        let normalizers = tensor(normalizers, Shape::new([self.ids.len()]));
+        let y: Vec<T> = rows.map(|((x, [highest, total]), id)| x[*id] - *highest - total.ln()).collect();
+        let normalizers = tensor(normalizers.into_flattened(), Shape::new([self.ids.len(), 2]));
         (tensor(y, shape), [x, normalizers])
     }
 
@@ -50,12 +51,13 @@ impl Fused<1> for LogProbability {
         let mut of_x = room::<T>(x.len());
         let rows = of_x.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).enumerate();
         rows.for_each(|(row, (of_x, x))| {
-            let (normalizer, grad) = (normalizers[row], grad[row]);
+            let ([highest, total], grad) = ([normalizers[2 * row], normalizers[2 * row + 1]], grad[row]);
+            let factor = -grad / total;
             vectorized(
                 #[inline(always)]
                 || {
                     for k in 0..width {
-                        of_x[k] = -grad * (x[k] - normalizer).exp();
+                        of_x[k] = factor * (x[k] - highest).exp();
                     }
                 },
             );
