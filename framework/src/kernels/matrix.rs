@@ -73,8 +73,12 @@ const BROAD: usize = 2048;
 const STRIDE: usize = DEEP + 16;
 /// Rows of `a` that are packed at a time where its columns lie together.
 const TALL: usize = 96;
-/// Up to how many rows of `a` a panel of `b` is read where it lies: packing it would take as long as the product.
-const FEW: usize = 32;
+/// Up to how many rows of `a` `b` is read where it lies: packing it would take as long as the product.
+const FEW: usize = 16;
+/// Bytes of a `b` that comes from memory: few rows of `a` then follow its rows, as memory is read the fastest.
+const CACHE: usize = 1 << 20;
+/// Bytes of a row of `b` that few rows of `a` follow at a time: their sums stay in a cache near by.
+const LONG: usize = 4096;
 /// Rows of a tile at the most: packing its blocks of `b` is then a thousandth of its work.
 const TILE: usize = 1024;
 /// Columns below which tiles are not cut further.
@@ -83,8 +87,6 @@ const LEAST: usize = 128;
 const TILES: usize = 3;
 /// Numbers that widths of tiles are multiples of: a panel's on every processor.
 const UNIT: usize = 64;
-/// Numbers in the widest vector register.
-const WIDEST: usize = 16;
 /// Steps of `k` in the body of the innermost loop.
 const STEPS: usize = 4;
 /// Steps of `k` by which numbers of `b` are asked for ahead, and those of `a` that are packed.
@@ -107,11 +109,12 @@ pub fn multiply<T: Number>(
     b.assert_holds([k, n]);
     assert!((m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
     let start = Start(out.values.as_mut_ptr());
+    let follow = b.column == 1 && m <= FEW && k * n * size_of::<T>() > CACHE;
     let tile = |[i, j]: [usize; 2], [m, n]: [usize; 2]| {
         ROOM.with_borrow_mut(|room| {
             let out = (start.at(i * out.row + j), out.row);
             let (a, b) = (a.from([i, 0]), b.from([0, j]));
-            pulp::Arch::new().dispatch(Tile { shape: [m, k, n], a, b, out, keep, factor, room });
+            pulp::Arch::new().dispatch(Tile { shape: [m, k, n], a, b, out, keep, factor, follow, room });
         });
     };
     if !wide {
@@ -132,6 +135,11 @@ pub fn multiply<T: Number>(
 /// Columns of a block of `b`.
 const fn broad<T>() -> usize {
     BROAD / size_of::<T>()
+}
+
+/// Numbers of a vector register.
+const fn lanes<T: Number, S: Simd>() -> usize {
+    size_of::<T::Vector<S>>() / size_of::<T>()
 }
 
 /// Where part `part` of `parts` nearly equal ones of `0..n` begins, and its length: all but the last are multiples of `unit`.
@@ -172,6 +180,8 @@ struct Tile<'a, T> {
     out: (*mut T, usize),
     keep: bool,
     factor: T,
+    /// Whether the rows of `b` are followed, if its columns lie together.
+    follow: bool,
     room: &'a mut Vec<Line>,
 }
 
@@ -182,7 +192,9 @@ impl<T: Number> WithSimd for Tile<'_, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         // SAFETY: `multiply` asserted that the tile's matrices lie within their numbers.
         unsafe {
-            if S::REGISTER_COUNT >= 32 {
+            if self.follow {
+                self.follow(simd);
+            } else if S::REGISTER_COUNT >= 32 {
                 self.compute::<S, 4>(simd);
             } else {
                 self.compute::<S, 2>(simd);
@@ -197,7 +209,7 @@ impl<T: Number> Tile<'_, T> {
     #[inline(always)]
     unsafe fn compute<S: Simd, const VECTORS: usize>(self, simd: S) {
         let [m, k, n] = self.shape;
-        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let lanes = lanes::<T, S>();
         let panel = VECTORS * lanes;
         let broad = broad::<T>();
         let deep = k.div_ceil(k.div_ceil(DEEP));
@@ -235,30 +247,30 @@ impl<T: Number> Tile<'_, T> {
                     // SAFETY: all of it lies within `a`, `b`, `out` and their packed copies; what the innermost loop reads
                     // beyond `rows` lies in the copies.
                     unsafe {
-                        let (a, step) = match (together, direct) {
+                        let a = match (together, direct) {
                             (false, _) => {
                                 for r in 0..rows {
                                     copy::<T, S>(a.at(row + r, 0), packed_a.add(r * STRIDE), depth);
                                 }
                                 (packed_a.cast_const(), 1)
                             }
+                            (true, false) => (packed_a.add(row / ROWS * ACROSS * depth).cast_const(), ACROSS),
                             (true, true) if rows == ROWS => (a.at(row, 0), a.column),
                             (true, true) => {
                                 pack_a(a.from([row, 0]), [rows, depth], packed_a);
                                 (packed_a.cast_const(), ACROSS)
                             }
-                            (true, false) => (packed_a.add(row / ROWS * ACROSS * depth).cast_const(), ACROSS),
                         };
                         for j in (0..width).step_by(panel) {
                             let columns = panel.min(width - j);
-                            let (b, next) = match bare && columns == panel {
+                            let b = match bare && columns == panel {
                                 true => (b.at(0, j), b.row),
                                 false => (packed_b.add(j * depth).cast_const(), panel),
                             };
                             let block = Block {
                                 depth,
-                                a: (a, step),
-                                b: (b, next),
+                                a,
+                                b,
                                 out: (self.out.0.add((i + row) * self.out.1 + left + j), self.out.1),
                                 size: [rows, columns],
                                 keep: self.keep || top > 0,
@@ -279,13 +291,140 @@ impl<T: Number> Tile<'_, T> {
     }
 }
 
+impl<T: Number> Tile<'_, T> {
+    /// Few rows of `a`: follows the rows of `b` through memory, some at a time, and adds to all sums on the way.
+    ///
+    /// # Safety
+    /// Its three matrices lie within their numbers, and columns of `b` lie together.
+    #[inline(always)]
+    unsafe fn follow<S: Simd>(self, simd: S) {
+        let [m, k, n] = self.shape;
+        let lanes = lanes::<T, S>();
+        let long = LONG / size_of::<T>();
+        let deep = k.div_ceil(k.div_ceil(DEEP));
+        let lines = (m * long * size_of::<T>()).div_ceil(size_of::<Line>());
+        if self.room.len() < lines {
+            self.room.resize(lines, Line([0; 64]));
+        }
+        let sums = self.room.as_mut_ptr().cast::<T>();
+        for (left, top) in (0..n).step_by(long).flat_map(|left| (0..k).step_by(deep).map(move |top| (left, top))) {
+            let (width, bottom) = (long.min(n - left), k.min(top + deep));
+            let across = width.next_multiple_of(lanes);
+            // SAFETY: all of it lies within `a`, `b`, `out` and the room for sums.
+            unsafe {
+                for i in (0..m * across).step_by(lanes) {
+                    write::<T, S>(sums.add(i), lanes, T::splat(simd, T::of(0.0)));
+                }
+                let mut row = top;
+                while row < bottom {
+                    let steps = if row + STEPS <= bottom { STEPS } else { 1 };
+                    let mut i = 0;
+                    while i < m {
+                        let (a, b) = (self.a.from([i, row]), self.b.from([row, left]));
+                        let sums = sums.add(i * across);
+                        i += match (m - i, steps) {
+                            (1, 1) => follow::<T, S, 1, 1>(simd, a, b, sums, width),
+                            (1, _) => follow::<T, S, 1, STEPS>(simd, a, b, sums, width),
+                            (2 | 3, 1) => follow::<T, S, 2, 1>(simd, a, b, sums, width),
+                            (2 | 3, _) => follow::<T, S, 2, STEPS>(simd, a, b, sums, width),
+                            (_, 1) => follow::<T, S, 4, 1>(simd, a, b, sums, width),
+                            (_, _) => follow::<T, S, 4, STEPS>(simd, a, b, sums, width),
+                        };
+                    }
+                    row += steps;
+                }
+                let factor = T::splat(simd, self.factor);
+                for (i, j) in (0..m).flat_map(|i| (0..width).step_by(lanes).map(move |j| (i, j))) {
+                    let (out, n) = (self.out.0.add(i * self.out.1 + left + j), lanes.min(width - j));
+                    let old = read::<T, S>(simd, out, if self.keep || top > 0 { n } else { 0 });
+                    let sum = read::<T, S>(simd, sums.add(i * across + j), lanes);
+                    write::<T, S>(out, n, T::multiply_add(simd, factor, sum, old));
+                }
+            }
+        }
+    }
+}
+
+/// Adds `ROWS` rows of `a` times `STEPS` rows of `b`, `width` numbers of each, to sums that end on whole registers.
+/// Returns `ROWS`.
+///
+/// # Safety
+/// All of it lies within the matrices, and there is room for sums up to a whole register.
+#[inline(always)]
+unsafe fn follow<T: Number, S: Simd, const ROWS: usize, const STEPS: usize>(
+    simd: S,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    sums: *mut T,
+    width: usize,
+) -> usize {
+    let lanes = lanes::<T, S>();
+    // SAFETY: the caller's.
+    unsafe {
+        let mut factors = [[T::splat(simd, T::of(0.0)); STEPS]; ROWS];
+        for (row, factors) in factors.iter_mut().enumerate() {
+            for (step, factor) in factors.iter_mut().enumerate() {
+                *factor = T::splat(simd, *a.at(row, step));
+            }
+        }
+        for j in (0..width).step_by(lanes) {
+            let mut numbers = [T::splat(simd, T::of(0.0)); STEPS];
+            for (step, numbers) in numbers.iter_mut().enumerate() {
+                prefetch(b.at(STEPS + step, j));
+                *numbers = read::<T, S>(simd, b.at(step, j), lanes.min(width - j));
+            }
+            for (row, factors) in factors.iter().enumerate() {
+                let place = sums.add(row * width.next_multiple_of(lanes) + j);
+                let mut sum = read::<T, S>(simd, place, lanes);
+                for (factor, numbers) in factors.iter().zip(&numbers) {
+                    sum = T::multiply_add(simd, *factor, *numbers, sum);
+                }
+                write::<T, S>(place, lanes, sum);
+            }
+        }
+    }
+    ROWS
+}
+
+/// A register that begins with `n` numbers, zeros behind them.
+///
+/// # Safety
+/// They can be read; unaligned.
+#[inline(always)]
+unsafe fn read<T: Number, S: Simd>(simd: S, from: *const T, n: usize) -> T::Vector<S> {
+    // SAFETY: the caller's.
+    unsafe {
+        if n == lanes::<T, S>() {
+            return from.cast::<T::Vector<S>>().read_unaligned();
+        }
+        let mut numbers = T::splat(simd, T::of(0.0));
+        from.copy_to_nonoverlapping((&raw mut numbers).cast::<T>(), n);
+        numbers
+    }
+}
+
+/// Writes the first `n` numbers of a register.
+///
+/// # Safety
+/// They can be written; unaligned.
+#[inline(always)]
+unsafe fn write<T: Number, S: Simd>(to: *mut T, n: usize, numbers: T::Vector<S>) {
+    // SAFETY: the caller's.
+    unsafe {
+        if n == lanes::<T, S>() {
+            return to.cast::<T::Vector<S>>().write_unaligned(numbers);
+        }
+        (&raw const numbers).cast::<T>().copy_to_nonoverlapping(to, n);
+    }
+}
+
 /// Copies `n` numbers, few enough that a call would take as long.
 ///
 /// # Safety
 /// They can be read and written, and do not overlap.
 #[inline(always)]
 unsafe fn copy<T: Number, S: Simd>(from: *const T, to: *mut T, n: usize) {
-    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    let lanes = lanes::<T, S>();
     let whole = n / lanes * lanes;
     // SAFETY: the caller's; registers are read and written unaligned.
     unsafe {
@@ -338,7 +477,7 @@ unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
     const TURN: usize = 4;
     /// Numbers of a column that are turned before the next columns are: in a cache line, which might not stay till later.
     const LINE: usize = 16;
-    let panel = VECTORS * size_of::<T::Vector<S>>() / size_of::<T>();
+    let panel = VECTORS * lanes::<T, S>();
     // SAFETY: as the caller's; registers are read and written unaligned.
     unsafe {
         if b.column == 1 && columns == panel {
@@ -404,7 +543,7 @@ impl<T: Number> Block<T> {
     /// As [`Block::compute`].
     #[inline(always)]
     unsafe fn add_up<S: Simd, const VECTORS: usize, const APART: usize>(self, simd: S) {
-        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let lanes = lanes::<T, S>();
         let ((mut a, step), (mut b, next)) = (self.a, self.b);
         // A step known to the compiler needs no register.
         let step = if APART == 1 { step } else { 1 };
@@ -431,7 +570,7 @@ impl<T: Number> Block<T> {
             unsafe { self.write::<S, VECTORS>(simd, &sums, self.out) };
             return;
         }
-        let mut copy = [[[T::of(0.0); WIDEST]; VECTORS]; ROWS];
+        let mut copy = [[T::splat(simd, T::of(0.0)); VECTORS]; ROWS];
         let copy = (copy.as_mut_ptr().cast::<T>(), VECTORS * lanes);
         let [rows, columns] = self.size;
         // SAFETY: `size` lies within `copy` and, by the caller, within `out`.
@@ -459,7 +598,7 @@ impl<T: Number> Block<T> {
         sums: &[[T::Vector<S>; VECTORS]; ROWS],
         (out, apart): (*mut T, usize),
     ) {
-        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let lanes = lanes::<T, S>();
         let (factor, zero) = (T::splat(simd, self.factor), T::splat(simd, T::of(0.0)));
         for (row, sums) in sums.iter().enumerate() {
             for (vector, sum) in sums.iter().enumerate() {
@@ -486,7 +625,7 @@ unsafe fn add<T: Number, S: Simd, const VECTORS: usize, const APART: usize>(
     next: usize,
     sums: &mut [[T::Vector<S>; VECTORS]; ROWS],
 ) {
-    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    let lanes = lanes::<T, S>();
     let mut numbers = [T::splat(simd, T::of(0.0)); VECTORS];
     for (vector, numbers) in numbers.iter_mut().enumerate() {
         prefetch(b.wrapping_add(AHEAD * next + vector * lanes));
@@ -546,11 +685,14 @@ mod tests {
             assert!(out == expected, "{case}, wide {wide}");
         }
         let on = |compute: &dyn Fn(Tile<'_, T>)| {
-            let mut out = before.clone();
-            let (factor, room) = (T::of(2.0), &mut Vec::new());
-            compute(Tile { shape: [m, k, n], a, b, out: (out.as_mut_ptr(), row), keep, factor, room });
-            assert!(out == expected, "{case}, other registers");
+            for follow in [false, true] {
+                let mut written = before.clone();
+                let (factor, room, out) = (T::of(2.0), &mut Vec::new(), (written.as_mut_ptr(), row));
+                compute(Tile { shape: [m, k, n], a, b, out, keep, factor, follow: follow && !b_across, room });
+                assert!(written == expected, "{case}, registers of their own, follow {follow}");
+            }
         };
+        on(&|tile| pulp::Arch::new().dispatch(tile));
         on(&|tile| Simd::vectorize(pulp::Scalar::new(), tile));
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = pulp::x86::V3::try_new() {

@@ -1,8 +1,8 @@
 use super::{Linear, silu};
+use crate::kernels::chunks;
 use crate::random::tensor;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use rayon::prelude::*;
 
 /// Sinusoids of each value: `[cos(v f_i)], [sin(v f_i)]`, `f_i = 10000^(-i / (dim / 2))`; `[n, dim]` row-major.
 ///
@@ -27,10 +27,10 @@ pub fn guidance_sinusoid(w: &[f64], dim: usize) -> Vec<f64> {
 fn waves(values: &[f64], half: usize, steps: usize, order: impl Fn(f64, f64) -> [f64; 2] + Sync) -> Vec<f64> {
     let frequencies: Vec<f64> = (0..half).map(|i| (-(10_000_f64.ln()) * i as f64 / steps as f64).exp()).collect();
     let mut table = vec![0.0; values.len() * 2 * half];
-    table.par_chunks_mut(2 * half).zip(values).for_each(|(row, value)| {
+    chunks(&mut table, 2 * half, |sample, row| {
         let (first, second) = row.split_at_mut(half);
         for ((first, second), frequency) in first.iter_mut().zip(second).zip(&frequencies) {
-            let (sine, cosine) = (value * frequency).sin_cos();
+            let (sine, cosine) = (values[sample] * frequency).sin_cos();
             [*first, *second] = order(sine, cosine);
         }
     });
