@@ -55,6 +55,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         eprintln!("warning: {warning}");
     }
     pipeline.tokenizer.load(&device)?;
+    allocator::keep_pages();
 
     let (plain, start, mut done) = (!std::io::stderr().is_terminal(), Instant::now(), 0);
     let bar = bar("encoding", items as u64);

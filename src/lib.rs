@@ -66,6 +66,8 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
     if !matches!(command, Command::Plugin { .. }) {
         libraries::load(&plugins, command.document())?;
     }
+    // Until its weights are loaded, if it has any.
+    allocator::return_pages();
     match command {
         Command::Train(options) => train::train(&options),
         Command::Sample(options) => sample::sample(&options),

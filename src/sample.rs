@@ -74,6 +74,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     pipeline.load(&device)?;
     start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
     let network = pipeline.restore(checkpoint.sampling_weights(), &device)?;
+    allocator::keep_pages();
     let mut dataset: Option<Guarded> = None;
     let labels = labels(&pipeline, options, &mut dataset)?;
     let request = Request {

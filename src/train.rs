@@ -58,7 +58,6 @@ pub fn train(options: &TrainOptions) -> Outcome {
     start::learn_tokenizer(&mut pipeline, &run, &*dataset, &device)?;
     let pipeline = Arc::new(pipeline);
     let start = start::start(&pipeline, &run, &device, from.map(|(_, checkpoint)| checkpoint))?;
-    // Only now: loading must not hold what it has read.
     allocator::keep_pages();
     let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), &device, start)?;
     let stop = stop_on_ctrl_c();

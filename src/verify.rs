@@ -15,6 +15,7 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
     let registry = Registry::linked();
     let entries = entries(&registry, &options.objectives)?;
     let start = Instant::now();
+    allocator::keep_pages();
     println!("{:<12}  {:>6}  {:>11}  {:>7}  optimum", "objective", "worlds", "worst error", "seconds");
     let (mut proven, mut failed, mut counterexamples) = (0, 0, Vec::new());
     for entry in &entries {

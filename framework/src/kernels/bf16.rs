@@ -15,7 +15,7 @@ pub(super) fn widened(x: FlexTensor) -> FlexTensor {
     if x.dtype() != DType::BF16 {
         return x;
     }
-    let x = if x.as_slice::<bf16>().is_some() { x } else { x.to_contiguous() };
+    let x = x.to_contiguous();
     let numbers = x.as_slice::<bf16>().expect("row-major numbers");
     let mut wide = room::<f32>(numbers.len());
     chunks(&mut wide, GRAIN, |i, wide| {
@@ -31,8 +31,11 @@ pub(super) fn widened(x: FlexTensor) -> FlexTensor {
     tensor(wide, x.shape())
 }
 
-/// f32 numbers rounded to the nearest bf16, ties to even.
-pub(super) fn narrowed(x: FlexTensor) -> FlexTensor {
+/// f32 numbers rounded to the nearest bf16, ties to even, if `dtype` is that; else as they are.
+pub(super) fn narrowed(x: FlexTensor, dtype: DType) -> FlexTensor {
+    if dtype != DType::BF16 {
+        return x;
+    }
     let x = dense::<f32>(x);
     let numbers = super::numbers::<f32>(&x);
     let mut narrow = vec![bf16::ZERO; numbers.len()];
@@ -76,7 +79,7 @@ mod tests {
     #[test]
     fn numbers_of_bf16_come_back_as_they_were() {
         let values: Vec<f32> = (0..100).map(|i| bf16::from_f32((i as f32 * 0.7).sin()).to_f32()).collect();
-        let narrow = narrowed(tensor(values.clone(), Shape::new([4, 25])));
+        let narrow = narrowed(tensor(values.clone(), Shape::new([4, 25])), DType::BF16);
         assert_eq!(narrow.dtype(), DType::BF16);
         assert_eq!(super::super::numbers::<f32>(&widened(narrow)), values);
     }

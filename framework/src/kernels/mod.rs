@@ -17,6 +17,7 @@ mod matrix;
 mod norm;
 mod pointwise;
 mod rotary;
+mod unit;
 mod update;
 
 pub(crate) use affine::Affine;
@@ -27,6 +28,7 @@ pub(crate) use math::chunks;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
 pub(crate) use pointwise::{Activate, Gate, GatePair};
 pub(crate) use rotary::Turn;
+pub(crate) use unit::{SHORTEST, UnitHeads};
 pub(crate) use update::{AdamwStep, adamw, lerp, square_sum};
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -55,15 +57,24 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
     /// The gradient of each input that is `wanted`, from the output's.
     fn backward<T: Number>(&self, saved: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 
+    /// [`Fused::forward`] on numbers of `dtype`: bf16 is computed in f32.
     fn forward_any(&self, dtype: DType, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved) {
-        match dtype {
+        let inputs = inputs.map(bf16::widened);
+        let (output, saved) = match dtype {
             DType::F64 => self.forward::<f64>(inputs),
-            DType::BF16 => {
-                let (output, saved) = self.forward::<f32>(inputs.map(bf16::widened));
-                (bf16::narrowed(output), saved)
-            }
             _ => self.forward::<f32>(inputs),
-        }
+        };
+        (bf16::narrowed(output, dtype), saved)
+    }
+
+    /// [`Fused::backward`] on numbers of the gradient's data type.
+    fn backward_any(&self, saved: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+        let dtype = grad.dtype();
+        let of_inputs = match dtype {
+            DType::F64 => self.backward::<f64>(saved, grad, wanted),
+            _ => self.backward::<f32>(saved, bf16::widened(grad), wanted),
+        };
+        of_inputs.map(|grad| grad.map(|grad| bf16::narrowed(grad, dtype)))
     }
 }
 
@@ -96,6 +107,7 @@ entries! {
     attend: Attend, 3;
     attend_packed: AttendPacked, 1;
     turn: Turn, 1;
+    unit_heads: UnitHeads, 2;
     log_probability: LogProbability, 1;
 }
 
@@ -194,11 +206,7 @@ impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
         let grad = grads.consume::<Flex>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let (op, saved) = ops.state;
-        let of_inputs = match grad.dtype() {
-            DType::F64 => op.backward::<f64>(saved, grad, wanted),
-            DType::BF16 => op.backward::<f32>(saved, bf16::widened(grad), wanted).map(|grad| grad.map(bf16::narrowed)),
-            _ => op.backward::<f32>(saved, grad, wanted),
-        };
+        let of_inputs = op.backward_any(saved, grad, wanted);
         for (parent, grad) in ops.parents.into_iter().zip(of_inputs) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, grad.expect("a gradient for every input that wants one"));

@@ -203,6 +203,21 @@ proptest! {
         hold("rotation", |dtype| both(true, dtype), |dtype| both(false, dtype));
     }
 
+    // Heads of 8 and more, as with the norms of rows.
+    #[test]
+    fn unit_queries_and_keys(batch in 1_usize..4, length in 1_usize..90, heads in 1_usize..4, head in 8_usize..40, turned: bool) {
+        let both = |kernel: bool, dtype| {
+            let x = normal("qkv", [batch, length, 3 * heads * head], dtype, turned);
+            let factors = normal("factors", [heads], dtype, false);
+            let y: Tensor<3> = match kernel {
+                true => fused(UnitHeads, [handle(&x), handle(&factors)]),
+                false => composed::unit_heads(x.clone(), factors.clone()),
+            };
+            derivatives(&[&of(&x), &of(&factors)], y)
+        };
+        hold("unit queries and keys", |dtype| both(true, dtype), |dtype| both(false, dtype));
+    }
+
     #[test]
     fn log_probabilities_of_tokens(batch in 1_usize..4, length in 1_usize..30, width in 1_usize..200, turned: bool) {
         let ids: Vec<i64> = (0..batch * length).map(|i| (i * 7919 % width) as i64).collect();
@@ -374,12 +389,16 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let op = Attend { scale: 0.2, causal: true, mask: None };
             derivatives(&[&of(&q), &of(&k), &of(&v)], fused::<3, 4, _>(op, [handle(&q), handle(&k), handle(&v)]))
         };
+        let unit = {
+            let (x, f) = (normal("qkv", [3, 90, 96], DType::F32, false), normal("f", [2], DType::F32, false));
+            derivatives(&[&of(&x), &of(&f)], fused::<2, 3, _>(UnitHeads, [handle(&x), handle(&f)]))
+        };
         let tokens = {
             let (x, ids) = (normal("logits", [2, 300, 77], DType::F32, false), (0..600).map(|i| i % 77).collect());
             derivatives(&[&of(&x)], fused::<1, 3, _>(LogProbability { ids }, [handle(&x)]))
         };
         let convolutions = [conv(2, 17), conv(13, 17), conv(2, 9), conv(14, 9)];
-        let others = [norm, linear(700, 130, 300), linear(41, 1200, 77), attention, tokens];
+        let others = [norm, linear(700, 130, 300), linear(41, 1200, 77), attention, unit, tokens];
         convolutions.into_iter().chain(others).collect()
     })
 }

@@ -1,6 +1,6 @@
 use super::{Linear, composed};
 use crate::backbone::Perturbation;
-use crate::kernels::{self, Attend, AttendPacked, handle};
+use crate::kernels::{self, Attend, AttendPacked, UnitHeads, handle};
 use burn::backend::flex::FlexTensor;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -51,7 +51,7 @@ impl Attention {
             // The attention map is the identity: each token keeps its own value (arXiv:2403.17377 eq. 9).
             qkv.narrow(2, 2 * width, width)
         } else {
-            attend_packed(qkv, self.num_heads, Span::All, mask)
+            attend_packed(qkv, self.num_heads, Span::All, mask, None)
         };
         self.proj.forward(mixed)
     }
@@ -81,9 +81,15 @@ pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool
 
 /// [`attend`] on queries, keys and values that lie side by side. Shapes: `qkv` `[B, L, 3 D]`, `mask` `[B, heads, L, L]`, to
 /// `[B, L, D]`.
-pub fn attend_packed(qkv: Tensor<3>, num_heads: usize, span: Span, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
+pub fn attend_packed(
+    qkv: Tensor<3>,
+    num_heads: usize,
+    span: Span,
+    mask: Option<Tensor<4, Bool>>,
+    scale: Option<f64>,
+) -> Tensor<3> {
     let width = qkv.dims()[2] / 3;
-    let scale = 1.0 / ((width / num_heads) as f64).sqrt();
+    let scale = scale.unwrap_or_else(|| 1.0 / ((width / num_heads) as f64).sqrt());
     let fused = hidden(mask.as_ref()).and_then(|mask| {
         let attend = Attend { scale, causal: span == Span::Causal, mask };
         kernels::attend_packed(AttendPacked { attend, heads: num_heads }, [handle(&qkv)])
@@ -92,6 +98,16 @@ pub fn attend_packed(qkv: Tensor<3>, num_heads: usize, span: Span, mask: Option<
         let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), num_heads);
         merge_heads(composed::attend([part(0), part(1), part(2)], span, mask, scale))
     })
+}
+
+/// Queries and keys of unit length, each head's queries then times its factor; values stay as they are. Vectors shorter than
+/// 1e-12 are divided by that. Shapes: `qkv` `[B, L, 3 D]`, `factors` `[heads]`, to `[B, L, 3 D]`.
+///
+/// Source: arXiv:2010.04245 sec. 2.3, with a learned factor for each head.
+pub fn unit_heads(qkv: Tensor<3>, factors: Tensor<1>) -> Tensor<3> {
+    kernels::unit_heads(UnitHeads, [handle(&qkv), handle(&factors)])
+        .map(Tensor::from_dispatch)
+        .unwrap_or_else(|| composed::unit_heads(qkv, factors))
 }
 
 /// A mask as kernels take it; `None` if they cannot.

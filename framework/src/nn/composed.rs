@@ -2,6 +2,7 @@
 //! and data type runs, and what the kernels' tests compare with.
 
 use super::{Activation, GroupNormConfig, Span};
+use crate::kernels::SHORTEST;
 use burn::tensor::module::{attention, conv2d};
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
 use burn::tensor::{Bool, DType, Int, Tensor, activation};
@@ -82,6 +83,17 @@ pub fn turn(qkv: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
     let swapped = x.clone().reshape([batch * length, turned / d, d / 2, 2]).flip([3]).reshape(x.dims());
     let x = x * grid(cos) + swapped * grid(sin);
     Tensor::cat(vec![x.reshape([batch, length, turned]), qkv.narrow(2, turned, width - turned)], 2)
+}
+
+/// See [`super::unit_heads`].
+pub fn unit_heads(qkv: Tensor<3>, factors: Tensor<1>) -> Tensor<3> {
+    let ([batch, length, width], [heads]) = (qkv.dims(), factors.dims());
+    let (dtype, unit) = (qkv.dtype(), width / 3 * 2);
+    let x = widen(qkv.clone().narrow(2, 0, unit).reshape([batch, length, 2 * heads, unit / 2 / heads]));
+    let lengths = (x.clone() * x.clone()).sum_dim(3).sqrt().clamp_min(SHORTEST);
+    let factors = widen(Tensor::cat(vec![factors.clone(), factors.ones_like()], 0));
+    let x = x / lengths * factors.reshape([1, 1, 2 * heads, 1]);
+    Tensor::cat(vec![x.reshape([batch, length, unit]).cast(dtype), qkv.narrow(2, unit, width - unit)], 2)
 }
 
 /// See [`crate::process::log_probabilities`].

@@ -30,32 +30,18 @@ impl Linear {
 
     /// Shapes: `[.., in]` to `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let (weight, mut shape) = (self.weight.val(), x.dims());
-        let [inputs, outputs] = weight.dims();
-        let rows: usize = shape[..D - 1].iter().product();
-        if rows > 1 || inputs * outputs < LARGE || !inputs.is_multiple_of(PARTS) {
-            let bias = self.bias.as_ref().map(Param::val);
-            let fused = match &bias {
-                Some(bias) => kernels::affine(Affine, [handle(&x), handle(&weight), handle(bias)]),
-                None => kernels::linear(Affine, [handle(&x), handle(&weight)]),
-            };
-            return fused.map(Tensor::from_dispatch).unwrap_or_else(|| linear(x, weight, bias));
-        }
-        // One row, as in decoding: the product is as fast as the weights are read, and a batch of parts is read side by side.
-        shape[D - 1] = outputs;
-        let x = x.reshape([PARTS, 1, inputs / PARTS]);
-        let product = x.matmul(weight.reshape([PARTS, inputs / PARTS, outputs])).sum_dim(0).reshape(shape);
-        match &self.bias {
-            Some(bias) => product + bias.val().unsqueeze(),
-            None => product,
-        }
+        affine(x, self.weight.val(), self.bias.as_ref().map(Param::val))
     }
 }
 
-/// Weights from which on the product with one row is cut into parts: those that the CPU backend runs on threads.
-const LARGE: usize = 1 << 21;
-/// Parts of such a product; fixed, so that sums have one order on every machine.
-const PARTS: usize = 4;
+/// `x W + b`. Shapes: `x` `[.., in]`, `weight` `[in, out]`, `bias` `[out]`, to `[.., out]`.
+pub fn affine<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let fused = match &bias {
+        Some(bias) => kernels::affine(Affine, [handle(&x), handle(&weight), handle(bias)]),
+        None => kernels::linear(Affine, [handle(&x), handle(&weight)]),
+    };
+    fused.map(Tensor::from_dispatch).unwrap_or_else(|| linear(x, weight, bias))
+}
 
 /// A table of vectors, one a row.
 #[derive(Module, Debug)]

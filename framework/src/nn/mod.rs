@@ -17,12 +17,12 @@ mod rotary;
 mod text;
 
 pub use activation::{Activation, activate, gate, gate_pair, silu};
-pub use attention::{Attention, AttentionConfig, Span, attend, attend_packed, heads, merge_heads};
+pub use attention::{Attention, AttentionConfig, Span, attend, attend_packed, heads, merge_heads, unit_heads};
 pub use conv::{
     Conv2d, GroupNorm, GroupNormConfig, Resampling, from_positions, resize, to_positions, upsample_nearest,
 };
 pub use embedding::{PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches};
-pub use linear::{Embedding, GatedMlp, Linear, Mlp};
+pub use linear::{Embedding, GatedMlp, Linear, Mlp, affine};
 pub use norm::{LayerNorm, RmsNorm, adaptive_layer_norm, gated_add, layer_norm};
 pub use rotary::{Place, Rotary};
 pub use text::{TextAttention, TextEncoder, TextEncoderConfig, TextLayer};

@@ -471,7 +471,7 @@ impl SelfAttention {
         let width = x.dims()[2];
         let qkv = rotary.turn(self.wqkv.forward(x));
         let mixed = match cache {
-            None => attend_packed(qkv, self.n_head, Span::Causal, None),
+            None => attend_packed(qkv, self.n_head, Span::Causal, None, None),
             Some(cache) => {
                 let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), self.n_head);
                 let [k, v] = cache.extend(layer, part(1), part(2));

@@ -18,8 +18,8 @@ use framework::burn::tensor::{Bool, TensorData};
 use framework::error::Problems;
 use framework::foreign::ForeignNames;
 use framework::nn::{
-    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, attend, gated_add, heads,
-    merge_heads, parameter, silu,
+    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, affine, attend, attend_packed,
+    gated_add, heads, merge_heads, parameter, silu, unit_heads,
 };
 use framework::prelude::*;
 use framework::tokens::TokenProcess;
@@ -479,30 +479,22 @@ impl Block {
 impl SelfAttention {
     fn forward(&self, x: Tensor<3>, mask: Option<Tensor<4, Bool>>, cache: Option<&Cache>, layer: usize) -> Tensor<3> {
         let width = x.dims()[2];
-        let qkv = self.mat_qkv.forward(x);
-        let part = |i: usize| qkv.clone().narrow(2, i * width, width);
-        let split = |x: Tensor<3>| heads(x, self.num_heads);
-        let mut q = split(part(0) + self.q_bias.val().unsqueeze::<3>());
-        let mut k = split(part(1));
-        let v = split(part(2) + self.v_bias.val().unsqueeze::<3>());
-        let scale = match &self.scale_mul_1H11 {
-            Some(log_scale) => {
-                q = unit(q) * log_scale.val().clamp_max(LARGEST_SCALE.ln()).exp();
-                k = unit(k);
-                1.0
+        let [q_bias, v_bias] = [&self.q_bias, &self.v_bias].map(Param::val);
+        let bias = Tensor::cat(vec![q_bias.clone(), q_bias.zeros_like(), v_bias], 0);
+        let mut qkv = affine(x, self.mat_qkv.weight.val(), Some(bias));
+        let mut scale = 0.25 / ((width / self.num_heads) as f64).sqrt();
+        if let Some(log_scale) = &self.scale_mul_1H11 {
+            let factors = log_scale.val().clamp_max(LARGEST_SCALE.ln()).exp();
+            (qkv, scale) = (unit_heads(qkv, factors.reshape([self.num_heads])), 1.0);
+        }
+        let mixed = match cache {
+            Some(cache) => {
+                let [q, k, v] = [0, 1, 2].map(|i| heads(qkv.clone().narrow(2, i * width, width), self.num_heads));
+                let [k, v] = cache.extend(layer, k, v);
+                merge_heads(attend([q, k, v], Span::All, mask, Some(scale)))
             }
-            None => 0.25 / ((width / self.num_heads) as f64).sqrt(),
+            None => attend_packed(qkv, self.num_heads, Span::All, mask, Some(scale)),
         };
-        let [k, v] = match cache {
-            Some(cache) => cache.extend(layer, k, v),
-            None => [k, v],
-        };
-        self.proj.forward(merge_heads(attend([q, k, v], Span::All, mask, Some(scale))))
+        self.proj.forward(mixed)
     }
-}
-
-/// Vectors of length one over the last dimension; those shorter than 1e-12 are left short.
-fn unit(x: Tensor<4>) -> Tensor<4> {
-    let length = (x.clone() * x.clone()).sum_dim(3).sqrt().clamp_min(1e-12);
-    x / length
 }
