@@ -1,11 +1,11 @@
 //! Train step and sampling throughput of the digits DiT and of DiT-S/2 with every objective, with peak memory and the
 //! ratios to cfg.
 //!
-//!   cargo bench --workspace --bench dit
+//!   cargo bench --workspace --bench dit [-- digits dit-s-2-16 dit-s-2-256]
 //!
 //! Whole pipelines through the command's own trainer, a process each: what a user waits for. Medians over steps after the
-//! first, and over three runs. The ratio of the steps to cfg's is measured apart, in one process, where all objectives take turns (`benches/turns`);
-//! it comes with its 95 % interval.
+//! first, and over three runs. The ratio of the steps to cfg's is measured apart, in one process, where all objectives take
+//! turns (`benches/turns`); it comes with its 95 % interval.
 
 mod turns;
 
@@ -149,7 +149,8 @@ fn main() {
         "{:<19} {:>14} {:>16} {:>9} {:>12}  step / cfg",
         "pipeline", "train images/s", "sample images/s", "peak MiB", "memory / cfg"
     );
-    for case in &cases {
+    let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    for case in cases.iter().filter(|case| named.is_empty() || named.iter().any(|name| name == case.name)) {
         let documents = OBJECTIVES.map(|objective| serde_json::from_str(&case.document(objective)).expect("JSON"));
         let seconds = turns::seconds(documents.to_vec(), case.rounds);
         let mut peak_cfg = None;

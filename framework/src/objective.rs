@@ -3,6 +3,7 @@
 use crate::backbone::Control;
 use crate::condition::Condition;
 use crate::error::Problems;
+use crate::nn;
 use crate::process::{Example, Family, Input, Process, Progress, divergence, squared_error};
 use crate::random::tensor;
 use burn::tensor::Tensor;
@@ -153,18 +154,44 @@ pub trait Models {
     /// The prediction of the weights `role`, `[B, position, channel]`.
     fn predict(&self, role: Role, input: &Input, condition: &Condition, control: &Control) -> Tensor<3>;
 
-    /// The same where a sample that is not `wanted` may be left to `known`: that is what these weights say of it, or nothing is
-    /// made of it. The trainer's networks leave it out of the pass; the laws evaluate the formula as it stands.
+    /// The same, where samples that are not `wanted` may be left out. The trainer's networks leave them out of the pass; the
+    /// laws evaluate the formula as it stands.
     fn predict_where(
         &self,
-        (wanted, known): (&[bool], &Tensor<3>),
+        wanted: &[bool],
         role: Role,
         input: &Input,
         condition: &Condition,
         control: &Control,
-    ) -> Tensor<3> {
-        let _ = (wanted, known);
-        self.predict(role, input, condition, control)
+    ) -> Partial {
+        Partial { found: Some(self.predict(role, input, condition, control)), rows: (0..wanted.len()).collect() }
+    }
+}
+
+/// A prediction of some samples of a batch; [`Partial::or`] makes it one of all.
+#[derive(Debug)]
+pub struct Partial {
+    /// `[rows, position, channel]`; none if there are no rows.
+    pub(crate) found: Option<Tensor<3>>,
+    /// The samples it is of, in their order.
+    pub(crate) rows: Vec<usize>,
+}
+
+impl Partial {
+    /// With `known`, its gradient stopped, where a sample was left out. Shapes: `[B, position, channel]`.
+    pub fn or(self, known: &Tensor<3>) -> Tensor<3> {
+        let known = if known.device().is_autodiff() { known.clone().inner() } else { known.clone() };
+        let ([batch, ..], rows) = (known.dims(), self.rows);
+        match self.found {
+            None => known,
+            Some(found) if rows.len() == batch => found,
+            Some(found) => {
+                // Behind the known ones come those found.
+                let mut order: Vec<usize> = (0..batch).collect();
+                rows.into_iter().enumerate().for_each(|(i, row)| order[row] = batch + i);
+                nn::rows(Tensor::cat(vec![known, found], 0), order)
+            }
+        }
     }
 }
 
@@ -247,18 +274,11 @@ impl<'a> Context<'a> {
         self.model(Role::Stopped, condition, guidance)
     }
 
-    /// [`Context::stopped`] of the samples that are `wanted`; the others take theirs from `known`, its gradient stopped:
-    /// what the same weights say of them under this condition and guidance number, or what nothing is made of. A sample
-    /// that is not wanted costs the trainer no pass.
-    pub fn stopped_where(
-        &self,
-        wanted: &[bool],
-        known: &Tensor<3>,
-        condition: &Condition,
-        guidance: Option<&[f64]>,
-    ) -> Tensor<3> {
+    /// [`Context::stopped`] of the samples that are `wanted`; one that is not costs the trainer no pass, and takes its
+    /// prediction from elsewhere: [`Partial::or`]. Asked for before [`Context::online`], it needs no memory beside the tape.
+    pub fn stopped_where(&self, wanted: &[bool], condition: &Condition, guidance: Option<&[f64]>) -> Partial {
         let control = Control::guided(guidance.map(<[f64]>::to_vec));
-        self.models.predict_where((wanted, known), Role::Stopped, &self.example.input, condition, &control)
+        self.models.predict_where(wanted, Role::Stopped, &self.example.input, condition, &control)
     }
 
     /// Any of the networks on the batch's input.
@@ -406,4 +426,25 @@ pub trait Objective: Debug + Send + Sync {
 
     /// Network passes of one training step without gradient, beside the tracked one.
     fn extra_passes(&self) -> usize;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{DType, Device};
+
+    #[test]
+    fn samples_that_are_not_wanted_keep_what_is_known() {
+        let of = |values: &[f64]| tensor::<3>(values, [values.len(), 1, 1], DType::F64, &Device::flex());
+        let known = of(&[1.0, 2.0, 3.0, 4.0]);
+        let asked = |rows: &[usize]| {
+            let found: Vec<f64> = rows.iter().map(|i| 10.0 + *i as f64).collect();
+            let part = Partial { found: (!rows.is_empty()).then(|| of(&found)), rows: rows.to_vec() };
+            part.or(&known).into_data().try_into_vec::<f64>().unwrap()
+        };
+        assert_eq!(asked(&[0, 3]), [10.0, 2.0, 3.0, 13.0]);
+        assert_eq!(asked(&[1, 2]), [1.0, 11.0, 12.0, 4.0]);
+        assert_eq!(asked(&[0, 1, 2, 3]), [10.0, 11.0, 12.0, 13.0]);
+        assert_eq!(asked(&[]), [1.0, 2.0, 3.0, 4.0]);
+    }
 }

@@ -7,8 +7,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::loader::{Batch, Loader};
-use crate::nn;
-use crate::objective::{Context, Draw, Memory, Models, Role};
+use crate::objective::{Context, Draw, Memory, Models, Partial, Role};
 use crate::optimizer::{clip_global_norm, learning_rate};
 use crate::pipeline::Pipeline;
 use crate::plugin::Kind;
@@ -340,34 +339,24 @@ impl Models for Networks<'_> {
 
     fn predict_where(
         &self,
-        (wanted, known): (&[bool], &Tensor<3>),
+        wanted: &[bool],
         role: Role,
         input: &Input,
         condition: &Condition,
         control: &Control,
-    ) -> Tensor<3> {
-        if wanted.iter().all(|wanted| *wanted) {
-            return self.predict(role, input, condition, control);
-        }
-        completed(wanted, known, |rows| {
-            let guidance = control.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
-            let control = Control { guidance, ..control.clone() };
-            self.predict(role, &input.select(rows), &condition.select(rows), &control)
-        })
+    ) -> Partial {
+        let rows: Vec<usize> = (0..wanted.len()).filter(|row| wanted[*row]).collect();
+        let found = match rows.len() {
+            0 => None,
+            all if all == wanted.len() => Some(self.predict(role, input, condition, control)),
+            _ => {
+                let guidance = control.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
+                let control = Control { guidance, ..control.clone() };
+                Some(self.predict(role, &input.select(&rows), &condition.select(&rows), &control))
+            }
+        };
+        Partial { found, rows }
     }
-}
-
-/// `known` without its tape, with the samples that are wanted in place of its own.
-fn completed(wanted: &[bool], known: &Tensor<3>, find: impl FnOnce(&[usize]) -> Tensor<3>) -> Tensor<3> {
-    let known = if known.device().is_autodiff() { known.clone().inner() } else { known.clone() };
-    let rows: Vec<usize> = (0..wanted.len()).filter(|i| wanted[*i]).collect();
-    if rows.is_empty() {
-        return known;
-    }
-    // Behind the known ones come those found.
-    let mut order: Vec<usize> = (0..wanted.len()).collect();
-    rows.iter().enumerate().for_each(|(i, row)| order[*row] = wanted.len() + i);
-    nn::rows(Tensor::cat(vec![known, find(&rows)], 0), order)
 }
 
 /// Random choices as a function of (seed, purpose, draw).
@@ -408,20 +397,6 @@ mod tests {
     use super::*;
     use crate::random::tensor;
     use burn::tensor::DType;
-
-    #[test]
-    fn samples_that_are_not_wanted_keep_what_is_known() {
-        let rows = |values: &[f64]| tensor::<3>(values, [values.len(), 1, 1], DType::F64, &Device::flex());
-        let known = rows(&[1.0, 2.0, 3.0, 4.0]);
-        let asked = |wanted: [bool; 4]| {
-            let x =
-                completed(&wanted, &known, |asked| rows(&asked.iter().map(|i| 10.0 + *i as f64).collect::<Vec<_>>()));
-            x.into_data().try_into_vec::<f64>().unwrap()
-        };
-        assert_eq!(asked([true, false, false, true]), [10.0, 2.0, 3.0, 13.0]);
-        assert_eq!(asked([false, true, true, false]), [1.0, 11.0, 12.0, 4.0]);
-        assert_eq!(asked([false; 4]), [1.0, 2.0, 3.0, 4.0]);
-    }
 
     #[test]
     fn inputs_are_selected_sample_by_sample() {

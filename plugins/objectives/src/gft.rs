@@ -117,11 +117,12 @@ impl Objective for Gft {
             DroppedSample::Mixed => drawn,
             DroppedSample::Plain => one_if_dropped(&drawn),
         };
-        let conditional = context.online(&condition, Some(&input));
         // A dropped sample's own pass is its unconditional one; at `beta` 1 the mixture has no unconditional part.
         let wanted: Vec<bool> = mixing.iter().zip(&dropped).map(|(beta, dropped)| !dropped && *beta < 1.0).collect();
         let (null, ones) = (context.condition.null(), vec![1.0; context.batch()]);
-        let unconditional = context.stopped_where(&wanted, &conditional, &null, Some(&ones));
+        let unconditional = context.stopped_where(&wanted, &null, Some(&ones));
+        let conditional = context.online(&condition, Some(&input));
+        let unconditional = unconditional.or(&conditional);
         let beta = context.weights(&conditional, |i, progress| self.profile.beta(mixing[i], progress));
         context.loss(conditional * beta.clone() + unconditional * (beta.neg() + 1.0))
     }
