@@ -137,6 +137,11 @@ const fn broad<T>() -> usize {
     BROAD / size_of::<T>()
 }
 
+/// Numbers to a block in the direction of `k`: blocks are nearly equal, and follow from `k` alone, as the order of a sum does.
+const fn deep(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(DEEP))
+}
+
 /// Numbers of a vector register.
 const fn lanes<T: Number, S: Simd>() -> usize {
     size_of::<T::Vector<S>>() / size_of::<T>()
@@ -156,6 +161,15 @@ struct Line(#[expect(dead_code, reason = "written and read as numbers")] [u8; 64
 thread_local! {
     /// Where this thread packs.
     static ROOM: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where `numbers` numbers have room in `lines`, which grow to it.
+fn room_in<T>(lines: &mut Vec<Line>, numbers: usize) -> *mut T {
+    let needed = (numbers * size_of::<T>()).div_ceil(size_of::<Line>());
+    if lines.len() < needed {
+        lines.resize(needed, Line([0; 64]));
+    }
+    lines.as_mut_ptr().cast()
 }
 
 /// Where threads write their tiles.
@@ -212,13 +226,9 @@ impl<T: Number> Tile<'_, T> {
         let lanes = lanes::<T, S>();
         let panel = VECTORS * lanes;
         let broad = broad::<T>();
-        let deep = k.div_ceil(k.div_ceil(DEEP));
+        let deep = deep(k);
         let of_a = TALL / ROWS * ACROSS * STRIDE;
-        let lines = ((of_a + deep * (broad + panel)) * size_of::<T>()).div_ceil(size_of::<Line>());
-        if self.room.len() < lines {
-            self.room.resize(lines, Line([0; 64]));
-        }
-        let packed_a = self.room.as_mut_ptr().cast::<T>();
+        let packed_a = room_in::<T>(self.room, of_a + deep * (broad + panel));
         let packed_b = packed_a.wrapping_add(of_a);
         let together = self.a.column != 1;
         let bare = self.b.column == 1 && m <= FEW;
@@ -289,9 +299,7 @@ impl<T: Number> Tile<'_, T> {
             }
         }
     }
-}
 
-impl<T: Number> Tile<'_, T> {
     /// Few rows of `a`: follows the rows of `b` through memory, some at a time, and adds to all sums on the way.
     ///
     /// # Safety
@@ -301,12 +309,8 @@ impl<T: Number> Tile<'_, T> {
         let [m, k, n] = self.shape;
         let lanes = lanes::<T, S>();
         let long = LONG / size_of::<T>();
-        let deep = k.div_ceil(k.div_ceil(DEEP));
-        let lines = (m * long * size_of::<T>()).div_ceil(size_of::<Line>());
-        if self.room.len() < lines {
-            self.room.resize(lines, Line([0; 64]));
-        }
-        let sums = self.room.as_mut_ptr().cast::<T>();
+        let deep = deep(k);
+        let sums = room_in::<T>(self.room, m * long);
         for (left, top) in (0..n).step_by(long).flat_map(|left| (0..k).step_by(deep).map(move |top| (left, top))) {
             let (width, bottom) = (long.min(n - left), k.min(top + deep));
             let across = width.next_multiple_of(lanes);
