@@ -1,7 +1,7 @@
 //! The product of rows with a weight, with its bias.
 
 use super::math::{Number, chunks, room, total, vectorized};
-use super::matrix::{Matrix, MatrixMut, multiply};
+use super::matrix::{Matrix, MatrixMut, Precision, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
@@ -14,7 +14,9 @@ const ROWS: usize = 64;
 
 /// `x W + b`. Inputs: `x` `[.., in]`, `weight` `[in, out]`, and `bias` `[out]` if there is one.
 #[derive(Clone, Debug)]
-pub(crate) struct Affine;
+pub(crate) struct Affine {
+    pub precision: Precision,
+}
 
 impl<const N: usize> Fused<N> for Affine {
     /// `x` and `weight`.
@@ -39,6 +41,7 @@ impl<const N: usize> Fused<N> for Affine {
             out,
             (bias.is_some(), T::of(1.0)),
             rows * depth * width >= WIDE,
+            self.precision,
         );
         let mut shape = inputs[0].shape();
         let last = shape.num_dims() - 1;
@@ -65,14 +68,14 @@ impl<const N: usize> Fused<N> for Affine {
             let mut of_x = room::<T>(x.len());
             let out = MatrixMut { values: &mut of_x, row: depth };
             let weight = Matrix::rows(weight, width).transposed();
-            multiply([rows, width, depth], Matrix::rows(grad, width), weight, out, alone, wide);
+            multiply([rows, width, depth], Matrix::rows(grad, width), weight, out, alone, wide, self.precision);
             grads[0] = Some(tensor(of_x, shapes[0].clone()));
         }
         if wanted[1] {
             let mut of_weight = room::<T>(weight.len());
             let out = MatrixMut { values: &mut of_weight, row: width };
             let x = Matrix::rows(x, depth).transposed();
-            multiply([depth, rows, width], x, Matrix::rows(grad, width), out, alone, wide);
+            multiply([depth, rows, width], x, Matrix::rows(grad, width), out, alone, wide, self.precision);
             grads[1] = Some(tensor(of_weight, shapes[1].clone()));
         }
         if wanted.get(2) == Some(&true) {

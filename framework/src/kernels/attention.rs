@@ -3,7 +3,7 @@
 //! Source: arXiv:2205.14135 algorithms 1 and 4 (the recomputation; blocks here span all keys).
 
 use super::math::{GRAIN, Number, maximum, room, sum, vectorized};
-use super::matrix::{Matrix, MatrixMut, multiply};
+use super::matrix::{Matrix, MatrixMut, Precision, multiply};
 use super::{Fused, tensor, whole};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
@@ -23,6 +23,7 @@ pub(crate) struct Attend {
     pub causal: bool,
     /// `[B, heads, L, K]` or 1 in place of any of them, true = hidden.
     pub mask: Option<FlexTensor>,
+    pub precision: Precision,
 }
 
 /// Queries, keys and values as they lie, and of every query its highest logit and the inverse of its softmax's
@@ -209,7 +210,15 @@ impl Fused<3> for Attend {
             let keys = scene.reach(head, first..first + rows);
             let (mut weights, mut mixed) = (vec![T::of(0.0); rows * keys], vec![T::of(0.0); rows * width]);
             let (queries, seen) = (q.rows(head, first), k.rows(head, 0).transposed());
-            multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale), false);
+            multiply(
+                [rows, width, keys],
+                queries,
+                seen,
+                all(&mut weights, keys),
+                (false, scale),
+                false,
+                self.precision,
+            );
             for (i, scales) in scales.chunks_exact_mut(2).enumerate() {
                 let row = &mut weights[i * keys..][..keys];
                 scene.hide(head, first + i, row);
@@ -222,6 +231,7 @@ impl Fused<3> for Attend {
                 all(&mut mixed, width),
                 (false, T::of(1.0)),
                 false,
+                self.precision,
             );
             rows_of_output.write(head, first, &mixed);
         };
@@ -272,7 +282,15 @@ impl Attend {
                 let (weights, slopes) = (&mut weights[..rows * keys], &mut slopes[..rows * keys]);
                 let (queries, upstream) = (q.rows(head, first), grad.rows(head, first));
                 let into_keys = k.rows(head, 0).transposed();
-                multiply([rows, width, keys], queries, into_keys, all(weights, keys), (false, scale), false);
+                multiply(
+                    [rows, width, keys],
+                    queries,
+                    into_keys,
+                    all(weights, keys),
+                    (false, scale),
+                    false,
+                    self.precision,
+                );
                 multiply(
                     [rows, width, keys],
                     upstream,
@@ -280,6 +298,7 @@ impl Attend {
                     all(slopes, keys),
                     (false, T::of(1.0)),
                     false,
+                    self.precision,
                 );
                 for i in 0..rows {
                     let (weights, slopes) = (&mut weights[i * keys..][..keys], &mut slopes[i * keys..][..keys]);
@@ -303,11 +322,27 @@ impl Attend {
                 }
                 let (weights, slopes) = (Matrix::rows(weights, keys), Matrix::rows(slopes, keys));
                 let out = all(&mut of_queries[..rows * width], width);
-                multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false);
+                multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false, self.precision);
                 of_q.write(head, first, &of_queries[..rows * width]);
                 let add = (true, T::of(1.0));
-                multiply([keys, rows, width], slopes.transposed(), queries, all(&mut of_keys, width), add, false);
-                multiply([keys, rows, width], weights.transposed(), upstream, all(&mut of_values, width), add, false);
+                multiply(
+                    [keys, rows, width],
+                    slopes.transposed(),
+                    queries,
+                    all(&mut of_keys, width),
+                    add,
+                    false,
+                    self.precision,
+                );
+                multiply(
+                    [keys, rows, width],
+                    weights.transposed(),
+                    upstream,
+                    all(&mut of_values, width),
+                    add,
+                    false,
+                    self.precision,
+                );
             }
             of_k.write(head, 0, &of_keys);
             of_v.write(head, 0, &of_values);

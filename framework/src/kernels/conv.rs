@@ -2,7 +2,7 @@
 //! weights.
 
 use super::math::{Number, room, sum, total, vectorized};
-use super::matrix::{Matrix, MatrixMut, multiply};
+use super::matrix::{Matrix, MatrixMut, Precision, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
@@ -24,6 +24,7 @@ pub(crate) struct Convolve {
     pub stride: usize,
     /// Zeros before and after each axis.
     pub padding: (usize, usize),
+    pub precision: Precision,
 }
 
 /// Sizes of one call.
@@ -287,7 +288,7 @@ impl Fused<3> for Convolve {
             let product = |out: &mut [T], keep: bool| {
                 let (weight, read) = (Matrix::rows(weight, patch), Matrix::rows(read, width));
                 let out = MatrixMut { values: out, row: width };
-                multiply([sizes.outputs, patch, width], weight, read, out, (keep, one), wide);
+                multiply([sizes.outputs, patch, width], weight, read, out, (keep, one), wide, self.precision);
             };
             if count == 1 {
                 y.chunks_exact_mut(positions).zip(bias).for_each(|(y, bias)| y.fill(*bias));
@@ -342,7 +343,15 @@ impl Fused<3> for Convolve {
                     let read = spread_into(&x[first * from..][..count * from], &mut place, sizes);
                     let read = Matrix::rows(read, width).transposed();
                     let out = MatrixMut { values: &mut of_weight, row: patch };
-                    multiply([sizes.outputs, width, patch], grad, read, out, (first > images.start, one), wide);
+                    multiply(
+                        [sizes.outputs, width, patch],
+                        grad,
+                        read,
+                        out,
+                        (first > images.start, one),
+                        wide,
+                        self.precision,
+                    );
                 }
                 if let Some(of_x) = &mut of_x {
                     let of_x = &mut of_x[(first - images.start) * from..][..count * from];
@@ -356,6 +365,7 @@ impl Fused<3> for Convolve {
                         MatrixMut { values, row: width },
                         (false, one),
                         wide,
+                        self.precision,
                     );
                     if !own {
                         gather(&mut back[..patch * width], of_x, sizes);

@@ -3,13 +3,19 @@
 //! A product is cut into tiles, one thread each. A tile packs a block of `b` that fits the second cache into panels, as wide
 //! as some vector registers, and takes rows of `a` that fit the first cache along them; the innermost loop keeps
 //! [`ROWS`] rows of a panel's width of `out` in registers. A number of `out` is added up in the order of `k`, in blocks that
-//! follow from `k` alone: neither tiles nor threads change a bit of it.
+//! follow from `k` alone: neither tiles nor threads change a bit of it. Where bf16 is precise enough, a processor's matrix
+//! units take the tile.
 //!
 //! Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
 use super::math::Number;
+use burn::tensor::DType;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::any::TypeId;
 use std::cell::RefCell;
 
 /// A matrix that is read: where it starts, and how far apart its rows and its columns lie.
@@ -59,6 +65,22 @@ pub struct MatrixMut<'a, T> {
     pub row: usize,
 }
 
+/// How precise the factors of a product need to be. Sums are as precise as the numbers' own type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    Own,
+    /// Matrix units may round them to bf16.
+    Bf16,
+}
+
+impl Precision {
+    /// What numbers of a data type ask for.
+    pub fn of(dtype: DType) -> Self {
+        if dtype == DType::BF16 { Self::Bf16 } else { Self::Own }
+    }
+}
+
 /// Rows of `out` that the innermost loop keeps in registers, by 4 registers' width where there are 32 registers and 2 where
 /// there are 16: 24 and 12 running sums, more than the processor's latency asks for.
 const ROWS: usize = 6;
@@ -85,7 +107,7 @@ const TILE: usize = 1024;
 const LEAST: usize = 128;
 /// Tiles for each thread at the least, so that a thread that is held up holds up little.
 const TILES: usize = 3;
-/// Numbers that widths of tiles are multiples of: a panel's on every processor.
+/// Numbers that widths of tiles are multiples of: a panel's on every processor. Those of matrix units' heights, too.
 const UNIT: usize = 64;
 /// Steps of `k` in the body of the innermost loop.
 const STEPS: usize = 4;
@@ -101,6 +123,7 @@ pub fn multiply<T: Number>(
     out: MatrixMut<'_, T>,
     (keep, factor): (bool, T),
     wide: bool,
+    precision: Precision,
 ) {
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -110,11 +133,18 @@ pub fn multiply<T: Number>(
     assert!((m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
     let start = Start(out.values.as_mut_ptr());
     let follow = b.column == 1 && m <= FEW && k * n * size_of::<T>() > CACHE;
+    let rounds = precision == Precision::Bf16 && TypeId::of::<T>() == TypeId::of::<f32>();
+    let units = rounds && m > FEW && [a, b].iter().all(|x| x.row == 1 || x.column == 1) && has_units();
     let tile = |[i, j]: [usize; 2], [m, n]: [usize; 2]| {
         ROOM.with_borrow_mut(|room| {
             let out = (start.at(i * out.row + j), out.row);
             let (a, b) = (a.from([i, 0]), b.from([0, j]));
-            pulp::Arch::new().dispatch(Tile { shape: [m, k, n], a, b, out, keep, factor, follow, room });
+            let tile = Tile { shape: [m, k, n], a, b, out, keep, factor, follow, room };
+            #[cfg(target_arch = "x86_64")]
+            if units {
+                return amx::compute(tile);
+            }
+            pulp::Arch::new().dispatch(tile);
         });
     };
     if !wide {
@@ -125,11 +155,20 @@ pub fn multiply<T: Number>(
     let rows = m.div_ceil(TILE).max(tiles.div_ceil(columns).min(m.div_ceil(TALL)));
     let columns = columns.max(tiles.div_ceil(rows).min(n.div_ceil(LEAST)));
     (0..rows * columns).into_par_iter().for_each(|place| {
-        let ([i, height], [j, width]) = (cut(m, ROWS, rows, place / columns), cut(n, UNIT, columns, place % columns));
+        let [i, height] = cut(m, if units { UNIT } else { ROWS }, rows, place / columns);
+        let [j, width] = cut(n, UNIT, columns, place % columns);
         if height > 0 && width > 0 {
             tile([i, j], [height, width]);
         }
     });
+}
+
+/// Whether this processor has matrix units.
+fn has_units() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Columns of a block of `b`.
@@ -685,7 +724,7 @@ mod tests {
         for wide in [false, true] {
             let mut out = before.clone();
             let product = MatrixMut { values: &mut out, row };
-            multiply([m, k, n], a, b, product, (keep, T::of(2.0)), wide);
+            multiply([m, k, n], a, b, product, (keep, T::of(2.0)), wide, Precision::Own);
             assert!(out == expected, "{case}, wide {wide}");
         }
         let on = |compute: &dyn Fn(Tile<'_, T>)| {

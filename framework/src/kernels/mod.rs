@@ -25,6 +25,7 @@ pub(crate) use attention::{Attend, AttendPacked};
 pub(crate) use conv::Convolve;
 pub(crate) use likelihood::LogProbability;
 pub(crate) use math::chunks;
+pub(crate) use matrix::Precision;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
 pub(crate) use pointwise::{Activate, Gate, GatePair};
 pub(crate) use rotary::Turn;

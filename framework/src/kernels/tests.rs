@@ -178,9 +178,10 @@ proptest! {
         let both = |kernel: bool, dtype| {
             let x = normal("x", [2, rows, depth], dtype, turned);
             let (weight, shift) = (normal("weight", [depth, width], dtype, turned), normal("bias", [width], dtype, false));
+            let op = Affine { precision: Precision::Own };
             let y: Tensor<3> = match (kernel, bias) {
-                (true, true) => fused(Affine, [handle(&x), handle(&weight), handle(&shift)]),
-                (true, false) => fused(Affine, [handle(&x), handle(&weight)]),
+                (true, true) => fused(op, [handle(&x), handle(&weight), handle(&shift)]),
+                (true, false) => fused(op, [handle(&x), handle(&weight)]),
                 (false, _) => linear(x.clone(), weight.clone(), bias.then(|| shift.clone())),
             };
             derivatives(&[&of(&x), &of(&weight), &of(&shift)], y)
@@ -281,9 +282,10 @@ proptest! {
             derivatives(&[&of(&x), &of(&weight), &of(&bias)], f(x, weight, bias))
         };
         let padding = (before, after);
+        let op = Convolve { stride, padding, precision: Precision::Own };
         hold(
             "convolution",
-            |dtype| both(&|x, w, b| fused(Convolve { stride, padding }, [handle(&x), handle(&w), handle(&b)]), dtype),
+            |dtype| both(&|x, w, b| fused(op.clone(), [handle(&x), handle(&w), handle(&b)]), dtype),
             |dtype| both(&|x, w, b| composed::conv(x, w, b, stride, padding), dtype),
         );
     }
@@ -318,7 +320,8 @@ proptest! {
             let [(q, a), (k, b), (v, c)] = [part("q", queries), part("k", keys), part("v", keys)];
             derivatives(&[&of(&q), &of(&k), &of(&v)], f([a, b, c]))
         };
-        let op = Attend { scale: 0.7, causal: span == Span::Causal, mask: mask.as_ref().map(|m| bytes(m).unwrap()) };
+        let (causal, precision) = (span == Span::Causal, Precision::Own);
+        let op = Attend { scale: 0.7, causal, mask: mask.as_ref().map(|m| bytes(m).unwrap()), precision };
         hold(
             "attention",
             |dtype| both(&|[q, k, v]| fused(op.clone(), [handle(&q), handle(&k), handle(&v)]), dtype),
@@ -326,7 +329,7 @@ proptest! {
         );
         let packed = |kernel: bool, dtype| {
             let x = normal("qkv", [batch, queries, 3 * heads * width], dtype, turned);
-            let attend = Attend { scale: 0.7, causal: span == Span::Causal, mask: None };
+            let attend = Attend { scale: 0.7, causal, mask: None, precision };
             let part = |i: usize| crate::nn::heads(x.clone().narrow(2, i * heads * width, heads * width), heads);
             let y: Tensor<3> = match kernel {
                 true => fused(AttendPacked { attend, heads }, [handle(&x)]),
@@ -363,6 +366,7 @@ fn exp_and_the_normal_distribution_in_f32() {
 /// Bits of values and gradients with a pool of so many threads.
 fn bits(threads: usize) -> Vec<Derivatives> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let precision = Precision::Own;
     pool.install(|| {
         let norm = {
             let (x, s, b) = (
@@ -376,17 +380,20 @@ fn bits(threads: usize) -> Vec<Derivatives> {
         let conv = |batch, side| {
             let x = normal("x", [batch, 24, side, side], DType::F32, false);
             let (w, b) = (normal("w", [40, 24, 3, 3], DType::F32, false), normal("b", [40], DType::F32, false));
-            let op = Convolve { stride: 1, padding: (1, 1) };
+            let op = Convolve { stride: 1, padding: (1, 1), precision };
             derivatives(&[&of(&x), &of(&w), &of(&b)], fused::<3, 4, _>(op, [handle(&x), handle(&w), handle(&b)]))
         };
         let linear = |rows, depth, width| {
             let x = normal("x", [1, rows, depth], DType::F32, false);
             let (w, b) = (normal("w", [depth, width], DType::F32, false), normal("b", [width], DType::F32, false));
-            derivatives(&[&of(&x), &of(&w), &of(&b)], fused::<3, 3, _>(Affine, [handle(&x), handle(&w), handle(&b)]))
+            derivatives(
+                &[&of(&x), &of(&w), &of(&b)],
+                fused::<3, 3, _>(Affine { precision }, [handle(&x), handle(&w), handle(&b)]),
+            )
         };
         let attention = {
             let [q, k, v] = ["q", "k", "v"].map(|name| normal(name, [2, 3, 130, 32], DType::F32, false));
-            let op = Attend { scale: 0.2, causal: true, mask: None };
+            let op = Attend { scale: 0.2, causal: true, mask: None, precision };
             derivatives(&[&of(&q), &of(&k), &of(&v)], fused::<3, 4, _>(op, [handle(&q), handle(&k), handle(&v)]))
         };
         let unit = {
@@ -460,21 +467,37 @@ fn updates_are_their_formulas() {
 
 #[test]
 fn kernels_of_bf16_are_those_of_f32_on_rounded_numbers() {
-    let derivatives = |dtype| {
-        let rounded = |name, shape| {
-            let x = normal::<3>(name, shape, DType::F32, false).detach().inner().cast(DType::BF16).cast(dtype);
-            Tensor::from_inner(x).require_grad()
-        };
-        let [x, weight] = [rounded("x", [2, 70, 48]), rounded("w", [1, 48, 96])];
-        let linear = fused::<2, 3, _>(Affine, [handle(&x), handle(&weight.clone().reshape([48, 96]))]);
-        derivatives(&[&of(&x), &of(&weight)], linear)
+    let rounded = |name, shape, dtype| {
+        let x = normal::<4>(name, shape, DType::F32, false).detach().inner().cast(DType::BF16).cast(dtype);
+        Tensor::from_inner(x).require_grad()
     };
-    let [narrow, wide] = [DType::BF16, DType::F32].map(derivatives);
-    for (narrow, wide) in narrow.iter().zip(&wide) {
-        let largest = wide.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
-        // Half a unit in the last of eight bits, twice: of the gradient that comes in and of the result.
-        assert!(narrow.iter().zip(wide).all(|(a, b)| (a - b).abs() <= largest / 128.0));
-        assert!(narrow.iter().zip(wide).any(|(a, b)| a != b), "rounded");
+    let linear = |dtype| {
+        let (x, w) = (rounded("x", [1, 2, 70, 48], dtype), rounded("w", [1, 1, 48, 96], dtype));
+        let op = Affine { precision: Precision::of(dtype) };
+        let y = fused::<2, 4, _>(op, [handle(&x), handle(&w.clone().reshape([48, 96]))]);
+        derivatives(&[&of(&x), &of(&w)], y)
+    };
+    let convolution = |dtype| {
+        let (x, w) = (rounded("x", [2, 24, 9, 9], dtype), rounded("w", [40, 24, 3, 3], dtype));
+        let bias = rounded("b", [1, 1, 1, 40], dtype);
+        let op = Convolve { stride: 1, padding: (1, 1), precision: Precision::of(dtype) };
+        let y = fused::<3, 4, _>(op, [handle(&x), handle(&w), handle(&bias.clone().reshape([40]))]);
+        derivatives(&[&of(&x), &of(&w), &of(&bias)], y)
+    };
+    let attention = |dtype| {
+        let [q, k, v] = ["q", "k", "v"].map(|name| rounded(name, [2, 3, 90, 32], dtype));
+        let op = Attend { scale: 0.2, causal: true, mask: None, precision: Precision::of(dtype) };
+        derivatives(&[&of(&q), &of(&k), &of(&v)], fused::<3, 4, _>(op, [handle(&q), handle(&k), handle(&v)]))
+    };
+    let kernels: [&dyn Fn(DType) -> Derivatives; 3] = [&linear, &convolution, &attention];
+    for kernel in kernels {
+        let [narrow, wide] = [DType::BF16, DType::F32].map(kernel);
+        for (narrow, wide) in narrow.iter().zip(&wide) {
+            let largest = wide.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+            // Half a unit in the last of eight bits, twice: of the gradient that comes in and of the result.
+            assert!(narrow.iter().zip(wide).all(|(a, b)| (a - b).abs() <= largest / 128.0));
+            assert!(narrow.iter().zip(wide).any(|(a, b)| a != b), "rounded");
+        }
     }
 }
 
