@@ -1,5 +1,6 @@
 //! bf16 compute with f32 weights: every parameter is cast where it is read.
 
+use crate::kernels::{self, Narrow, handle};
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};
 use burn::tensor::{DType, Tensor};
 
@@ -11,7 +12,8 @@ impl Reparameterization for CastToBf16 {
     const NAME: &'static str = "bf16";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        base.cast(DType::BF16)
+        let fused = (base.dtype() == DType::F32).then(|| kernels::narrow(Narrow, [handle(&base)])).flatten();
+        fused.map(Tensor::from_dispatch).unwrap_or_else(|| base.cast(DType::BF16))
     }
 }
 

@@ -19,10 +19,9 @@ pub(crate) struct Affine {
 }
 
 impl<const N: usize> Fused<N> for Affine {
-    /// `x` and `weight`.
-    type Saved = [FlexTensor; 2];
+    type Saved = ();
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, ()) {
         let inputs = inputs.map(dense::<T>);
         let [x, weight] = [0, 1].map(|i| numbers::<T>(&inputs[i]));
         let [depth, width] = [0, 1].map(|i| inputs[1].shape()[i]);
@@ -46,20 +45,20 @@ impl<const N: usize> Fused<N> for Affine {
         let mut shape = inputs[0].shape();
         let last = shape.num_dims() - 1;
         shape[last] = width;
-        let saved = [inputs[0].clone(), inputs[1].clone()];
-        (tensor(y, shape), saved)
+        (tensor(y, shape), ())
     }
 
     fn backward<T: Number>(
         &self,
-        [x, weight]: Self::Saved,
+        inputs: [FlexTensor; N],
+        (): (),
         grad: FlexTensor,
         wanted: [bool; N],
     ) -> [Option<FlexTensor>; N] {
-        let grad = dense::<T>(grad);
-        let shapes = [x.shape(), weight.shape()];
+        let (inputs, grad) = (inputs.map(dense::<T>), dense::<T>(grad));
+        let shapes = [0, 1].map(|i| inputs[i].shape());
         let [depth, width] = [0, 1].map(|i| shapes[1][i]);
-        let [x, weight, grad] = [&x, &weight, &grad].map(numbers::<T>);
+        let [x, weight, grad] = [&inputs[0], &inputs[1], &grad].map(numbers::<T>);
         let rows = x.len() / depth;
         let wide = rows * depth * width >= WIDE;
         let alone = (false, T::of(1.0));

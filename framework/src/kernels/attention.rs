@@ -26,14 +26,6 @@ pub(crate) struct Attend {
     pub precision: Precision,
 }
 
-/// Queries, keys and values as they lie, and of every query its highest logit and the inverse of its softmax's
-/// denominator, `[B, heads, L, 2]`.
-#[derive(Clone, Debug)]
-pub(crate) struct Saved {
-    qkv: [FlexTensor; 3],
-    scales: FlexTensor,
-}
-
 /// A tensor `[B, heads, L, d]` whose rows may lie apart.
 #[derive(Clone, Copy)]
 struct Heads<'a, T> {
@@ -192,9 +184,10 @@ impl<'a> Scene<'a> {
 }
 
 impl Fused<3> for Attend {
-    type Saved = Saved;
+    /// Of every query its highest logit and the inverse of its softmax's denominator, `[B, heads, L, 2]`.
+    type Saved = FlexTensor;
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Saved) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, FlexTensor) {
         let qkv = inputs.map(strided);
         let scene = Scene::new(self, &qkv[0], &qkv[1]);
         let [q, k, v] = qkv.each_ref().map(Heads::<T>::of);
@@ -245,15 +238,22 @@ impl Fused<3> for Attend {
         }
         let scales = tensor(scales, Shape::new([batch, heads, length, 2]));
         let shape = Shape::new([batch, length, heads * width]);
-        (view(tensor(output, shape), scene.dims, (0, 1)), Saved { qkv, scales })
+        (view(tensor(output, shape), scene.dims, (0, 1)), scales)
     }
 
-    fn backward<T: Number>(&self, saved: Saved, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let [q, k] = [0, 1].map(|i| saved.qkv[i].shape());
+    fn backward<T: Number>(
+        &self,
+        inputs: [FlexTensor; 3],
+        scales: FlexTensor,
+        grad: FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let qkv = inputs.map(strided);
+        let [q, k] = [0, 1].map(|i| qkv[i].shape());
         let [queries, keys] = [q, k].map(|shape| [shape[0], shape[1], shape[2], shape[3]]);
         let mut results = [queries, keys, keys].map(|dims| (room::<T>(dims.iter().product()), dims));
         let rows = results.each_mut().map(|(values, dims)| Rows::of(&mut values[..], *dims, (0, 1)));
-        self.differentiate(&saved, grad, rows);
+        self.differentiate((&qkv, &scales), grad, rows);
         let mut wanted = wanted.into_iter();
         results.map(|(values, dims)| {
             let shape = Shape::new([dims[0], dims[2], dims[1] * dims[3]]);
@@ -264,11 +264,16 @@ impl Fused<3> for Attend {
 
 impl Attend {
     /// Writes the gradients of queries, keys and values.
-    fn differentiate<T: Number>(&self, saved: &Saved, grad: FlexTensor, [of_q, of_k, of_v]: [Rows<T>; 3]) {
+    fn differentiate<T: Number>(
+        &self,
+        (qkv, scales): (&[FlexTensor; 3], &FlexTensor),
+        grad: FlexTensor,
+        [of_q, of_k, of_v]: [Rows<T>; 3],
+    ) {
         let grad = strided(grad);
-        let scene = Scene::new(self, &saved.qkv[0], &saved.qkv[1]);
-        let [q, k, v] = saved.qkv.each_ref().map(Heads::<T>::of);
-        let (grad, scales) = (Heads::<T>::of(&grad), super::numbers::<T>(&saved.scales));
+        let scene = Scene::new(self, &qkv[0], &qkv[1]);
+        let [q, k, v] = qkv.each_ref().map(Heads::<T>::of);
+        let (grad, scales) = (Heads::<T>::of(&grad), super::numbers::<T>(scales));
         let [_, heads, length, width] = scene.dims;
         let (block, scale, zero) = (scene.block(), T::of(self.scale), T::of(0.0));
         scene.heads(|head| {
@@ -362,27 +367,40 @@ impl AttendPacked {
     fn dims(&self, shape: &Shape) -> [usize; 4] {
         [shape[0], self.heads, shape[1], shape[2] / 3 / self.heads]
     }
+
+    /// Queries, keys and values, as they lie in row-major numbers.
+    fn parts(&self, x: FlexTensor) -> [FlexTensor; 3] {
+        let dims = self.dims(&x.shape());
+        [0, 1, 2].map(|part| view(x.clone(), dims, (part, 3)))
+    }
 }
 
 impl Fused<1> for AttendPacked {
-    type Saved = Saved;
+    /// As of [`Attend`].
+    type Saved = FlexTensor;
 
-    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, Saved) {
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
         let x = whole::<T>(x);
         let dims = self.dims(&x.shape());
-        let (output, saved) = self.attend.forward::<T>([0, 1, 2].map(|part| view(x.clone(), dims, (part, 3))));
+        let (output, scales) = self.attend.forward::<T>(self.parts(x));
         let merged = Layout::contiguous(Shape::new([dims[0], dims[2], dims[1] * dims[3]]));
-        (output.with_layout(merged), saved)
+        (output.with_layout(merged), scales)
     }
 
-    fn backward<T: Number>(&self, saved: Saved, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let shape = saved.qkv[0].shape();
-        let dims = [shape[0], shape[1], shape[2], shape[3]];
+    fn backward<T: Number>(
+        &self,
+        [x]: [FlexTensor; 1],
+        scales: FlexTensor,
+        grad: FlexTensor,
+        _: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        let x = whole::<T>(x);
+        let dims = self.dims(&x.shape());
         let grad = view(whole::<T>(grad), dims, (0, 1));
         let mut of_x = room::<T>(3 * dims.iter().product::<usize>());
         let all: *mut [T] = &mut of_x[..];
         let rows = [0, 1, 2].map(|part| Rows::of(all, dims, (part, 3)));
-        self.attend.differentiate(&saved, grad, rows);
+        self.attend.differentiate((&self.parts(x), &scales), grad, rows);
         [Some(tensor(of_x, Shape::new([dims[0], dims[2], 3 * dims[1] * dims[3]])))]
     }
 }

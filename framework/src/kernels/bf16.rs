@@ -1,8 +1,8 @@
 //! bf16 as kernels take it: they compute in f32 and round what they return. Sums are then as exact as f32's, and a processor
 //! without bf16 arithmetic runs at the speed of f32.
 
-use super::math::{GRAIN, chunks, room, vectorized};
-use super::{dense, tensor};
+use super::math::{GRAIN, Number, chunks, room, vectorized};
+use super::{Fused, dense, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::Bytes;
@@ -60,6 +60,40 @@ fn rounded(x: f32) -> bf16 {
     // NaN must not round to infinity.
     let quiet = bits >> 16 | 0x40;
     bf16::from_bits(if x.is_nan() { quiet } else { nearest } as u16)
+}
+
+/// f32 numbers as bf16; their gradient is f32.
+#[derive(Clone, Debug)]
+pub(crate) struct Narrow;
+
+impl Fused<1> for Narrow {
+    type Saved = ();
+    const NEEDED: [bool; 1] = [false];
+
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, ()) {
+        (narrowed(x, DType::BF16), ())
+    }
+
+    fn backward<T: Number>(
+        &self,
+        _: [FlexTensor; 1],
+        (): (),
+        grad: FlexTensor,
+        _: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        [Some(grad)]
+    }
+
+    /// Not rounded again, though the output is bf16.
+    fn backward_any(
+        &self,
+        inputs: [FlexTensor; 1],
+        (): (),
+        grad: FlexTensor,
+        wanted: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        self.backward::<f32>(inputs, (), widened(grad), wanted)
+    }
 }
 
 #[cfg(test)]

@@ -273,9 +273,9 @@ fn spread_into<'a, T: Number>(images: &'a [T], place: &'a mut [T], sizes: Sizes)
 }
 
 impl Fused<3> for Convolve {
-    type Saved = [FlexTensor; 3];
+    type Saved = ();
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, ()) {
         let inputs = inputs.map(dense::<T>);
         let sizes = self.sizes(&inputs[0].shape(), &inputs[1].shape());
         let [x, weight, bias] = inputs.each_ref().map(numbers::<T>);
@@ -309,11 +309,17 @@ impl Fused<3> for Convolve {
         } else {
             y.par_chunks_mut(sizes.group() * to).enumerate().for_each_init(|| columns(sizes), group);
         }
-        (tensor(y, Shape::new([sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]])), inputs)
+        (tensor(y, Shape::new([sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]])), ())
     }
 
-    fn backward<T: Number>(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let grad = dense::<T>(grad);
+    fn backward<T: Number>(
+        &self,
+        inputs: [FlexTensor; 3],
+        (): (),
+        grad: FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let (inputs, grad) = (inputs.map(dense::<T>), dense::<T>(grad));
         let (shape, kernels) = (inputs[0].shape(), inputs[1].shape());
         let sizes = self.sizes(&shape, &kernels);
         assert!(sizes.batch > 0, "a gradient of at least one image");

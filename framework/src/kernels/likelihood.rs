@@ -16,11 +16,11 @@ pub(crate) struct LogProbability {
 }
 
 impl Fused<1> for LogProbability {
-    /// The logits; each row's highest and its sum of exponentials of what is left, apart: the logarithm of all would round
-    /// away digits of every probability where logits are large.
-    type Saved = [FlexTensor; 2];
+    /// Each row's highest logit and its sum of exponentials of what is left, apart: the logarithm of all would round away
+    /// digits of every probability where logits are large.
+    type Saved = FlexTensor;
 
-    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, Self::Saved) {
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
         let x = dense::<T>(x);
         let mut shape = x.shape();
         let last = shape.num_dims() - 1;
@@ -40,12 +40,18 @@ impl Fused<1> for LogProbability {
         let rows = values.chunks_exact(width).zip(&normalizers).zip(self.ids.iter());
         let y: Vec<T> = rows.map(|((x, [highest, total]), id)| x[*id] - *highest - total.ln()).collect();
         let normalizers = tensor(normalizers.into_flattened(), Shape::new([self.ids.len(), 2]));
-        (tensor(y, shape), [x, normalizers])
+        (tensor(y, shape), normalizers)
     }
 
-    fn backward<T: Number>(&self, saved: Self::Saved, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let [x, normalizers] = saved;
-        let (grad, shape) = (dense::<T>(grad), x.shape());
+    fn backward<T: Number>(
+        &self,
+        [x]: [FlexTensor; 1],
+        normalizers: FlexTensor,
+        grad: FlexTensor,
+        _: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        let (x, grad) = (dense::<T>(x), dense::<T>(grad));
+        let shape = x.shape();
         let width = shape[shape.num_dims() - 1];
         let [x, normalizers, grad] = [&x, &normalizers, &grad].map(numbers::<T>);
         let mut of_x = room::<T>(x.len());

@@ -22,6 +22,7 @@ mod update;
 
 pub(crate) use affine::Affine;
 pub(crate) use attention::{Attend, AttendPacked};
+pub(crate) use bf16::Narrow;
 pub(crate) use conv::Convolve;
 pub(crate) use likelihood::LogProbability;
 pub(crate) use math::chunks;
@@ -49,14 +50,22 @@ use std::sync::Arc;
 
 /// A function of `N` tensors with its derivative, on the CPU.
 pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
-    /// What the backward pass needs of the forward pass; inputs are kept by reference.
+    /// What the backward pass needs of the forward pass beside the inputs.
     type Saved: Clone + Debug + Send + 'static;
+    /// The inputs that the backward pass needs. They are kept by reference, bf16 as it is.
+    const NEEDED: [bool; N] = [true; N];
 
     /// The output, and what is kept of it if a gradient is asked for.
     fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
 
-    /// The gradient of each input that is `wanted`, from the output's.
-    fn backward<T: Number>(&self, saved: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
+    /// The gradient of each input that is `wanted`, from the output's. Inputs that are not needed are empty.
+    fn backward<T: Number>(
+        &self,
+        inputs: [FlexTensor; N],
+        saved: Self::Saved,
+        grad: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N];
 
     /// [`Fused::forward`] on numbers of `dtype`: bf16 is computed in f32.
     fn forward_any(&self, dtype: DType, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved) {
@@ -69,11 +78,18 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
     }
 
     /// [`Fused::backward`] on numbers of the gradient's data type.
-    fn backward_any(&self, saved: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+    fn backward_any(
+        &self,
+        inputs: [FlexTensor; N],
+        saved: Self::Saved,
+        grad: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
         let dtype = grad.dtype();
+        let (inputs, grad) = (inputs.map(bf16::widened), bf16::widened(grad));
         let of_inputs = match dtype {
-            DType::F64 => self.backward::<f64>(saved, grad, wanted),
-            _ => self.backward::<f32>(saved, bf16::widened(grad), wanted),
+            DType::F64 => self.backward::<f64>(inputs, saved, grad, wanted),
+            _ => self.backward::<f32>(inputs, saved, grad, wanted),
         };
         of_inputs.map(|grad| grad.map(|grad| bf16::narrowed(grad, dtype)))
     }
@@ -110,6 +126,7 @@ entries! {
     turn: Turn, 1;
     unit_heads: UnitHeads, 2;
     log_probability: LogProbability, 1;
+    narrow: Narrow, 1;
 }
 
 /// The data type of the inputs, if they are all on the CPU backend and all of one type that kernels are made for.
@@ -129,14 +146,21 @@ fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Optio
     } else {
         let inputs = inputs.map(|input| lifted(input.kind));
         let nodes = inputs.each_ref().map(|input| input.node());
-        let (output, saved) = op.forward_any(dtype, inputs.map(|input| input.into_primitive()));
+        let inputs = inputs.map(|input| input.into_primitive());
+        let kept = std::array::from_fn(|i| if F::NEEDED[i] { inputs[i].clone() } else { nothing() });
+        let (output, saved) = op.forward_any(dtype, inputs);
         let output = match Step(PhantomData).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish((op, saved), output),
+            OpsKind::Tracked(prepared) => prepared.finish((op, kept, saved), output),
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         };
         DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))))
     };
     Some(DispatchTensor { kind, autodiff: context })
+}
+
+/// A tensor without numbers.
+fn nothing() -> FlexTensor {
+    tensor::<f32>(Vec::new(), Shape::new([0]))
 }
 
 /// Whether a tensor is on the CPU backend, tracked or not.
@@ -201,13 +225,13 @@ fn lifted(kind: DispatchTensorKind) -> FloatTensor<Autodiff<Flex>> {
 struct Step<F>(PhantomData<F>);
 
 impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
-    type State = (F, F::Saved);
+    type State = (F, [FlexTensor; N], F::Saved);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let (op, saved) = ops.state;
-        let of_inputs = op.backward_any(saved, grad, wanted);
+        let (op, inputs, saved) = ops.state;
+        let of_inputs = op.backward_any(inputs, saved, grad, wanted);
         for (parent, grad) in ops.parents.into_iter().zip(of_inputs) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, grad.expect("a gradient for every input that wants one"));

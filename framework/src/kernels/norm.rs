@@ -25,13 +25,11 @@ pub(crate) struct Normalize {
     pub offset: f64,
 }
 
-/// Inputs, then mean and inverse deviation of every row.
-type SavedRows = (Vec<FlexTensor>, FlexTensor);
-
 impl<const N: usize> Fused<N> for Normalize {
-    type Saved = SavedRows;
+    /// Mean and inverse deviation of every row.
+    type Saved = FlexTensor;
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, SavedRows) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, FlexTensor) {
         let inputs = inputs.map(dense::<T>);
         let shape = inputs[0].shape();
         let width = shape[shape.num_dims() - 1];
@@ -77,12 +75,17 @@ impl<const N: usize> Fused<N> for Normalize {
             )
         });
         let statistics = tensor(statistics.concat(), Shape::new([rows, 2]));
-        (tensor(y, shape), (inputs.into(), statistics))
+        (tensor(y, shape), statistics)
     }
 
-    fn backward<T: Number>(&self, saved: SavedRows, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
-        let (inputs, statistics) = saved;
-        let grad = dense::<T>(grad);
+    fn backward<T: Number>(
+        &self,
+        inputs: [FlexTensor; N],
+        statistics: FlexTensor,
+        grad: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
+        let (inputs, grad) = (inputs.map(dense::<T>), dense::<T>(grad));
         let shape = inputs[0].shape();
         let width = shape[shape.num_dims() - 1];
         let (x, grad, statistics) = (numbers::<T>(&inputs[0]), numbers::<T>(&grad), numbers::<T>(&statistics));
@@ -172,9 +175,10 @@ pub(crate) struct GroupNormalize {
 }
 
 impl Fused<3> for GroupNormalize {
-    type Saved = ([FlexTensor; 3], FlexTensor);
+    /// Mean and inverse deviation of every group.
+    type Saved = FlexTensor;
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, FlexTensor) {
         let inputs = inputs.map(dense::<T>);
         let shape = inputs[0].shape();
         let (channels, area) = (shape[1], shape[2] * shape[3]);
@@ -208,12 +212,17 @@ impl Fused<3> for GroupNormalize {
             )
         });
         let statistics = tensor(statistics.concat(), Shape::new([shape[0] * self.config.groups, 2]));
-        (tensor(y, shape), (inputs, statistics))
+        (tensor(y, shape), statistics)
     }
 
-    fn backward<T: Number>(&self, saved: Self::Saved, grad: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let (inputs, statistics) = saved;
-        let grad = dense::<T>(grad);
+    fn backward<T: Number>(
+        &self,
+        inputs: [FlexTensor; 3],
+        statistics: FlexTensor,
+        grad: FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let (inputs, grad) = (inputs.map(dense::<T>), dense::<T>(grad));
         let shape = inputs[0].shape();
         let (channels, area) = (shape[1], shape[2] * shape[3]);
         let [x, weight, bias] = inputs.each_ref().map(numbers::<T>);
@@ -278,10 +287,10 @@ impl Fused<3> for GroupNormalize {
 pub(crate) struct GatedAdd;
 
 impl Fused<3> for GatedAdd {
-    /// `y` and `gate`.
-    type Saved = [FlexTensor; 2];
+    type Saved = ();
+    const NEEDED: [bool; 3] = [false, true, true];
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, ()) {
         let [x, y, gate] = inputs.map(dense::<T>);
         let (shape, width) = (x.shape(), gate.shape()[1]);
         let mut out = room::<T>(shape.num_elements());
@@ -304,16 +313,17 @@ impl Fused<3> for GatedAdd {
                 )
             });
         }
-        (tensor(out, shape), [y, gate])
+        (tensor(out, shape), ())
     }
 
     fn backward<T: Number>(
         &self,
-        [y, gate]: Self::Saved,
+        [_, y, gate]: [FlexTensor; 3],
+        (): (),
         grad: FlexTensor,
         wanted: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
-        let grad = dense::<T>(grad);
+        let [y, gate, grad] = [y, gate, grad].map(dense::<T>);
         let (shape, of_gates) = (y.shape(), gate.shape());
         let width = of_gates[1];
         let mut of_y = room::<T>(shape.num_elements());

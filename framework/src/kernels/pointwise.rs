@@ -119,16 +119,22 @@ fn zip_map<const N: usize, T: Number>(inputs: [&[T]; N], f: impl Fn([T; N]) -> T
 pub(crate) struct Activate(pub Activation);
 
 impl Fused<1> for Activate {
-    type Saved = FlexTensor;
+    type Saved = ();
 
-    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, ()) {
         let x = dense::<T>(x);
         let y = with_curve!(self.0, curve => zip_map([numbers::<T>(&x)], #[inline(always)] move |[x]| curve.at(x).0));
-        (tensor(y, x.shape()), x)
+        (tensor(y, x.shape()), ())
     }
 
-    fn backward<T: Number>(&self, x: FlexTensor, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let grad = dense::<T>(grad);
+    fn backward<T: Number>(
+        &self,
+        [x]: [FlexTensor; 1],
+        (): (),
+        grad: FlexTensor,
+        _: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        let (x, grad) = (dense::<T>(x), dense::<T>(grad));
         let slope = with_curve!(self.0, curve => zip_map(
             [numbers::<T>(&x), numbers(&grad)],
             #[inline(always)] move |[x, grad]| grad * curve.at(x).1,
@@ -149,9 +155,9 @@ impl Gate {
 }
 
 impl Fused<1> for Gate {
-    type Saved = FlexTensor;
+    type Saved = ();
 
-    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
+    fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, ()) {
         let x = dense::<T>(x);
         let mut shape = x.shape();
         let last = shape.num_dims() - 1;
@@ -173,11 +179,17 @@ impl Fused<1> for Gate {
                 },
             )
         }));
-        (tensor(y, shape), x)
+        (tensor(y, shape), ())
     }
 
-    fn backward<T: Number>(&self, x: FlexTensor, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let grad = dense::<T>(grad);
+    fn backward<T: Number>(
+        &self,
+        [x]: [FlexTensor; 1],
+        (): (),
+        grad: FlexTensor,
+        _: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        let (x, grad) = (dense::<T>(x), dense::<T>(grad));
         let (values, grad) = (numbers::<T>(&x), numbers::<T>(&grad));
         let width = x.shape()[x.shape().num_dims() - 1] / 2;
         let rows = Self::rows(width);
@@ -208,19 +220,25 @@ impl Fused<1> for Gate {
 pub(crate) struct GatePair(pub Activation);
 
 impl Fused<2> for GatePair {
-    type Saved = [FlexTensor; 2];
+    type Saved = ();
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, [FlexTensor; 2]) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, ()) {
         let [a, b] = inputs.map(dense::<T>);
         let y = with_curve!(self.0, curve => zip_map(
             [numbers::<T>(&a), numbers(&b)],
             #[inline(always)] move |[a, b]| curve.at(a).0 * b,
         ));
-        (tensor(y, a.shape()), [a, b])
+        (tensor(y, a.shape()), ())
     }
 
-    fn backward<T: Number>(&self, [a, b]: Self::Saved, grad: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let grad = dense::<T>(grad);
+    fn backward<T: Number>(
+        &self,
+        inputs: [FlexTensor; 2],
+        (): (),
+        grad: FlexTensor,
+        _: [bool; 2],
+    ) -> [Option<FlexTensor>; 2] {
+        let ([a, b], grad) = (inputs.map(dense::<T>), dense::<T>(grad));
         let all = [numbers::<T>(&a), numbers(&b), numbers(&grad)];
         let of_a = with_curve!(self.0, curve => zip_map(all, #[inline(always)] move |[a, b, g]| g * b * curve.at(a).1));
         let of_b = with_curve!(self.0, curve => zip_map(all, #[inline(always)] move |[a, _, g]| g * curve.at(a).0));

@@ -52,12 +52,19 @@ impl Turn {
 
 impl Fused<1> for Turn {
     type Saved = ();
+    const NEEDED: [bool; 1] = [false];
 
     fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, ()) {
         (self.turned::<T>(x, false), ())
     }
 
-    fn backward<T: Number>(&self, (): (), grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+    fn backward<T: Number>(
+        &self,
+        _: [FlexTensor; 1],
+        (): (),
+        grad: FlexTensor,
+        _: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
         [Some(self.turned::<T>(grad, true))]
     }
 }

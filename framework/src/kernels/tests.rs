@@ -502,6 +502,20 @@ fn kernels_of_bf16_are_those_of_f32_on_rounded_numbers() {
 }
 
 #[test]
+fn narrow_numbers_are_those_of_the_cast() {
+    let both = |kernel: bool| {
+        let x = normal::<2>("x", [70, 301], DType::F32, false);
+        let narrow = if kernel { fused(Narrow, [handle(&x)]) } else { x.clone().cast(DType::BF16) };
+        assert_eq!(narrow.dtype(), DType::BF16);
+        let loss = (narrow.clone() * normal("upstream", [70, 301], DType::BF16, false).detach()).sum();
+        let grad = x.grad(&loss.backward()).expect("a gradient of the numbers");
+        assert_eq!(grad.dtype(), DType::F32);
+        [values(narrow.detach()), values(grad)]
+    };
+    assert_eq!(both(true), both(false));
+}
+
+#[test]
 fn the_optimizer_writes_weights_and_moments_where_they_are() {
     let device = Device::flex().autodiff();
     let layer = crate::nn::Linear::new(64, 64, &device);

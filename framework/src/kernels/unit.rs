@@ -28,10 +28,9 @@ fn rows(width: usize) -> usize {
 }
 
 impl Fused<2> for UnitHeads {
-    /// The inputs.
-    type Saved = [FlexTensor; 2];
+    type Saved = ();
 
-    fn forward<T: Number>(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
+    fn forward<T: Number>(&self, inputs: [FlexTensor; 2]) -> (FlexTensor, ()) {
         let inputs = inputs.map(dense::<T>);
         let [x, factors] = inputs.each_ref().map(numbers::<T>);
         let shape = inputs[0].shape();
@@ -56,11 +55,17 @@ impl Fused<2> for UnitHeads {
                 },
             );
         });
-        (tensor(y, shape), inputs)
+        (tensor(y, shape), ())
     }
 
-    fn backward<T: Number>(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let grad = dense::<T>(grad);
+    fn backward<T: Number>(
+        &self,
+        inputs: [FlexTensor; 2],
+        (): (),
+        grad: FlexTensor,
+        wanted: [bool; 2],
+    ) -> [Option<FlexTensor>; 2] {
+        let (inputs, grad) = (inputs.map(dense::<T>), dense::<T>(grad));
         let ([x, factors], grad) = (inputs.each_ref().map(numbers::<T>), numbers::<T>(&grad));
         let shape = inputs[0].shape();
         let width = shape[shape.num_dims() - 1];
