@@ -1,7 +1,7 @@
 //! The product of rows with a weight, with its bias.
 
 use super::math::{Number, chunks, room, total, vectorized};
-use super::matrix::{Matrix, MatrixMut, Precision, multiply};
+use super::matrix::{Matrix, MatrixMut, Rounding, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
@@ -15,7 +15,7 @@ const ROWS: usize = 64;
 /// `x W + b`. Inputs: `x` `[.., in]`, `weight` `[in, out]`, and `bias` `[out]` if there is one.
 #[derive(Clone, Debug)]
 pub(crate) struct Affine {
-    pub precision: Precision,
+    pub rounding: Rounding,
 }
 
 impl<const N: usize> Fused<N> for Affine {
@@ -40,7 +40,7 @@ impl<const N: usize> Fused<N> for Affine {
             out,
             (bias.is_some(), T::of(1.0)),
             rows * depth * width >= WIDE,
-            self.precision,
+            self.rounding,
         );
         let mut shape = inputs[0].shape();
         let last = shape.num_dims() - 1;
@@ -67,14 +67,14 @@ impl<const N: usize> Fused<N> for Affine {
             let mut of_x = room::<T>(x.len());
             let out = MatrixMut { values: &mut of_x, row: depth };
             let weight = Matrix::rows(weight, width).transposed();
-            multiply([rows, width, depth], Matrix::rows(grad, width), weight, out, alone, wide, self.precision);
+            multiply([rows, width, depth], Matrix::rows(grad, width), weight, out, alone, wide, self.rounding);
             grads[0] = Some(tensor(of_x, shapes[0].clone()));
         }
         if wanted[1] {
             let mut of_weight = room::<T>(weight.len());
             let out = MatrixMut { values: &mut of_weight, row: width };
             let x = Matrix::rows(x, depth).transposed();
-            multiply([depth, rows, width], x, Matrix::rows(grad, width), out, alone, wide, self.precision);
+            multiply([depth, rows, width], x, Matrix::rows(grad, width), out, alone, wide, self.rounding);
             grads[1] = Some(tensor(of_weight, shapes[1].clone()));
         }
         if wanted.get(2) == Some(&true) {

@@ -3,7 +3,7 @@
 //! Source: arXiv:2205.14135 algorithms 1 and 4 (the recomputation; blocks here span all keys).
 
 use super::math::{GRAIN, Number, maximum, room, sum, vectorized};
-use super::matrix::{Matrix, MatrixMut, Precision, multiply};
+use super::matrix::{Matrix, MatrixMut, Rounding, multiply};
 use super::{Fused, tensor, whole};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
@@ -23,7 +23,7 @@ pub(crate) struct Attend {
     pub causal: bool,
     /// `[B, heads, L, K]` or 1 in place of any of them, true = hidden.
     pub mask: Option<FlexTensor>,
-    pub precision: Precision,
+    pub rounding: Rounding,
 }
 
 /// A tensor `[B, heads, L, d]` whose rows may lie apart.
@@ -203,15 +203,7 @@ impl Fused<3> for Attend {
             let keys = scene.reach(head, first..first + rows);
             let (mut weights, mut mixed) = (vec![T::of(0.0); rows * keys], vec![T::of(0.0); rows * width]);
             let (queries, seen) = (q.rows(head, first), k.rows(head, 0).transposed());
-            multiply(
-                [rows, width, keys],
-                queries,
-                seen,
-                all(&mut weights, keys),
-                (false, scale),
-                false,
-                self.precision,
-            );
+            multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale), false, self.rounding);
             for (i, scales) in scales.chunks_exact_mut(2).enumerate() {
                 let row = &mut weights[i * keys..][..keys];
                 scene.hide(head, first + i, row);
@@ -224,7 +216,7 @@ impl Fused<3> for Attend {
                 all(&mut mixed, width),
                 (false, T::of(1.0)),
                 false,
-                self.precision,
+                self.rounding,
             );
             rows_of_output.write(head, first, &mixed);
         };
@@ -294,7 +286,7 @@ impl Attend {
                     all(weights, keys),
                     (false, scale),
                     false,
-                    self.precision,
+                    self.rounding,
                 );
                 multiply(
                     [rows, width, keys],
@@ -303,7 +295,7 @@ impl Attend {
                     all(slopes, keys),
                     (false, T::of(1.0)),
                     false,
-                    self.precision,
+                    self.rounding,
                 );
                 for i in 0..rows {
                     let (weights, slopes) = (&mut weights[i * keys..][..keys], &mut slopes[i * keys..][..keys]);
@@ -327,7 +319,7 @@ impl Attend {
                 }
                 let (weights, slopes) = (Matrix::rows(weights, keys), Matrix::rows(slopes, keys));
                 let out = all(&mut of_queries[..rows * width], width);
-                multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false, self.precision);
+                multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false, self.rounding);
                 of_q.write(head, first, &of_queries[..rows * width]);
                 let add = (true, T::of(1.0));
                 multiply(
@@ -337,7 +329,7 @@ impl Attend {
                     all(&mut of_keys, width),
                     add,
                     false,
-                    self.precision,
+                    self.rounding,
                 );
                 multiply(
                     [keys, rows, width],
@@ -346,7 +338,7 @@ impl Attend {
                     all(&mut of_values, width),
                     add,
                     false,
-                    self.precision,
+                    self.rounding,
                 );
             }
             of_k.write(head, 0, &of_keys);

@@ -2,7 +2,7 @@
 //! weights.
 
 use super::math::{Number, room, sum, total, vectorized};
-use super::matrix::{Matrix, MatrixMut, Precision, multiply};
+use super::matrix::{Matrix, MatrixMut, Rounding, multiply};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
@@ -24,7 +24,7 @@ pub(crate) struct Convolve {
     pub stride: usize,
     /// Zeros before and after each axis.
     pub padding: (usize, usize),
-    pub precision: Precision,
+    pub rounding: Rounding,
 }
 
 /// Sizes of one call.
@@ -288,7 +288,7 @@ impl Fused<3> for Convolve {
             let product = |out: &mut [T], keep: bool| {
                 let (weight, read) = (Matrix::rows(weight, patch), Matrix::rows(read, width));
                 let out = MatrixMut { values: out, row: width };
-                multiply([sizes.outputs, patch, width], weight, read, out, (keep, one), wide, self.precision);
+                multiply([sizes.outputs, patch, width], weight, read, out, (keep, one), wide, self.rounding);
             };
             if count == 1 {
                 y.chunks_exact_mut(positions).zip(bias).for_each(|(y, bias)| y.fill(*bias));
@@ -356,7 +356,7 @@ impl Fused<3> for Convolve {
                         out,
                         (first > images.start, one),
                         wide,
-                        self.precision,
+                        self.rounding,
                     );
                 }
                 if let Some(of_x) = &mut of_x {
@@ -371,7 +371,7 @@ impl Fused<3> for Convolve {
                         MatrixMut { values, row: width },
                         (false, one),
                         wide,
-                        self.precision,
+                        self.rounding,
                     );
                     if !own {
                         gather(&mut back[..patch * width], of_x, sizes);

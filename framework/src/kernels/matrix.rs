@@ -65,19 +65,19 @@ pub struct MatrixMut<'a, T> {
     pub row: usize,
 }
 
-/// How precise the factors of a product need to be. Sums are as precise as the numbers' own type.
+/// What a processor's matrix units may round the factors of a product to; sums are rounded to the numbers' own type alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// As they are.
-    Own,
-    /// Matrix units may round them to bf16.
+pub enum Rounding {
+    /// Factors stay as they are.
+    None,
+    /// To bf16.
     Bf16,
 }
 
-impl Precision {
-    /// What numbers of a data type ask for.
+impl Rounding {
+    /// Of products that stand for those of a data type.
     pub fn of(dtype: DType) -> Self {
-        if dtype == DType::BF16 { Self::Bf16 } else { Self::Own }
+        if dtype == DType::BF16 { Self::Bf16 } else { Self::None }
     }
 }
 
@@ -123,7 +123,7 @@ pub fn multiply<T: Number>(
     out: MatrixMut<'_, T>,
     (keep, factor): (bool, T),
     wide: bool,
-    precision: Precision,
+    rounding: Rounding,
 ) {
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -133,7 +133,7 @@ pub fn multiply<T: Number>(
     assert!((m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
     let start = Start(out.values.as_mut_ptr());
     let follow = b.column == 1 && m <= FEW && k * n * size_of::<T>() > CACHE;
-    let rounds = precision == Precision::Bf16 && TypeId::of::<T>() == TypeId::of::<f32>();
+    let rounds = rounding == Rounding::Bf16 && TypeId::of::<T>() == TypeId::of::<f32>();
     let units = rounds && m > FEW && [a, b].iter().all(|x| x.row == 1 || x.column == 1) && has_units();
     let tile = |[i, j]: [usize; 2], [m, n]: [usize; 2]| {
         ROOM.with_borrow_mut(|room| {
@@ -724,7 +724,7 @@ mod tests {
         for wide in [false, true] {
             let mut out = before.clone();
             let product = MatrixMut { values: &mut out, row };
-            multiply([m, k, n], a, b, product, (keep, T::of(2.0)), wide, Precision::Own);
+            multiply([m, k, n], a, b, product, (keep, T::of(2.0)), wide, Rounding::None);
             assert!(out == expected, "{case}, wide {wide}");
         }
         let on = |compute: &dyn Fn(Tile<'_, T>)| {

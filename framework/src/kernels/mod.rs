@@ -26,7 +26,7 @@ pub(crate) use bf16::Narrow;
 pub(crate) use conv::Convolve;
 pub(crate) use likelihood::LogProbability;
 pub(crate) use math::chunks;
-pub(crate) use matrix::Precision;
+pub(crate) use matrix::Rounding;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
 pub(crate) use pointwise::{Activate, Gate, GatePair};
 pub(crate) use rotary::Turn;

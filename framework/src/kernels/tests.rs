@@ -178,7 +178,7 @@ proptest! {
         let both = |kernel: bool, dtype| {
             let x = normal("x", [2, rows, depth], dtype, turned);
             let (weight, shift) = (normal("weight", [depth, width], dtype, turned), normal("bias", [width], dtype, false));
-            let op = Affine { precision: Precision::Own };
+            let op = Affine { rounding: Rounding::None };
             let y: Tensor<3> = match (kernel, bias) {
                 (true, true) => fused(op, [handle(&x), handle(&weight), handle(&shift)]),
                 (true, false) => fused(op, [handle(&x), handle(&weight)]),
@@ -282,7 +282,7 @@ proptest! {
             derivatives(&[&of(&x), &of(&weight), &of(&bias)], f(x, weight, bias))
         };
         let padding = (before, after);
-        let op = Convolve { stride, padding, precision: Precision::Own };
+        let op = Convolve { stride, padding, rounding: Rounding::None };
         hold(
             "convolution",
             |dtype| both(&|x, w, b| fused(op.clone(), [handle(&x), handle(&w), handle(&b)]), dtype),
@@ -320,8 +320,8 @@ proptest! {
             let [(q, a), (k, b), (v, c)] = [part("q", queries), part("k", keys), part("v", keys)];
             derivatives(&[&of(&q), &of(&k), &of(&v)], f([a, b, c]))
         };
-        let (causal, precision) = (span == Span::Causal, Precision::Own);
-        let op = Attend { scale: 0.7, causal, mask: mask.as_ref().map(|m| bytes(m).unwrap()), precision };
+        let (causal, rounding) = (span == Span::Causal, Rounding::None);
+        let op = Attend { scale: 0.7, causal, mask: mask.as_ref().map(|m| bytes(m).unwrap()), rounding };
         hold(
             "attention",
             |dtype| both(&|[q, k, v]| fused(op.clone(), [handle(&q), handle(&k), handle(&v)]), dtype),
@@ -329,7 +329,7 @@ proptest! {
         );
         let packed = |kernel: bool, dtype| {
             let x = normal("qkv", [batch, queries, 3 * heads * width], dtype, turned);
-            let attend = Attend { scale: 0.7, causal, mask: None, precision };
+            let attend = Attend { scale: 0.7, causal, mask: None, rounding };
             let part = |i: usize| crate::nn::heads(x.clone().narrow(2, i * heads * width, heads * width), heads);
             let y: Tensor<3> = match kernel {
                 true => fused(AttendPacked { attend, heads }, [handle(&x)]),
@@ -366,7 +366,7 @@ fn exp_and_the_normal_distribution_in_f32() {
 /// Bits of values and gradients with a pool of so many threads.
 fn bits(threads: usize) -> Vec<Derivatives> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let precision = Precision::Own;
+    let rounding = Rounding::None;
     pool.install(|| {
         let norm = {
             let (x, s, b) = (
@@ -380,7 +380,7 @@ fn bits(threads: usize) -> Vec<Derivatives> {
         let conv = |batch, side| {
             let x = normal("x", [batch, 24, side, side], DType::F32, false);
             let (w, b) = (normal("w", [40, 24, 3, 3], DType::F32, false), normal("b", [40], DType::F32, false));
-            let op = Convolve { stride: 1, padding: (1, 1), precision };
+            let op = Convolve { stride: 1, padding: (1, 1), rounding };
             derivatives(&[&of(&x), &of(&w), &of(&b)], fused::<3, 4, _>(op, [handle(&x), handle(&w), handle(&b)]))
         };
         let linear = |rows, depth, width| {
@@ -388,12 +388,12 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let (w, b) = (normal("w", [depth, width], DType::F32, false), normal("b", [width], DType::F32, false));
             derivatives(
                 &[&of(&x), &of(&w), &of(&b)],
-                fused::<3, 3, _>(Affine { precision }, [handle(&x), handle(&w), handle(&b)]),
+                fused::<3, 3, _>(Affine { rounding }, [handle(&x), handle(&w), handle(&b)]),
             )
         };
         let attention = {
             let [q, k, v] = ["q", "k", "v"].map(|name| normal(name, [2, 3, 130, 32], DType::F32, false));
-            let op = Attend { scale: 0.2, causal: true, mask: None, precision };
+            let op = Attend { scale: 0.2, causal: true, mask: None, rounding };
             derivatives(&[&of(&q), &of(&k), &of(&v)], fused::<3, 4, _>(op, [handle(&q), handle(&k), handle(&v)]))
         };
         let unit = {
@@ -473,20 +473,20 @@ fn kernels_of_bf16_are_those_of_f32_on_rounded_numbers() {
     };
     let linear = |dtype| {
         let (x, w) = (rounded("x", [1, 2, 70, 48], dtype), rounded("w", [1, 1, 48, 96], dtype));
-        let op = Affine { precision: Precision::of(dtype) };
+        let op = Affine { rounding: Rounding::of(dtype) };
         let y = fused::<2, 4, _>(op, [handle(&x), handle(&w.clone().reshape([48, 96]))]);
         derivatives(&[&of(&x), &of(&w)], y)
     };
     let convolution = |dtype| {
         let (x, w) = (rounded("x", [2, 24, 9, 9], dtype), rounded("w", [40, 24, 3, 3], dtype));
         let bias = rounded("b", [1, 1, 1, 40], dtype);
-        let op = Convolve { stride: 1, padding: (1, 1), precision: Precision::of(dtype) };
+        let op = Convolve { stride: 1, padding: (1, 1), rounding: Rounding::of(dtype) };
         let y = fused::<3, 4, _>(op, [handle(&x), handle(&w), handle(&bias.clone().reshape([40]))]);
         derivatives(&[&of(&x), &of(&w), &of(&bias)], y)
     };
     let attention = |dtype| {
         let [q, k, v] = ["q", "k", "v"].map(|name| rounded(name, [2, 3, 90, 32], dtype));
-        let op = Attend { scale: 0.2, causal: true, mask: None, precision: Precision::of(dtype) };
+        let op = Attend { scale: 0.2, causal: true, mask: None, rounding: Rounding::of(dtype) };
         derivatives(&[&of(&q), &of(&k), &of(&v)], fused::<3, 4, _>(op, [handle(&q), handle(&k), handle(&v)]))
     };
     let kernels: [&dyn Fn(DType) -> Derivatives; 3] = [&linear, &convolution, &attention];

@@ -1,7 +1,7 @@
 //! Layers of images `[B, C, H, W]`: convolution, group normalisation, resizing.
 
 use super::{composed, parameter};
-use crate::kernels::{self, Convolve, GroupNormalize, Precision, handle};
+use crate::kernels::{self, Convolve, GroupNormalize, Rounding, handle};
 use crate::random::tensor;
 use burn::module::{Module, Param};
 use burn::tensor::module::interpolate;
@@ -41,8 +41,8 @@ impl Conv2d {
     /// Shapes: `[B, in, H, W]` to `[B, out, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        let precision = Precision::of(x.dtype());
-        let kernel = Convolve { stride: self.stride, padding: self.padding, precision };
+        let rounding = Rounding::of(x.dtype());
+        let kernel = Convolve { stride: self.stride, padding: self.padding, rounding };
         kernels::convolve(kernel, [handle(&x), handle(&weight), handle(&bias)])
             .map(Tensor::from_dispatch)
             .unwrap_or_else(|| composed::conv(x, weight, bias, self.stride, self.padding))

@@ -78,11 +78,11 @@ impl Tile<'_, f32> {
     unsafe fn compute_on<U: Units>(self) {
         let [m, k, n] = self.shape;
         let deep = deep(k).next_multiple_of(STEP);
-        // Lines of a panel of `a`, or of one column of tiles of `b`.
+        // Lines of a row of tiles of `a`, or of a column of tiles of `b`.
         let column = deep / STEP * SIDE;
-        let packed_a = room_in::<Line>(self.room, column * (2 + WIDTH / SIDE) + 2 * BLOCK * BLOCK / SIDE);
+        let packed_a = room_in::<Line>(self.room, column * (2 + WIDTH / SIDE) + BLOCK * BLOCK / SIDE);
         let packed_b = packed_a.wrapping_add(2 * column);
-        let apart = packed_b.wrapping_add(WIDTH / SIDE * column).cast::<f32>();
+        let sums = packed_b.wrapping_add(WIDTH / SIDE * column).cast::<f32>();
         let units = U::begin();
         for (left, top) in (0..n).step_by(WIDTH).flat_map(|left| (0..k).step_by(deep).map(move |top| (left, top))) {
             let (width, depth) = (WIDTH.min(n - left), deep.min(k - top));
@@ -124,8 +124,8 @@ impl Tile<'_, f32> {
                         if size == [BLOCK, BLOCK] && self.factor == 1.0 {
                             units.add(block(out, keep));
                         } else {
-                            units.add(block((apart, BLOCK), false));
-                            merge((apart, BLOCK), out, size, keep, self.factor);
+                            units.add(block((sums, BLOCK), false));
+                            merge((sums, BLOCK), out, size, keep, self.factor);
                         }
                     }
                 }
