@@ -203,20 +203,18 @@ impl Fused<3> for Attend {
             let keys = scene.reach(head, first..first + rows);
             let (mut weights, mut mixed) = (vec![T::of(0.0); rows * keys], vec![T::of(0.0); rows * width]);
             let (queries, seen) = (q.rows(head, first), k.rows(head, 0).transposed());
-            multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale), false, self.rounding);
+            self.multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale));
             for (i, scales) in scales.chunks_exact_mut(2).enumerate() {
                 let row = &mut weights[i * keys..][..keys];
                 scene.hide(head, first + i, row);
                 scales.copy_from_slice(&softmax(row));
             }
-            multiply(
+            self.multiply(
                 [rows, keys, width],
                 Matrix::rows(&weights, keys),
                 v.rows(head, 0),
                 all(&mut mixed, width),
                 (false, T::of(1.0)),
-                false,
-                self.rounding,
             );
             rows_of_output.write(head, first, &mixed);
         };
@@ -255,6 +253,18 @@ impl Fused<3> for Attend {
 }
 
 impl Attend {
+    /// A product on this thread alone: heads have one each.
+    fn multiply<T: Number>(
+        &self,
+        shape: [usize; 3],
+        a: Matrix<'_, T>,
+        b: Matrix<'_, T>,
+        out: MatrixMut<'_, T>,
+        keep_and_factor: (bool, T),
+    ) {
+        multiply(shape, a, b, out, keep_and_factor, false, self.rounding);
+    }
+
     /// Writes the gradients of queries, keys and values.
     fn differentiate<T: Number>(
         &self,
@@ -279,23 +289,13 @@ impl Attend {
                 let (weights, slopes) = (&mut weights[..rows * keys], &mut slopes[..rows * keys]);
                 let (queries, upstream) = (q.rows(head, first), grad.rows(head, first));
                 let into_keys = k.rows(head, 0).transposed();
-                multiply(
-                    [rows, width, keys],
-                    queries,
-                    into_keys,
-                    all(weights, keys),
-                    (false, scale),
-                    false,
-                    self.rounding,
-                );
-                multiply(
+                self.multiply([rows, width, keys], queries, into_keys, all(weights, keys), (false, scale));
+                self.multiply(
                     [rows, width, keys],
                     upstream,
                     v.rows(head, 0).transposed(),
                     all(slopes, keys),
                     (false, T::of(1.0)),
-                    false,
-                    self.rounding,
                 );
                 for i in 0..rows {
                     let (weights, slopes) = (&mut weights[i * keys..][..keys], &mut slopes[i * keys..][..keys]);
@@ -319,27 +319,11 @@ impl Attend {
                 }
                 let (weights, slopes) = (Matrix::rows(weights, keys), Matrix::rows(slopes, keys));
                 let out = all(&mut of_queries[..rows * width], width);
-                multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)), false, self.rounding);
+                self.multiply([rows, keys, width], slopes, k.rows(head, 0), out, (false, T::of(1.0)));
                 of_q.write(head, first, &of_queries[..rows * width]);
                 let add = (true, T::of(1.0));
-                multiply(
-                    [keys, rows, width],
-                    slopes.transposed(),
-                    queries,
-                    all(&mut of_keys, width),
-                    add,
-                    false,
-                    self.rounding,
-                );
-                multiply(
-                    [keys, rows, width],
-                    weights.transposed(),
-                    upstream,
-                    all(&mut of_values, width),
-                    add,
-                    false,
-                    self.rounding,
-                );
+                self.multiply([keys, rows, width], slopes.transposed(), queries, all(&mut of_keys, width), add);
+                self.multiply([keys, rows, width], weights.transposed(), upstream, all(&mut of_values, width), add);
             }
             of_k.write(head, 0, &of_keys);
             of_v.write(head, 0, &of_values);

@@ -83,17 +83,6 @@ impl Fused<1> for Narrow {
     ) -> [Option<FlexTensor>; 1] {
         [Some(grad)]
     }
-
-    /// Not rounded again, though the output is bf16.
-    fn backward_any(
-        &self,
-        inputs: [FlexTensor; 1],
-        (): (),
-        grad: FlexTensor,
-        wanted: [bool; 1],
-    ) -> [Option<FlexTensor>; 1] {
-        self.backward::<f32>(inputs, (), widened(grad), wanted)
-    }
 }
 
 #[cfg(test)]

@@ -705,34 +705,79 @@ mod tests {
         (0..n).map(|i| T::of((((i * 7 + seed) * 2_654_435_761 % 4_294_967_296) >> 20) as f64 % 17.0 - 8.0)).collect()
     }
 
-    /// The product, by one thread and by all and with the registers of other processors, is exactly its sums, and what lies
-    /// beside it in `out` stays.
-    fn holds<T: Number>([m, k, n]: [usize; 3], a_across: bool, b_across: bool, keep: bool) {
-        let (of_a, of_b) = (numbers::<T>(m * k, 1), numbers::<T>(k * n, 2));
-        let a = if a_across { Matrix::rows(&of_a, m).transposed() } else { Matrix::rows(&of_a, k) };
-        let b = if b_across { Matrix::rows(&of_b, k).transposed() } else { Matrix::rows(&of_b, n) };
-        let row = n + 3;
-        let before = numbers::<T>(m * row, 3);
-        let mut expected = before.clone();
-        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-            // SAFETY: within the matrices.
-            let sum: T = (0..k).map(|l| unsafe { *a.at(i, l) * *b.at(l, j) }).sum();
-            let out = &mut expected[i * row + j];
-            *out = if keep { *out + T::of(2.0) * sum } else { T::of(2.0) * sum };
+    /// A product that is exactly its sums, and what lies beside it in `out`, which stays.
+    pub(super) struct Case<T> {
+        shape: [usize; 3],
+        factors: [Vec<T>; 2],
+        /// Whether columns of `a` and of `b` lie together.
+        across: [bool; 2],
+        keep_and_factor: (bool, T),
+        before: Vec<T>,
+        after: Vec<T>,
+    }
+
+    impl<T: Number> Case<T> {
+        pub fn new([m, k, n]: [usize; 3], across: [bool; 2], (keep, factor): (bool, T)) -> Self {
+            let before = numbers::<T>(m * (n + 3), 3);
+            let (factors, keep_and_factor) = ([numbers(m * k, 1), numbers(k * n, 2)], (keep, factor));
+            let mut case = Self { shape: [m, k, n], factors, across, keep_and_factor, after: before.clone(), before };
+            let mut after = std::mem::take(&mut case.after);
+            let [a, b] = case.matrices();
+            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                // SAFETY: within the matrices.
+                let sum: T = (0..k).map(|l| unsafe { *a.at(i, l) * *b.at(l, j) }).sum();
+                let out = &mut after[i * case.row() + j];
+                *out = if keep { *out + factor * sum } else { factor * sum };
+            }
+            Self { after, ..case }
         }
-        let case = format!("{} {m}x{k}x{n}, across {a_across} {b_across}, keep {keep}", T::DTYPE.name());
+
+        fn matrices(&self) -> [Matrix<'_, T>; 2] {
+            let ([m, k, n], [a, b]) = (self.shape, &self.factors);
+            let lying = |values, rows, columns, across: bool| match across {
+                true => Matrix::rows(values, rows).transposed(),
+                false => Matrix::rows(values, columns),
+            };
+            [lying(a, m, k, self.across[0]), lying(b, k, n, self.across[1])]
+        }
+
+        fn row(&self) -> usize {
+            self.shape[2] + 3
+        }
+
+        /// What `write` writes is the product.
+        fn check(&self, how: &str, write: impl FnOnce([Matrix<'_, T>; 2], &mut [T])) {
+            let mut written = self.before.clone();
+            write(self.matrices(), &mut written);
+            let (dtype, [m, k, n]) = (T::DTYPE.name(), self.shape);
+            let (across, (keep, factor)) = (self.across, self.keep_and_factor);
+            assert!(
+                written == self.after,
+                "{dtype} {m}x{k}x{n}, across {across:?}, keep {keep}, factor {factor}, {how}"
+            );
+        }
+
+        /// What `compute` makes of the product as one tile is the product.
+        pub fn check_tile(&self, follow: bool, compute: impl FnOnce(Tile<'_, T>)) {
+            self.check(&format!("one tile, follow {follow}"), |[a, b], out| {
+                let ((keep, factor), out) = (self.keep_and_factor, (out.as_mut_ptr(), self.row()));
+                compute(Tile { shape: self.shape, a, b, out, keep, factor, follow, room: &mut Vec::new() });
+            });
+        }
+    }
+
+    /// The product holds by one thread and by all and with the registers of other processors.
+    fn holds<T: Number>(shape: [usize; 3], across: [bool; 2], keep: bool) {
+        let case = Case::new(shape, across, (keep, T::of(2.0)));
         for wide in [false, true] {
-            let mut out = before.clone();
-            let product = MatrixMut { values: &mut out, row };
-            multiply([m, k, n], a, b, product, (keep, T::of(2.0)), wide, Rounding::None);
-            assert!(out == expected, "{case}, wide {wide}");
+            case.check(&format!("wide {wide}"), |[a, b], values| {
+                let out = MatrixMut { values, row: case.row() };
+                multiply(shape, a, b, out, case.keep_and_factor, wide, Rounding::None);
+            });
         }
         let on = |compute: &dyn Fn(Tile<'_, T>)| {
             for follow in [false, true] {
-                let mut written = before.clone();
-                let (factor, room, out) = (T::of(2.0), &mut Vec::new(), (written.as_mut_ptr(), row));
-                compute(Tile { shape: [m, k, n], a, b, out, keep, factor, follow: follow && !b_across, room });
-                assert!(written == expected, "{case}, registers of their own, follow {follow}");
+                case.check_tile(follow && !across[1], compute);
             }
         };
         on(&|tile| pulp::Arch::new().dispatch(tile));
@@ -751,8 +796,9 @@ mod tests {
         let large = [[TALL + 5, DEEP + 1, 65], [13, 2 * DEEP + 7, BROAD / 4 + 70], [TILE + 7, 5, 130], [200, 70, 1100]];
         for (case, shape) in small.chain(large).enumerate() {
             for layout in 0..4 {
-                holds::<f32>(shape, layout & 1 == 1, layout & 2 == 2, case % 2 == 0);
-                holds::<f64>(shape, layout & 1 == 1, layout & 2 == 2, case % 2 == 1);
+                let across = [layout & 1 == 1, layout & 2 == 2];
+                holds::<f32>(shape, across, case % 2 == 0);
+                holds::<f64>(shape, across, case % 2 == 1);
             }
         }
     }

@@ -77,15 +77,15 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
         (bf16::narrowed(output, dtype), saved)
     }
 
-    /// [`Fused::backward`] on numbers of the gradient's data type.
+    /// [`Fused::backward`] for inputs of `dtype`.
     fn backward_any(
         &self,
+        dtype: DType,
         inputs: [FlexTensor; N],
         saved: Self::Saved,
         grad: FlexTensor,
         wanted: [bool; N],
     ) -> [Option<FlexTensor>; N] {
-        let dtype = grad.dtype();
         let (inputs, grad) = (inputs.map(bf16::widened), bf16::widened(grad));
         let of_inputs = match dtype {
             DType::F64 => self.backward::<f64>(inputs, saved, grad, wanted),
@@ -150,7 +150,7 @@ fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Optio
         let kept = std::array::from_fn(|i| if F::NEEDED[i] { inputs[i].clone() } else { nothing() });
         let (output, saved) = op.forward_any(dtype, inputs);
         let output = match Step(PhantomData).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish((op, kept, saved), output),
+            OpsKind::Tracked(prepared) => prepared.finish((op, dtype, kept, saved), output),
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         };
         DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))))
@@ -225,13 +225,13 @@ fn lifted(kind: DispatchTensorKind) -> FloatTensor<Autodiff<Flex>> {
 struct Step<F>(PhantomData<F>);
 
 impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
-    type State = (F, [FlexTensor; N], F::Saved);
+    type State = (F, DType, [FlexTensor; N], F::Saved);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let (op, inputs, saved) = ops.state;
-        let of_inputs = op.backward_any(inputs, saved, grad, wanted);
+        let (op, dtype, inputs, saved) = ops.state;
+        let of_inputs = op.backward_any(dtype, inputs, saved, grad, wanted);
         for (parent, grad) in ops.parents.into_iter().zip(of_inputs) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, grad.expect("a gradient for every input that wants one"));

@@ -8,7 +8,7 @@
 //! Extensions".
 
 use super::super::math::Number;
-use super::{BROAD, Line, Matrix, Tile, deep, room_in};
+use super::{Line, Matrix, Tile, broad, deep, room_in};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
@@ -20,7 +20,7 @@ const STEP: usize = 32;
 /// Rows and columns of `out` in a block.
 const BLOCK: usize = 2 * SIDE;
 /// Columns of `b` that are packed at a time; with [`super::DEEP`] rows they fit the second cache.
-const WIDTH: usize = BROAD / size_of::<f32>();
+const WIDTH: usize = broad::<f32>();
 
 /// Whether this processor has the units and the system lets this process use them.
 pub(super) fn available() -> bool {
@@ -371,6 +371,7 @@ unsafe fn write(lines: Lines, to: *mut Line) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::Case;
     use super::*;
 
     /// Units as their manual describes them.
@@ -401,29 +402,6 @@ mod tests {
         }
     }
 
-    /// The product of whole numbers is exactly its sums, and what lies beside it in `out` stays.
-    fn holds<U: Units>([m, k, n]: [usize; 3], [a_across, b_across]: [bool; 2], keep: bool, factor: f32) {
-        let numbers = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| (((i * 7 + seed) * 2_654_435_761 % 4_294_967_296) >> 20) as f32 % 17.0 - 8.0).collect()
-        };
-        let (of_a, of_b, before) = (numbers(m * k, 1), numbers(k * n, 2), numbers(m * (n + 3), 3));
-        let a = if a_across { Matrix::rows(&of_a, m).transposed() } else { Matrix::rows(&of_a, k) };
-        let b = if b_across { Matrix::rows(&of_b, k).transposed() } else { Matrix::rows(&of_b, n) };
-        let mut expected = before.clone();
-        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-            // SAFETY: within the matrices.
-            let sum: f32 = (0..k).map(|l| unsafe { *a.at(i, l) * *b.at(l, j) }).sum();
-            let out = &mut expected[i * (n + 3) + j];
-            *out = factor * sum + if keep { *out } else { 0.0 };
-        }
-        let mut written = before;
-        let (out, room) = ((written.as_mut_ptr(), n + 3), &mut Vec::new());
-        let tile = Tile { shape: [m, k, n], a, b, out, keep, factor, follow: false, room };
-        // SAFETY: the matrices are as large as they say, and the caller asked for the instructions.
-        unsafe { tile.compute_on::<U>() };
-        assert!(written == expected, "{m}x{k}x{n}, across {a_across} {b_across}, keep {keep}, factor {factor}");
-    }
-
     #[test]
     fn products_on_matrix_units_are_their_sums() {
         if !can_pack() {
@@ -439,9 +417,12 @@ mod tests {
             for layout in 0..4 {
                 let across = [layout & 1 == 1, layout & 2 == 2];
                 let (keep, factor) = (case % 2 == 0, if case % 3 == 0 { 2.0 } else { 1.0 });
-                holds::<Described>(shape, across, keep, factor);
+                let case = Case::new(shape, across, (keep, factor));
+                // SAFETY: the matrices are as large as they say, and the processor can pack.
+                case.check_tile(false, |tile| unsafe { tile.compute_on::<Described>() });
                 if available() {
-                    holds::<Amx>(shape, across, keep, factor);
+                    // SAFETY: so they are, and it has the units.
+                    case.check_tile(false, |tile| unsafe { tile.compute_on::<Amx>() });
                 }
             }
         }
