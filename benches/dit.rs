@@ -5,10 +5,11 @@
 //!
 //! Whole pipelines through the command's own trainer, a process each: what a user waits for. Medians over steps after the
 //! first, and over three runs. The ratio of the steps to cfg's is measured apart, in one process, where all objectives take
-//! turns (`benches/turns`); it comes with its 95 % interval.
+//! turns (`benches/turns`), also with `"stopped_matmul_precision": "medium"`; it comes with its 95 % interval.
 
 mod turns;
 
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -146,15 +147,19 @@ fn main() {
         },
     ];
     println!(
-        "{:<19} {:>14} {:>16} {:>9} {:>12}  step / cfg",
-        "pipeline", "train images/s", "sample images/s", "peak MiB", "memory / cfg"
+        "{:<19} {:>14} {:>16} {:>9} {:>12}  {:<20}  medium",
+        "pipeline", "train images/s", "sample images/s", "peak MiB", "memory / cfg", "step / cfg"
     );
     let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     for case in cases.iter().filter(|case| named.is_empty() || named.iter().any(|name| name == case.name)) {
         let documents = OBJECTIVES.map(|objective| serde_json::from_str(&case.document(objective)).expect("JSON"));
-        let seconds = turns::seconds(documents.to_vec(), case.rounds);
+        let medium = documents.clone().map(|mut document: Value| {
+            document["train"]["stopped_matmul_precision"] = "medium".into();
+            document
+        });
+        let seconds = turns::seconds(documents.into_iter().chain(medium).collect(), case.rounds);
         let mut peak_cfg = None;
-        for (objective, of_steps) in OBJECTIVES.iter().zip(&seconds) {
+        for (i, objective) in OBJECTIVES.iter().enumerate() {
             let name = format!("{}-{objective}", case.name);
             // A run's peak depends on which thread took which work: single ones lie up to a tenth apart.
             let runs = [(); RUNS].map(|()| measure(folder.path(), &name, &case.document(objective)));
@@ -164,10 +169,11 @@ fn main() {
                 values[RUNS / 2]
             });
             let memory = peak / *peak_cfg.get_or_insert(peak);
-            let [ratio, low, high] = turns::ratio(of_steps, &seconds[0]);
-            println!(
-                "{name:<19} {train:>14.1} {sample:>16.2} {peak:>9.0} {memory:>12.2}  {ratio:.2} ({low:.2} to {high:.2})"
-            );
+            let [exact, medium] = [i, OBJECTIVES.len() + i].map(|i| {
+                let [ratio, low, high] = turns::ratio(&seconds[i], &seconds[0]);
+                format!("{ratio:.2} ({low:.2} to {high:.2})")
+            });
+            println!("{name:<19} {train:>14.1} {sample:>16.2} {peak:>9.0} {memory:>12.2}  {exact:<20}  {medium}");
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::error::{Problem, Problems};
 use crate::guidance::Denoiser;
 use crate::objective::{Context, Draw, Objective};
 use crate::plugin::{self, BackbonePlugin, Kind, ObjectivePlugin, SamplerPlugin, TokenizerPlugin};
+use crate::precision::MatmulPrecision;
 use crate::process::{Example, Family, Input, Latent, LatentShape, Process, Progress, Target};
 use crate::random::{Random, permutation, tensor};
 use crate::sampler::SeededNoise;
@@ -649,6 +650,7 @@ impl Bench {
             stopped: self.online.valid(),
             ema: Some(&self.other),
             reference: Some(&self.other),
+            stopped_precision: MatmulPrecision::Highest,
         };
         let random = Random::new(5);
         let all: Vec<usize> = (0..BATCH).collect();

@@ -1,8 +1,56 @@
-//! bf16 compute with f32 weights: every parameter is cast where it is read.
+//! Passes that are less precise than f32, with f32 weights: bf16, to which every parameter is cast where it is read, and
+//! f32 whose matrix products may be rounded.
 
-use crate::kernels::{self, Narrow, handle};
+use crate::kernels::{self, Narrow, Rounding, handle};
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};
 use burn::tensor::{DType, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+
+/// How precisely a pass without the tape multiplies matrices of f32.
+///
+/// Source: the settings of `torch.set_float32_matmul_precision`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MatmulPrecision {
+    /// In f32.
+    #[default]
+    Highest,
+    /// With factors rounded to 16 bits where the processor multiplies those faster: to bf16 (AMX), or to f16 (AVX512-FP16),
+    /// which loses numbers beyond 65,504; sums of up to 64 products are f16's there. Elsewhere in f32.
+    Medium,
+}
+
+thread_local! {
+    static OF_THIS_THREAD: Cell<MatmulPrecision> = const { Cell::new(MatmulPrecision::Highest) };
+}
+
+impl MatmulPrecision {
+    /// Runs `pass` with it; passes within on the tape stay in f32.
+    pub fn within<R>(self, pass: impl FnOnce() -> R) -> R {
+        /// Also behind a panic.
+        struct Restore(MatmulPrecision);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                OF_THIS_THREAD.set(self.0);
+            }
+        }
+        let _restore = Restore(OF_THIS_THREAD.replace(self));
+        pass()
+    }
+}
+
+/// What factors of products with `x` may be rounded to.
+pub(crate) fn rounding<const D: usize>(x: &Tensor<D>) -> Rounding {
+    let medium = OF_THIS_THREAD.get() == MatmulPrecision::Medium;
+    // Gradients may be too small for f16.
+    if medium && x.dtype() == DType::F32 && !x.device().is_autodiff() {
+        Rounding::Half
+    } else {
+        Rounding::of(x.dtype())
+    }
+}
 
 /// Reads a parameter as bf16; the stored one stays f32 and receives the gradient.
 #[derive(Module, Debug)]
@@ -29,5 +77,38 @@ impl Reparameterizer for CastAll {
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<CastToBf16>) {
         (param, Some(CastToBf16 {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::affine;
+    use crate::random::{Random, tensor};
+    use burn::tensor::Device;
+    use std::panic::catch_unwind;
+
+    #[test]
+    fn only_passes_without_the_tape_are_rounded_and_only_within() {
+        let device = Device::flex();
+        let normal = |name, shape: [usize; 2]| -> Tensor<2> {
+            let values = Random::new(0).normal(name, 0, 0, shape.iter().product());
+            tensor(&values.into_iter().map(f64::from).collect::<Vec<_>>(), shape, DType::F32, &device)
+        };
+        let (x, weight) = (normal("x", [64, 96]), normal("weight", [96, 80]));
+        let values = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().unwrap();
+        let plain = || values(affine(x.clone(), weight.clone(), None));
+        let exact = plain();
+        let medium = MatmulPrecision::Medium.within(plain);
+        // Eleven bits of each factor, and sums of 64 products.
+        assert!(medium.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 0.01 * 96.0_f32.sqrt()));
+        #[cfg(target_arch = "x86_64")]
+        assert!(medium != exact || !is_x86_feature_detected!("avx512fp16"), "rounded where that is faster");
+        assert!(plain() == exact, "rounded behind it");
+        catch_unwind(|| MatmulPrecision::Medium.within(|| panic!("a pass that fails"))).unwrap_err();
+        assert!(plain() == exact, "rounded behind a panic");
+        let tracked =
+            || values(affine(Tensor::from_inner(x.clone()), Tensor::from_inner(weight.clone()), None).inner());
+        assert!(MatmulPrecision::Medium.within(tracked) == exact, "rounded on the tape");
     }
 }

@@ -4,6 +4,7 @@ use crate::adapt::LoraConfig;
 use crate::error::{Problem, Problems};
 use crate::foreign::Source;
 use crate::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup};
+use crate::precision::MatmulPrecision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +104,9 @@ pub struct TrainConfig {
     /// Data type of the forward and backward pass.
     #[serde(default)]
     pub precision: Precision,
+    /// How passes in f32 whose gradient is stopped multiply matrices: gft's null pass, a teacher's, a reference's.
+    #[serde(default)]
+    pub stopped_matmul_precision: MatmulPrecision,
     /// Recompute cheap activations in the backward pass instead of keeping them.
     #[serde(default)]
     pub gradient_checkpointing: bool,

@@ -11,7 +11,7 @@ use crate::objective::{Context, Draw, Memory, Models, Partial, Role};
 use crate::optimizer::{clip_global_norm, learning_rate};
 use crate::pipeline::Pipeline;
 use crate::plugin::Kind;
-use crate::precision::CastAll;
+use crate::precision::{CastAll, MatmulPrecision};
 use crate::process::{Input, Latent};
 use crate::random::Random;
 use crate::train_config::{Precision, TrainConfig};
@@ -229,7 +229,10 @@ impl Trainer {
     }
 
     /// Loss and gradient of one forward pass; draw `draw` of the run's randomness.
-    fn pass(&self, latents: &Latent, condition: &Condition, random: &Random, draw: u64) -> Result<Pass> {
+    ///
+    /// # Errors
+    /// If a plugin panics or the loss is not finite.
+    pub fn pass(&self, latents: &Latent, condition: &Condition, random: &Random, draw: u64) -> Result<Pass> {
         let train = &self.pipeline.train;
         let process = self.pipeline.process();
         let example = process.corrupt(latents, random, draw);
@@ -249,6 +252,7 @@ impl Trainer {
             online,
             ema: self.ema.as_ref(),
             reference: self.reference.as_ref(),
+            stopped_precision: train.stopped_matmul_precision,
         };
         let choices = Choices { random, draw };
         let condition = (condition, self.pipeline.backbone.accepts().num_classes);
@@ -324,6 +328,7 @@ pub(crate) struct Networks<'a> {
     pub(crate) stopped: BoxBackbone,
     pub(crate) ema: Option<&'a BoxBackbone>,
     pub(crate) reference: Option<&'a BoxBackbone>,
+    pub(crate) stopped_precision: MatmulPrecision,
 }
 
 impl Models for Networks<'_> {
@@ -334,7 +339,8 @@ impl Models for Networks<'_> {
             Role::Ema => self.ema.expect("an objective that reads the EMA says so in `needs`"),
             Role::Reference => self.reference.expect("an objective that reads the reference says so in `needs`"),
         };
-        guard::named(self.name, || network.predict(input, condition, control))
+        let precision = if role == Role::Online { MatmulPrecision::Highest } else { self.stopped_precision };
+        precision.within(|| guard::named(self.name, || network.predict(input, condition, control)))
     }
 
     fn predict_where(

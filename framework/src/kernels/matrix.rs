@@ -10,6 +10,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod f16;
 
 use super::math::Number;
 use burn::tensor::DType;
@@ -65,13 +67,15 @@ pub struct MatrixMut<'a, T> {
     pub row: usize,
 }
 
-/// What a processor's matrix units may round the factors of a product to; sums are rounded to the numbers' own type alone.
+/// What the factors of a product may be rounded to where a processor multiplies those faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
     /// Factors stay as they are.
     None,
     /// To bf16.
     Bf16,
+    /// To bf16 or to f16, whichever is faster; sums of a few products may be f16's. Numbers beyond f16's 65,504 are lost.
+    Half,
 }
 
 impl Rounding {
@@ -133,18 +137,19 @@ pub fn multiply<T: Number>(
     assert!((m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
     let start = Start(out.values.as_mut_ptr());
     let follow = b.column == 1 && m <= FEW && k * n * size_of::<T>() > CACHE;
-    let rounds = rounding == Rounding::Bf16 && TypeId::of::<T>() == TypeId::of::<f32>();
-    let units = rounds && m > FEW && [a, b].iter().all(|x| x.row == 1 || x.column == 1) && has_units();
+    let arithmetic = Arithmetic::of([m, k, n], a, b, rounding);
     let tile = |[i, j]: [usize; 2], [m, n]: [usize; 2]| {
         ROOM.with_borrow_mut(|room| {
             let out = (start.at(i * out.row + j), out.row);
             let (a, b) = (a.from([i, 0]), b.from([0, j]));
             let tile = Tile { shape: [m, k, n], a, b, out, keep, factor, follow, room };
-            #[cfg(target_arch = "x86_64")]
-            if units {
-                return amx::compute(tile);
+            match arithmetic {
+                Arithmetic::Own => pulp::Arch::new().dispatch(tile),
+                #[cfg(target_arch = "x86_64")]
+                Arithmetic::Units => amx::compute(tile),
+                #[cfg(target_arch = "x86_64")]
+                Arithmetic::F16 => f16::compute(tile),
             }
-            pulp::Arch::new().dispatch(tile);
         });
     };
     if !wide {
@@ -155,7 +160,7 @@ pub fn multiply<T: Number>(
     let rows = m.div_ceil(TILE).max(tiles.div_ceil(columns).min(m.div_ceil(TALL)));
     let columns = columns.max(tiles.div_ceil(rows).min(n.div_ceil(LEAST)));
     (0..rows * columns).into_par_iter().for_each(|place| {
-        let [i, height] = cut(m, if units { UNIT } else { ROWS }, rows, place / columns);
+        let [i, height] = cut(m, arithmetic.rows(), rows, place / columns);
         let [j, width] = cut(n, UNIT, columns, place % columns);
         if height > 0 && width > 0 {
             tile([i, j], [height, width]);
@@ -163,12 +168,47 @@ pub fn multiply<T: Number>(
     });
 }
 
-/// Whether this processor has matrix units.
-fn has_units() -> bool {
+/// What computes a product.
+#[derive(Clone, Copy)]
+enum Arithmetic {
+    /// The vectors of the numbers' own type.
+    Own,
+    /// Matrix units.
     #[cfg(target_arch = "x86_64")]
-    return amx::available();
+    Units,
+    /// Vectors of f16.
+    #[cfg(target_arch = "x86_64")]
+    F16,
+}
+
+impl Arithmetic {
+    /// The fastest that `rounding` allows.
+    #[cfg(target_arch = "x86_64")]
+    fn of<T: Number>([m, ..]: [usize; 3], a: Matrix<'_, T>, b: Matrix<'_, T>, rounding: Rounding) -> Self {
+        let rounds = rounding != Rounding::None && TypeId::of::<T>() == TypeId::of::<f32>() && m > FEW;
+        let along = |x: Matrix<'_, T>| x.row == 1 || x.column == 1;
+        if rounds && along(a) && along(b) && amx::available() {
+            Self::Units
+        } else if rounds && rounding == Rounding::Half && a.column == 1 && f16::available() {
+            Self::F16
+        } else {
+            Self::Own
+        }
+    }
+
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    fn of<T>(_: [usize; 3], _: Matrix<'_, T>, _: Matrix<'_, T>, _: Rounding) -> Self {
+        Self::Own
+    }
+
+    /// Numbers that heights of tiles are multiples of.
+    fn rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Units => UNIT,
+            _ => ROWS,
+        }
+    }
 }
 
 /// Columns of a block of `b`.
@@ -236,6 +276,17 @@ struct Tile<'a, T> {
     /// Whether the rows of `b` are followed, if its columns lie together.
     follow: bool,
     room: &'a mut Vec<Line>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<'a, T: Number> Tile<'a, T> {
+    /// The same tile, of numbers that are f32.
+    fn of_f32(self) -> Tile<'a, f32> {
+        let matrix = |x: Matrix<'a, T>| Matrix { values: bytemuck::cast_slice(x.values), row: x.row, column: x.column };
+        let Self { shape, a, b, out, keep, factor, follow, room } = self;
+        let (out, factor) = ((out.0.cast(), out.1), bytemuck::cast(factor));
+        Tile { shape, a: matrix(a), b: matrix(b), out, keep, factor, follow, room }
+    }
 }
 
 impl<T: Number> WithSimd for Tile<'_, T> {

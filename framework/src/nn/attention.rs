@@ -1,6 +1,7 @@
 use super::{Linear, composed};
 use crate::backbone::Perturbation;
-use crate::kernels::{self, Attend, AttendPacked, Rounding, UnitHeads, handle};
+use crate::kernels::{self, Attend, AttendPacked, UnitHeads, handle};
+use crate::precision::rounding;
 use burn::backend::flex::FlexTensor;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -73,8 +74,7 @@ pub enum Span {
 pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: Option<f64>) -> Tensor<4> {
     let scale = scale.unwrap_or_else(|| 1.0 / (q.dims()[3] as f64).sqrt());
     let fused = hidden(mask.as_ref()).and_then(|mask| {
-        let rounding = Rounding::of(q.dtype());
-        let kernel = Attend { scale, causal: span == Span::Causal, mask, rounding };
+        let kernel = Attend { scale, causal: span == Span::Causal, mask, rounding: rounding(&q) };
         kernels::attend(kernel, [handle(&q), handle(&k), handle(&v)])
     });
     fused.map(Tensor::from_dispatch).unwrap_or_else(|| composed::attend([q, k, v], span, mask, scale))
@@ -92,8 +92,7 @@ pub fn attend_packed(
     let width = qkv.dims()[2] / 3;
     let scale = scale.unwrap_or_else(|| 1.0 / ((width / num_heads) as f64).sqrt());
     let fused = hidden(mask.as_ref()).and_then(|mask| {
-        let rounding = Rounding::of(qkv.dtype());
-        let attend = Attend { scale, causal: span == Span::Causal, mask, rounding };
+        let attend = Attend { scale, causal: span == Span::Causal, mask, rounding: rounding(&qkv) };
         kernels::attend_packed(AttendPacked { attend, heads: num_heads }, [handle(&qkv)])
     });
     fused.map(Tensor::from_dispatch).unwrap_or_else(|| {

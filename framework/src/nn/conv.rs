@@ -1,7 +1,8 @@
 //! Layers of images `[B, C, H, W]`: convolution, group normalisation, resizing.
 
 use super::{composed, parameter};
-use crate::kernels::{self, Convolve, GroupNormalize, Rounding, handle};
+use crate::kernels::{self, Convolve, GroupNormalize, handle};
+use crate::precision::rounding;
 use crate::random::tensor;
 use burn::module::{Module, Param};
 use burn::tensor::module::interpolate;
@@ -41,8 +42,7 @@ impl Conv2d {
     /// Shapes: `[B, in, H, W]` to `[B, out, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        let rounding = Rounding::of(x.dtype());
-        let kernel = Convolve { stride: self.stride, padding: self.padding, rounding };
+        let kernel = Convolve { stride: self.stride, padding: self.padding, rounding: rounding(&x) };
         kernels::convolve(kernel, [handle(&x), handle(&weight), handle(&bias)])
             .map(Tensor::from_dispatch)
             .unwrap_or_else(|| composed::conv(x, weight, bias, self.stride, self.padding))

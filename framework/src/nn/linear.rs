@@ -1,5 +1,6 @@
 use super::{Activation, activate, gate_pair, parameter};
-use crate::kernels::{self, Affine, Rounding, handle};
+use crate::kernels::{self, Affine, handle};
+use crate::precision::rounding;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, module::linear};
 
@@ -36,7 +37,7 @@ impl Linear {
 
 /// `x W + b`. Shapes: `x` `[.., in]`, `weight` `[in, out]`, `bias` `[out]`, to `[.., out]`.
 pub fn affine<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    let kernel = Affine { rounding: Rounding::of(x.dtype()) };
+    let kernel = Affine { rounding: rounding(&x) };
     let fused = match &bias {
         Some(bias) => kernels::affine(kernel, [handle(&x), handle(&weight), handle(bias)]),
         None => kernels::linear(kernel, [handle(&x), handle(&weight)]),

@@ -8,7 +8,7 @@
 //! Extensions".
 
 use super::super::math::Number;
-use super::{Line, Matrix, Tile, broad, deep, room_in};
+use super::{Line, Tile, broad, deep, room_in};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
@@ -57,16 +57,8 @@ fn permitted() -> bool {
 /// Computes a tile of f32 numbers; the rows or the columns of `a` follow one another, as do those of `b`.
 pub(super) fn compute<T: Number>(tile: Tile<'_, T>) {
     assert!(available(), "a processor with matrix units");
-    let Tile { shape, a, b, out, keep, factor, follow, room } = tile;
-    let (a, b, out, factor) = (f32s(a), f32s(b), (out.0.cast(), out.1), bytemuck::cast(factor));
-    let tile = Tile { shape, a, b, out, keep, factor, follow, room };
     // SAFETY: the units are there, and `multiply` asserted that the tile's matrices lie within their numbers.
-    unsafe { tile.compute_on::<Amx>() };
-}
-
-/// The same matrix, of numbers that are f32.
-fn f32s<T: Number>(x: Matrix<'_, T>) -> Matrix<'_, f32> {
-    Matrix { values: bytemuck::cast_slice(x.values), row: x.row, column: x.column }
+    unsafe { tile.of_f32().compute_on::<Amx>() };
 }
 
 impl Tile<'_, f32> {
@@ -371,6 +363,7 @@ unsafe fn write(lines: Lines, to: *mut Line) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Matrix;
     use super::super::tests::Case;
     use super::*;
 
