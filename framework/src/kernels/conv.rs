@@ -1,5 +1,7 @@
 //! Convolution as matrix products: the patches of one image, or of several small ones, spread out as columns, times the
-//! weights.
+//! weights; or products of transformed tiles where they are fewer.
+
+mod winograd;
 
 use super::math::{Number, room, sum, total, vectorized};
 use super::matrix::{Matrix, MatrixMut, Rounding, multiply};
@@ -10,6 +12,7 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
+use winograd::Winograd;
 
 /// Columns that a product should have: images with fewer positions share one, so that the weights are read for all of them.
 const COLUMNS: usize = 256;
@@ -100,6 +103,11 @@ impl Sizes {
 }
 
 impl Convolve {
+    /// Matrix units multiply columns faster than transforms are computed, and rounded tiles would err more.
+    fn winograd(&self, sizes: Sizes) -> Option<Winograd> {
+        Winograd::of(sizes).filter(|_| !self.rounding.has_units())
+    }
+
     fn sizes(&self, x: &Shape, weight: &Shape) -> Sizes {
         let to = |side: usize| (side + self.padding.0 + self.padding.1 - weight[2]) / self.stride + 1;
         Sizes {
@@ -279,6 +287,10 @@ impl Fused<3> for Convolve {
         let inputs = inputs.map(dense::<T>);
         let sizes = self.sizes(&inputs[0].shape(), &inputs[1].shape());
         let [x, weight, bias] = inputs.each_ref().map(numbers::<T>);
+        let shape = Shape::new([sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]);
+        if let Some(winograd) = self.winograd(sizes) {
+            return (tensor(winograd.forward([x, weight, bias]), shape), ());
+        }
         let (patch, positions, [from, to], wide) = (sizes.patch(), sizes.positions(), sizes.image(), sizes.wide());
         let one = T::of(1.0);
         let group = |place: &mut Vec<T>, (i, y): (usize, &mut [T])| {
@@ -309,7 +321,7 @@ impl Fused<3> for Convolve {
         } else {
             y.par_chunks_mut(sizes.group() * to).enumerate().for_each_init(|| columns(sizes), group);
         }
-        (tensor(y, Shape::new([sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]])), ())
+        (tensor(y, shape), ())
     }
 
     fn backward<T: Number>(
@@ -325,6 +337,13 @@ impl Fused<3> for Convolve {
         assert!(sizes.batch > 0, "a gradient of at least one image");
         let [x, weight, _] = inputs.each_ref().map(numbers::<T>);
         let grad = numbers::<T>(&grad);
+        let shapes = [shape, kernels, Shape::new([sizes.outputs])];
+        if let Some(winograd) = self.winograd(sizes) {
+            let mut shapes = shapes.into_iter();
+            return winograd
+                .backward([x, weight], grad, wanted)
+                .map(|of| of.zip(shapes.next()).map(|(of, shape)| tensor(of, shape)));
+        }
         let (patch, positions, [from, to], wide) = (sizes.patch(), sizes.positions(), sizes.image(), sizes.wide());
         let (zero, one) = (T::of(0.0), T::of(1.0));
         // Images of a part, a multiple of those of a group. Products that share threads need no parts.
@@ -388,10 +407,11 @@ impl Fused<3> for Convolve {
             (false, false) => places.into_par_iter().map(|p| of_part((p, None))).collect(),
         };
         let (of_weight, of_bias): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let [shape, kernels, biases] = shapes;
         [
             wanted[0].then(|| tensor(of_x, shape)),
             wanted[1].then(|| tensor(total(of_weight), kernels)),
-            wanted[2].then(|| tensor(total(of_bias), Shape::new([sizes.outputs]))),
+            wanted[2].then(|| tensor(total(of_bias), biases)),
         ]
     }
 }

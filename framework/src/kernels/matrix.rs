@@ -83,6 +83,14 @@ impl Rounding {
     pub fn of(dtype: DType) -> Self {
         if dtype == DType::BF16 { Self::Bf16 } else { Self::None }
     }
+
+    /// Whether this processor has matrix units for factors so rounded.
+    pub fn has_units(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self != Self::None && amx::available();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
 }
 
 /// Rows of `out` that the innermost loop keeps in registers, by 4 registers' width where there are 32 registers and 2 where
@@ -187,7 +195,7 @@ impl Arithmetic {
     fn of<T: Number>([m, ..]: [usize; 3], a: Matrix<'_, T>, b: Matrix<'_, T>, rounding: Rounding) -> Self {
         let rounds = rounding != Rounding::None && TypeId::of::<T>() == TypeId::of::<f32>() && m > FEW;
         let along = |x: Matrix<'_, T>| x.row == 1 || x.column == 1;
-        if rounds && along(a) && along(b) && amx::available() {
+        if rounds && along(a) && along(b) && rounding.has_units() {
             Self::Units
         } else if rounds && rounding == Rounding::Half && a.column == 1 && f16::available() {
             Self::F16

@@ -92,6 +92,27 @@ fn hold(what: &str, kernel: impl Fn(DType) -> Derivatives, composed: impl Fn(DTy
     assert!(ours < (2.0 * theirs).max(1e-6), "{what}: {ours:e} in f32, composed {theirs:e}");
 }
 
+/// Holds a convolution of `x`'s shape by `[outputs, kernel]` to its composed form.
+fn hold_convolution(
+    x: [usize; 4],
+    [outputs, kernel]: [usize; 2],
+    stride: usize,
+    padding: (usize, usize),
+    turned: bool,
+) {
+    let both = |f: &dyn Fn(Tensor<4>, Tensor<4>, Tensor<1>) -> Tensor<4>, dtype| {
+        let weight = normal("weight", [outputs, x[1], kernel, kernel], dtype, false);
+        let (x, bias) = (normal("x", x, dtype, turned), normal("bias", [outputs], dtype, false));
+        derivatives(&[&of(&x), &of(&weight), &of(&bias)], f(x, weight, bias))
+    };
+    let op = Convolve { stride, padding, rounding: Rounding::None };
+    hold(
+        "convolution",
+        |dtype| both(&|x, w, b| fused(op.clone(), [handle(&x), handle(&w), handle(&b)]), dtype),
+        |dtype| both(&|x, w, b| composed::conv(x, w, b, stride, padding), dtype),
+    );
+}
+
 const CURVES: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::GeluQuick];
 
 proptest! {
@@ -274,20 +295,17 @@ proptest! {
         batch in 1_usize..11, inputs in 1_usize..5, outputs in 1_usize..6, kernel in 1_usize..4, stride in 1_usize..3,
         (before, after) in (0_usize..3, 0_usize..3), (height, width) in (3_usize..20, 3_usize..20), turned: bool,
     ) {
-        let (before, after) = (before.min(kernel - 1), after.min(kernel - 1));
-        let both = |f: &dyn Fn(Tensor<4>, Tensor<4>, Tensor<1>) -> Tensor<4>, dtype| {
-            let x = normal("x", [batch, inputs, height, width], dtype, turned);
-            let weight = normal("weight", [outputs, inputs, kernel, kernel], dtype, false);
-            let bias = normal("bias", [outputs], dtype, false);
-            derivatives(&[&of(&x), &of(&weight), &of(&bias)], f(x, weight, bias))
-        };
-        let padding = (before, after);
-        let op = Convolve { stride, padding, rounding: Rounding::None };
-        hold(
-            "convolution",
-            |dtype| both(&|x, w, b| fused(op.clone(), [handle(&x), handle(&w), handle(&b)]), dtype),
-            |dtype| both(&|x, w, b| composed::conv(x, w, b, stride, padding), dtype),
-        );
+        let padding = (before.min(kernel - 1), after.min(kernel - 1));
+        hold_convolution([batch, inputs, height, width], [outputs, kernel], stride, padding, turned);
+    }
+
+    // Large enough for transformed tiles.
+    #[test]
+    fn convolutions_of_many_channels(
+        batch in 1_usize..4, inputs in 14_usize..22, outputs in 14_usize..22,
+        (height, width) in (14_usize..20, 14_usize..20), turned: bool,
+    ) {
+        hold_convolution([batch, inputs, height, width], [outputs, 3], 1, (1, 1), turned);
     }
 
     #[test]
@@ -377,9 +395,9 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let op = Normalize { epsilon: 1e-6, centred: true, offset: 1.0 };
             derivatives(&[&of(&x), &of(&s), &of(&b)], fused::<3, 3, _>(op, [handle(&x), handle(&s), handle(&b)]))
         };
-        let conv = |batch, side| {
-            let x = normal("x", [batch, 24, side, side], DType::F32, false);
-            let (w, b) = (normal("w", [40, 24, 3, 3], DType::F32, false), normal("b", [40], DType::F32, false));
+        let conv = |inputs, batch, side| {
+            let x = normal("x", [batch, inputs, side, side], DType::F32, false);
+            let (w, b) = (normal("w", [40, inputs, 3, 3], DType::F32, false), normal("b", [40], DType::F32, false));
             let op = Convolve { stride: 1, padding: (1, 1), rounding };
             derivatives(&[&of(&x), &of(&w), &of(&b)], fused::<3, 4, _>(op, [handle(&x), handle(&w), handle(&b)]))
         };
@@ -404,9 +422,12 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let (x, ids) = (normal("logits", [2, 300, 77], DType::F32, false), (0..600).map(|i| i % 77).collect());
             derivatives(&[&of(&x)], fused::<1, 3, _>(LogProbability { ids }, [handle(&x)]))
         };
-        let convolutions = [conv(2, 17), conv(13, 17), conv(2, 9), conv(14, 9)];
+        // By columns and by transformed tiles.
+        let convolutions = [[2, 17], [13, 17], [2, 9], [14, 9]].map(|[batch, side]| conv(12, batch, side));
+        let of_tiles = [[2, 17], [13, 17]].map(|[batch, side]| conv(24, batch, side));
+
         let others = [norm, linear(700, 130, 300), linear(41, 1200, 77), attention, unit, tokens];
-        convolutions.into_iter().chain(others).collect()
+        convolutions.into_iter().chain(of_tiles).chain(others).collect()
     })
 }
 
@@ -463,6 +484,13 @@ fn updates_are_their_formulas() {
         let sum: f64 = values(grad.clone()).iter().map(|g| g * g).sum();
         assert!((square_sum(handle(&grad)).unwrap() / sum - 1.0).abs() < close.max(1e-12));
     }
+}
+
+/// Tiles of several images at a time, and some rows of one.
+#[test]
+fn convolutions_of_many_tiles() {
+    hold_convolution([5, 17, 40, 38], [18, 3], 1, (1, 1), false);
+    hold_convolution([2, 16, 71, 66], [16, 3], 1, (1, 1), false);
 }
 
 #[test]
