@@ -2,6 +2,7 @@
 //! beside PyTorch's.
 //!
 //!   cargo bench --workspace --bench vs_pytorch                    ours alone, every case
+//!   cargo bench --workspace --bench vs_pytorch -- sd15-half forward 20    one case, over so many passes
 //!   python benches/vs_pytorch.py                                  ours and PyTorch's, in turn (see there)
 //!
 //! A training step is the loss of one batch, its gradient, and AdamW; in bf16 the weights stay f32 and are cast where they are
@@ -40,8 +41,9 @@ const DECODED: usize = 64;
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    if let [name, mode] = &chosen[..] {
-        return run(name, mode);
+    if let [name, mode, passes @ ..] = &chosen[..] {
+        let passes = passes.first().map(|passes| passes.parse().expect("a number of passes"));
+        return run(name, mode, passes.unwrap_or(if name == "digits-dit" { 20 } else { 4 }));
     }
     for (name, _, modes) in CASES {
         for mode in modes {
@@ -101,7 +103,7 @@ fn loss(prediction: Tensor<3>, input: &Input) -> Tensor<1> {
     }
 }
 
-fn run(name: &str, mode: &str) {
+fn run(name: &str, mode: &str, passes: usize) {
     let batch = CASES.iter().find(|(case, ..)| *case == name).map_or(1, |(_, batch, _)| *batch);
     let config = config(name);
     let train = mode.starts_with("train");
@@ -109,7 +111,7 @@ fn run(name: &str, mode: &str) {
     let mut network = Some(initialized(&*config, &device));
     let (input, condition) = example(name, &*config, batch, &device);
     let mut optimizer = OptimizerConfig::default().init(&[]).expect("the default settings");
-    let median = median_seconds(if name == "digits-dit" { 20 } else { 4 }, || {
+    let median = median_seconds(passes, || {
         let owned = network.take().expect("a network");
         if mode == "decode" {
             decode(&owned, &input, &condition);

@@ -2,7 +2,7 @@
 //!
 //! Source: arXiv:2205.14135 algorithms 1 and 4 (the recomputation; blocks here span all keys).
 
-use super::math::{GRAIN, Number, maximum, room, sum, vectorized};
+use super::math::{GRAIN, Number, exponentials, maximum, room, sum, vectorized};
 use super::matrix::{Matrix, MatrixMut, Rounding, multiply};
 use super::{Fused, tensor, whole};
 use burn::backend::TensorMetadata;
@@ -201,7 +201,7 @@ impl Fused<3> for Attend {
             let head = [task / blocks / heads, task / blocks % heads];
             let (first, rows) = (task % blocks * block, scales.len() / 2);
             let keys = scene.reach(head, first..first + rows);
-            let (mut weights, mut mixed) = (vec![T::of(0.0); rows * keys], vec![T::of(0.0); rows * width]);
+            let (mut weights, mut mixed) = (room(rows * keys), room(rows * width));
             let (queries, seen) = (q.rows(head, first), k.rows(head, 0).transposed());
             self.multiply([rows, width, keys], queries, seen, all(&mut weights, keys), (false, scale));
             for (i, scales) in scales.chunks_exact_mut(2).enumerate() {
@@ -279,8 +279,8 @@ impl Attend {
         let [_, heads, length, width] = scene.dims;
         let (block, scale, zero) = (scene.block(), T::of(self.scale), T::of(0.0));
         scene.heads(|head| {
-            let [mut weights, mut slopes] = [(); 2].map(|()| vec![zero; block * scene.keys]);
-            let mut of_queries = vec![zero; block * width];
+            let [mut weights, mut slopes] = [(); 2].map(|()| room(block * scene.keys));
+            let mut of_queries = room(block * width);
             let [mut of_keys, mut of_values] = [(); 2].map(|()| vec![zero; scene.keys * width]);
             let scales = &scales[2 * (head[0] * heads + head[1]) * length..][..2 * length];
             for first in (0..length).step_by(block) {
@@ -397,10 +397,7 @@ fn softmax<T: Number>(row: &mut [T]) -> [T; 2] {
                 row.fill(T::of(0.0));
                 return [T::of(0.0); 2];
             }
-            for weight in row.iter_mut() {
-                *weight = (*weight - highest).exp();
-            }
-            let inverse = T::of(1.0) / sum(row.len(), |k| row[k]);
+            let inverse = T::of(1.0) / exponentials(row, highest);
             for weight in row.iter_mut() {
                 *weight *= inverse;
             }

@@ -190,11 +190,13 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
+/// Running sums of a sum.
+const LANES: usize = 16;
+
 /// The sum of `term(i)` for `i < n`, in 16 running sums that are added at the end: a vector register's worth, whatever
 /// the processor, so that all processors add in one order.
 #[inline(always)]
 pub fn sum<T: Number>(n: usize, term: impl Fn(usize) -> T) -> T {
-    const LANES: usize = 16;
     let mut lanes = [T::of(0.0); LANES];
     let whole = n / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
@@ -202,10 +204,35 @@ pub fn sum<T: Number>(n: usize, term: impl Fn(usize) -> T) -> T {
             *sum += term(start + lane);
         }
     }
-    let mut total = T::of(0.0);
+    let mut rest = T::of(0.0);
     for i in whole..n {
-        total += term(i);
+        rest += term(i);
     }
+    added(lanes, rest)
+}
+
+/// Replaces each number of `x` by e to the power of it less `highest`; returns their sum, added up as in [`sum`].
+#[inline(always)]
+pub fn exponentials<T: Number>(x: &mut [T], highest: T) -> T {
+    let mut lanes = [T::of(0.0); LANES];
+    let (whole, tail) = x.as_chunks_mut::<LANES>();
+    for chunk in whole {
+        for (x, sum) in chunk.iter_mut().zip(&mut lanes) {
+            *x = (*x - highest).exp();
+            *sum += *x;
+        }
+    }
+    let mut rest = T::of(0.0);
+    for x in tail {
+        *x = (*x - highest).exp();
+        rest += *x;
+    }
+    added(lanes, rest)
+}
+
+/// Running sums, and that of what fills no register, together.
+#[inline(always)]
+fn added<T: Number>(mut lanes: [T; LANES], rest: T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -214,7 +241,7 @@ pub fn sum<T: Number>(n: usize, term: impl Fn(usize) -> T) -> T {
         }
         width /= 2;
     }
-    total + lanes[0]
+    rest + lanes[0]
 }
 
 /// Room for `n` numbers, each of which a kernel then writes: without a pass over memory that sets them to zero.
@@ -231,7 +258,6 @@ pub fn room<T: Number>(n: usize) -> Vec<T> {
 /// The largest of `x`; minus infinity if there is none.
 #[inline(always)]
 pub fn maximum<T: Number>(x: &[T]) -> T {
-    const LANES: usize = 16;
     let mut lanes = [T::of(f64::NEG_INFINITY); LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for chunk in whole {

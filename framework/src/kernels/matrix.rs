@@ -137,8 +137,12 @@ pub fn multiply<T: Number>(
     wide: bool,
     rounding: Rounding,
 ) {
-    if m == 0 || n == 0 || k == 0 {
+    if m == 0 || n == 0 {
         return;
+    }
+    if k == 0 {
+        let rows = out.values.chunks_mut(out.row).take(if keep { 0 } else { m });
+        return rows.for_each(|row| row[..n].fill(T::of(0.0)));
     }
     a.assert_holds([m, k]);
     b.assert_holds([k, n]);
@@ -337,7 +341,8 @@ impl<T: Number> Tile<'_, T> {
                 if !(bare && j + panel <= width) {
                     // SAFETY: the panel begins within `b`, and there is room for `panel` columns more than a block's.
                     unsafe {
-                        pack_b::<T, S, VECTORS>(b.from([0, j]), [depth, panel.min(width - j)], packed_b.add(j * depth))
+                        let columns = panel.min(width - j);
+                        pack_b::<T, S, VECTORS>(simd, b.from([0, j]), [depth, columns], packed_b.add(j * depth));
                     };
                 }
             }
@@ -565,12 +570,14 @@ unsafe fn pack_a<T: Number>(a: Matrix<'_, T>, [rows, depth]: [usize; 2], packed:
     }
 }
 
-/// Packs `[depth, columns]` of `b` as `depth` rows of `VECTORS` registers, zeros at their ends.
+/// Packs `[depth, columns]` of `b` as `depth` rows of `VECTORS` registers, of which those that the columns fill are written,
+/// zeros at their ends.
 ///
 /// # Safety
 /// The columns lie within `b`, and there is room for them.
 #[inline(always)]
 unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
+    simd: S,
     b: Matrix<'_, T>,
     [depth, columns]: [usize; 2],
     packed: *mut T,
@@ -579,13 +586,21 @@ unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
     const TURN: usize = 4;
     /// Numbers of a column that are turned before the next columns are: in a cache line, which might not stay till later.
     const LINE: usize = 16;
-    let panel = VECTORS * lanes::<T, S>();
+    let lanes = lanes::<T, S>();
+    let panel = VECTORS * lanes;
     // SAFETY: as the caller's; registers are read and written unaligned.
     unsafe {
         if b.column == 1 && columns == panel {
             for k in 0..depth {
                 let row = b.at(k, 0).cast::<[T::Vector<S>; VECTORS]>().read_unaligned();
                 packed.add(k * panel).cast::<[T::Vector<S>; VECTORS]>().write_unaligned(row);
+            }
+            return;
+        }
+        if b.column == 1 {
+            for (k, j) in (0..depth).flat_map(|k| (0..columns).step_by(lanes).map(move |j| (k, j))) {
+                let numbers = read::<T, S>(simd, b.at(k, j), lanes.min(columns - j));
+                write::<T, S>(packed.add(k * panel + j), lanes, numbers);
             }
             return;
         }
@@ -603,7 +618,7 @@ unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
             }
         }
         for k in 0..depth {
-            for j in if k < down { turned } else { 0 }..panel {
+            for j in if k < down { turned } else { 0 }..columns.next_multiple_of(lanes) {
                 *packed.add(k * panel + j) = if j < columns { *b.at(k, j) } else { T::of(0.0) };
             }
         }
@@ -844,6 +859,16 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = pulp::x86::V3::try_new() {
             on(&|tile| Simd::vectorize(avx2, tile));
+        }
+    }
+
+    #[test]
+    fn a_product_over_nothing_is_zero() {
+        for (keep, expected) in [(false, [0.0, 0.0, 7.0, 0.0, 0.0]), (true, [7.0; 5])] {
+            let (mut values, nothing) = ([7.0_f32; 5], Matrix::rows(&[], 0));
+            let out = MatrixMut { values: &mut values, row: 3 };
+            multiply([2, 0, 2], nothing, nothing, out, (keep, 1.0), true, Rounding::None);
+            assert_eq!(values, expected);
         }
     }
 

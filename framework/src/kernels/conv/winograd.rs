@@ -12,7 +12,6 @@ use super::super::math::{Number, room, sum, vectorized};
 use super::super::matrix::{Matrix, MatrixMut, Rounding, multiply};
 use super::Sizes;
 use rayon::prelude::*;
-use std::array::from_fn;
 use std::ops::{Add, Mul, Neg, Range, Sub};
 
 /// Places of a transformed tile.
@@ -93,17 +92,21 @@ impl Winograd {
         let weights = self.transformed_weights(weight);
         let mut y = room::<T>(self.sizes.batch * self.sizes.image()[1]);
         for group in self.groups() {
-            let pixels = self
-                .transformed(x, inputs, &group, |plane, strip| on_both_sides(self.read::<T, 4>(plane, strip), pixels));
+            let pixels = self.transformed(x, inputs, &group, pixels);
             let mut sums = room::<T>(PLACES * outputs * group.tiles);
             products([outputs, inputs, group.tiles], &mut sums, false, |place| {
                 [at_place(&weights, inputs, place), at_place(&pixels, group.tiles, place)]
             });
-            self.back(&sums, &mut y, outputs, &group, |tile, channel, plane, strip| {
-                let bias = Lanes([bias[channel]; LANES]);
-                let tile = on_both_sides(tile, outputs_of).map(|row| row.map(|lanes| lanes + bias));
-                self.write(tile, plane, strip);
-            });
+            self.back(
+                &sums,
+                &mut y,
+                outputs,
+                &group,
+                #[inline(always)]
+                |tile, channel, plane, strip| {
+                    self.write(on_both_sides(tile, outputs_of), bias[channel], plane, strip);
+                },
+            );
         }
         y
     }
@@ -115,13 +118,9 @@ impl Winograd {
         let mut of_x = wanted[0].then(|| vec![T::of(0.0); x.len()]);
         let mut of_weights = wanted[1].then(|| room::<T>(PLACES * outputs * inputs));
         for (i, group) in self.groups().enumerate().take_while(|_| wanted[0] || wanted[1]) {
-            let upstream = self.transformed(grad, outputs, &group, |plane, strip| {
-                on_both_sides(self.read::<T, 2>(plane, strip), outputs_back)
-            });
+            let upstream = self.transformed(grad, outputs, &group, outputs_back);
             if let Some(of_weights) = &mut of_weights {
-                let pixels = self.transformed(x, inputs, &group, |plane, strip| {
-                    on_both_sides(self.read::<T, 4>(plane, strip), pixels)
-                });
+                let pixels = self.transformed(x, inputs, &group, pixels);
                 products([outputs, group.tiles, inputs], of_weights, i > 0, |place| {
                     [at_place(&upstream, group.tiles, place), at_place(&pixels, group.tiles, place).transposed()]
                 });
@@ -131,9 +130,16 @@ impl Winograd {
                 products([inputs, outputs, group.tiles], &mut back, false, |place| {
                     [at_place(weights, inputs, place).transposed(), at_place(&upstream, group.tiles, place)]
                 });
-                self.back(&back, of_x, inputs, &group, |tile, _, plane, strip| {
-                    self.add(on_both_sides(tile, pixels_back), plane, strip);
-                });
+                self.back(
+                    &back,
+                    of_x,
+                    inputs,
+                    &group,
+                    #[inline(always)]
+                    |tile, _, plane, strip| {
+                        self.add(on_both_sides(tile, pixels_back), plane, strip);
+                    },
+                );
             }
         }
         [of_x, of_weights.map(|of_weights| self.weights_back(&of_weights)), wanted[2].then(|| self.of_bias(grad))]
@@ -153,7 +159,7 @@ impl Winograd {
                 || {
                     for first in (0..inputs).step_by(LANES) {
                         let count = LANES.min(inputs - first);
-                        let mut kernel = [[Lanes([T::of(0.0); LANES]); 3]; 3];
+                        let mut kernel = [[Lanes::zero(); 3]; 3];
                         for (lane, weights) in from[9 * first..][..9 * count].as_chunks::<9>().0.iter().enumerate() {
                             let places = kernel.as_flattened_mut().iter_mut().zip(weights);
                             places.for_each(|(lanes, weight)| lanes.0[lane] = *weight);
@@ -179,9 +185,10 @@ impl Winograd {
                 || {
                     for first in (0..inputs).step_by(LANES) {
                         let count = LANES.min(inputs - first);
-                        let tile = tile_at(|place| {
-                            Lanes::read(&of_weights[(place * outputs + output) * inputs + first..], count)
-                        });
+                        let tile = tile_at(
+                            #[inline(always)]
+                            |place| Lanes::read(&of_weights[(place * outputs + output) * inputs + first..], count),
+                        );
                         let kernel = on_both_sides(tile, weights_back);
                         for (lane, to) in to[9 * first..][..9 * count].as_chunks_mut::<9>().0.iter_mut().enumerate() {
                             let places = to.iter_mut().zip(kernel.as_flattened());
@@ -194,13 +201,13 @@ impl Winograd {
         all
     }
 
-    /// Tiles of images of `channels` as `read` gives them: channel by channel, place by place, those of the group.
-    fn transformed<T: Number>(
+    /// Tiles of images of `channels`, `N` pixels a side: channel by channel, place by place, those of the group.
+    fn transformed<T: Number, const N: usize>(
         self,
         images: &[T],
         channels: usize,
         group: &Group,
-        read: impl Fn(&[T], &Strip) -> [[Lanes<T>; 4]; 4] + Sync,
+        transform: impl Fn([Lanes<T>; N]) -> [Lanes<T>; 4] + Sync,
     ) -> Vec<T> {
         let area = self.sizes.area();
         let mut all = room::<T>(channels * PLACES * group.tiles);
@@ -211,7 +218,7 @@ impl Winograd {
                     for (i, image) in group.images.clone().enumerate() {
                         let plane = &images[(image * channels + channel) * area..][..area];
                         for strip in self.strips(group, i) {
-                            let tile = read(plane, &strip);
+                            let tile = on_both_sides(self.read(plane, &strip), &transform);
                             for (lanes, to) in tile.as_flattened().iter().zip(to.chunks_exact_mut(group.tiles)) {
                                 lanes.write(&mut to[strip.place..], strip.count);
                             }
@@ -240,9 +247,15 @@ impl Winograd {
                 #[inline(always)]
                 || {
                     for strip in self.strips(group, image) {
-                        let tile = tile_at(|place| {
-                            Lanes::read(&tiles[(place * channels + channel) * group.tiles + strip.place..], strip.count)
-                        });
+                        let tile = tile_at(
+                            #[inline(always)]
+                            |place| {
+                                Lanes::read(
+                                    &tiles[(place * channels + channel) * group.tiles + strip.place..],
+                                    strip.count,
+                                )
+                            },
+                        );
                         write(tile, channel, plane, &strip);
                     }
                 },
@@ -250,24 +263,25 @@ impl Winograd {
         });
     }
 
-    /// Line `line` of tiles that begin `margin` pixels before their output: its row in the image, what of the pixels of the
-    /// tiles' line lies in it, and the first one's column. `None` outside the image.
+    /// Line `line` of tiles that begin `margin` pixels before their output: which of its pixels lie in the image, and where
+    /// the first of them lies in the plane. `None` outside the image.
     #[inline(always)]
-    fn line(self, strip: &Strip, line: usize, margin: usize) -> Option<(usize, Range<usize>, usize)> {
+    fn line(self, strip: &Strip, line: usize, margin: usize) -> Option<(Range<usize>, usize)> {
         let ([height, width], [row, column]) = (self.sizes.from, strip.tile);
         let y = (2 * row + line).checked_sub(margin).filter(|y| *y < height)?;
         let start = margin.saturating_sub(2 * column);
         let x = 2 * column + start - margin;
         let end = (2 * strip.count + 2 * margin).min(start + width - x);
-        Some((y, start..end, y * width + x))
+        Some((start..end, y * width + x))
     }
 
     /// Tiles of `N` pixels a side around 2x2; zeros outside the image.
     #[inline(always)]
     fn read<T: Number, const N: usize>(self, plane: &[T], strip: &Strip) -> [[Lanes<T>; N]; N] {
-        from_fn(|line| {
+        let mut tile = [[Lanes::zero(); N]; N];
+        for (line, of_line) in tile.iter_mut().enumerate() {
             let mut pixels = [T::of(0.0); PIXELS];
-            if let Some((_, span, place)) = self.line(strip, line, N / 2 - 1) {
+            if let Some((span, place)) = self.line(strip, line, N / 2 - 1) {
                 let from = &plane[place..][..span.len()];
                 pixels[span].copy_from_slice(from);
             }
@@ -275,18 +289,22 @@ impl Winograd {
             for i in 0..LANES + 1 {
                 (even[i], odd[i]) = (pixels[2 * i], pixels[2 * i + 1]);
             }
-            from_fn(|k| Lanes(from_fn(|lane| if k % 2 == 0 { even[lane + k / 2] } else { odd[lane + k / 2] })))
-        })
+            for (k, lanes) in of_line.iter_mut().enumerate() {
+                let from = if k % 2 == 0 { &even } else { &odd };
+                lanes.0.copy_from_slice(&from[k / 2..][..LANES]);
+            }
+        }
+        tile
     }
 
-    /// Writes the outputs of tiles.
+    /// Writes the outputs of tiles, `bias` added.
     #[inline(always)]
-    fn write<T: Number>(self, tile: [[Lanes<T>; 2]; 2], plane: &mut [T], strip: &Strip) {
+    fn write<T: Number>(self, tile: [[Lanes<T>; 2]; 2], bias: T, plane: &mut [T], strip: &Strip) {
         for (line, [even, odd]) in tile.iter().enumerate() {
-            if let Some((_, span, place)) = self.line(strip, line, 0) {
+            if let Some((span, place)) = self.line(strip, line, 0) {
                 let mut pixels = [T::of(0.0); 2 * LANES];
                 for i in 0..LANES {
-                    (pixels[2 * i], pixels[2 * i + 1]) = (even.0[i], odd.0[i]);
+                    (pixels[2 * i], pixels[2 * i + 1]) = (even.0[i] + bias, odd.0[i] + bias);
                 }
                 plane[place..][..span.len()].copy_from_slice(&pixels[span]);
             }
@@ -297,7 +315,7 @@ impl Winograd {
     #[inline(always)]
     fn add<T: Number>(self, tile: [[Lanes<T>; 4]; 4], plane: &mut [T], strip: &Strip) {
         for (line, lanes) in tile.iter().enumerate() {
-            if let Some((_, span, place)) = self.line(strip, line, 1) {
+            if let Some((span, place)) = self.line(strip, line, 1) {
                 let mut pixels = [T::of(0.0); PIXELS];
                 for k in 0..4 {
                     (0..LANES).for_each(|i| pixels[2 * i + k] += lanes[k].0[i]);
@@ -365,8 +383,16 @@ impl<T: Number> Lanes<T> {
     }
 
     #[inline(always)]
-    fn with(self, other: Self, f: impl Fn(T, T) -> T) -> Self {
-        Self(from_fn(|lane| f(self.0[lane], other.0[lane])))
+    fn zero() -> Self {
+        Self([T::of(0.0); LANES])
+    }
+
+    #[inline(always)]
+    fn with(mut self, other: Self, f: impl Fn(T, T) -> T) -> Self {
+        for (a, b) in self.0.iter_mut().zip(&other.0) {
+            *a = f(*a, *b);
+        }
+        self
     }
 }
 
@@ -404,16 +430,34 @@ impl<T: Number> Mul<f64> for Lanes<T> {
 
 /// A tile whose places `lanes` gives.
 #[inline(always)]
-fn tile_at<T>(lanes: impl Fn(usize) -> Lanes<T>) -> [[Lanes<T>; 4]; 4] {
-    from_fn(|row| from_fn(|column| lanes(4 * row + column)))
+fn tile_at<T: Number>(lanes: impl Fn(usize) -> Lanes<T>) -> [[Lanes<T>; 4]; 4] {
+    let mut tile = [[Lanes::zero(); 4]; 4];
+    for (place, to) in tile.as_flattened_mut().iter_mut().enumerate() {
+        *to = lanes(place);
+    }
+    tile
 }
 
 /// `F x F^T`, where `f` is the linear map `F`.
 #[inline(always)]
-fn on_both_sides<V: Copy, const N: usize, const M: usize>(x: [[V; N]; N], f: impl Fn([V; N]) -> [V; M]) -> [[V; M]; M] {
-    let rows = x.map(&f);
-    let columns: [[V; M]; M] = from_fn(|column| f(rows.map(|row| row[column])));
-    from_fn(|row| columns.map(|column| column[row]))
+fn on_both_sides<T: Number, const N: usize, const M: usize>(
+    x: [[Lanes<T>; N]; N],
+    f: impl Fn([Lanes<T>; N]) -> [Lanes<T>; M],
+) -> [[Lanes<T>; M]; M] {
+    let (mut rows, mut all) = ([[Lanes::zero(); M]; N], [[Lanes::zero(); M]; M]);
+    for (to, row) in rows.iter_mut().zip(x) {
+        *to = f(row);
+    }
+    for column in 0..M {
+        let mut from = [Lanes::zero(); N];
+        for (from, row) in from.iter_mut().zip(&rows) {
+            *from = row[column];
+        }
+        for (to, lanes) in all.iter_mut().zip(f(from)) {
+            to[column] = lanes;
+        }
+    }
+    all
 }
 
 /// `B^T`.

@@ -47,6 +47,7 @@ impl Tile<'_, f32> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512fp16,avx2,fma")]
     pub(super) unsafe fn compute_in_f16(self) {
         let [m, k, n] = self.shape;
+        let simd = V4::try_new().expect("what comes with vectors of f16");
         let deep = deep(k);
         // In f32's room: two numbers of f16, or one twice.
         let of_a = ROWS * STRIDE;
@@ -61,7 +62,7 @@ impl Tile<'_, f32> {
             // is what an earlier block left there.
             unsafe {
                 for j in (0..width).step_by(PANEL) {
-                    pack_b(b.from([0, j]), [depth, PANEL.min(width - j)], turned, packed_b.add(j * depth));
+                    pack_b(simd, b.from([0, j]), [depth, PANEL.min(width - j)], turned, packed_b.add(j * depth));
                 }
                 for i in (0..m).step_by(ROWS) {
                     let rows = ROWS.min(m - i);
@@ -112,27 +113,26 @@ unsafe fn pack_a(from: *const f32, to: *mut u32, depth: usize) {
 /// # Safety
 /// The columns lie within `b`, and there is room for the panel and for [`TURNED`] rows of one.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512fp16,avx2,fma")]
-unsafe fn pack_b(b: Matrix<'_, f32>, [depth, columns]: [usize; 2], turned: *mut f32, packed: *mut u16) {
-    let across = columns.next_multiple_of(LANES);
+unsafe fn pack_b(simd: V4, b: Matrix<'_, f32>, [depth, columns]: [usize; 2], turned: *mut f32, packed: *mut u16) {
     // SAFETY: the caller's; beyond the masks nothing is read.
     unsafe {
-        let round = |from: *const f32, columns: usize, to: *mut u16| {
-            for j in (0..across).step_by(16) {
+        let round = |from: *const f32, to: *mut u16| {
+            for j in (0..columns.next_multiple_of(LANES)).step_by(16) {
                 let numbers = _mm512_maskz_loadu_ps(first(columns.saturating_sub(j)), from.wrapping_add(j));
                 _mm256_storeu_si256(to.add(j).cast(), rounded(numbers));
             }
         };
         if b.column == 1 {
             for k in 0..depth {
-                round(b.at(k, 0), columns, packed.add(k * PANEL));
+                round(b.at(k, 0), packed.add(k * PANEL));
             }
             return;
         }
         for top in (0..depth).step_by(TURNED) {
             let rows = TURNED.min(depth - top);
-            super::pack_b::<f32, V4, { PANEL / 16 }>(b.from([top, 0]), [rows, columns], turned);
+            super::pack_b::<f32, V4, { PANEL / 16 }>(simd, b.from([top, 0]), [rows, columns], turned);
             for k in 0..rows {
-                round(turned.add(k * PANEL), across, packed.add((top + k) * PANEL));
+                round(turned.add(k * PANEL), packed.add((top + k) * PANEL));
             }
         }
     }
