@@ -1,7 +1,7 @@
 //! Train step and sampling throughput of the digits DiT and of DiT-S/2 with every objective, with peak memory and the
 //! ratios to cfg.
 //!
-//!   cargo bench --workspace --bench dit [-- digits dit-s-2-16 dit-s-2-256]
+//!   cargo bench --workspace --bench dit [-- digits dit-s-2-16 dit-s-2-256] [gft mg distill cca]
 //!
 //! Whole pipelines through the command's own trainer, a process each: what a user waits for. Medians over steps after the
 //! first, and over three runs. The ratio of the steps to cfg's is measured apart, in one process, where all objectives take
@@ -151,15 +151,25 @@ fn main() {
         "pipeline", "train images/s", "sample images/s", "peak MiB", "memory / cfg", "step / cfg"
     );
     let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    for case in cases.iter().filter(|case| named.is_empty() || named.iter().any(|name| name == case.name)) {
-        let documents = OBJECTIVES.map(|objective| serde_json::from_str(&case.document(objective)).expect("JSON"));
-        let medium = documents.clone().map(|mut document: Value| {
+    // Those named, or all if none is.
+    let chosen = |all: &[&'static str]| -> Vec<&'static str> {
+        let chosen: Vec<_> = all.iter().copied().filter(|name| named.iter().any(|named| named == name)).collect();
+        if chosen.is_empty() { all.to_vec() } else { chosen }
+    };
+    let names = chosen(&cases.each_ref().map(|case| case.name));
+    let [cfg, others @ ..] = OBJECTIVES;
+    let objectives: Vec<_> = std::iter::once(cfg).chain(chosen(&others)).collect();
+    for case in cases.iter().filter(|case| names.contains(&case.name)) {
+        let document = |objective: &&str| -> Value { serde_json::from_str(&case.document(objective)).expect("JSON") };
+        let medium = |objective| {
+            let mut document = document(objective);
             document["train"]["stopped_matmul_precision"] = "medium".into();
             document
-        });
-        let seconds = turns::seconds(documents.into_iter().chain(medium).collect(), case.rounds);
+        };
+        let documents = objectives.iter().map(document).chain(objectives.iter().map(medium)).collect();
+        let seconds = turns::seconds(documents, case.rounds);
         let mut peak_cfg = None;
-        for (i, objective) in OBJECTIVES.iter().enumerate() {
+        for (i, objective) in objectives.iter().enumerate() {
             let name = format!("{}-{objective}", case.name);
             // A run's peak depends on which thread took which work: single ones lie up to a tenth apart.
             let runs = [(); RUNS].map(|()| measure(folder.path(), &name, &case.document(objective)));
@@ -169,7 +179,7 @@ fn main() {
                 values[RUNS / 2]
             });
             let memory = peak / *peak_cfg.get_or_insert(peak);
-            let [exact, medium] = [i, OBJECTIVES.len() + i].map(|i| {
+            let [exact, medium] = [i, objectives.len() + i].map(|i| {
                 let [ratio, low, high] = turns::ratio(&seconds[i], &seconds[0]);
                 format!("{ratio:.2} ({low:.2} to {high:.2})")
             });
