@@ -26,7 +26,7 @@ use unguided as _;
 const STEPS: usize = 400;
 /// Batches whose gradients are compared.
 const BATCHES: usize = 8;
-/// Processors round to different types: what the kernels find is what the medium row shows.
+/// What is compared; what "medium" rounds to is the processor's choice.
 const PRECISIONS: [&str; 2] = ["highest", "medium"];
 
 /// Nobody looks.
