@@ -840,6 +840,30 @@ mod tests {
         }
     }
 
+    /// Factors are rounded by `rounded`, wherever they stand: a product with the identity shows each.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn check_rounding(across: [bool; 2], rounded: fn(f32) -> f32, compute: impl Fn(Tile<'_, f32>)) {
+        const SIDE: usize = 32;
+        let numbers: Vec<f32> = (0..SIDE * SIDE).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+        let one: Vec<f32> = (0..SIDE * SIDE).map(|i| if i / SIDE == i % SIDE { 1.0 } else { 0.0 }).collect();
+        let lying = |values, across| match across {
+            true => Matrix::rows(values, SIDE).transposed(),
+            false => Matrix::rows(values, SIDE),
+        };
+        for (place, of_numbers) in across.into_iter().enumerate() {
+            let mut factors = across.map(|across| lying(&one, across));
+            factors[place] = lying(&numbers, of_numbers);
+            let ([a, b], mut written) = (factors, vec![0.0; SIDE * SIDE]);
+            let (out, room) = ((written.as_mut_ptr(), SIDE), &mut Vec::new());
+            compute(Tile { shape: [SIDE; 3], a, b, out, keep: false, factor: 1.0, follow: false, room });
+            for (i, j) in (0..SIDE).flat_map(|i| (0..SIDE).map(move |j| (i, j))) {
+                // SAFETY: within the matrix.
+                let number = unsafe { *factors[place].at(i, j) };
+                assert_eq!(written[i * SIDE + j], rounded(number), "of {number}");
+            }
+        }
+    }
+
     /// The product holds by one thread and by all and with the registers of other processors.
     fn holds<T: Number>(shape: [usize; 3], across: [bool; 2], keep: bool) {
         let case = Case::new(shape, across, (keep, T::of(2.0)));

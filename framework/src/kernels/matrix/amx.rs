@@ -264,7 +264,7 @@ unsafe fn merge(
 type Lines = [__m512i; SIDE];
 
 /// The first `n` numbers of a register.
-fn first(n: usize) -> __mmask16 {
+pub(super) fn first(n: usize) -> __mmask16 {
     ((1u32 << n.min(SIDE)) - 1) as __mmask16
 }
 
@@ -363,8 +363,7 @@ unsafe fn write(lines: Lines, to: *mut Line) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Matrix;
-    use super::super::tests::Case;
+    use super::super::tests::{Case, check_rounding};
     use super::*;
 
     /// Units as their manual describes them.
@@ -426,21 +425,11 @@ mod tests {
         if !can_pack() {
             return eprintln!("left out: no AVX-512 with bf16 on this processor");
         }
-        let numbers: Vec<f32> = (0..32 * 32).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
-        let one: Vec<f32> = (0..32 * 32).map(|i| if i / 32 == i % 32 { 1.0 } else { 0.0 }).collect();
-        let (a, b) = (Matrix::rows(&numbers, 32), Matrix::rows(&one, 32));
-        for (a, b) in [(a, b), (b, a), (a.transposed(), b), (b, a.transposed())] {
-            let mut written = vec![0.0; 32 * 32];
-            let (out, room) = ((written.as_mut_ptr(), 32), &mut Vec::new());
-            let tile = Tile { shape: [32; 3], a, b, out, keep: false, factor: 1.0, follow: false, room };
+        for layout in 0..4 {
+            let across = [layout & 1 == 1, layout & 2 == 2];
             // SAFETY: the matrices are as large as they say, and the processor can pack.
-            unsafe { tile.compute_on::<Described>() };
-            let matrix = if a.values[0] == numbers[0] { a } else { b };
-            for (i, j) in (0..32).flat_map(|i| (0..32).map(move |j| (i, j))) {
-                // SAFETY: within the matrix.
-                let number = unsafe { *matrix.at(i, j) };
-                assert_eq!(written[i * 32 + j], half::bf16::from_f32(number).to_f32(), "of {number}");
-            }
+            let compute = |tile: Tile<'_, f32>| unsafe { tile.compute_on::<Described>() };
+            check_rounding(across, |x| half::bf16::from_f32(x).to_f32(), compute);
         }
     }
 }

@@ -4,7 +4,8 @@
 //! Source: Intel AVX512-FP16 Architecture Specification (2021).
 
 use super::super::math::Number;
-use super::{Matrix, Tile, broad, deep, prefetch, room_in};
+use super::amx::first;
+use super::{Matrix, ROWS, STRIDE, Tile, broad, deep, prefetch, room_in};
 use pulp::x86::V4;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
@@ -15,16 +16,12 @@ const LANES: usize = 32;
 const VECTORS: usize = 4;
 /// Columns of a panel of `b`.
 const PANEL: usize = VECTORS * LANES;
-/// Rows of `out` that the innermost loop keeps in registers.
-const ROWS: usize = 6;
 /// Columns of `b` that are packed at a time; with [`super::DEEP`] rows they fit the second cache.
 const WIDTH: usize = broad::<u16>();
 /// Products that are added up in f16. Sums of so many err less than factors rounded to bf16 make them.
 const TERMS: usize = 64;
 /// Rows of `b` that are turned at a time.
 const TURNED: usize = 16;
-/// Numbers from one row of packed `a` to the next, lest all rows fall on one set of the cache.
-const STRIDE: usize = super::STRIDE;
 
 /// Whether this processor has the instructions.
 pub(super) fn available() -> bool {
@@ -144,11 +141,6 @@ fn rounded(numbers: __m512) -> __m256i {
     _mm256_castph_si256(_mm512_cvtxps_ph(numbers))
 }
 
-/// The first `n` numbers of 16.
-fn first(n: usize) -> __mmask16 {
-    ((1u32 << n.min(16)) - 1) as __mmask16
-}
-
 /// `size` rows and columns of `out`, to which `depth` products are added.
 struct Block {
     depth: usize,
@@ -217,8 +209,7 @@ impl Block {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::Case;
-    use super::super::{MatrixMut, Rounding, multiply};
+    use super::super::tests::{Case, check_rounding};
     use super::*;
     use half::{bf16, f16};
 
@@ -245,19 +236,9 @@ mod tests {
         if !available() {
             return eprintln!("left out: no vectors of f16 on this processor");
         }
-        let numbers: Vec<f32> = (0..32 * 32).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
-        let one: Vec<f32> = (0..32 * 32).map(|i| if i / 32 == i % 32 { 1.0 } else { 0.0 }).collect();
-        let (a, b) = (Matrix::rows(&numbers, 32), Matrix::rows(&one, 32));
-        for (a, b) in [(a, b), (b, a), (b, a.transposed())] {
-            let mut written = vec![0.0; 32 * 32];
-            let out = MatrixMut { values: &mut written, row: 32 };
-            multiply([32; 3], a, b, out, (false, 1.0), false, Rounding::Half);
-            let matrix = if a.values[0] == numbers[0] { a } else { b };
-            for (i, j) in (0..32).flat_map(|i| (0..32).map(move |j| (i, j))) {
-                // SAFETY: within the matrix.
-                let number = unsafe { *matrix.at(i, j) };
-                assert_eq!(written[i * 32 + j], f16::from_f32(number).to_f32(), "of {number}");
-            }
+        for across in [false, true] {
+            // SAFETY: the matrices are as large as they say, and the instructions are there.
+            check_rounding([false, across], |x| f16::from_f32(x).to_f32(), |tile| unsafe { tile.compute_in_f16() });
         }
     }
 
@@ -272,8 +253,11 @@ mod tests {
                 |n: usize, turn: f64| -> Vec<f32> { (0..n).map(|i| (i as f64 * turn).sin() as f32).collect() };
             let (a, b) = (numbers(m * k, 1.234_567), numbers(k * n, 7.654_321));
             let mut written = vec![0.0; m * n];
-            let out = MatrixMut { values: &mut written, row: n };
-            multiply([m, k, n], Matrix::rows(&a, k), Matrix::rows(&b, n), out, (false, 1.0), false, Rounding::Half);
+            let (out, room) = ((written.as_mut_ptr(), n), &mut Vec::new());
+            let (rows, columns, shape) = (Matrix::rows(&a, k), Matrix::rows(&b, n), [m, k, n]);
+            let tile = Tile { shape, a: rows, b: columns, out, keep: false, factor: 1.0, follow: false, room };
+            // SAFETY: the matrices are as large as they say, and the instructions are there.
+            unsafe { tile.compute_in_f16() };
             let (mut in_f16, mut in_bf16) = (0.0, 0.0);
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 let sum = |rounded: fn(f32) -> f64| -> f64 {
