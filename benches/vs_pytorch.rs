@@ -15,6 +15,7 @@ use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Cache, Control}
 use framework::burn::module::Module;
 use framework::burn::tensor::{Device, Int, Tensor};
 use framework::condition::Condition;
+use framework::microbatch;
 use framework::optimizer::OptimizerConfig;
 use framework::precision::CastAll;
 use framework::process::{Input, log_probabilities};
@@ -119,7 +120,14 @@ fn run(name: &str, mode: &str, passes: usize) {
             return;
         }
         let read = if mode == "train_bf16" { owned.clone().apply_reparameterization(CastAll) } else { owned.clone() };
-        let value = loss(read.predict(&input, &condition, &Control::default()), &input);
+        let control = Control::default();
+        let predicted = if train {
+            read.predict(&input, &condition, &control)
+        } else {
+            // As samplers predict.
+            microbatch::predict(&read, &input, &condition, &control)
+        };
+        let value = loss(predicted, &input);
         assert!(value.clone().into_scalar::<f32>().is_finite());
         network = Some(if train { stepped(owned, read, &mut optimizer, value) } else { owned });
     });

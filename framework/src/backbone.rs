@@ -65,6 +65,12 @@ impl Control {
     pub fn guided(guidance: Option<Vec<f64>>) -> Self {
         Self { guidance, ..Self::default() }
     }
+
+    /// What accompanies the samples `rows`, in that order.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let guidance = self.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
+        Self { guidance, ..self.clone() }
+    }
 }
 
 /// What a network keeps while it decodes one batch: keys and values of every attention layer over the positions read so

@@ -114,7 +114,7 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
         must(cached.len() == whole.len() && apart <= 1e-5 * largest, "predictions with a cache are those without");
     }
-    let first = numbers(&rows(&bench.example.input, &[0]), &bench.condition.select(&[0]), guidance);
+    let first = numbers(&bench.example.input.select(&[0]), &bench.condition.select(&[0]), guidance);
     let apart = first.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
     must(apart <= 1e-4 * largest, "a sample's prediction does not depend on its batch");
@@ -481,32 +481,6 @@ fn values<const D: usize, K: burn::tensor::kind::Basic>(tensor: Tensor<D, K>) ->
     tensor.into_data().convert::<f64>().try_into_vec::<f64>().expect("converted above")
 }
 
-/// Some samples of an input.
-fn rows(input: &Input, rows: &[usize]) -> Input {
-    let index = |device: &Device| {
-        let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-        Tensor::<1, Int>::from_data(TensorData::new(rows.clone(), [rows.len()]), device)
-    };
-    let times = |t: &[f64]| rows.iter().map(|row| t[*row]).collect();
-    match input {
-        Input::Noisy { x_t, t } => Input::Noisy { x_t: x_t.clone().select(0, index(&x_t.device())), t: times(t) },
-        Input::Tokens { ids } => Input::Tokens { ids: ids.clone().select(0, index(&ids.device())) },
-        Input::Levels { features } => Input::Levels { features: features.clone().select(0, index(&features.device())) },
-        Input::Masked { x, hidden, places, x_t, t } => {
-            let pick = |x: &Tensor<3>| x.clone().select(0, index(&x.device()));
-            let [batch, positions, _] = x.dims();
-            let each = places.len() / batch;
-            Input::Masked {
-                x: pick(x),
-                hidden: rows.iter().flat_map(|row| hidden[row * positions..][..positions].to_vec()).collect(),
-                places: rows.iter().flat_map(|row| places[row * each..][..each].to_vec()).collect(),
-                x_t: pick(x_t),
-                t: rows.iter().flat_map(|row| t[row * each..][..each].to_vec()).collect(),
-            }
-        }
-    }
-}
-
 /// Path and largest gradient of every trained parameter.
 type Gradients = Vec<(String, f64)>;
 
@@ -683,7 +657,7 @@ impl Bench {
         let index: Vec<i64> = order.iter().map(|i| *i as i64).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [order.len()]), &Device::flex());
         Example {
-            input: rows(&self.example.input, order),
+            input: self.example.input.select(order),
             target: match &self.example.target {
                 Target::Values(x) => Target::Values(x.clone().select(0, index.clone())),
                 Target::Ids(ids) => Target::Ids(ids.clone().select(0, index.clone())),

@@ -6,6 +6,7 @@
 use crate::backbone::{Backbone, Cache, Control, Perturbation};
 use crate::condition::Condition;
 use crate::error::Problems;
+use crate::microbatch;
 use crate::path::Prediction;
 use crate::process::{Input, LatentShape, Process};
 use crate::tokenizer::LevelCodec;
@@ -325,7 +326,7 @@ impl<'a> Denoiser<'a> {
             }
             let guidance = (!guidance.is_empty()).then_some(guidance);
             let control = Control { guidance, cache: self.cache(branches), ..Control::default() };
-            let all = self.main.predict(&repeat(input, branches.len()), &condition, &control);
+            let all = microbatch::predict(self.main, &repeat(input, branches.len()), &condition, &control);
             return all.split(samples, 0);
         }
         branches
@@ -341,7 +342,7 @@ impl<'a> Denoiser<'a> {
                     perturb: branch.perturb.clone(),
                     cache: self.cache(std::slice::from_ref(branch)),
                 };
-                model.predict(input, &self.asked(branch), &control)
+                microbatch::predict(model, input, &self.asked(branch), &control)
             })
             .collect()
     }

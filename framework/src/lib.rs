@@ -23,6 +23,7 @@ pub mod laws;
 pub mod loader;
 pub mod masked;
 pub mod metric;
+pub mod microbatch;
 pub mod nn;
 pub mod objective;
 pub mod optimizer;

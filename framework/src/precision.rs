@@ -27,6 +27,11 @@ thread_local! {
 }
 
 impl MatmulPrecision {
+    /// That of passes on this thread.
+    pub fn of_this_thread() -> Self {
+        OF_THIS_THREAD.get()
+    }
+
     /// Runs `pass` with it; passes within on the tape stay in f32.
     pub fn within<R>(self, pass: impl FnOnce() -> R) -> R {
         /// Also behind a panic.
@@ -43,7 +48,7 @@ impl MatmulPrecision {
 
 /// What factors of products with `x` may be rounded to.
 pub(crate) fn rounding<const D: usize>(x: &Tensor<D>) -> Rounding {
-    let medium = OF_THIS_THREAD.get() == MatmulPrecision::Medium;
+    let medium = MatmulPrecision::of_this_thread() == MatmulPrecision::Medium;
     // Gradients may be too small for f16.
     if medium && x.dtype() == DType::F32 && !x.device().is_autodiff() {
         Rounding::Half

@@ -5,7 +5,7 @@ use crate::masked::Head;
 use crate::nn::{self, composed};
 use crate::path::{Path, Prediction};
 use crate::random::Random;
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{Device, Int, Tensor, activation};
 use std::fmt::Debug;
 
 /// The families of generative process.
@@ -177,6 +177,22 @@ impl Input {
     /// Whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Positions of a sample: of a masked process, tokens.
+    pub fn positions(&self) -> usize {
+        match self {
+            Self::Noisy { x_t: x, .. } | Self::Levels { features: x } | Self::Masked { x, .. } => x.dims()[1],
+            Self::Tokens { ids } => ids.dims()[1],
+        }
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Noisy { x_t: x, .. } | Self::Levels { features: x } | Self::Masked { x, .. } => x.device(),
+            Self::Tokens { ids } => ids.device(),
+        }
     }
 
     /// The samples `rows`, in that order.

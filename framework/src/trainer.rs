@@ -7,6 +7,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::loader::{Batch, Loader};
+use crate::microbatch;
 use crate::objective::{Context, Draw, Memory, Models, Partial, Role};
 use crate::optimizer::{clip_global_norm, learning_rate};
 use crate::pipeline::Pipeline;
@@ -339,8 +340,10 @@ impl Models for Networks<'_> {
             Role::Ema => self.ema.expect("an objective that reads the EMA says so in `needs`"),
             Role::Reference => self.reference.expect("an objective that reads the reference says so in `needs`"),
         };
-        let precision = if role == Role::Online { MatmulPrecision::Highest } else { self.stopped_precision };
-        precision.within(|| guard::named(self.name, || network.predict(input, condition, control)))
+        guard::named(self.name, || match role {
+            Role::Online => network.predict(input, condition, control),
+            _ => self.stopped_precision.within(|| microbatch::predict(network, input, condition, control)),
+        })
     }
 
     fn predict_where(
@@ -355,11 +358,7 @@ impl Models for Networks<'_> {
         let found = match rows.len() {
             0 => None,
             all if all == wanted.len() => Some(self.predict(role, input, condition, control)),
-            _ => {
-                let guidance = control.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
-                let control = Control { guidance, ..control.clone() };
-                Some(self.predict(role, &input.select(&rows), &condition.select(&rows), &control))
-            }
+            _ => Some(self.predict(role, &input.select(&rows), &condition.select(&rows), &control.select(&rows))),
         };
         Partial { found, rows }
     }
