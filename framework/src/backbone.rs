@@ -125,7 +125,8 @@ impl Cache {
 
 /// The weights of a network and its forward pass. Implement it for a `#[derive(Module)]` struct.
 pub trait Backbone: Debug + Send + Sync {
-    /// The prediction, `[B, position, channel]`; channels beyond the latent's (a learned variance) follow it.
+    /// The prediction, `[B, position, channel]`; channels beyond the latent's (a learned variance) follow it. A sample's does
+    /// not depend on its batch: passes without the tape come in micro-batches, on several threads at once.
     fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3>;
 }
 

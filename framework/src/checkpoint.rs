@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use burn::tensor::{DType, TensorData};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -73,10 +73,7 @@ impl Checkpoint {
             ("document".to_string(), self.document.clone()),
             ("sha256".to_string(), checksum),
         ]);
-        write_atomically(
-            path,
-            &safetensors::serialize(views, Some(metadata)).map_err(|e| Error::file(path, e.to_string()))?,
-        )
+        write_tensors(path, views, Some(metadata))
     }
 
     /// Reads and verifies a checkpoint.
@@ -191,15 +188,49 @@ pub fn keep_best(path: &Path) -> Result<()> {
         .map_err(|e| Error::io(&best, e))
 }
 
+/// Writes a safetensors file, tensor by tensor: no second copy of them is held. It is either whole or absent, also after a
+/// crash.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_tensors(
+    path: &Path,
+    mut tensors: Vec<(String, TensorView<'_>)>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
+    let refused = |what: &dyn std::fmt::Display| Error::file(path, what.to_string());
+    // As crate `safetensors` orders them: the widest numbers first, so that all are aligned.
+    tensors.sort_by(|(name, a), (other, b)| b.dtype().cmp(&a.dtype()).then(name.cmp(other)));
+    let mut end = 0;
+    let infos = tensors.iter().map(|(name, view)| {
+        let start = end;
+        end += view.data().len();
+        (name.clone(), TensorInfo { dtype: view.dtype(), shape: view.shape().to_vec(), data_offsets: (start, end) })
+    });
+    let header = Metadata::new(metadata, infos.collect()).map_err(|e| refused(&e))?;
+    let mut header = serde_json::to_vec(&header).map_err(|e| refused(&e))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    write_parts(path, [&length, &header[..]].into_iter().chain(tensors.iter().map(|(_, view)| view.data())))
+}
+
 /// Writes a file so that it is either whole or absent, also after a crash.
 ///
 /// # Errors
 /// If it cannot be written.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_parts(path, [bytes])
+}
+
+fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
     use std::io::Write;
     let partial = path.with_extension("partial");
-    let mut file = fs::File::create(&partial).map_err(|e| Error::io(&partial, e))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| Error::io(&partial, e))?;
+    let write = || {
+        let mut file = std::io::BufWriter::new(fs::File::create(&partial)?);
+        parts.into_iter().try_for_each(|part| file.write_all(part))?;
+        file.into_inner()?.sync_all()
+    };
+    write().map_err(|e| Error::io(&partial, e))?;
     fs::rename(&partial, path).map_err(|e| Error::io(path, e))?;
     // The rename itself must reach the disk: sync the folder where the system can.
     if let Some(folder) = path.parent()
@@ -274,4 +305,31 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 /// The file name of the checkpoint at `step`; names sort by step.
 pub fn file_name(step: usize) -> String {
     format!("step-{step:09}.safetensors")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_are_written_as_crate_safetensors_writes_them() {
+        let bytes: Vec<u8> = (0..24).collect();
+        let view = |dtype, shape: &[usize], count| TensorView::new(dtype, shape.to_vec(), &bytes[..count]).unwrap();
+        let views = || {
+            let all = [
+                ("odd", view(Dtype::U8, &[3], 3)),
+                ("narrow", view(Dtype::BF16, &[2, 2], 8)),
+                ("b", view(Dtype::F32, &[3, 2], 24)),
+                ("none", view(Dtype::F32, &[0], 0)),
+                ("a", view(Dtype::F32, &[1], 4)),
+            ];
+            all.map(|(name, view)| (name.to_string(), view)).to_vec()
+        };
+        let metadata = || Some(HashMap::from([("format".to_string(), "a test".to_string())]));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tensors.safetensors");
+        write_tensors(&path, views(), metadata()).unwrap();
+        assert!(fs::read(&path).unwrap() == safetensors::serialize(views(), metadata()).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing but the file");
+    }
 }

@@ -3,7 +3,7 @@
 //! `.pt`, `.pth`, `.ckpt` (zip and legacy pickles) and `.safetensors`. Tensors are read one at a time. Of a pickle only
 //! the calls that rebuild tensors are interpreted; no other code that it names is run.
 
-use crate::checkpoint::{self, write_atomically};
+use crate::checkpoint::{self, write_tensors};
 use crate::error::{Error, Result};
 use crate::pickle::{self, Stored};
 use crate::random::Random;
@@ -569,7 +569,7 @@ pub fn save_tensors(tensors: &[(String, TensorData)], path: &Path) -> Result<()>
             Ok((name.clone(), view.map_err(|e| Error::file(path, e.to_string()))?))
         })
         .collect::<Result<Vec<_>>>()?;
-    write_atomically(path, &safetensors::serialize(views, None).map_err(|e| Error::file(path, e.to_string()))?)
+    write_tensors(path, views, None)
 }
 
 impl Layout {

@@ -7,7 +7,7 @@
 //!
 //! Everything but `x` may be absent.
 
-use crate::checkpoint::{self, foreign_dtype, write_atomically};
+use crate::checkpoint::{self, foreign_dtype, write_tensors};
 use crate::dataset::{Dataset, Label};
 use crate::error::{Error, Result};
 use crate::loader::{Batch, readable};
@@ -142,13 +142,12 @@ impl Shard {
         for (name, (dtype, shape), bytes) in all {
             if there(name, bytes) {
                 let view = TensorView::new(*dtype, shape.clone(), bytes);
-                views.push((name, view.map_err(|e| Error::file(path, e.to_string()))?));
+                views.push((name.to_string(), view.map_err(|e| Error::file(path, e.to_string()))?));
             }
         }
         // One entry alone has one order, so equal shards are equal files.
         let metadata = HashMap::from([(ABOUT.to_string(), about.to_string())]);
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::file(path, e.to_string()))?;
-        write_atomically(path, &bytes)
+        write_tensors(path, views, Some(metadata))
     }
 }
 

@@ -308,7 +308,7 @@ impl Trainer {
             ema: self.ema.as_ref().map(weights::export),
             memory: self.memory.clone(),
             loss: Some(sum / count as f64),
-            optimizer: optimizer.to_vec(),
+            optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         }
         .save(&path)?;
         if self.pipeline.train.keep_best {
