@@ -9,7 +9,7 @@ use framework::backbone::BoxBackbone;
 use framework::burn::tensor::{Device, Tensor};
 use framework::dataset::Dataset;
 use framework::error::Result;
-use framework::loader::{batch_indices, readable};
+use framework::loader::{Order, readable};
 use framework::pipeline::Pipeline;
 use framework::random::Random;
 use framework::trainer::{Events, Start, StepReport, Trainer, tracking};
@@ -80,7 +80,7 @@ fn trainer(document: &Value, folder: &Path, from: Option<&BoxBackbone>) -> (Arc<
 /// All numbers of the gradient of one batch.
 fn gradient((pipeline, trainer): &(Arc<Pipeline>, Trainer), dataset: &dyn Dataset, batch: u64) -> Vec<f64> {
     let random = Random::new(pipeline.train.seed);
-    let indices = batch_indices(&random, dataset.len(), pipeline.train.batch_size, batch);
+    let indices = Order::new(random, dataset.len()).batch(pipeline.train.batch_size, batch);
     let batch_of = readable(dataset, &indices.into_iter().map(|(index, _)| index).collect::<Vec<_>>());
     let batch_of = batch_of.expect("the data are there");
     let latents = pipeline.latents(&batch_of, &dataset.info(), &Device::flex()).expect("a batch");

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
@@ -178,8 +179,8 @@ pub struct SampleOptions {
     #[arg(long = "caption", value_name = "TEXT", conflicts_with = "classes")]
     pub captions: Vec<String>,
     /// Images of each class or caption.
-    #[arg(long, default_value_t = 8)]
-    pub count: usize,
+    #[arg(long, default_value = "8")]
+    pub count: NonZeroUsize,
     /// Seed; image i depends on (seed, i) alone.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

@@ -64,7 +64,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     for range in open {
         let mut shard = Shard::new([shape.channels, shape.grid[0], shape.grid[1]], options.dtype.dtype());
         for _ in 0..range.len().div_ceil(batch_size) {
-            let batch = batches.recv().expect("as many batches as were announced")?;
+            let batch = batches.recv().expect("as many batches as were announced");
             if let (0, Some(first)) = (left_out, batch.skipped.first()) {
                 eprintln!("skipped an item that cannot be read: {first}");
             }

@@ -2,6 +2,7 @@
 
 use crate::arguments::CheckOptions;
 use crate::{Failure, Outcome, document};
+use framework::adapt;
 use framework::burn::tensor::Device;
 use framework::plugin::Kind;
 use framework::process::Family;
@@ -21,12 +22,18 @@ pub fn check(options: &CheckOptions) -> Outcome {
     }
     let count = weights::count(&network);
     let needs = pipeline.objective.needs();
-    let copies = [pipeline.train.ema.is_some() || needs.ema, needs.reference].iter().filter(|copy| **copy).count();
-    // Weights, gradient, two moments of Adam, and the copies; all f32.
-    let state = count as f64 * 4.0 * (4 + copies) as f64;
-    let activations = pipeline.backbone.activations() * pipeline.train.batch_size as f64 * 4.0;
+    let (train, formats) = (&pipeline.train, pipeline.backbone.formats());
+    let trained = adapt::trained(train, &parameters, &|path| formats.iter().any(|names| names.fresh(path).is_some()));
+    let copies = [train.ema.is_some() || needs.ema, needs.reference].iter().filter(|copy| **copy).count();
+    // All in f32: weights and their copies; of those that are trained the gradient, and what the optimizer keeps.
+    let state = 4.0 * (count * (1 + copies) + trained * (1 + train.optimizer.kept())) as f64;
+    let batch = train.batch_size * train.workers;
+    let activations = pipeline.backbone.activations() * batch as f64 * 4.0;
     let evaluations = pipeline.sampler.evaluations(&pipeline.latent_shape());
     eprintln!("parameters   {}", thousands(count));
+    if trained < count {
+        eprintln!("             {} of them trained", thousands(trained));
+    }
     let conditioner = pipeline.conditioner.as_ref().map_or(0, |conditioner| conditioner.parameters());
     for (part, frozen) in [("tokenizer", pipeline.tokenizer.parameters()), ("conditioner", conditioner)] {
         if frozen > 0 {
@@ -37,7 +44,7 @@ pub fn check(options: &CheckOptions) -> Outcome {
         "memory       about {} to train (weights and optimizer {}, activations of a batch of {} {}), {} to sample",
         bytes(state + activations),
         bytes(state),
-        pipeline.train.batch_size,
+        batch,
         bytes(activations),
         bytes(count as f64 * 4.0),
     );

@@ -3,17 +3,19 @@
 use framework::condition::ConditionKind;
 use framework::dataset::{Dataset, Label};
 use framework::error::{Error, Result};
+use framework::loader::spread;
 use framework::pipeline::Pipeline;
-use framework::train_config::UNCONDITIONAL_ROWS;
+use framework::train_config::{MOST_ROWS, UNCONDITIONAL_ROWS};
 
 /// Items looked at for captions that differ.
 const LOOKED_AT: usize = 1000;
 
-/// What the rows of a picture show: every class, the first distinct captions of the dataset, or nothing in particular.
+/// What the rows of a training's picture show: classes, the first distinct captions of the dataset, or nothing in particular.
 pub fn rows(pipeline: &Pipeline, dataset: &dyn Dataset) -> Result<Vec<Label>> {
     let mut rows = Vec::new();
     if !pipeline.backbone.accepts().condition.is_text() {
-        return Ok(classes(pipeline).unwrap_or(vec![Label::None; UNCONDITIONAL_ROWS]));
+        let Some(classes) = classes(pipeline) else { return Ok(vec![Label::None; UNCONDITIONAL_ROWS]) };
+        return Ok(spread(classes.len(), MOST_ROWS).into_iter().map(Label::Class).collect());
     }
     for label in captions(dataset).take(LOOKED_AT) {
         if !rows.contains(&label) {
@@ -40,7 +42,7 @@ pub fn grid(rows: &[Label], columns: usize) -> Vec<Label> {
 pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Result<Vec<Label>> {
     let all = match pipeline.backbone.accepts().condition {
         ConditionKind::Text | ConditionKind::Tokens => captions(dataset).take(count).collect(),
-        _ => rows(pipeline, dataset)?,
+        _ => classes(pipeline).unwrap_or(vec![Label::None]),
     };
     if all.is_empty() { Err(silent()) } else { Ok(all.into_iter().cycle().take(count).collect()) }
 }

@@ -4,7 +4,8 @@ use crate::Failure;
 use framework::checkpoint::{self, Checkpoint};
 use framework::error::Error;
 use serde_json::Value;
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// The folder of one run.
@@ -40,10 +41,43 @@ impl Run {
             }
             Ok(_) => Ok(run),
             Err(_) => {
-                checkpoint::write_atomically(&path, document.as_bytes())?;
+                checkpoint::write_atomically(&path, [document.as_bytes()])?;
                 Ok(run)
             }
         }
+    }
+
+    /// Keeps others from training in this folder until the file is dropped, or the process ends, however it does.
+    pub fn lock(&self) -> Result<File, Failure> {
+        let path = self.folder.join("lock");
+        let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Failure::Run(format!(
+                "error: another `train` runs in {}\n  fix      wait for it, or choose another folder with --run",
+                self.folder.display()
+            ))),
+            // Some network file systems have no locks.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        }
+    }
+
+    /// Makes a checkpoint of `step` steps the newest: those of later steps are set aside, in the folder that is returned if
+    /// there were any.
+    pub fn make_newest(&self, path: &Path, step: usize) -> Result<Option<PathBuf>, Failure> {
+        let (folder, name) = (self.checkpoints(), checkpoint::file_name(step));
+        let aside = folder.join("set-aside");
+        let mut any = false;
+        for later in checkpoint::list(&folder)? {
+            let Some(later_name) = later.file_name().filter(|later| *later > OsStr::new(&name)) else { continue };
+            fs::create_dir_all(&aside).map_err(|e| Error::io(&aside, e))?;
+            fs::rename(&later, aside.join(later_name)).map_err(|e| Error::io(&later, e))?;
+            any = true;
+        }
+        let kept = folder.join(name);
+        if fs::canonicalize(path).ok() != fs::canonicalize(&kept).ok() {
+            checkpoint::second_name(path, &kept)?;
+        }
+        Ok(any.then_some(aside))
     }
 
     /// Where checkpoints lie.
@@ -57,14 +91,18 @@ impl Run {
     }
 }
 
-/// The newest checkpoint of a folder, verified. A damaged one is refused and the one before it offered.
-pub fn newest(checkpoints: &Path, offer: &dyn Fn(&Path) -> String) -> Result<Option<(PathBuf, Checkpoint)>, Failure> {
+/// The newest checkpoint of a folder, as `load` reads it. A damaged one is refused and the one before it offered.
+pub fn newest(
+    checkpoints: &Path,
+    load: fn(&Path) -> framework::error::Result<Checkpoint>,
+    offer: &dyn Fn(&Path) -> String,
+) -> Result<Option<(PathBuf, Checkpoint)>, Failure> {
     let all = checkpoint::list(checkpoints)?;
     let Some(last) = all.last() else { return Ok(None) };
-    match Checkpoint::load(last) {
+    match load(last) {
         Ok(found) => Ok(Some((last.clone(), found))),
         Err(error) => {
-            let whole = all.iter().rev().skip(1).find(|path| Checkpoint::load(path).is_ok());
+            let whole = all.iter().rev().skip(1).find(|path| load(path).is_ok());
             let help = match whole {
                 Some(path) => {
                     format!("the previous checkpoint is whole; go on from it with\n           {}", offer(path))

@@ -1,15 +1,15 @@
 //! `sample`: images from a checkpoint alone.
 
 use crate::arguments::SampleOptions;
-use crate::train::bar;
+use crate::report::Comparison;
+use crate::train::drawn;
 use crate::{Failure, Outcome, document, labels, report, start};
 use framework::burn::tensor::TensorData;
-use framework::checkpoint::Checkpoint;
 use framework::dataset::Label;
 use framework::error::Error;
 use framework::guard::Guarded;
 use framework::pipeline::Pipeline;
-use framework::sampling::{Request, draw};
+use framework::sampling::Request;
 use framework::{foreign, picture};
 use std::fs;
 
@@ -46,19 +46,19 @@ fn labels(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<Gua
         let opened = &*dataset.insert(opened);
         let rows = labels::rows(pipeline, opened)?;
         if options.metrics {
-            return Ok(labels::measured(pipeline, opened, rows.len() * options.count)?);
+            return Ok(labels::measured(pipeline, opened, rows.len() * options.count.get())?);
         }
         rows
     } else {
         labels::classes(pipeline).unwrap_or(vec![Label::None])
     };
-    Ok(labels::grid(&rows, options.count))
+    Ok(labels::grid(&rows, options.count.get()))
 }
 
 /// Draws images from a run or a checkpoint.
 pub fn sample(options: &SampleOptions) -> Outcome {
     let device = document::device(options.device.as_deref())?;
-    let checkpoint = Checkpoint::load(&start::file(&options.from)?)?;
+    let (_, checkpoint) = start::checkpoint(&options.from)?;
     let mut overrides = options.set.clone();
     overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
     overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
@@ -73,7 +73,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
     pipeline.load(&device)?;
     start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
-    let network = pipeline.restore(checkpoint.sampling_weights(), &device)?;
+    let network = pipeline.restore(checkpoint.model, &device)?;
     allocator::keep_pages();
     let mut dataset: Option<Guarded> = None;
     let labels = labels(&pipeline, options, &mut dataset)?;
@@ -84,14 +84,9 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         sampler: &*pipeline.sampler,
         guidance: &*pipeline.guidance,
     };
-    let bar = bar("sampling", 0);
-    let drawn = draw(&pipeline, &network, &request, &device, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    })?;
-    bar.finish_and_clear();
+    let drawn = drawn(&pipeline, &network, &request, &device)?;
     let shape = pipeline.image_shape();
-    picture::save(&picture::grid(&drawn.images, options.count), &options.output)?;
+    picture::save(&picture::grid(&drawn.images, options.count.get()), &options.output)?;
     if let Some(folder) = &options.images {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         for i in 0..drawn.images.len() {
@@ -113,21 +108,20 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         }
         foreign::save_tensors(&tensors, path)?;
     }
-    let mut measured = Vec::new();
+    let mut compared = Comparison::default();
     if options.metrics {
         let dataset = match dataset {
             Some(dataset) => dataset,
             None => pipeline.open_data()?,
         };
-        let real = pipeline.real_images(&dataset, &device)?;
-        measured = report::measure(&pipeline, &drawn.images, &real)?;
+        compared = report::compare(&pipeline, &drawn.images, &dataset, &device)?;
     }
-    for (row, captions) in drawn.images.captions.chunks(options.count).enumerate() {
+    for (row, captions) in drawn.images.captions.chunks(options.count.get()).enumerate() {
         if captions.iter().all(|caption| *caption == captions[0]) {
             println!("row {:<4} {}", row + 1, captions[0]);
         }
     }
-    println!("{}", report::summary(&drawn, &measured));
+    println!("{}", report::summary(&drawn, &compared));
     println!("{}", options.output.display());
     Ok(())
 }

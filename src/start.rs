@@ -10,8 +10,8 @@ use framework::checkpoint::{self, Checkpoint};
 use framework::dataset::{Dataset, ItemKind};
 use framework::error::Error;
 use framework::foreign::{self, Report, Source};
-use framework::loader::readable;
-use framework::pipeline::Pipeline;
+use framework::loader::{readable, spread};
+use framework::pipeline::{MOST_VALUES, Pipeline};
 use framework::random::Random;
 use framework::trainer::{Start, tracking};
 use framework::weights::{self, Drawing};
@@ -23,12 +23,10 @@ pub fn weights(pipeline: &Pipeline, source: &Source, device: &Device) -> Result<
     let init = |path: &str, shape: &[usize]| pipeline.backbone.initializer(path, shape);
     let random = Random::new(pipeline.train.seed);
     let drawing: Drawing<'_> = (&random, &init);
-    if let Some(path) = native(&source.checkpoint)? {
-        let checkpoint = Checkpoint::load(&path)?;
-        let mut values = checkpoint.sampling_weights();
+    if let Some((path, Checkpoint { document, model: mut values, .. })) = native(&source.checkpoint)? {
         if values.keys().any(|name| name.ends_with(".lora.a")) {
             // Adapters of an earlier run become part of the weights that this one starts from.
-            let theirs = document::from_text(&checkpoint.document, &[], &format!("{} (its document)", path.display()))?;
+            let theirs = document::from_text(&document, &[], &format!("{} (its document)", path.display()))?;
             values = weights::export(&theirs.restore(values, &Device::flex())?);
         }
         return Ok(foreign::adopt(network, &formats[0], values, &path, drawing)?);
@@ -36,17 +34,17 @@ pub fn weights(pipeline: &Pipeline, source: &Source, device: &Device) -> Result<
     Ok(foreign::load(network, &formats, source, drawing)?)
 }
 
-/// The native checkpoint that a path stands for, if it is not a file or a folder of an official format.
-fn native(path: &Path) -> Result<Option<PathBuf>, Failure> {
+/// The [`checkpoint`] that a path stands for, if it is not a file or a folder of an official format.
+fn native(path: &Path) -> Result<Option<(PathBuf, Checkpoint)>, Failure> {
     let official = match path.is_dir() {
         true => !Run { folder: path.to_path_buf() }.checkpoints().exists(),
         false => path.exists() && checkpoint::metadata(path)?.is_none(),
     };
-    if official { Ok(None) } else { file(path).map(Some) }
+    if official { Ok(None) } else { checkpoint(path).map(Some) }
 }
 
-/// The checkpoint file that a path stands for: a folder stands for its run's newest one.
-pub fn file(path: &Path) -> Result<PathBuf, Failure> {
+/// The checkpoint that a path stands for, as a sampler needs it, and its file: a folder stands for its run's newest one.
+pub fn checkpoint(path: &Path) -> Result<(PathBuf, Checkpoint), Failure> {
     if !path.exists() {
         return Err(Failure::Input(format!(
             "error: {} does not exist\n  accepts  a run's folder, a checkpoint, or an official file",
@@ -54,16 +52,16 @@ pub fn file(path: &Path) -> Result<PathBuf, Failure> {
         )));
     }
     if !path.is_dir() {
-        return Ok(path.to_path_buf());
+        return Ok((path.to_path_buf(), Checkpoint::load_for_sampling(path)?));
     }
     let offer = |path: &Path| path.display().to_string();
-    match run::newest(&Run { folder: path.to_path_buf() }.checkpoints(), &offer)? {
-        Some((newest, _)) => Ok(newest),
-        None => Err(Failure::Input(format!(
+    let checkpoints = Run { folder: path.to_path_buf() }.checkpoints();
+    run::newest(&checkpoints, Checkpoint::load_for_sampling, &offer)?.ok_or_else(|| {
+        Failure::Input(format!(
             "error: {} holds no checkpoint\n  accepts  a run's folder, or a checkpoint file",
             path.display()
-        ))),
-    }
+        ))
+    })
 }
 
 /// Where the run in `folder` keeps what its tokenizer learned.
@@ -86,7 +84,8 @@ pub fn learn_tokenizer(
     let ItemKind::Images([channels, height, width]) = dataset.info().items else {
         return Err(Failure::Input("error: a tokenizer learns from images; the dataset holds latents\n  at       /tokenizer and /data\n  accepts  a dataset of images, or a tokenizer with its file".into()));
     };
-    let batch = readable(dataset, &(0..dataset.len()).collect::<Vec<_>>())?;
+    let some = spread(dataset.len(), MOST_VALUES / (channels * height * width));
+    let batch = readable(dataset, &some)?;
     let shape = [batch.labels.len(), channels, height, width];
     let images = Tensor::<4>::from_data(TensorData::new(batch.values, shape), device);
     let bar = bar("tokenizer", 0);
@@ -146,7 +145,7 @@ fn reference(
 ) -> Result<BoxBackbone, Failure> {
     let kept = run.folder.join("reference.safetensors");
     if resumed || kept.exists() {
-        let checkpoint = Checkpoint::load(&kept)?;
+        let checkpoint = Checkpoint::load_for_sampling(&kept)?;
         return own(pipeline, &kept, checkpoint, device);
     }
     let Some(source) = &pipeline.train.reference else {
@@ -156,12 +155,8 @@ fn reference(
         return Ok(network);
     };
     let path = &source.checkpoint;
-    let native = native(path)?;
-    let checkpoint = match &native {
-        Some(path) => {
-            let found = Checkpoint::load(path)?;
-            Checkpoint { document: found.document.clone(), model: found.sampling_weights(), ..Checkpoint::default() }
-        }
+    let checkpoint = match native(path)? {
+        Some((_, found)) => Checkpoint { document: found.document, model: found.model, ..Checkpoint::default() },
         None => {
             let (network, report) = weights(pipeline, source, device)?;
             eprintln!("reference {}: {report}", path.display());
@@ -191,5 +186,5 @@ fn own(pipeline: &Pipeline, path: &Path, checkpoint: Checkpoint, device: &Device
             path.display()
         )));
     }
-    Ok(theirs.restore(checkpoint.sampling_weights(), device).map_err(|e| Error::file(path, e.to_string()))?)
+    Ok(theirs.restore(checkpoint.model, device).map_err(|e| Error::file(path, e.to_string()))?)
 }

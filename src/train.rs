@@ -1,12 +1,12 @@
 //! `train`: a run from its document to pictures and a report.
 
 use crate::arguments::TrainOptions;
-use crate::report::SKIPPED;
+use crate::report::{Comparison, SKIPPED};
 use crate::run::{self, Run};
 use crate::{Failure, Outcome, document, labels, report, start};
 use framework::backbone::BoxBackbone;
 use framework::burn::tensor::Device;
-use framework::checkpoint::Checkpoint;
+use framework::checkpoint::{Checkpoint, write_atomically};
 use framework::dataset::{Dataset, Label};
 use framework::error::{Error, Result};
 use framework::picture;
@@ -29,6 +29,7 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let mut pipeline = document::read(&options.document.pipeline, &options.document.set)?;
     let folder = options.run.clone().unwrap_or_else(|| Run::default_folder(&options.document.pipeline));
     let run = Run::open(&folder, &pipeline.document)?;
+    let _lock = run.lock()?;
     let offer = |path: &Path| {
         format!(
             "unguided train {} --run {} --resume-from {}",
@@ -39,7 +40,7 @@ pub fn train(options: &TrainOptions) -> Outcome {
     };
     let from = match &options.resume_from {
         Some(path) => Some((path.clone(), Checkpoint::load(path)?)),
-        None => run::newest(&run.checkpoints(), &offer)?,
+        None => run::newest(&run.checkpoints(), Checkpoint::load, &offer)?,
     };
     if let Some((path, checkpoint)) = &from {
         if checkpoint.document != pipeline.document {
@@ -49,6 +50,11 @@ pub fn train(options: &TrainOptions) -> Outcome {
             )));
         }
         eprintln!("going on from {} (step {})", path.display(), checkpoint.step);
+    }
+    if let (Some(path), Some((_, checkpoint))) = (&options.resume_from, &from)
+        && let Some(aside) = run.make_newest(path, checkpoint.step)?
+    {
+        eprintln!("later checkpoints are set aside in {}", aside.display());
     }
     pipeline.load(&device)?;
     let dataset: Arc<dyn Dataset> = Arc::new(pipeline.open_data()?);
@@ -65,7 +71,8 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let end = trainer.run(dataset.clone(), &stop, &mut events)?;
     events.bar.finish_and_clear();
     if let End::Interrupted(step) = end {
-        eprintln!("stopped at step {step}; the same command goes on from there");
+        let but = if options.resume_from.is_some() { " without --resume-from" } else { "" };
+        eprintln!("stopped at step {step}; the same command{but} goes on from there");
         return Ok(());
     }
     finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), &device)
@@ -77,18 +84,18 @@ fn finish(run: &Run, pipeline: &Pipeline, dataset: &dyn Dataset, network: &BoxBa
     let columns = pipeline.train.sample_columns;
     let grid = sampled(pipeline, network, labels::grid(&rows, columns), device)?;
     picture::save(&picture::grid(&grid.images, columns), &run.folder.join("samples.png"))?;
-    let mut measured = Vec::new();
+    let mut compared = Comparison::default();
     let mut drawn = grid.clone();
     if !pipeline.metrics.is_empty() {
         let count = pipeline.train.samples_to_measure(dataset.info().num_classes);
-        if count > rows.len() * columns {
+        let classes_left = labels::classes(pipeline).is_some_and(|classes| classes.len() > rows.len());
+        if count > rows.len() * columns || classes_left {
             drawn = sampled(pipeline, network, labels::measured(pipeline, dataset, count)?, device)?;
         }
-        let real = pipeline.real_images(dataset, device)?;
-        measured = report::measure(pipeline, &drawn.images, &real)?;
+        compared = report::compare(pipeline, &drawn.images, dataset, device)?;
     }
-    report::write(run, pipeline, &rows, &drawn, &measured)?;
-    println!("{}", report::summary(&drawn, &measured));
+    report::write(run, pipeline, &rows, &drawn, &compared)?;
+    println!("{}", report::summary(&drawn, &compared));
     println!("pictures in {}: samples.png, loss.png; report.md says what was measured", run.folder.display());
     Ok(())
 }
@@ -101,8 +108,13 @@ fn sampled(pipeline: &Pipeline, network: &BoxBackbone, labels: Vec<Label>, devic
         sampler: &*pipeline.sampler,
         guidance: &*pipeline.guidance,
     };
+    drawn(pipeline, network, &request, device)
+}
+
+/// Samples, with a progress bar.
+pub fn drawn(pipeline: &Pipeline, network: &BoxBackbone, request: &Request<'_>, device: &Device) -> Result<Drawn> {
     let bar = bar("sampling", 0);
-    let drawn = draw(pipeline, network, &request, device, &mut |done, all| {
+    let drawn = draw(pipeline, network, request, device, &mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     })?;
@@ -162,17 +174,16 @@ impl Console {
     ) -> Result<Self> {
         let path = run.metrics();
         // Lines of steps that the checkpoint does not know will be written again.
-        let kept: String = fs::read_to_string(&path)
-            .unwrap_or_default()
-            .lines()
-            .filter(|line| {
-                let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-                line["step"].as_u64().is_some_and(|s| s <= step as u64)
-            })
-            .map(|line| format!("{line}\n"))
-            .collect();
-        fs::write(&path, kept).map_err(|e| Error::io(&path, e))?;
-        let metrics = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
+        let known = |line: &&str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            line["step"].as_u64().is_some_and(|s| s <= step as u64)
+        };
+        if path.exists() {
+            let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+            let kept: String = text.lines().filter(known).map(|line| format!("{line}\n")).collect();
+            write_atomically(&path, [kept.as_bytes()])?;
+        }
+        let metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
         let bar = bar("training", pipeline.train.steps as u64);
         bar.set_position(step as u64);
         bar.reset_eta();
@@ -249,8 +260,7 @@ impl Events for Console {
             let count = self.pipeline.train.samples_to_measure(self.dataset.info().num_classes);
             let labels = labels::measured(&self.pipeline, &*self.dataset, count)?;
             let drawn = sampled(&self.pipeline, network, labels, &self.device)?;
-            let real = self.pipeline.real_images(&*self.dataset, &self.device)?;
-            let all = report::measure(&self.pipeline, &drawn.images, &real)?;
+            let all = report::compare(&self.pipeline, &drawn.images, &*self.dataset, &self.device)?.measured;
             measured.extend(all.into_iter().map(|measurement| (measurement.name, measurement.value)));
         }
         Ok(measured)

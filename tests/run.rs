@@ -108,6 +108,97 @@ fn damaged_checkpoint_is_refused_and_the_one_before_offered() {
     let again = unguided(&[&arguments[..], &["--resume-from", previous.to_str().unwrap()]].concat());
     assert!(again.status.success(), "{}", text(&again));
     assert!(tensors(&last) == expected, "going on from the previous checkpoint writes the same bits");
+    // The damaged one lies aside; nothing else was lost.
+    assert!(text(&again).contains("later checkpoints are set aside in"), "{}", text(&again));
+    assert!(run.join("checkpoints/set-aside").join(last.file_name().unwrap()).exists());
+}
+
+/// `name: value` of a checkpoint's metadata.
+fn metadata(checkpoint: &Path) -> std::collections::HashMap<String, String> {
+    let bytes = fs::read(checkpoint).unwrap();
+    safetensors::SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone().unwrap()
+}
+
+#[test]
+fn going_back_makes_the_chosen_checkpoint_the_newest() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let arguments = ["train", TINY, "--run", run.to_str().unwrap(), "--set", "/metrics=[]"];
+    let arguments = [&arguments[..], &["--set", "/train/save_every=5", "--set", "/train/keep_last=9"]].concat();
+    assert!(unguided(&arguments).status.success());
+    let names = |folder: &str| {
+        let all = fs::read_dir(run.join("checkpoints").join(folder)).unwrap();
+        let mut all: Vec<String> = all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        all.retain(|name| name.ends_with(".safetensors"));
+        all.sort();
+        all
+    };
+    let all = names("");
+    assert_eq!(all.len(), 4, "{all:?}");
+    // The second, from elsewhere.
+    let elsewhere = folder.path().join("elsewhere.safetensors");
+    fs::rename(run.join("checkpoints").join(&all[1]), &elsewhere).unwrap();
+    let again = unguided(&[&arguments[..], &["--resume-from", elsewhere.to_str().unwrap()]].concat());
+    assert!(again.status.success(), "{}", text(&again));
+    assert_eq!(names("set-aside"), all[2..]);
+    assert_eq!(names(""), all);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_ends_with_the_same_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, interrupted] = ["whole", "interrupted"].map(|name| folder.path().join(name));
+    let best = |run: &Path| {
+        let mut command = train(run);
+        command.args(["--set", "/train/keep_best=true", "--set", "/train/steps=500"]);
+        command
+    };
+    assert!(best(&whole).status().unwrap().success());
+    let mut child = best(&interrupted).spawn().unwrap();
+    while !interrupted.join("metrics.jsonl").exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert!(best(&interrupted).status().unwrap().success());
+    for name in [last_checkpoint(&whole).file_name().unwrap().to_str().unwrap(), "best.safetensors"] {
+        let [a, b] = [&whole, &interrupted].map(|run| run.join("checkpoints").join(name));
+        assert!(tensors(&a) == tensors(&b), "{name} has other bits");
+        for field in ["step", "losses"] {
+            assert_eq!(metadata(&a)[field], metadata(&b)[field], "{field} of {name}");
+        }
+    }
+}
+
+#[test]
+fn two_trainings_do_not_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut first = train(&run).args(["--set", "/train/steps=100000"]).spawn().unwrap();
+    while !run.join("metrics.jsonl").exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut second = train(&run);
+    let second = second.args(["--set", "/train/steps=100000"]).stderr(Stdio::piped()).output().unwrap();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(second.status.code(), Some(1), "{}", text(&second));
+    assert!(text(&second).contains("another `train` runs in"), "{}", text(&second));
+}
+
+#[test]
+fn data_without_classes_train_no_network_with_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    folders::images(&images);
+    // The images of one class, and no folders of classes.
+    let data = serde_json::json!({ "type": "image_folder", "path": images.join("3"), "image_size": 8, "channels": 1 });
+    let run = folder.path().join("run");
+    let output = unguided(&["train", TINY, "--run", run.to_str().unwrap(), "--set", &format!("/data={data}")]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("the data have no classes, the backbone reads 10 classes"), "{}", text(&output));
 }
 
 #[test]
@@ -161,6 +252,21 @@ fn every_problem_of_a_document_is_printed_with_its_place() {
     for part in ["/objective/type", "nearest  gft", "/train/batch_size", TINY] {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }
+}
+
+#[test]
+fn what_an_objective_does_not_train_is_not_asked_for() {
+    let output = unguided(&["check", TINY, "--set", r#"/guidance={"type":"none","scale":0.5}"#]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("accepts  scales from 1 on"), "{}", text(&output));
+    let output = unguided(&["check", TINY, "--set", "/objective/beta_min=0.4", "--set", "/guidance/scale=3"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("accepts  scales from 1 to 2.5"), "{}", text(&output));
+}
+
+#[test]
+fn no_image_is_no_sample() {
+    assert_eq!(unguided(&["sample", "absent", "--count", "0"]).status.code(), Some(2));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Guidance and samplers against the closed-form Gaussian world `p(x | c) = N(0, 1)`, `p(x) = N(0, 2)`.
 //!
-//! In `y = x_t / alpha`, `s = sigma / alpha` the noise predictions are `y s / (1 + s^2)` and `y s / (2 + s^2)`; guided at
-//! scale w, the ODE `dy / ds = eps` keeps `y / sqrt((1 + s^2)^w (2 + s^2)^(1 - w))` constant. So samples end with variance
-//! 2^(1 - w), while the SDE ends with (2 - 2^(2 - 2w)) / (2 w - 1): neither samples the powered law's 2 / (1 + w).
+//! In `y = x_t / alpha`, `r = sigma / alpha` the noise predictions are `y r / (1 + r^2)` and `y r / (2 + r^2)`; guided at
+//! scale s, the ODE `dy / dr = eps` keeps `y / sqrt((1 + r^2)^s (2 + r^2)^(1 - s))` constant. So samples end with variance
+//! 2^(1 - s), while the SDE ends with (2 - 2^(2 - 2s)) / (2s - 1): neither samples the powered law's 2 / (1 + s).
 
 use framework::backbone::{Backbone, Control};
 use framework::burn::tensor::{DType, Device, Tensor};
@@ -74,36 +74,36 @@ fn cfg(scale: f64) -> Value {
 }
 
 #[test]
-fn the_ode_ends_with_variance_two_to_the_one_minus_w() {
-    for w in [0.0, 1.0, 1.5, 2.0, 3.0] {
+fn the_ode_ends_with_variance_two_to_the_one_minus_s() {
+    for scale in [0.0, 1.0, 1.5, 2.0, 3.0] {
         let sampler = json!({ "type": "ddim", "steps": 1000 });
-        let (x, nfe) = coefficients(sampler, cfg(w), 1000, 1);
-        let (got, stated) = (x[0] * x[0], 2.0_f64.powf(1.0 - w));
+        let (x, nfe) = coefficients(sampler, cfg(scale), 1000, 1);
+        let (got, stated) = (x[0] * x[0], 2.0_f64.powf(1.0 - scale));
         // 1,000 steps of a first-order solver.
-        assert!((got / stated - 1.0).abs() < 0.01, "scale {w}: {got} against {stated}");
-        assert_eq!(nfe, if w == 0.0 || w == 1.0 { 1000 } else { 2000 }, "one branch is enough");
+        assert!((got / stated - 1.0).abs() < 0.01, "scale {scale}: {got} against {stated}");
+        assert_eq!(nfe, if scale == 0.0 || scale == 1.0 { 1000 } else { 2000 }, "one branch is enough");
     }
 }
 
 #[test]
 fn the_sde_ends_with_its_own_variance() {
-    for w in [1.0, 1.5, 2.0, 3.0] {
+    for scale in [1.0, 1.5, 2.0, 3.0] {
         let sampler = json!({ "type": "ddpm", "steps": 1000 });
-        let (x, _) = coefficients(sampler, cfg(w), 1000, 1001);
+        let (x, _) = coefficients(sampler, cfg(scale), 1000, 1001);
         let (got, stated) =
-            (x.iter().map(|x| x * x).sum::<f64>(), (2.0 - 2.0_f64.powf(2.0 - 2.0 * w)) / (2.0 * w - 1.0));
-        assert!((got / stated - 1.0).abs() < 0.02, "scale {w}: {got} against {stated}");
+            (x.iter().map(|x| x * x).sum::<f64>(), (2.0 - 2.0_f64.powf(2.0 - 2.0 * scale)) / (2.0 * scale - 1.0));
+        assert!((got / stated - 1.0).abs() < 0.02, "scale {scale}: {got} against {stated}");
     }
 }
 
 /// Slope of the logarithm of the error over that of the step.
-fn order(w: f64, order: usize) -> f64 {
+fn order(scale: f64, order: usize) -> f64 {
     const TIMES: usize = 100_000;
     let vp = VpConfig { timesteps: TIMES, ..VpConfig::default() }.process();
     let exact = |t: f64| {
         let at = vp.at(t);
-        let s = at.sigma / at.alpha;
-        at.alpha * ((1.0 + s * s).powf(w) * (2.0 + s * s).powf(1.0 - w)).sqrt()
+        let ratio = at.sigma / at.alpha;
+        at.alpha * ((1.0 + ratio * ratio).powf(scale) * (2.0 + ratio * ratio).powf(1.0 - scale)).sqrt()
     };
     let stated = exact(1.0 / TIMES as f64) / exact(1.0);
     let points: Vec<(f64, f64)> = [40, 80, 160, 320]
@@ -111,7 +111,7 @@ fn order(w: f64, order: usize) -> f64 {
         .map(|steps| {
             let sampler =
                 json!({ "type": "dpm_solver_pp", "steps": steps, "order": order, "spacing": { "type": "log_snr" } });
-            let (x, _) = coefficients(sampler, cfg(w), TIMES, 1);
+            let (x, _) = coefficients(sampler, cfg(scale), TIMES, 1);
             (-(f64::from(steps)).ln(), (x[0] - stated).abs().ln())
         })
         .collect();
@@ -122,21 +122,21 @@ fn order(w: f64, order: usize) -> f64 {
 
 #[test]
 fn errors_fall_with_the_order_of_the_solver() {
-    for w in [1.0, 2.0] {
+    for scale in [1.0, 2.0] {
         for expected in [1, 2] {
-            let found = order(w, expected);
-            assert!((found - expected as f64).abs() < 0.15, "order {expected} at scale {w}: {found}");
+            let found = order(scale, expected);
+            assert!((found - expected as f64).abs() < 0.15, "order {expected} at scale {scale}: {found}");
         }
     }
 }
 
 #[test]
 fn ddim_is_the_first_order_of_dpm_solver_pp() {
-    for w in [1.0, 2.5] {
+    for scale in [1.0, 2.5] {
         let ddim = json!({ "type": "ddim", "steps": 50, "end_at_first_time": true });
         let solver = json!({ "type": "dpm_solver_pp", "steps": 49, "order": 1 });
-        let (a, _) = coefficients(ddim, cfg(w), 50, 1);
-        let (b, _) = coefficients(solver, cfg(w), 50, 1);
+        let (a, _) = coefficients(ddim, cfg(scale), 50, 1);
+        let (b, _) = coefficients(solver, cfg(scale), 50, 1);
         assert!((a[0] / b[0] - 1.0).abs() < 1e-12, "{} {}", a[0], b[0]);
     }
 }

@@ -1,23 +1,13 @@
 //! `forward --tokenizer` and `convert --tokenizer` on the official files in `shared/goldens`.
 
-use framework::burn::store::bridge;
 use framework::burn::tensor::TensorData;
 use framework::foreign;
+use goldens::{Golden, close, numbers, path, tensors};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use unguided as _;
-
-fn goldens() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/goldens");
-    if folder.exists() {
-        return Some(folder);
-    }
-    eprintln!("skipped: {} is absent", folder.display());
-    None
-}
 
 fn unguided(arguments: &[&Path]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_unguided")).args(arguments).output().expect("the command starts")
@@ -35,20 +25,9 @@ fn refused(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
-    foreign::open(path).unwrap().iter().map(|(name, tensor)| (name.clone(), bridge::to_data(tensor).unwrap())).collect()
-}
-
-fn numbers(data: &TensorData) -> Vec<f64> {
-    data.clone().convert::<f64>().try_into_vec().unwrap()
-}
-
 #[track_caller]
-fn close(got: &TensorData, expected: &[f64]) {
-    let got = numbers(got);
-    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    assert_eq!(got.len(), expected.len());
-    assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-4 * largest));
+fn same(name: &str, got: &TensorData, expected: &[f64]) {
+    close(name, &numbers(got.clone()), expected, 1e-4);
 }
 
 /// A pipeline around a tokenizer; its backbone's latent says how large an image is that is decoded from ids alone.
@@ -86,82 +65,85 @@ fn input(folder: &Path, tensors: &[(&str, &TensorData)]) -> PathBuf {
 
 #[test]
 fn forward_encodes_images_and_decodes_indices() {
-    let Some(goldens) = goldens() else { return };
+    let (Some(golden), Some(checkpoint)) = (Golden::open("llamagen_vq.safetensors"), path("llamagen_vq_ckpt.pt"))
+    else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
-    let golden = tensors(&goldens.join("llamagen_vq.safetensors"));
     let pipeline = document(
         folder.path(),
-        json!({ "type": "vq_f16", "path": goldens.join("llamagen_vq_ckpt.pt"), "codebook_size": 64, "z_channels": 32,
+        json!({ "type": "vq_f16", "path": checkpoint, "codebook_size": 64, "z_channels": 32,
                 "ch": 32, "ch_mult": [2, 1] }),
         4,
     );
-    let (output, file) = forward(&pipeline, &input(folder.path(), &[("img", &golden["img"])]), &[]);
+    let (output, file) = forward(&pipeline, &input(folder.path(), &[("img", golden.data("img"))]), &[]);
     succeeds(&output);
     let made = tensors(&file);
     assert_eq!(made["indices"].shape().to_vec(), [2, 16]);
-    assert_eq!(numbers(&made["indices"]), numbers(&golden["indices"]));
-    close(&made["decoded"], &numbers(&golden["decoded"]));
+    assert_eq!(numbers(made["indices"].clone()), golden.numbers("indices"));
+    same("decoded", &made["decoded"], &golden.numbers("decoded"));
     // Ids alone: as `forward` writes them, and flat as the official code does.
-    for indices in [&made["indices"], &golden["indices"]] {
+    for indices in [&made["indices"], golden.data("indices")] {
         let (output, file) = forward(&pipeline, &input(folder.path(), &[("indices", indices)]), &[]);
         succeeds(&output);
         let decoded = tensors(&file);
         assert_eq!(decoded.keys().collect::<Vec<_>>(), ["decoded"]);
-        close(&decoded["decoded"], &numbers(&golden["decoded"]));
+        same("decoded", &decoded["decoded"], &golden.numbers("decoded"));
     }
 }
 
 #[test]
 fn forward_writes_the_levels_of_a_pyramid() {
-    let Some(goldens) = goldens() else { return };
+    let (Some(golden), Some(checkpoint)) = (Golden::open("var_vae.safetensors"), path("var_vae_ckpt.pth")) else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
-    let golden = tensors(&goldens.join("var_vae.safetensors"));
     let pipeline = document(
         folder.path(),
         json!({ "type": "var_vqvae", "path": "elsewhere.pth", "vocab_size": 64, "z_channels": 8, "ch": 32,
                 "ch_mult": [1, 2], "num_res_blocks": 1, "v_patch_nums": [1, 2, 3, 4] }),
         4,
     );
-    let checkpoint = goldens.join("var_vae_ckpt.pth");
     let more = [Path::new("--checkpoint"), &checkpoint];
-    let (output, file) = forward(&pipeline, &input(folder.path(), &[("img", &golden["img"])]), &more);
+    let (output, file) = forward(&pipeline, &input(folder.path(), &[("img", golden.data("img"))]), &more);
     succeeds(&output);
     let made = tensors(&file);
     let mut expected = Vec::new();
     for sample in 0..2 {
         for level in 0..4 {
-            let ids = numbers(&golden[&format!("idx.{level}")]);
+            let ids = golden.numbers(&format!("idx.{level}"));
             expected.extend_from_slice(&ids[sample * ids.len() / 2..(sample + 1) * ids.len() / 2]);
         }
     }
-    assert_eq!(numbers(&made["indices"]), expected);
-    close(&made["var_input"], &numbers(&golden["var_input"]));
-    close(&made["decoded"], &numbers(&golden["rec_img.3"]));
+    assert_eq!(numbers(made["indices"].clone()), expected);
+    same("var_input", &made["var_input"], &golden.numbers("var_input"));
+    same("decoded", &made["decoded"], &golden.numbers("rec_img.3"));
     let (output, file) = forward(&pipeline, &input(folder.path(), &[("indices", &made["indices"])]), &more);
     succeeds(&output);
-    close(&tensors(&file)["decoded"], &numbers(&golden["rec_img.3"]));
+    same("decoded", &tensors(&file)["decoded"], &golden.numbers("rec_img.3"));
 }
 
 #[test]
 fn forward_encodes_images_and_decodes_latents() {
-    let Some(goldens) = goldens() else { return };
+    let (Some(golden), Some(checkpoint)) = (Golden::open("mar_kl16.safetensors"), path("mar_kl16_ckpt.ckpt")) else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
-    let golden = tensors(&goldens.join("mar_kl16.safetensors"));
     let pipeline = document(
         folder.path(),
-        json!({ "type": "kl_f16", "path": goldens.join("mar_kl16_ckpt.ckpt"), "z_channels": 4, "ch": 32,
+        json!({ "type": "kl_f16", "path": checkpoint, "z_channels": 4, "ch": 32,
                 "ch_mult": [2, 1], "num_res_blocks": 1 }),
         8,
     );
-    let (output, file) = forward(&pipeline, &input(folder.path(), &[("img", &golden["img"])]), &[]);
+    let (output, file) = forward(&pipeline, &input(folder.path(), &[("img", golden.data("img"))]), &[]);
     succeeds(&output);
-    let mean: Vec<f64> = numbers(&golden["mean"]).into_iter().map(|v| v * 0.2325).collect();
-    close(&tensors(&file)["latent"], &mean);
-    let sample: Vec<f32> = numbers(&golden["sample"]).into_iter().map(|v| (v * 0.2325) as f32).collect();
+    let mean: Vec<f64> = golden.numbers("mean").into_iter().map(|v| v * 0.2325).collect();
+    same("latent", &tensors(&file)["latent"], &mean);
+    let sample: Vec<f32> = golden.numbers("sample").into_iter().map(|v| (v * 0.2325) as f32).collect();
     let latent = TensorData::new(sample, [2, 4, 8, 8]);
     let (output, file) = forward(&pipeline, &input(folder.path(), &[("latent", &latent)]), &[]);
     succeeds(&output);
-    close(&tensors(&file)["decoded"], &numbers(&golden["decoded"]));
+    same("decoded", &tensors(&file)["decoded"], &golden.numbers("decoded"));
 
     // What cannot be: the wrong size, the wrong channels, ids, nothing.
     let zeros = |shape: [usize; 4]| TensorData::new(vec![0.0_f32; shape.iter().product()], shape);
@@ -180,11 +162,11 @@ fn forward_encodes_images_and_decodes_latents() {
 
 #[test]
 fn ids_beyond_the_vocabulary_are_refused() {
-    let Some(goldens) = goldens() else { return };
+    let Some(checkpoint) = path("llamagen_vq_ckpt.pt") else { return };
     let folder = tempfile::tempdir().unwrap();
     let pipeline = document(
         folder.path(),
-        json!({ "type": "vq_f16", "path": goldens.join("llamagen_vq_ckpt.pt"), "codebook_size": 64, "z_channels": 32,
+        json!({ "type": "vq_f16", "path": checkpoint, "codebook_size": 64, "z_channels": 32,
                 "ch": 32, "ch_mult": [2, 1] }),
         4,
     );
@@ -200,7 +182,7 @@ fn ids_beyond_the_vocabulary_are_refused() {
 
 #[test]
 fn convert_writes_the_official_names_and_reports() {
-    let Some(goldens) = goldens() else { return };
+    let Some(from) = path("var_vae_ckpt.pth") else { return };
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("vae.safetensors");
     let pipeline = document(
@@ -213,7 +195,6 @@ fn convert_writes_the_official_names_and_reports() {
         let arguments = [Path::new("convert"), Path::new("--pipeline"), pipeline, Path::new("--tokenizer"), from, &to];
         unguided(&arguments)
     };
-    let from = goldens.join("var_vae_ckpt.pth");
     let said = succeeds(&convert(&pipeline, &from));
     assert!(said.contains("ignored  quantize.ema_vocab_hit_SV: how often training used each code"), "{said}");
     let mut expected = tensors(&from);

@@ -7,7 +7,7 @@
 use crate::error::{Problem, Problems};
 use crate::random::Random;
 use crate::train_config::TrainConfig;
-use crate::weights::param_id;
+use crate::weights::{Names, keeps_names, param_id};
 use burn::module::{LoraAdapter, Module, ModuleMapper, Param, ParamGroup, Reparameterizer};
 use burn::tensor::{DType, Tensor, TensorData};
 use schemars::JsonSchema;
@@ -41,9 +41,13 @@ fn group(pattern: &str) -> Result<Group, String> {
     Ok(Box::new(move |path: &str| group.matches(&param_id(path), Some(path))))
 }
 
-/// Problems of `frozen` and `lora` with the parameters (path and shape) of the network; pointers are relative to `train`.
+/// Problems of `frozen`, `lora` and `weight_decay_groups` with the parameters (path and shape) of the network; pointers are relative to `train`.
 pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> Problems {
     let mut problems = Problems::new();
+    // Adapters have weights of their own.
+    let adapters = parameters.iter().filter(|(_, shape, _)| train.lora.is_some() && shape.len() == 2);
+    let adapters = adapters.map(|(path, shape, trained)| (format!("{path}.lora.a"), shape.clone(), *trained));
+    let parameters: Vec<_> = parameters.iter().cloned().chain(adapters).collect();
     let mut matches = |at: String, pattern: &str, fits: &dyn Fn(&[usize]) -> bool, what: &str| match group(pattern) {
         Err(e) => problems.push(Problem::new(at, format!("no regular expression: {e}"))),
         Ok(found) => {
@@ -56,10 +60,33 @@ pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> 
     for (i, pattern) in train.frozen.iter().enumerate() {
         matches(format!("/frozen/{i}"), pattern, &|_| true, "parameter");
     }
+    for (i, decayed) in train.weight_decay_groups.iter().enumerate() {
+        matches(format!("/weight_decay_groups/{i}/parameters"), &decayed.parameters, &|_| true, "parameter");
+    }
     if let Some(lora) = &train.lora {
         matches("/lora/parameters".into(), &lora.parameters, &|shape| shape.len() == 2, "matrix");
     }
     problems
+}
+
+/// Number of weights that a run trains in a network of these parameters, those of adapters among them. `is_new` says of a
+/// path that no official file has it.
+///
+/// # Panics
+/// If a pattern is no regular expression; the check phase refuses that.
+pub fn trained(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)], is_new: &dyn Fn(&str) -> bool) -> usize {
+    let group = |pattern: &str| group(pattern).expect("the check phase refuses other patterns");
+    let frozen: Vec<Group> = train.frozen.iter().map(|pattern| group(pattern)).collect();
+    let adapted = train.lora.as_ref().map(|lora| (lora.rank, group(&lora.parameters)));
+    let of = |(path, shape, trained): &(String, Vec<usize>, bool)| match &adapted {
+        _ if !trained || frozen.iter().any(|found| found(path)) => 0,
+        Some((rank, chosen)) if !is_new(path) => match shape[..] {
+            [inputs, outputs] if chosen(path) => rank * (inputs + outputs),
+            _ => 0,
+        },
+        _ => shape.iter().product(),
+    };
+    parameters.iter().map(of).sum()
 }
 
 /// The network as the run trains it. `is_new` says of a path that no official file has it.
@@ -78,7 +105,7 @@ pub fn adapt<M: Module>(network: M, train: &TrainConfig, random: &Random, is_new
         return network;
     }
     let groups = train.frozen.iter().map(|pattern| group(pattern).expect("the check phase refuses other patterns"));
-    network.map(&mut Freeze { names: Vec::new(), groups: groups.collect() })
+    network.map(&mut Freeze { names: Names::default(), groups: groups.collect() })
 }
 
 /// Attaches an adapter to every chosen matrix, and freezes what is neither adapted nor new.
@@ -122,19 +149,14 @@ impl Reparameterizer for Adapters<'_> {
 
 /// Switches the gradient of matching parameters off.
 struct Freeze {
-    names: Vec<String>,
+    names: Names,
     groups: Vec<Group>,
 }
 
 impl ModuleMapper for Freeze {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.names.push(name.to_string());
-    }
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.names.pop();
-    }
+    keeps_names!(names);
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let path = self.names.join(".");
+        let path = self.names.path();
         if self.groups.iter().any(|found| found(&path)) { param.set_require_grad(false) } else { param }
     }
 }
@@ -163,7 +185,7 @@ mod tests {
         initialize(network, &Random::new(0), &|_, _| Init::Normal(1.0))
     }
 
-    fn trained(network: &Two) -> Vec<String> {
+    fn paths(network: &Two) -> Vec<String> {
         parameters(network).into_iter().filter(|(.., trained)| *trained).map(|(path, ..)| path).collect()
     }
 
@@ -173,7 +195,8 @@ mod tests {
         let train = train(r#""lora": {"rank": 2, "alpha": 4}"#);
         assert!(check(&train, &parameters(&network(&device))).is_empty());
         let adapted = adapt(network(&device), &train, &Random::new(1), &|path| path.starts_with("new."));
-        assert_eq!(trained(&adapted), ["attn.weight.lora.a", "attn.weight.lora.b", "new.weight", "new.bias"]);
+        assert_eq!(paths(&adapted), ["attn.weight.lora.a", "attn.weight.lora.b", "new.weight", "new.bias"]);
+        assert_eq!(trained(&train, &parameters(&network(&device)), &|path| path.starts_with("new.")), 2 * (3 + 2) + 8);
         let x = Tensor::<2>::ones([1, 3], &device);
         let (before, after) = (network(&device).attn.forward(x.clone()), adapted.attn.forward(x));
         assert_eq!(before.into_data(), after.into_data());
@@ -187,9 +210,13 @@ mod tests {
         let device = Device::flex().autodiff();
         let frozen = train(r#""frozen": ["^attn", "bias$"]"#);
         let network = adapt(network(&device), &frozen, &Random::new(0), &|_| false);
-        assert_eq!(trained(&network), ["new.weight", "other.weight"]);
-        let wrong = train(r#""frozen": ["blocks", "("], "lora": {"rank": 1, "parameters": "bias$"}"#);
+        assert_eq!(paths(&network), ["new.weight", "other.weight"]);
+        assert_eq!(trained(&frozen, &parameters(&network), &|_| false), 2 * 6);
+        let wrong = train(
+            r#""frozen": ["blocks", "("], "weight_decay_groups": [{"parameters": "norm", "weight_decay": 0}],
+               "lora": {"rank": 1, "parameters": "bias$"}"#,
+        );
         let at: Vec<String> = check(&wrong, &parameters(&network)).into_iter().flat_map(|p| p.at).collect();
-        assert_eq!(at, ["/frozen/0", "/frozen/1", "/lora/parameters"]);
+        assert_eq!(at, ["/frozen/0", "/frozen/1", "/weight_decay_groups/0/parameters", "/lora/parameters"]);
     }
 }

@@ -5,15 +5,24 @@
 
 use crate::error::{Error, Result};
 use burn::tensor::{DType, TensorData};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The version of this layout.
 const FORMAT: &str = "unguided-checkpoint-1";
+
+/// What its tensors are called: the weights and their average, each before the path of a parameter, and Burn's bytes.
+const MODEL: &str = "model";
+const EMA: &str = "ema";
+const OPTIMIZER: &str = "optimizer";
+
+/// Bytes that are read at once.
+const PIECE: usize = 1 << 20;
 
 /// Everything a run needs to go on, and everything a sampler needs.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +37,8 @@ pub struct Checkpoint {
     pub ema: Option<BTreeMap<String, TensorData>>,
     /// What the objective remembers of its measurements.
     pub memory: BTreeMap<String, f64>,
-    /// Mean training loss since the checkpoint before it; `None` where no training led to it.
-    pub loss: Option<f64>,
+    /// Sum of the training losses since the regular checkpoint before it, and their number.
+    pub losses: (f64, usize),
     /// Optimizer state, as Burn writes it.
     pub optimizer: Vec<u8>,
 }
@@ -40,40 +49,31 @@ impl Checkpoint {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let groups = [("model", Some(&self.model)), ("ema", self.ema.as_ref())];
-        let mut tensors = Vec::new();
-        for (group, values) in groups {
+        let mut tensors: Vec<Entry<'_>> = Vec::new();
+        for (group, values) in [(MODEL, Some(&self.model)), (EMA, self.ema.as_ref())] {
             for (name, data) in values.into_iter().flatten() {
-                tensors.push((
-                    format!("{group}/{name}"),
-                    foreign_dtype(data.dtype()),
-                    data.shape().to_vec(),
-                    data.as_bytes(),
-                ));
+                let dtype = foreign_dtype(data.dtype());
+                tensors.push((format!("{group}/{name}"), dtype, data.shape().to_vec(), data.as_bytes()));
             }
         }
-        tensors.push(("optimizer".to_string(), Dtype::U8, vec![self.optimizer.len()], &self.optimizer[..]));
-        tensors.sort_by(|a, b| a.0.cmp(&b.0));
-        let views = tensors
-            .iter()
-            .map(|(name, dtype, shape, bytes)| {
-                let view =
-                    TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::file(path, e.to_string()))?;
-                Ok((name.clone(), view))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let loss = self.loss.map_or(String::new(), |loss| loss.to_string());
+        tensors.push((OPTIMIZER.to_string(), Dtype::U8, vec![self.optimizer.len()], &self.optimizer));
+        tensors.sort_by(|(name, ..), (other, ..)| name.cmp(other));
+        let losses = format!("{} {}", self.losses.0, self.losses.1);
         let memory = serde_json::to_string(&self.memory).map_err(|e| Error::file(path, e.to_string()))?;
-        let checksum = checksum(&views, self.step, [&loss, &memory, &self.document]);
+        let mut checksum = Checksum::new(self.step, [&losses, &memory, &self.document]);
+        for (name, dtype, shape, bytes) in &tensors {
+            checksum.tensor(name, *dtype, shape, bytes.len());
+            checksum.0.update(bytes);
+        }
         let metadata = HashMap::from([
             ("format".to_string(), FORMAT.to_string()),
             ("step".to_string(), self.step.to_string()),
-            ("loss".to_string(), loss),
+            ("losses".to_string(), losses),
             ("memory".to_string(), memory),
             ("document".to_string(), self.document.clone()),
-            ("sha256".to_string(), checksum),
+            ("sha256".to_string(), checksum.text()),
         ]);
-        write_tensors(path, views, Some(metadata))
+        write_tensors(path, tensors, Some(metadata))
     }
 
     /// Reads and verifies a checkpoint.
@@ -81,12 +81,40 @@ impl Checkpoint {
     /// # Errors
     /// If the file is missing, truncated, altered, or no checkpoint of ours.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+        Self::read(path, &mut |_| true)
+    }
+
+    /// Reads and verifies a checkpoint, of which it keeps what a sampler needs: the average where there is one, or else the
+    /// weights, as its `model`. The rest is three quarters of the file.
+    ///
+    /// # Errors
+    /// If the file is missing, truncated, altered, or no checkpoint of ours.
+    pub fn load_for_sampling(path: &Path) -> Result<Self> {
+        // Names come in their order, the average before the weights.
+        let mut averaged = false;
+        let mut checkpoint = Self::read(path, &mut |group| {
+            averaged |= group == EMA;
+            group == EMA || (group == MODEL && !averaged)
+        })?;
+        if let Some(average) = checkpoint.ema.take() {
+            checkpoint.model = average;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Reads a checkpoint tensor by tensor, in the order of their names, and keeps those of the groups that are `wanted`.
+    fn read(path: &Path, wanted: &mut dyn FnMut(&str) -> bool) -> Result<Self> {
         let damaged = |what: String| Error::file(path, format!("damaged checkpoint: {what}"));
-        let (_, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|e| damaged(format!("truncated or altered ({e})")))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(format!("truncated or altered ({e})")))?;
-        let Some(metadata) = header.metadata().as_ref().filter(|m| m.get("format").is_some_and(|f| f == FORMAT)) else {
+        let altered = |what: &dyn Display| damaged(format!("truncated or altered ({what})"));
+        let header = header_bytes(path)?;
+        let layout: Metadata = serde_json::from_slice(&header).map_err(|e| altered(&e))?;
+        let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let (begin, length) = (8 + header.len(), file.metadata().map_err(|e| Error::io(path, e))?.len());
+        let declared = (begin + layout.data_len()) as u64;
+        if declared != length {
+            return Err(altered(&format!("{length} bytes of {declared}")));
+        }
+        let Some(metadata) = layout.metadata().as_ref().filter(|m| m.get("format").is_some_and(|f| f == FORMAT)) else {
             return Err(Error::file(
                 path,
                 "a safetensors file, but no checkpoint of Unguided (no `format` in its metadata); use `convert`",
@@ -95,38 +123,56 @@ impl Checkpoint {
         let get =
             |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("no `{name}` in its metadata")));
         let step = get("step")?.parse().map_err(|_| damaged("its step is no number".into()))?;
-        let (document, loss, memory) = (get("document")?, get("loss")?, get("memory")?);
-        let mut views: Vec<(String, TensorView<'_>)> = file.tensors();
-        views.sort_by(|a, b| a.0.cmp(&b.0));
-        if checksum(&views, step, [&loss, &memory, &document]) != get("sha256")? {
+        let (document, losses, memory) = (get("document")?, get("losses")?, get("memory")?);
+        let mut checksum = Checksum::new(step, [&losses, &memory, &document]);
+        let (mut names, mut kept) = (layout.offset_keys(), Vec::new());
+        names.sort();
+        for name in names {
+            let info = layout.info(&name).expect("a name of its own");
+            let (start, end) = info.data_offsets;
+            checksum.tensor(&name, info.dtype, &info.shape, end - start);
+            file.seek(SeekFrom::Start((begin + start) as u64)).map_err(|e| Error::io(path, e))?;
+            let wanted = wanted(name.split('/').next().unwrap_or_default());
+            let mut bytes = Vec::with_capacity(if wanted { end - start } else { PIECE });
+            let mut rest = end - start;
+            while rest > 0 {
+                let (have, piece) = (bytes.len(), rest.min(PIECE));
+                (&file).take(piece as u64).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+                if bytes.len() - have < piece {
+                    return Err(altered(&"it became shorter"));
+                }
+                checksum.0.update(&bytes[have..]);
+                rest -= piece;
+                if !wanted {
+                    bytes.clear();
+                }
+            }
+            if wanted {
+                kept.push((name, info, bytes));
+            }
+        }
+        if checksum.text() != get("sha256")? {
             return Err(damaged(
                 "its content does not match its SHA-256: bits have changed since it was written".into(),
             ));
         }
         let memory = serde_json::from_str(&memory).map_err(|e| damaged(format!("its memory: {e}")))?;
-        let mut checkpoint = Self { step, document, memory, loss: loss.parse().ok(), ..Self::default() };
-        for (name, view) in views {
-            if name == "optimizer" {
-                checkpoint.optimizer = view.data().to_vec();
-                continue;
-            }
-            let (group, parameter) = name.split_once('/').ok_or_else(|| damaged(format!("unknown tensor `{name}`")))?;
-            let values = match group {
-                "model" => &mut checkpoint.model,
-                "ema" => checkpoint.ema.get_or_insert_default(),
+        let losses = sum_and_number(&losses).ok_or_else(|| damaged("its losses are no numbers".into()))?;
+        let mut checkpoint = Self { step, document, memory, losses, ..Self::default() };
+        for (name, info, bytes) in kept {
+            let values = match name.split_once('/') {
+                None if name == OPTIMIZER => {
+                    checkpoint.optimizer = bytes;
+                    continue;
+                }
+                Some((MODEL, parameter)) => (&mut checkpoint.model, parameter),
+                Some((EMA, parameter)) => (checkpoint.ema.get_or_insert_default(), parameter),
                 _ => return Err(damaged(format!("unknown tensor `{name}`"))),
             };
-            let dtype =
-                own_dtype(view.dtype()).ok_or_else(|| damaged(format!("`{name}` has type {:?}", view.dtype())))?;
-            let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-            values.insert(parameter.to_string(), data);
+            let dtype = own_dtype(info.dtype).ok_or_else(|| damaged(format!("`{name}` has type {:?}", info.dtype)))?;
+            values.0.insert(values.1.to_string(), TensorData::from_bytes_vec(bytes, info.shape.clone(), dtype));
         }
         Ok(checkpoint)
-    }
-
-    /// The weights to sample from: the average where there is one.
-    pub fn sampling_weights(&self) -> BTreeMap<String, TensorData> {
-        self.ema.clone().unwrap_or_else(|| self.model.clone())
     }
 }
 
@@ -156,7 +202,6 @@ pub fn header(path: &Path) -> Result<Option<HashMap<String, String>>> {
 /// # Errors
 /// If the file cannot be read.
 pub fn header_bytes(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
     let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let (mut length, mut header) = ([0; 8], Vec::new());
     if file.read_exact(&mut length).is_ok() {
@@ -173,20 +218,37 @@ pub fn header_bytes(path: &Path) -> Result<Vec<u8>> {
 /// If a file cannot be read or written.
 pub fn keep_best(path: &Path) -> Result<()> {
     let loss = |path: &Path| -> Result<f64> {
-        let loss = metadata(path)?.and_then(|metadata| metadata.get("loss")?.parse().ok());
-        Ok(loss.unwrap_or(f64::INFINITY))
+        let losses = metadata(path)?.and_then(|metadata| sum_and_number(metadata.get("losses")?));
+        Ok(losses.filter(|(_, count)| *count > 0).map_or(f64::INFINITY, |(sum, count)| sum / count as f64))
     };
-    let (best, partial) = (path.with_file_name("best.safetensors"), path.with_file_name("best.partial"));
+    let best = path.with_file_name("best.safetensors");
     if best.exists() && loss(path)? >= loss(&best)? {
         return Ok(());
     }
-    // A second name of the same bytes costs no space; file systems without such names get a copy.
+    second_name(path, &best)
+}
+
+/// Gives a file a second name, in place of what had it: the same bytes at no cost, or a copy where a file system has no such
+/// names.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn second_name(path: &Path, name: &Path) -> Result<()> {
+    let partial = name.with_extension("partial");
     let _ = fs::remove_file(&partial);
     fs::hard_link(path, &partial)
         .or_else(|_| fs::copy(path, &partial).map(drop))
-        .and_then(|()| fs::rename(&partial, &best))
-        .map_err(|e| Error::io(&best, e))
+        .and_then(|()| fs::rename(&partial, name))
+        .map_err(|e| Error::io(name, e))
 }
+
+fn sum_and_number(losses: &str) -> Option<(f64, usize)> {
+    let (sum, count) = losses.split_once(' ')?;
+    Some((sum.parse().ok()?, count.parse().ok()?))
+}
+
+/// A tensor of a safetensors file: name, type, shape, numbers.
+pub type Entry<'a> = (String, Dtype, Vec<usize>, &'a [u8]);
 
 /// Writes a safetensors file, tensor by tensor: no second copy of them is held. It is either whole or absent, also after a
 /// crash.
@@ -195,35 +257,30 @@ pub fn keep_best(path: &Path) -> Result<()> {
 /// If it cannot be written.
 pub fn write_tensors(
     path: &Path,
-    mut tensors: Vec<(String, TensorView<'_>)>,
+    mut tensors: Vec<Entry<'_>>,
     metadata: Option<HashMap<String, String>>,
 ) -> Result<()> {
-    let refused = |what: &dyn std::fmt::Display| Error::file(path, what.to_string());
+    let refused = |what: &dyn Display| Error::file(path, what.to_string());
     // As crate `safetensors` orders them: the widest numbers first, so that all are aligned.
-    tensors.sort_by(|(name, a), (other, b)| b.dtype().cmp(&a.dtype()).then(name.cmp(other)));
+    tensors.sort_by(|(name, a, ..), (other, b, ..)| b.cmp(a).then(name.cmp(other)));
     let mut end = 0;
-    let infos = tensors.iter().map(|(name, view)| {
+    let infos = tensors.iter().map(|(name, dtype, shape, bytes)| {
         let start = end;
-        end += view.data().len();
-        (name.clone(), TensorInfo { dtype: view.dtype(), shape: view.shape().to_vec(), data_offsets: (start, end) })
+        end += bytes.len();
+        (name.clone(), TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) })
     });
     let header = Metadata::new(metadata, infos.collect()).map_err(|e| refused(&e))?;
     let mut header = serde_json::to_vec(&header).map_err(|e| refused(&e))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     let length = (header.len() as u64).to_le_bytes();
-    write_parts(path, [&length, &header[..]].into_iter().chain(tensors.iter().map(|(_, view)| view.data())))
+    write_atomically(path, [&length, &header[..]].into_iter().chain(tensors.into_iter().map(|(.., bytes)| bytes)))
 }
 
-/// Writes a file so that it is either whole or absent, also after a crash.
+/// Writes the parts of a file one after another, so that it is either whole or absent, also after a crash.
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_parts(path, [bytes])
-}
-
-fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
-    use std::io::Write;
+pub fn write_atomically<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
     let partial = path.with_extension("partial");
     let write = || {
         let mut file = std::io::BufWriter::new(fs::File::create(&partial)?);
@@ -241,33 +298,47 @@ fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Re
     Ok(())
 }
 
-fn checksum(views: &[(String, TensorView<'_>)], step: usize, texts: [&str; 3]) -> String {
-    let mut hash = Sha256::new();
-    let mut field = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    field(&(step as u64).to_le_bytes());
-    texts.iter().for_each(|text| field(text.as_bytes()));
-    for (name, view) in views {
-        field(name.as_bytes());
-        field(format!("{:?} {:?}", view.dtype(), view.shape()).as_bytes());
-        field(view.data());
+/// SHA-256 of a checkpoint: of its fields, each behind its length.
+struct Checksum(Sha256);
+
+impl Checksum {
+    fn new(step: usize, texts: [&str; 3]) -> Self {
+        let mut all = Self(Sha256::new());
+        all.field(&(step as u64).to_le_bytes());
+        texts.iter().for_each(|text| all.field(text.as_bytes()));
+        all
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+
+    fn field(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    /// What stands before the numbers of a tensor, which come next.
+    fn tensor(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: usize) {
+        self.field(name.as_bytes());
+        self.field(format!("{dtype:?} {shape:?}").as_bytes());
+        self.0.update((bytes as u64).to_le_bytes());
+    }
+
+    fn text(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// The safetensors data type of one of ours.
 ///
 /// # Panics
-/// If it is no float.
+/// If no tensor of ours has it: they are floats, ids and classes.
 pub fn foreign_dtype(dtype: DType) -> Dtype {
     match dtype {
         DType::F64 => Dtype::F64,
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
-        other => panic!("weights are floats, not {other:?}"),
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        other => panic!("{other:?} tensors are not written"),
     }
 }
 
@@ -310,26 +381,80 @@ pub fn file_name(step: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safetensors::tensor::TensorView;
 
     #[test]
     fn tensors_are_written_as_crate_safetensors_writes_them() {
         let bytes: Vec<u8> = (0..24).collect();
-        let view = |dtype, shape: &[usize], count| TensorView::new(dtype, shape.to_vec(), &bytes[..count]).unwrap();
-        let views = || {
-            let all = [
-                ("odd", view(Dtype::U8, &[3], 3)),
-                ("narrow", view(Dtype::BF16, &[2, 2], 8)),
-                ("b", view(Dtype::F32, &[3, 2], 24)),
-                ("none", view(Dtype::F32, &[0], 0)),
-                ("a", view(Dtype::F32, &[1], 4)),
-            ];
-            all.map(|(name, view)| (name.to_string(), view)).to_vec()
-        };
+        let all: Vec<(&str, Dtype, &[usize], usize)> = vec![
+            ("odd", Dtype::U8, &[3], 3),
+            ("narrow", Dtype::BF16, &[2, 2], 8),
+            ("b", Dtype::F32, &[3, 2], 24),
+            ("none", Dtype::F32, &[0], 0),
+            ("a", Dtype::F32, &[1], 4),
+        ];
+        let views = all.iter().map(|(name, dtype, shape, count)| {
+            (name.to_string(), TensorView::new(*dtype, shape.to_vec(), &bytes[..*count]).unwrap())
+        });
+        let stored =
+            all.iter().map(|(name, dtype, shape, count)| (name.to_string(), *dtype, shape.to_vec(), &bytes[..*count]));
         let metadata = || Some(HashMap::from([("format".to_string(), "a test".to_string())]));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tensors.safetensors");
-        write_tensors(&path, views(), metadata()).unwrap();
-        assert!(fs::read(&path).unwrap() == safetensors::serialize(views(), metadata()).unwrap());
+        write_tensors(&path, stored.collect(), metadata()).unwrap();
+        assert!(fs::read(&path).unwrap() == safetensors::serialize(views, metadata()).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing but the file");
+    }
+
+    fn written(ema: bool) -> Checkpoint {
+        let values = |x: f32| BTreeMap::from([("layer.weight".to_string(), TensorData::new(vec![x; 6], [2, 3]))]);
+        Checkpoint {
+            step: 7,
+            document: "{}".to_string(),
+            model: values(1.0),
+            ema: ema.then(|| values(2.0)),
+            memory: BTreeMap::from([("scale".to_string(), 0.5)]),
+            losses: (0.1 + 0.2, 3),
+            // Of more than a piece.
+            optimizer: (0..PIECE + 5).map(|i| i as u8).collect(),
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_whole_or_for_sampling() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file_name(7));
+        for ema in [true, false] {
+            let saved = written(ema);
+            saved.save(&path).unwrap();
+            let whole = Checkpoint::load(&path).unwrap();
+            assert_eq!((&whole.model, &whole.ema), (&saved.model, &saved.ema));
+            assert!(whole.optimizer == saved.optimizer && whole.losses == saved.losses && whole.memory == saved.memory);
+            let sampling = Checkpoint::load_for_sampling(&path).unwrap();
+            assert_eq!(Some(sampling.model), if ema { saved.ema } else { Some(saved.model) });
+            assert!(sampling.ema.is_none() && sampling.optimizer.is_empty());
+            assert_eq!((sampling.step, sampling.document), (7, "{}".to_string()));
+        }
+    }
+
+    #[test]
+    fn one_bit_anywhere_is_noticed_also_in_what_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file_name(7));
+        written(true).save(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for place in (0..bytes.len()).step_by(bytes.len() / 40).chain(0..64).chain(bytes.len() - 64..bytes.len()) {
+            let mut changed = bytes.clone();
+            changed[place] ^= 1;
+            fs::write(&path, &changed).unwrap();
+            assert!(Checkpoint::load(&path).is_err() && Checkpoint::load_for_sampling(&path).is_err(), "{place}");
+        }
+        for length in [0, 7, 8, 100, bytes.len() - 1] {
+            fs::write(&path, &bytes[..length]).unwrap();
+            let said = Checkpoint::load_for_sampling(&path).unwrap_err().to_string();
+            assert!(said.contains("truncated or altered"), "{length}: {said}");
+        }
+        fs::write(&path, [&bytes[..], &[0]].concat()).unwrap();
+        assert!(Checkpoint::load(&path).is_err());
     }
 }

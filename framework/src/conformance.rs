@@ -10,6 +10,7 @@ use crate::backbone::{Backbone, BoxBackbone, Cache, Control};
 use crate::condition::{Condition, ConditionKind};
 use crate::error::{Problem, Problems};
 use crate::guidance::Denoiser;
+use crate::nn;
 use crate::objective::{Context, Draw, Objective};
 use crate::plugin::{self, BackbonePlugin, Kind, ObjectivePlugin, SamplerPlugin, TokenizerPlugin};
 use crate::precision::MatmulPrecision;
@@ -654,19 +655,18 @@ impl Bench {
     }
 
     fn permuted(&self, order: &[usize]) -> Example {
-        let index: Vec<i64> = order.iter().map(|i| *i as i64).collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [order.len()]), &Device::flex());
+        let rows = || order.iter().copied();
         Example {
             input: self.example.input.select(order),
             target: match &self.example.target {
-                Target::Values(x) => Target::Values(x.clone().select(0, index.clone())),
-                Target::Ids(ids) => Target::Ids(ids.clone().select(0, index.clone())),
+                Target::Values(x) => Target::Values(nn::rows(x.clone(), rows())),
+                Target::Ids(ids) => Target::Ids(nn::rows(ids.clone(), rows())),
             },
             progress: match &self.example.progress {
                 Progress::PerSample(all) => Progress::PerSample(order.iter().map(|i| all[*i]).collect()),
                 shared => shared.clone(),
             },
-            scored: self.example.scored.clone().map(|scored| scored.select(0, index)),
+            scored: self.example.scored.clone().map(|scored| nn::rows(scored, rows())),
         }
     }
 }

@@ -552,24 +552,11 @@ fn concatenate(mut parts: Vec<TensorData>) -> TensorData {
 /// # Errors
 /// If the file cannot be written.
 pub fn save_tensors(tensors: &[(String, TensorData)], path: &Path) -> Result<()> {
-    use safetensors::tensor::{Dtype, TensorView};
-    let views = tensors
-        .iter()
-        .map(|(name, data)| {
-            let dtype = match data.dtype() {
-                DType::F64 => Dtype::F64,
-                DType::F32 => Dtype::F32,
-                DType::F16 => Dtype::F16,
-                DType::BF16 => Dtype::BF16,
-                DType::I64 => Dtype::I64,
-                DType::I32 => Dtype::I32,
-                other => panic!("{other:?} tensors are not written"),
-            };
-            let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes());
-            Ok((name.clone(), view.map_err(|e| Error::file(path, e.to_string()))?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    write_tensors(path, views, None)
+    let stored = tensors.iter().map(|(name, data)| {
+        let dtype = checkpoint::foreign_dtype(data.dtype());
+        (name.clone(), dtype, data.shape().to_vec(), data.as_bytes())
+    });
+    write_tensors(path, stored.collect(), None)
 }
 
 impl Layout {

@@ -1,7 +1,7 @@
 //! Who is to blame: the code of a plugin runs under its plugin's name, so that a panic in it ends the run with that
 //! name and not the process.
 
-use crate::dataset::{Dataset, DatasetInfo, Item, Label};
+use crate::dataset::{Dataset, DatasetInfo, Item, ItemKind, Label};
 use crate::error::{Error, Result};
 use crate::random::Random;
 use std::any::Any;
@@ -29,30 +29,64 @@ pub fn caught<T>(who: &str, run: impl FnOnce() -> T) -> Result<T> {
     })
 }
 
-/// A dataset whose panics are errors of the item that was asked for: one bad item ends no run.
+/// A dataset whose panics, and items that are not what it announced, are errors of the item that was asked for: one bad
+/// item ends no run.
 #[derive(Debug)]
 pub struct Guarded {
-    /// What messages call it.
-    pub who: String,
-    /// The dataset.
-    pub dataset: Box<dyn Dataset>,
+    who: String,
+    dataset: Box<dyn Dataset>,
+    info: DatasetInfo,
+    len: usize,
+}
+
+impl Guarded {
+    /// Guards the dataset that messages call `who`.
+    ///
+    /// # Errors
+    /// If it is empty, or panics.
+    pub fn new(who: &str, dataset: Box<dyn Dataset>) -> Result<Self> {
+        let (info, len) = caught(who, || (dataset.info(), dataset.len()))?;
+        if len == 0 {
+            return Err(Error::Run(format!("{who} holds no items")));
+        }
+        Ok(Self { who: who.to_string(), dataset, info, len })
+    }
+
+    /// An item as it was announced: as many numbers, a class that there is.
+    fn announced(&self, item: Result<Item>) -> Result<Item> {
+        let item = item?;
+        let expected = match &self.info.items {
+            ItemKind::Images(shape) => shape.iter().product(),
+            ItemKind::Latents { grid, channels } => grid[0] * grid[1] * channels,
+        };
+        let (who, found) = (&self.who, item.values.len());
+        if found != expected {
+            return Err(Error::Run(format!("{who} announced items of {expected} numbers and gave one of {found}")));
+        }
+        match (&item.label, self.info.num_classes) {
+            (Label::Class(class), Some(count)) if *class >= count => {
+                Err(Error::Run(format!("{who} announced {count} classes and gave an item of class {class}, from 0")))
+            }
+            _ => Ok(item),
+        }
+    }
 }
 
 impl Dataset for Guarded {
     fn info(&self) -> DatasetInfo {
-        self.dataset.info()
+        self.info.clone()
     }
 
     fn len(&self) -> usize {
-        self.dataset.len()
+        self.len
     }
 
     fn get(&self, index: usize, random: &Random, epoch: u64) -> Result<Item> {
-        caught(&self.who, || self.dataset.get(index, random, epoch))?
+        self.announced(caught(&self.who, || self.dataset.get(index, random, epoch))?)
     }
 
     fn plain(&self, index: usize) -> Result<Item> {
-        caught(&self.who, || self.dataset.plain(index))?
+        self.announced(caught(&self.who, || self.dataset.plain(index))?)
     }
 
     fn label(&self, index: usize) -> Result<Label> {
@@ -89,5 +123,36 @@ mod tests {
         let error = caught::<()>("outer", || named("inner", || panic!("out of {}", "range"))).unwrap_err();
         assert_eq!(error.to_string(), "inner panicked: out of range");
         assert_eq!(caught("outer", || named("inner", || 3)).unwrap(), 3);
+    }
+
+    /// Three items: one as announced, one of too many numbers, one of a class that there is not.
+    #[derive(Debug)]
+    struct Wrong(usize);
+
+    impl Dataset for Wrong {
+        fn info(&self) -> DatasetInfo {
+            DatasetInfo { items: ItemKind::Images([1, 2, 2]), num_classes: Some(10), captions: false }
+        }
+        fn len(&self) -> usize {
+            self.0
+        }
+        fn get(&self, index: usize, _: &Random, _: u64) -> Result<Item> {
+            self.plain(index)
+        }
+        fn plain(&self, index: usize) -> Result<Item> {
+            let count = if index == 1 { 5 } else { 4 };
+            Ok(Item { values: vec![0.0; count], label: Label::Class(if index == 2 { 10 } else { 9 }) })
+        }
+    }
+
+    #[test]
+    fn a_dataset_is_held_to_what_it_announced() {
+        let guarded = Guarded::new("data \"wrong\"", Box::new(Wrong(3))).unwrap();
+        assert!(guarded.plain(0).is_ok());
+        let said = |index| guarded.get(index, &Random::new(0), 0).unwrap_err().to_string();
+        assert_eq!(said(1), "data \"wrong\" announced items of 4 numbers and gave one of 5");
+        assert_eq!(said(2), "data \"wrong\" announced 10 classes and gave an item of class 10, from 0");
+        let empty = Guarded::new("data \"wrong\"", Box::new(Wrong(0))).unwrap_err();
+        assert_eq!(empty.to_string(), "data \"wrong\" holds no items");
     }
 }

@@ -335,7 +335,9 @@ impl<'a> Denoiser<'a> {
             .map(|(branch, number)| {
                 let model = match branch.model {
                     Model::Main => self.main,
-                    Model::Weak => self.weak.expect("the check phase refuses two-model rules without a weak model"),
+                    Model::Weak => {
+                        self.weak.expect("who draws with a rule of two models gives it the weaker one, by `with_weak`")
+                    }
                 };
                 let control = Control {
                     guidance: number.map(|n| vec![n; samples]),

@@ -10,13 +10,13 @@
 use crate::checkpoint::{self, foreign_dtype, write_tensors};
 use crate::dataset::{Dataset, Label};
 use crate::error::{Error, Result};
-use crate::loader::{Batch, readable};
+use crate::loader::{Batch, readable_or_none};
 use crate::nn::from_positions;
 use crate::pipeline::Pipeline;
 use crate::process::Latent;
 use crate::tokenizer::ImageShape;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -138,16 +138,11 @@ impl Shard {
         ];
         // Captions may all be empty; their ends are not.
         let there = |name: &str, bytes: &[u8]| !bytes.is_empty() || (name == CAPTIONS && !ends.is_empty());
-        let mut views = Vec::new();
-        for (name, (dtype, shape), bytes) in all {
-            if there(name, bytes) {
-                let view = TensorView::new(*dtype, shape.clone(), bytes);
-                views.push((name.to_string(), view.map_err(|e| Error::file(path, e.to_string()))?));
-            }
-        }
+        let stored = all.into_iter().filter(|(name, _, bytes)| there(name, bytes));
+        let stored = stored.map(|(name, (dtype, shape), bytes)| (name.to_string(), *dtype, shape.clone(), &bytes[..]));
         // One entry alone has one order, so equal shards are equal files.
         let metadata = HashMap::from([(ABOUT.to_string(), about.to_string())]);
-        write_tensors(path, views, Some(metadata))
+        write_tensors(path, stored.collect(), Some(metadata))
     }
 }
 
@@ -159,15 +154,16 @@ pub fn about(path: &Path) -> Result<Option<String>> {
     Ok(checkpoint::header(path)?.and_then(|mut metadata| metadata.remove(ABOUT)))
 }
 
-/// Reads the items of each range in order, in batches that do not cross its end, ahead of who asks for them.
-pub fn batches(dataset: Arc<dyn Dataset>, ranges: Vec<Range<usize>>, batch_size: usize) -> Receiver<Result<Batch>> {
+/// Reads the items of each range in order, in batches that do not cross its end, ahead of who asks for them. Items that
+/// cannot be read are left out.
+pub fn batches(dataset: Arc<dyn Dataset>, ranges: Vec<Range<usize>>, batch_size: usize) -> Receiver<Batch> {
     let (sender, batches) = sync_channel(AHEAD);
     std::thread::spawn(move || {
         for range in ranges {
             let indices: Vec<usize> = range.collect();
             for indices in indices.chunks(batch_size) {
                 // A closed channel is an encoder that failed.
-                if sender.send(readable(&*dataset, indices)).is_err() {
+                if sender.send(readable_or_none(&*dataset, indices)).is_err() {
                     return;
                 }
             }

@@ -5,6 +5,7 @@
 
 use crate::dataset::{Dataset, Item, Label};
 use crate::error::{Error, Result};
+use crate::precision::MatmulPrecision;
 use crate::random::{Random, permutation};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -32,20 +33,40 @@ impl Batch {
     }
 }
 
-/// The indices (and epochs) of batch `batch`: every epoch is one permutation, and batches run on across epochs.
-pub fn batch_indices(random: &Random, len: usize, batch_size: usize, batch: u64) -> Vec<(usize, u64)> {
-    let first = batch * batch_size as u64;
-    let mut order: Option<(u64, Vec<usize>)> = None;
-    (first..first + batch_size as u64)
-        .map(|place| {
-            let epoch = place / len as u64;
-            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-                order = Some((epoch, permutation(random, "epoch", epoch, len)));
+/// The order in which a run reads a dataset: every epoch is one permutation, and batches run on across epochs.
+pub struct Order {
+    random: Random,
+    len: usize,
+    /// The epoch looked at last: a permutation of a large dataset takes longer than reading a batch.
+    epoch: u64,
+    permutation: Vec<usize>,
+}
+
+impl Order {
+    /// The order of `len` items, at least one.
+    pub fn new(random: Random, len: usize) -> Self {
+        let permutation = permutation(&random, "epoch", 0, len);
+        Self { random, len, epoch: 0, permutation }
+    }
+
+    /// The indices (and epochs) of batch `batch`.
+    pub fn batch(&mut self, batch_size: usize, batch: u64) -> Vec<(usize, u64)> {
+        let (first, len) = (batch * batch_size as u64, self.len as u64);
+        let index = |place: u64| {
+            let epoch = place / len;
+            if epoch != self.epoch {
+                (self.epoch, self.permutation) = (epoch, permutation(&self.random, "epoch", epoch, self.len));
             }
-            let (_, order) = order.as_ref().expect("set above");
-            (order[(place % len as u64) as usize], epoch)
-        })
-        .collect()
+            (self.permutation[(place % len) as usize], epoch)
+        };
+        (first..first + batch_size as u64).map(index).collect()
+    }
+}
+
+/// Indices of `most` of `len` items, or of all if there are no more, evenly spread and in order.
+pub fn spread(len: usize, most: usize) -> Vec<usize> {
+    let count = len.min(most.max(1));
+    (0..count).map(|i| (i as u128 * len as u128 / count as u128) as usize).collect()
 }
 
 /// Reads batches `from..to` ahead of the trainer, in order.
@@ -61,9 +82,10 @@ impl Loader {
     pub fn new(dataset: Arc<dyn Dataset>, random: Random, batch_size: usize, from: u64, to: u64) -> Self {
         let (sender, batches) = sync_channel(Self::AHEAD);
         std::thread::spawn(move || {
+            let mut order = Order::new(random, dataset.len());
             for batch in from..to {
                 // A closed channel is a trainer that stopped.
-                if sender.send(read(&*dataset, &random, batch_size, batch)).is_err() {
+                if sender.send(read(&*dataset, &random, &order.batch(batch_size, batch))).is_err() {
                     return;
                 }
             }
@@ -86,22 +108,22 @@ impl Loader {
 /// Items looked at in place of one that cannot be read.
 const INSTEAD: usize = 64;
 
-/// Batch `batch`. Its items are read side by side; the result does not depend on by how many threads.
-fn read(dataset: &dyn Dataset, random: &Random, batch_size: usize, batch: u64) -> Result<Batch> {
-    let places = batch_indices(random, dataset.len(), batch_size, batch);
-    let read: Vec<(Item, Option<Error>)> = places
-        .into_par_iter()
-        .map(|(index, epoch)| match dataset.get(index, random, epoch) {
-            Ok(item) => Ok((item, None)),
-            Err(error) => match instead(dataset, index, random, epoch) {
-                Some(item) => Ok((item, Some(error))),
-                None => Err(none_left(&error)),
-            },
-        })
-        .collect::<Result<_>>()?;
+/// The batch of these indices and epochs. Its items are read side by side; the result does not depend on by how many
+/// threads.
+fn read(dataset: &dyn Dataset, random: &Random, places: &[(usize, u64)]) -> Result<Batch> {
+    let get = |(index, epoch): (usize, u64)| match dataset.get(index, random, epoch) {
+        Ok(item) => Ok((item, None)),
+        Err(error) => match instead(dataset, index, random, epoch) {
+            Some(item) => Ok((item, Some(error))),
+            None => Err(none_left(&error)),
+        },
+    };
+    // A thread that waits within a pass may take an item, but not with the pass's precision.
+    let read: Vec<(Item, Option<Error>)> =
+        places.par_iter().map(|place| MatmulPrecision::Highest.within(|| get(*place))).collect::<Result<_>>()?;
     let (items, errors): (Vec<Item>, Vec<Option<Error>>) = read.into_iter().unzip();
     let errors: Vec<Error> = errors.into_iter().flatten().collect();
-    few(&errors, batch_size)?;
+    few(&errors, places.len())?;
     Ok(Batch::of(items, errors.iter().map(Error::to_string).collect()))
 }
 
@@ -132,7 +154,20 @@ fn few(errors: &[Error], batch_size: usize) -> Result<()> {
 /// # Errors
 /// If more than half of them cannot be read.
 pub fn readable(dataset: &dyn Dataset, indices: &[usize]) -> Result<Batch> {
-    let read: Vec<Result<Item>> = indices.par_iter().map(|index| dataset.plain(*index)).collect();
+    let (items, errors) = plain(dataset, indices);
+    few(&errors, indices.len())?;
+    Ok(Batch::of(items, errors.iter().map(Error::to_string).collect()))
+}
+
+/// The items `indices` as they are, without those that cannot be read, how many these may be.
+pub fn readable_or_none(dataset: &dyn Dataset, indices: &[usize]) -> Batch {
+    let (items, errors) = plain(dataset, indices);
+    Batch::of(items, errors.iter().map(Error::to_string).collect())
+}
+
+fn plain(dataset: &dyn Dataset, indices: &[usize]) -> (Vec<Item>, Vec<Error>) {
+    let plain = |index: &usize| MatmulPrecision::Highest.within(|| dataset.plain(*index));
+    let read: Vec<Result<Item>> = indices.par_iter().map(plain).collect();
     let (mut items, mut errors) = (Vec::new(), Vec::new());
     for item in read {
         match item {
@@ -140,8 +175,7 @@ pub fn readable(dataset: &dyn Dataset, indices: &[usize]) -> Result<Batch> {
             Err(error) => errors.push(error),
         }
     }
-    few(&errors, indices.len())?;
-    Ok(Batch::of(items, errors.iter().map(Error::to_string).collect()))
+    (items, errors)
 }
 
 #[cfg(test)]
@@ -178,7 +212,8 @@ mod tests {
     fn the_next_item_stands_in_for_one_that_cannot_be_read() {
         let random = Random::new(1);
         let dataset = Holes { len: 10, bad: vec![3, 4, 9] };
-        let order: Vec<usize> = batch_indices(&random, 10, 10, 0).into_iter().map(|(index, _)| index).collect();
+        let places = Order::new(random, 10).batch(10, 0);
+        let order: Vec<usize> = places.iter().map(|(index, _)| *index).collect();
         let expected: Vec<f32> = order
             .iter()
             .map(|index| match index {
@@ -187,45 +222,59 @@ mod tests {
                 index => *index as f32,
             })
             .collect();
-        let batch = read(&dataset, &random, 10, 0).unwrap();
+        let batch = read(&dataset, &random, &places).unwrap();
         assert_eq!(batch.values, expected);
         assert_eq!(batch.skipped.len(), 3);
         assert!(batch.skipped.contains(&"item 9 is broken".to_string()));
         // Any number of threads reads the same.
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let again = pool.install(|| read(&dataset, &random, 10, 0)).unwrap();
+            let again = pool.install(|| read(&dataset, &random, &places)).unwrap();
             assert_eq!((again.values, again.skipped), (batch.values.clone(), batch.skipped.clone()));
         }
         // Alone in its batch it is replaced as well.
-        assert!((0..10).all(|batch| read(&dataset, &random, 1, batch).is_ok()));
+        assert!(places.iter().all(|place| read(&dataset, &random, &[*place]).is_ok()));
     }
 
     #[test]
     fn a_batch_of_which_most_is_broken_is_refused() {
         let random = Random::new(1);
-        let error = |dataset: &Holes, size: usize| read(dataset, &random, size, 0).unwrap_err().to_string();
+        let first = |dataset: &Holes, size| read(dataset, &random, &Order::new(random, dataset.len).batch(size, 0));
+        let error = |dataset: &Holes, size: usize| first(dataset, size).unwrap_err().to_string();
         let most = Holes { len: 8, bad: vec![0, 1, 2, 3, 4] };
         assert!(error(&most, 8).starts_with("5 of 8 items of a batch cannot be read. The first: item "));
         let all = Holes { len: 2, bad: vec![0, 1] };
         assert!(error(&all, 1).contains("None of the next"));
         let half = Holes { len: 8, bad: vec![0, 1, 2, 3] };
-        assert_eq!(read(&half, &random, 8, 0).unwrap().skipped.len(), 4);
+        assert_eq!(first(&half, 8).unwrap().skipped.len(), 4);
         let plain = readable(&half, &[0, 4, 1, 5]).unwrap();
         assert_eq!((plain.values, plain.skipped.len()), (vec![4.0, 5.0], 2));
         assert!(readable(&most, &[0, 1, 5]).is_err());
+        let rest = readable_or_none(&most, &[0, 1, 5]);
+        assert_eq!((rest.values, rest.skipped.len()), (vec![5.0], 2));
     }
 
     #[test]
     fn every_epoch_holds_every_item_once() {
         let random = Random::new(5);
         // 4 batches of 6 over 8 items: three epochs.
-        let all: Vec<(usize, u64)> = (0..4).flat_map(|batch| batch_indices(&random, 8, 6, batch)).collect();
+        let mut order = Order::new(random, 8);
+        let all: Vec<(usize, u64)> = (0..4).flat_map(|batch| order.batch(6, batch)).collect();
         for epoch in 0..3 {
             let mut seen: Vec<usize> = all.iter().filter(|(_, e)| *e == epoch).map(|(i, _)| *i).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..8).collect::<Vec<_>>());
         }
+        // From the middle, as a resumed run reads.
+        assert_eq!(Order::new(random, 8).batch(6, 3), all[18..]);
         assert_ne!(all[..8], all[8..16].iter().map(|(i, _)| (*i, 0)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn items_are_spread_evenly() {
+        assert_eq!(spread(10, 4), [0, 2, 5, 7]);
+        assert_eq!(spread(3, 100), [0, 1, 2]);
+        assert_eq!(spread(7, 0), [0]);
+        assert_eq!(spread(0, 5), [0; 0]);
     }
 }

@@ -424,6 +424,11 @@ pub trait Objective: Debug + Send + Sync {
         None
     }
 
+    /// Smallest and largest scale that the guidance input is trained at; `None` where there is no input, or no bound.
+    fn trained_scales(&self) -> Option<[f64; 2]> {
+        None
+    }
+
     /// Network passes of one training step without gradient, beside the tracked one.
     fn extra_passes(&self) -> usize;
 }

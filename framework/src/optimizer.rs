@@ -135,6 +135,18 @@ impl OptimizerConfig {
         }
     }
 
+    /// Numbers that it keeps of each weight.
+    pub fn kept(&self) -> usize {
+        match self {
+            Self::Adamw { .. } | Self::Adam { .. } => 2,
+            Self::Lion { .. } => 1,
+            // Three moments and the last gradient.
+            Self::Adan { .. } => 4,
+            Self::Rmsprop { momentum, .. } => 1 + usize::from(*momentum > 0.0),
+            Self::Sgd { momentum, .. } => usize::from(*momentum > 0.0),
+        }
+    }
+
     /// Problems within the settings; pointers are relative to the entry.
     pub fn check(&self) -> Problems {
         let decays: Vec<(&str, f64)> = match self {
@@ -159,6 +171,15 @@ impl OptimizerConfig {
                 Problem::new("/nesterov", "`nesterov` has no effect without momentum")
                     .fix("set `momentum`, or drop `nesterov`"),
             );
+        }
+        if let Self::Adamw { epsilon, .. }
+        | Self::Adam { epsilon, .. }
+        | Self::Adan { epsilon, .. }
+        | Self::Rmsprop { epsilon, .. } = self
+            && *epsilon as f32 <= 0.0
+        {
+            // The first step of a weight without a gradient would be 0 / 0.
+            problems.push(Problem::new("/epsilon", format!("`epsilon` is {epsilon}")).accepts("f32 numbers above 0"));
         }
         if self.weight_decay() < 0.0 {
             problems.push(Problem::new("/weight_decay", "a negative weight decay").accepts("numbers >= 0"));
@@ -284,14 +305,14 @@ pub enum LearningRateDecay {
     /// The learning rate stays.
     #[default]
     Constant,
-    /// In a straight line to `to` at the last step.
+    /// In a straight line to `to`, which the step behind the last would have.
     Linear {
         /// Learning rate at the end, >= 0.
         #[serde(default)]
         #[schemars(range(min = 0.0))]
         to: f64,
     },
-    /// Half a cosine wave to `to` at the last step.
+    /// Half a cosine wave to `to`, which the step behind the last would have.
     Cosine {
         /// Learning rate at the end, >= 0.
         #[serde(default)]

@@ -8,7 +8,7 @@ use crate::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind, Label};
 use crate::error::{Error, Result};
 use crate::guard::{self, Guarded};
 use crate::guidance::Guidance;
-use crate::loader::{Batch, readable};
+use crate::loader::{Batch, readable, spread};
 use crate::metric::{Images, Metric};
 use crate::objective::Objective;
 use crate::plugin::Kind;
@@ -21,6 +21,9 @@ use crate::weights;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use std::collections::BTreeMap;
+
+/// Numbers of images that are held at once, where all of a dataset are asked for: 1 GiB.
+pub const MOST_VALUES: usize = 1 << 28;
 
 /// The parts of one pipeline.
 pub struct Pipeline {
@@ -70,8 +73,10 @@ impl Pipeline {
     /// # Errors
     /// If names or shapes are not the network's.
     pub fn restore(&self, values: BTreeMap<String, TensorData>, device: &Device) -> Result<BoxBackbone> {
-        let network = weights::restore(self.init_backbone(device), values)?;
-        Ok(if self.train.lora.is_some() { network.materialize() } else { network })
+        match self.train.lora {
+            None => weights::restore(self.backbone.init(device), values),
+            Some(_) => Ok(weights::restore(self.init_backbone(device), values)?.materialize()),
+        }
     }
 
     /// What messages call the part in a slot.
@@ -170,9 +175,8 @@ impl Pipeline {
     /// # Errors
     /// If it cannot be opened.
     pub fn open(&self) -> Result<Guarded> {
-        let who = self.name(Kind::Data).to_string();
-        let dataset = guard::caught(&who, || self.data.open())??;
-        Ok(Guarded { who, dataset })
+        let who = self.name(Kind::Data);
+        Guarded::new(who, guard::caught(who, || self.data.open())??)
     }
 
     /// Opens the dataset and checks that it is what the document made us expect.
@@ -196,16 +200,16 @@ impl Pipeline {
             return Err(Error::Run(format!("the data have {has}, the backbone reads {reads}")));
         }
         let takes = accepts.num_classes;
-        if info.num_classes.is_some() && info.num_classes != takes {
-            return Err(Error::Run(format!(
-                "the data have {:?} classes, the backbone takes {takes:?}",
-                info.num_classes
-            )));
+        if info.num_classes != takes {
+            let classes = |count: Option<usize>| count.map_or("no classes".to_string(), |n| format!("{n} classes"));
+            let (has, reads) = (classes(info.num_classes), classes(takes));
+            return Err(Error::Run(format!("the data have {has}, the backbone reads {reads}")));
         }
         Ok(dataset)
     }
 
-    /// The dataset's images: what samples are compared with. Latents are decoded, items that cannot be read left out.
+    /// The dataset's images: what samples are compared with; of a dataset of more than fit into [`MOST_VALUES`] that many,
+    /// evenly spread over it. Latents are decoded, items that cannot be read left out.
     ///
     /// # Errors
     /// If most items cannot be read.
@@ -213,8 +217,7 @@ impl Pipeline {
         let info = dataset.info();
         let shape = self.image_shape();
         let mut images = Images::none(shape);
-        let all: Vec<usize> = (0..dataset.len()).collect();
-        for indices in all.chunks(64) {
+        for indices in spread(dataset.len(), MOST_VALUES / shape.iter().product::<usize>()).chunks(64) {
             let batch = readable(dataset, indices)?;
             match info.items {
                 ItemKind::Images(_) => images.extend(batch.values, &batch.labels),

@@ -18,7 +18,8 @@ pub enum MatmulPrecision {
     #[default]
     Highest,
     /// With factors rounded to 16 bits where the processor multiplies those faster: to bf16 (AMX), or to f16 (AVX512-FP16),
-    /// which loses numbers beyond 65,504; sums of up to 64 products are f16's there. Elsewhere in f32.
+    /// which loses numbers beyond 65,504; sums of up to 64 products are f16's there, and end in infinity beyond it too.
+    /// Elsewhere in f32.
     Medium,
 }
 
@@ -32,7 +33,8 @@ impl MatmulPrecision {
         OF_THIS_THREAD.get()
     }
 
-    /// Runs `pass` with it; passes within on the tape stay in f32.
+    /// Runs `pass` with it; passes within on the tape stay in f32. It is this thread's: who shares the work of a pass among
+    /// threads takes [`MatmulPrecision::of_this_thread`] along.
     pub fn within<R>(self, pass: impl FnOnce() -> R) -> R {
         /// Also behind a panic.
         struct Restore(MatmulPrecision);

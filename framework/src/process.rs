@@ -205,10 +205,7 @@ impl Input {
         let values = |x: &Tensor<3>| nn::rows(x.clone(), rows.iter().copied());
         match self {
             Self::Noisy { x_t, t } => Self::Noisy { x_t: values(x_t), t: of(t, batch, rows) },
-            Self::Tokens { ids } => {
-                let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-                Self::Tokens { ids: ids.clone().select(0, Tensor::from_data(rows.as_slice(), &ids.device().inner())) }
-            }
+            Self::Tokens { ids } => Self::Tokens { ids: nn::rows(ids.clone(), rows.iter().copied()) },
             Self::Levels { features } => Self::Levels { features: values(features) },
             Self::Masked { x, hidden, places, x_t, t } => Self::Masked {
                 x: values(x),

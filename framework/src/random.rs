@@ -27,11 +27,6 @@ impl Random {
         Self { seed: u64::from_le_bytes(hash[..8].try_into().expect("eight bytes")) }
     }
 
-    /// The seed given to [`Random::new`].
-    pub fn seed(&self) -> u64 {
-        self.seed
-    }
-
     /// The generator for one purpose and index; the same arguments give the same numbers for ever.
     pub fn stream(&self, purpose: &str, index: u64, step: u64) -> ChaCha8Rng {
         let key = Sha256::new()

@@ -42,6 +42,9 @@ impl EmaConfig {
 /// Rows of the sample grid of a network without classes.
 pub const UNCONDITIONAL_ROWS: usize = 8;
 
+/// Rows of a training's sample grid at the most: of more classes it shows some.
+pub const MOST_ROWS: usize = 16;
+
 /// How training goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -129,7 +132,7 @@ pub struct TrainConfig {
     #[serde(default)]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub sample_every: Option<usize>,
-    /// Columns of the sample grid; its rows are classes (or 8 rows without classes).
+    /// Columns of the sample grid; its rows are classes, of more than 16 evenly spread ones (or 8 rows without classes).
     #[serde(default = "eight")]
     #[schemars(range(min = 1, max = 1000))]
     pub sample_columns: usize,
@@ -158,7 +161,7 @@ fn five_hundred() -> usize {
 impl TrainConfig {
     /// Samples drawn at the end for the metrics, of data with so many classes.
     pub fn samples_to_measure(&self, num_classes: Option<usize>) -> usize {
-        let grid = num_classes.unwrap_or(UNCONDITIONAL_ROWS) * self.sample_columns;
+        let grid = num_classes.map_or(UNCONDITIONAL_ROWS, |n| n.min(MOST_ROWS)) * self.sample_columns;
         if self.metric_samples == 0 { grid } else { self.metric_samples }
     }
 
@@ -178,8 +181,9 @@ impl TrainConfig {
             let problem = Problem::new("/lora", "adapters compute in f32").and_at("/precision");
             problems.push(problem.accepts("\"precision\": \"f32\" with adapters"));
         }
-        if let Err(what) = self.optimizer.init(&self.weight_decay_groups) {
-            problems.push(Problem::new("/weight_decay_groups", format!("no regular expression: {what}")));
+        for (i, group) in self.weight_decay_groups.iter().enumerate().filter(|(_, group)| group.weight_decay < 0.0) {
+            let what = format!("a weight decay of {}", group.weight_decay);
+            problems.push(Problem::new(format!("/weight_decay_groups/{i}/weight_decay"), what).accepts("numbers >= 0"));
         }
         problems
     }

@@ -20,7 +20,7 @@ use crate::weights;
 use crate::workers::{Pass, Workers, workers};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Bytes, Device, Tensor};
+use burn::tensor::{Bytes, DType, Device, Tensor};
 use rand::RngExt;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,7 @@ pub struct Trainer {
     workers: Box<dyn Workers>,
     memory: Memory,
     step: usize,
-    /// Sum of the losses since the last checkpoint, and their number.
+    /// Sum of the losses since the last regular checkpoint, and their number.
     since_saved: (f64, usize),
 }
 
@@ -120,9 +120,12 @@ impl Trainer {
         let mut online = start.online;
         let mut optimizer = train.optimizer.init(&train.weight_decay_groups).map_err(Error::Run)?;
         let mut ema = train.ema.is_some().then(|| online.valid());
-        let (mut step, mut memory) = (0, Memory::new());
+        let (mut step, mut memory, mut since_saved) = (0, Memory::new(), (0.0, 0));
         if let Some(from) = start.resume {
             (step, memory) = (from.step, from.memory);
+            if !step.is_multiple_of(train.save_every) {
+                since_saved = from.losses;
+            }
             online = weights::restore(online, from.model)?;
             if let (Some(network), Some(values)) = (ema.take(), from.ema) {
                 ema = Some(weights::restore(network, values)?);
@@ -143,7 +146,7 @@ impl Trainer {
             workers: workers(train.workers),
             memory,
             step,
-            since_saved: (0.0, 0),
+            since_saved,
             pipeline,
         })
     }
@@ -218,8 +221,9 @@ impl Trainer {
                 pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
             }
             let stopping = stop.load(Ordering::SeqCst) && self.step < train.steps;
-            if stopping || self.step == train.steps || self.step.is_multiple_of(train.save_every) {
-                let path = self.save()?;
+            let regular = self.step == train.steps || self.step.is_multiple_of(train.save_every);
+            if stopping || regular {
+                let path = self.save(regular)?;
                 events.saved(&path, self.step);
             }
             if stopping {
@@ -296,23 +300,26 @@ impl Trainer {
         ))
     }
 
-    /// Writes a checkpoint and removes those beyond `keep_last`.
-    fn save(&mut self) -> Result<PathBuf> {
+    /// Writes a checkpoint and removes those beyond `keep_last`. Those of an interruption take no part in the choice of the
+    /// best: their mean loss is of fewer steps.
+    fn save(&mut self, regular: bool) -> Result<PathBuf> {
         let path = self.folder.join(checkpoint::file_name(self.step));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
-        let (sum, count) = std::mem::take(&mut self.since_saved);
         Checkpoint {
             step: self.step,
             document: self.pipeline.document.clone(),
             model: weights::export(self.online()),
             ema: self.ema.as_ref().map(weights::export),
             memory: self.memory.clone(),
-            loss: Some(sum / count as f64),
+            losses: self.since_saved,
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         }
         .save(&path)?;
-        if self.pipeline.train.keep_best {
-            checkpoint::keep_best(&path)?;
+        if regular {
+            if self.pipeline.train.keep_best {
+                checkpoint::keep_best(&path)?;
+            }
+            self.since_saved = (0.0, 0);
         }
         let all = checkpoint::list(&self.folder)?;
         for old in &all[..all.len().saturating_sub(self.pipeline.train.keep_last)] {
@@ -340,10 +347,12 @@ impl Models for Networks<'_> {
             Role::Ema => self.ema.expect("an objective that reads the EMA says so in `needs`"),
             Role::Reference => self.reference.expect("an objective that reads the reference says so in `needs`"),
         };
-        guard::named(self.name, || match role {
+        let prediction = guard::named(self.name, || match role {
             Role::Online => network.predict(input, condition, control),
             _ => self.stopped_precision.within(|| microbatch::predict(network, input, condition, control)),
-        })
+        });
+        // What objectives compute with predictions is f32, also where the network in training computes in bf16.
+        if prediction.dtype() == DType::BF16 { prediction.cast(DType::F32) } else { prediction }
     }
 
     fn predict_where(

@@ -34,13 +34,32 @@ pub enum Init {
 
 /// A name stack that both visitors and mappers keep.
 #[derive(Default)]
-struct Names(Vec<String>);
+pub(crate) struct Names(Vec<String>);
 
 impl Names {
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.0.join(".")
     }
+    pub(crate) fn enter(&mut self, name: &str) {
+        self.0.push(name.to_string());
+    }
+    pub(crate) fn exit(&mut self) {
+        self.0.pop();
+    }
 }
+
+/// How a visitor or a mapper keeps the names in its field.
+macro_rules! keeps_names {
+    ($field:tt) => {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.$field.enter(name);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.$field.exit();
+        }
+    };
+}
+pub(crate) use keeps_names;
 
 /// The identity of the parameter at `path`: the same in every process, so optimizer state finds its parameter.
 pub fn param_id(path: &str) -> ParamId {
@@ -77,12 +96,7 @@ pub fn fill<M: Module>(
         error: Option<Error>,
     }
     impl ModuleMapper for Fill<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.names.0.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.names.0.pop();
-        }
+        keeps_names!(names);
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             if self.error.is_some() {
                 return param;
@@ -137,12 +151,7 @@ impl Init {
 pub fn parameters<M: Module>(module: &M) -> Vec<(String, Vec<usize>, bool)> {
     struct List(Names, Vec<(String, Vec<usize>, bool)>);
     impl ModuleVisitor for List {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.0.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.0.pop();
-        }
+        keeps_names!(0);
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let trained = if param.is_initialized() { param.base().is_require_grad() } else { true };
             self.1.push((self.0.path(), param.lazy_shape().to_vec(), trained));
@@ -162,12 +171,7 @@ pub fn count<M: Module>(module: &M) -> usize {
 pub fn export<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     struct Read(Names, BTreeMap<String, TensorData>);
     impl ModuleVisitor for Read {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.0.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.0.pop();
-        }
+        keeps_names!(0);
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             self.1.insert(self.0.path(), param.base().to_data());
         }
@@ -177,25 +181,11 @@ pub fn export<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     read.1
 }
 
-/// Replaces the numbers of the parameters named in `values`; the others keep theirs.
-///
-/// # Panics
-/// If a shape differs: callers compare shapes first, where they can name the file.
-pub fn import<M: Module>(module: M, values: &mut BTreeMap<String, TensorData>) -> M {
-    map_float(module, &mut |path, data| match values.remove(path) {
-        Some(new) => {
-            assert_eq!(new.shape(), data.shape(), "shape of {path}");
-            Some(new)
-        }
-        None => None,
-    })
-}
-
-/// Puts a checkpoint's numbers into a network.
+/// Puts a checkpoint's numbers into a network; one that holds none yet takes them at once.
 ///
 /// # Errors
 /// If names or shapes are not the network's.
-pub fn restore<M: Module>(network: M, mut values: BTreeMap<String, TensorData>) -> Result<M> {
+pub fn restore<M: Module>(network: M, values: BTreeMap<String, TensorData>) -> Result<M> {
     for (path, shape, _) in parameters(&network) {
         let Some(data) = values.get(&path) else {
             return Err(Error::Run(format!(
@@ -209,58 +199,48 @@ pub fn restore<M: Module>(network: M, mut values: BTreeMap<String, TensorData>) 
             )));
         }
     }
-    let network = import(network, &mut values);
-    match values.keys().next() {
-        None => Ok(network),
-        Some(path) => Err(Error::Run(format!("the checkpoint holds `{path}`, which the backbone does not have"))),
+    struct Write {
+        names: Names,
+        values: BTreeMap<String, TensorData>,
     }
-}
-
-/// Maps the numbers of parameters on the host; `None` leaves one as it is.
-fn map_float<M: Module>(module: M, f: &mut dyn FnMut(&str, &TensorData) -> Option<TensorData>) -> M {
-    struct Write<'a>(Names, &'a mut dyn FnMut(&str, &TensorData) -> Option<TensorData>);
-    impl ModuleMapper for Write<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.0.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.0.pop();
-        }
+    impl ModuleMapper for Write {
+        keeps_names!(names);
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let path = self.0.path();
-            let Some(new) = (self.1)(&path, &param.base().to_data()) else { return param };
+            let path = self.names.path();
+            let new = self.values.remove(&path).expect("looked at above");
+            if !param.is_initialized() {
+                // Nothing is drawn that is replaced.
+                return Param::initialized(
+                    param_id(&path),
+                    Tensor::from_data(new.convert_dtype(DType::F32), (&param.lazy_device(), DType::F32)),
+                );
+            }
             param.map(|old| {
-                let dtype = old.dtype();
-                let new = Tensor::from_data(new.convert_dtype(dtype), (&old.device(), dtype));
+                let new = Tensor::from_data(new.convert_dtype(old.dtype()), (&old.device(), old.dtype()));
                 new.set_require_grad(old.is_require_grad())
             })
         }
     }
-    module.map(&mut Write(Names::default(), f))
+    let mut write = Write { names: Names::default(), values };
+    let network = network.map(&mut write);
+    match write.values.keys().next() {
+        None => Ok(network),
+        Some(path) => Err(Error::Run(format!("the checkpoint holds `{path}`, which the backbone does not have"))),
+    }
 }
 
 /// `average <- decay average + (1 - decay) model`, parameter by parameter, on the device.
 pub fn average<M: Module>(average: M, model: &M, decay: f64) -> M {
     struct Read(Names, BTreeMap<String, Box<dyn std::any::Any + Send>>);
     impl ModuleVisitor for Read {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.0.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.0.pop();
-        }
+        keeps_names!(0);
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             self.1.insert(self.0.path(), Box::new(param.base().inner()));
         }
     }
     struct Lerp(Names, BTreeMap<String, Box<dyn std::any::Any + Send>>, f64);
     impl ModuleMapper for Lerp {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.0.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.0.pop();
-        }
+        keeps_names!(0);
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let online = self.1.remove(&self.0.path()).expect("the average has the model's parameters");
             let online: Tensor<D> = *online.downcast().expect("of the same rank");

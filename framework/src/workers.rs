@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 /// Loss, gradient and logged means of one forward pass.
 pub type Pass = (f64, GradientsParams, BTreeMap<String, f64>);
 
-/// Runs the passes of a step. Implement it to spread them over devices or machines.
+/// Runs the passes of a step.
 pub trait Workers: Send + Sync {
     /// Calls `pass` for every number in `0..count` and hands the results to `take` in the order of their numbers.
     ///

@@ -4,15 +4,12 @@
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::burn::optim::GradientsParams;
-use framework::burn::store::bridge;
-use framework::burn::tensor::{Device, Tensor, TensorData};
-use framework::foreign;
+use framework::burn::tensor::{Device, Tensor};
 use framework::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup, clip_global_norm, learning_rate};
 use framework::train_config::EmaConfig;
 use framework::weights;
 use framework_dylib as _;
-use std::collections::BTreeMap;
-use std::path::Path;
+use goldens::{Golden, close, numbers};
 
 #[derive(Module, Debug)]
 struct Two {
@@ -20,33 +17,12 @@ struct Two {
     b: Param<Tensor<1>>,
 }
 
-type Golden = BTreeMap<String, TensorData>;
-
-fn golden() -> Option<Golden> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/goldens/train_utils.safetensors");
-    if !path.exists() {
-        eprintln!("skipped: {} is absent", path.display());
-        return None;
-    }
-    let file = foreign::open(&path).unwrap();
-    Some(file.iter().map(|(name, tensor)| (name.clone(), bridge::to_data(tensor).unwrap())).collect())
-}
-
-fn numbers(data: &TensorData) -> Vec<f64> {
-    data.clone().convert::<f64>().try_into_vec::<f64>().unwrap()
-}
-
-#[track_caller]
-fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
-    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    let worst = got.iter().zip(expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
-    assert!(got.len() == expected.len() && worst <= tolerance * largest, "{name}: {worst:e} against {largest:e}");
-}
+const FILE: &str = "train_utils.safetensors";
 
 /// Six steps with the recorded gradients; weights after each, and the average, must be the recorded ones.
 fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecayGroup], clip: Option<f64>) {
     let device = Device::flex().autodiff();
-    let load = |name: &str| golden[name].clone();
+    let load = |name: &str| golden.data(name).clone();
     let mut model = Two {
         w: Param::from_tensor(Tensor::from_data(load("w0"), &device).require_grad()),
         b: Param::from_tensor(Tensor::from_data(load("b0"), &device).require_grad()),
@@ -54,7 +30,7 @@ fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecay
     let mut average = model.valid();
     let config: OptimizerConfig = framework::serde_json::from_str(optimizer).unwrap();
     let mut optimizer = config.init(groups).unwrap();
-    let rates = numbers(&golden[&format!("{key}.lr")]);
+    let rates = golden.numbers(&format!("{key}.lr"));
     for (i, rate) in rates.iter().enumerate() {
         let mut grads = GradientsParams::new();
         let plain = Device::flex();
@@ -62,7 +38,7 @@ fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecay
         grads.register::<1>(model.b.id, Tensor::from_data(load(&format!("grad_b.{i}")), &plain));
         let (grads, norm) = clip_global_norm(&model, grads, clip);
         if clip.is_some() {
-            close("norm", &[norm], &[numbers(&golden["llamagen.grad_norm_before_clip"])[i]], 1e-5);
+            close("norm", &[norm], &[golden.numbers("llamagen.grad_norm_before_clip")[i]], 1e-5);
         }
         model = optimizer.step(*rate, model, grads);
         average = weights::average(average, &model, 0.99);
@@ -70,20 +46,20 @@ fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecay
         for name in ["w", "b"] {
             close(
                 &format!("{key}.{name}.{i}"),
-                &numbers(&values[name]),
-                &numbers(&golden[&format!("{key}.{name}.{i}")]),
+                &numbers(values[name].clone()),
+                &golden.numbers(&format!("{key}.{name}.{i}")),
                 1e-5,
             );
         }
     }
     let values = weights::export(&average);
-    close("ema w", &numbers(&values["w"]), &numbers(&golden[&format!("{key}.ema_w")]), 1e-5);
-    close("ema b", &numbers(&values["b"]), &numbers(&golden[&format!("{key}.ema_b")]), 1e-5);
+    close("ema w", &numbers(values["w"].clone()), &golden.numbers(&format!("{key}.ema_w")), 1e-5);
+    close("ema b", &numbers(values["b"].clone()), &golden.numbers(&format!("{key}.ema_b")), 1e-5);
 }
 
 #[test]
 fn adamw_and_ema_equal_pytorch() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = Golden::open(FILE) else { return };
     trajectory(&golden, "dit", r#"{"type": "adamw"}"#, &[], None);
     trajectory(&golden, "gft_cos", r#"{"type": "adamw"}"#, &[], None);
     trajectory(&golden, "sd_warm", r#"{"type": "adamw", "weight_decay": 1e-2}"#, &[], None);
@@ -94,22 +70,22 @@ fn adamw_and_ema_equal_pytorch() {
 
 #[test]
 fn schedules_equal_pytorch() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = Golden::open(FILE) else { return };
     let cosine = |to: f64, t_max: usize, base: f64, n: usize| -> Vec<f64> {
         (0..n).map(|s| learning_rate(base, 0, &LearningRateDecay::Cosine { to }, s, t_max)).collect()
     };
-    close("gft_cos", &cosine(1e-5, 20, 1e-2, 6), &numbers(&golden["gft_cos.lr"]), 1e-9);
-    close("periodic", &cosine(1e-5, 50, 1e-4, 70), &numbers(&golden["cosine_1e-4_T50_min1e-5.lr"]), 1e-9);
+    close("gft_cos", &cosine(1e-5, 20, 1e-2, 6), &golden.numbers("gft_cos.lr"), 1e-9);
+    close("periodic", &cosine(1e-5, 50, 1e-4, 70), &golden.numbers("cosine_1e-4_T50_min1e-5.lr"), 1e-9);
     let warm: Vec<f64> = (0..6).map(|s| learning_rate(1e-2, 4, &LearningRateDecay::Constant, s, 6)).collect();
-    close("sd_warm", &warm, &numbers(&golden["sd_warm.lr"]), 1e-9);
+    close("sd_warm", &warm, &golden.numbers("sd_warm.lr"), 1e-9);
 }
 
 #[test]
 fn ema_warmup_equals_diffusers() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = Golden::open(FILE) else { return };
     let config = EmaConfig { decay: 0.9999, warmup: true };
-    let steps = numbers(&golden["diffusers_ema.step"]);
-    let decays = numbers(&golden["diffusers_ema.decay_at_step"]);
+    let steps = golden.numbers("diffusers_ema.step");
+    let decays = golden.numbers("diffusers_ema.decay_at_step");
     for (step, decay) in steps.into_iter().zip(decays).filter(|(step, _)| *step > 1.0) {
         // diffusers counts its own calls: call `step` averages with the decay after `step - 1` updates.
         close("decay", &[config.decay_at(step as usize - 1)], &[decay], 1e-9);

@@ -330,7 +330,8 @@ fn training(document: &Document) -> Problems {
             .accepts("a number of steps, and the metric"),
         );
     }
-    if document.train.lora.is_some() || !document.train.frozen.is_empty() {
+    let train = &document.train;
+    if train.lora.is_some() || !train.frozen.is_empty() || !train.weight_decay_groups.is_empty() {
         let parameters = weights::parameters(&document.backbone.init(&Device::flex()));
         problems.extend(adapt::check(&document.train, &parameters).into_iter().map(|p| p.under("/train")));
     }
@@ -440,17 +441,18 @@ fn guided(document: &Document) -> Problems {
 fn scale(document: &Document) -> Problems {
     let Some(scale) = document.guidance.input_scale() else { return Problems::new() };
     let (guidance, objective) = (document.guidance.typetag_name(), document.objective.typetag_name());
-    let (what, accepts) = if document.objective.guidance_of_scale(1.0).is_none() {
-        let what = format!(
-            "guidance \"{guidance}\" asks the backbone's guidance input for a scale; objective \"{objective}\" trains no such input"
-        );
-        (what, "guidance by branches, or an objective that trains a guidance input")
-    } else if document.objective.guidance_of_scale(scale).is_none() {
-        let what =
-            format!("guidance \"{guidance}\" asks for scale {scale}, which objective \"{objective}\" does not train");
-        (what, "a scale that the objective trains")
-    } else {
-        return Problems::new();
+    let (what, accepts) = match document.objective.trained_scales() {
+        _ if document.objective.guidance_of_scale(1.0).is_none() => (
+            format!(
+                "guidance \"{guidance}\" asks the backbone's guidance input for a scale; objective \"{objective}\" trains no such input"
+            ),
+            "guidance by branches, or an objective that trains a guidance input".to_string(),
+        ),
+        Some([low, high]) if !(low..=high).contains(&scale) => (
+            format!("guidance \"{guidance}\" asks for scale {scale}, which objective \"{objective}\" does not train"),
+            if high.is_finite() { format!("scales from {low} to {high}") } else { format!("scales from {low} on") },
+        ),
+        _ => return Problems::new(),
     };
     vec![Problem::new("/guidance", what).and_at("/objective").accepts(accepts)]
 }

@@ -77,6 +77,10 @@ impl Objective for GftZero {
         Some(1.0 / scale)
     }
 
+    fn trained_scales(&self) -> Option<[f64; 2]> {
+        Some([1.0, 1.0 / self.beta_min])
+    }
+
     fn scale_of_guidance(&self, guidance: f64) -> Option<f64> {
         Some(1.0 / guidance)
     }

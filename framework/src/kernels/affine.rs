@@ -25,6 +25,10 @@ impl<const N: usize> Fused<N> for Affine {
         let inputs = inputs.map(dense::<T>);
         let [x, weight] = [0, 1].map(|i| numbers::<T>(&inputs[i]));
         let [depth, width] = [0, 1].map(|i| inputs[1].shape()[i]);
+        let mut shape = inputs[0].shape();
+        let last = shape.num_dims() - 1;
+        assert_eq!(shape[last], depth, "width of the rows and of the weight's inputs");
+        shape[last] = width;
         let rows = x.len() / depth;
         let mut y = room::<T>(rows * width);
         let bias = inputs.get(2).map(numbers::<T>);
@@ -42,9 +46,6 @@ impl<const N: usize> Fused<N> for Affine {
             rows * depth * width >= WIDE,
             self.rounding,
         );
-        let mut shape = inputs[0].shape();
-        let last = shape.num_dims() - 1;
-        shape[last] = width;
         (tensor(y, shape), ())
     }
 

@@ -124,8 +124,9 @@ impl Mask<'_> {
 }
 
 impl<'a> Scene<'a> {
-    fn new(op: &'a Attend, q: &FlexTensor, k: &FlexTensor) -> Self {
-        let (q, k) = (q.shape(), k.shape());
+    fn new(op: &'a Attend, qkv: &[FlexTensor; 3]) -> Self {
+        let [q, k, v] = qkv.each_ref().map(TensorMetadata::shape);
+        assert!(k == v && [0, 1, 3].iter().all(|i| q[*i] == k[*i]), "queries {q:?}, keys {k:?}, values {v:?}");
         let bytes = |mask: &'a FlexTensor| {
             let (layout, shape) = (mask.layout(), mask.shape());
             let strides = std::array::from_fn(|i| if shape[i] == 1 { 0 } else { layout.strides()[i] });
@@ -189,7 +190,7 @@ impl Fused<3> for Attend {
 
     fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, FlexTensor) {
         let qkv = inputs.map(strided);
-        let scene = Scene::new(self, &qkv[0], &qkv[1]);
+        let scene = Scene::new(self, &qkv);
         let [q, k, v] = qkv.each_ref().map(Heads::<T>::of);
         let [batch, heads, length, width] = scene.dims;
         let (block, scale) = (scene.block(), T::of(self.scale));
@@ -273,7 +274,7 @@ impl Attend {
         [of_q, of_k, of_v]: [Rows<T>; 3],
     ) {
         let grad = strided(grad);
-        let scene = Scene::new(self, &qkv[0], &qkv[1]);
+        let scene = Scene::new(self, qkv);
         let [q, k, v] = qkv.each_ref().map(Heads::<T>::of);
         let (grad, scales) = (Heads::<T>::of(&grad), super::numbers::<T>(scales));
         let [_, heads, length, width] = scene.dims;
@@ -341,6 +342,8 @@ pub(crate) struct AttendPacked {
 
 impl AttendPacked {
     fn dims(&self, shape: &Shape) -> [usize; 4] {
+        let width = shape[2];
+        assert!(width.is_multiple_of(3 * self.heads), "rows of {width} in three parts of {} heads each", self.heads);
         [shape[0], self.heads, shape[1], shape[2] / 3 / self.heads]
     }
 
@@ -387,15 +390,17 @@ fn all<T>(values: &mut [T], width: usize) -> MatrixMut<'_, T> {
 }
 
 /// Turns logits into weights and returns the highest logit and the inverse of the denominator. A row that sees nothing has
-/// weight 0.
+/// weight 0; one with NaN is all NaN.
 fn softmax<T: Number>(row: &mut [T]) -> [T; 2] {
     vectorized(
         #[inline(always)]
         || {
             let highest = maximum(row);
             if highest == T::of(f64::NEG_INFINITY) {
-                row.fill(T::of(0.0));
-                return [T::of(0.0); 2];
+                // NaN is never the highest, and must not pass for hidden.
+                let weight = row.iter().find(|x| x.to_f64().is_nan()).copied().unwrap_or(T::of(0.0));
+                row.fill(weight);
+                return [weight; 2];
             }
             let inverse = T::of(1.0) / exponentials(row, highest);
             for weight in row.iter_mut() {

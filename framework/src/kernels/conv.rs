@@ -109,7 +109,11 @@ impl Convolve {
     }
 
     fn sizes(&self, x: &Shape, weight: &Shape) -> Sizes {
-        let to = |side: usize| (side + self.padding.0 + self.padding.1 - weight[2]) / self.stride + 1;
+        assert_eq!(x[1], weight[1], "channels of the images and of the kernel");
+        let to = |side: usize| {
+            let room = (side + self.padding.0 + self.padding.1).checked_sub(weight[2]);
+            room.expect("the kernel is no larger than the padded image") / self.stride + 1
+        };
         Sizes {
             batch: x[0],
             inputs: x[1],
@@ -149,12 +153,9 @@ impl Sizes {
                 left @ ..0 => 0..left.unsigned_abs().min(width),
                 right => width.saturating_sub(right as usize)..width,
             };
-            let place = |i: isize| i as usize;
-            Shifted {
-                row: place(start)..place(end.max(start)),
-                plane: place(start + shift)..place(end.max(start) + shift),
-                edges,
-            }
+            // A shift by more than the whole plane leaves nothing of it.
+            let both = |by: isize| if start < end { (start + by) as usize..(end + by) as usize } else { 0..0 };
+            Shifted { row: both(0), plane: both(shift), edges }
         };
         Some((0..self.kernel * self.kernel).map(|k| shift(k / self.kernel, k % self.kernel)).collect())
     }

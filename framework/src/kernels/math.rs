@@ -133,7 +133,7 @@ impl Number for f32 {
         value as f32
     }
 
-    /// Within 2 units in the last place; 0 below -87.3 (where f32 would be subnormal), infinite above 88.7. Without a
+    /// Within 2 units in the last place; 0 below -87.3 (where f32 would be subnormal), infinite above 88.37. Without a
     /// branch, so that a loop over it fills a vector register.
     ///
     /// Source: 2^n times the Taylor polynomial of degree 6 on half a step of ln 2.
@@ -151,7 +151,7 @@ impl Number for f32 {
         let value = (1.0 + r * (1.0 + r * (0.5 + r * tail))) * power;
         if self < -87.3 {
             0.0
-        } else if self > 88.7 {
+        } else if self > 88.37 {
             f32::INFINITY
         } else {
             // NaN comes out of the polynomial.

@@ -146,7 +146,7 @@ pub fn multiply<T: Number>(
     }
     a.assert_holds([m, k]);
     b.assert_holds([k, n]);
-    assert!((m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
+    assert!(out.row >= n && (m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
     let start = Start(out.values.as_mut_ptr());
     let follow = b.column == 1 && m <= FEW && k * n * size_of::<T>() > CACHE;
     let arithmetic = Arithmetic::of([m, k, n], a, b, rounding);

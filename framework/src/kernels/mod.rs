@@ -258,6 +258,7 @@ fn numbers<T: Number>(x: &FlexTensor) -> &[T] {
 
 /// A tensor of new numbers, row-major.
 fn tensor<T: Number>(values: Vec<T>, shape: Shape) -> FlexTensor {
+    assert_eq!(values.len(), shape.num_elements(), "numbers of a tensor {shape:?}");
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), T::DTYPE)
 }
 

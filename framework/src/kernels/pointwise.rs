@@ -96,6 +96,7 @@ const PIECE: usize = GRAIN;
 /// `y[i] = f([x0[i], x1[i], ..])` over slices of one length.
 fn zip_map<const N: usize, T: Number>(inputs: [&[T]; N], f: impl Fn([T; N]) -> T + Copy + Send + Sync) -> Vec<T> {
     let mut out = room(inputs[0].len());
+    assert!(inputs.iter().all(|input| input.len() == out.len()), "as many numbers each");
     chunks(&mut out, PIECE, |i, out| {
         let inputs = inputs.map(|input| &input[i * PIECE..]);
         vectorized(
@@ -162,6 +163,7 @@ impl Fused<1> for Gate {
         let mut shape = x.shape();
         let last = shape.num_dims() - 1;
         let width = shape[last] / 2;
+        assert_eq!(2 * width, shape[last], "two halves");
         shape[last] = width;
         let (values, rows) = (numbers::<T>(&x), Self::rows(width));
         let mut y = room::<T>(values.len() / 2);

@@ -4,9 +4,10 @@ use super::math::{GRAIN, Number, chunks, room, vectorized};
 use super::{Fused, dense, numbers, tensor};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
+use burn::tensor::Shape;
 
 /// Turns the pairs `(2 i, 2 i + 1)` of every head of the queries and keys, and leaves the values as they are. Input:
-/// `[B, L, 3 heads d]`. `cos` and `sin` hold `L d` numbers; the sine's sign is that of its term.
+/// `[B, L, 3 heads d]`. `cos` and `sin` are `[L, d]`; the sine's sign is that of its term.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
     pub cos: FlexTensor,
@@ -20,7 +21,9 @@ impl Turn {
         let shape = x.shape();
         let [length, width] = [shape[1], shape[2]];
         let [cos, sin] = [&self.cos, &self.sin].map(numbers::<T>);
-        let head = cos.len() / length;
+        let head = self.cos.shape()[1];
+        assert_eq!([&self.cos, &self.sin].map(TensorMetadata::shape), [[length, head]; 2].map(Shape::new), "the table");
+        assert!(head.is_multiple_of(2) && width.is_multiple_of(3 * head), "rows of {width}, heads of {head}");
         let x = numbers::<T>(&x);
         let rows = (GRAIN / width).max(1);
         let mut y = room::<T>(x.len());

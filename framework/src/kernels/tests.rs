@@ -7,6 +7,7 @@ use crate::random::{Random, tensor as from_numbers};
 use burn::tensor::{Device, Gradients, TensorData, module::linear};
 use proptest::prelude::*;
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A kernel where it must be one.
 fn fused<const N: usize, const D: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Tensor<D> {
@@ -293,9 +294,10 @@ proptest! {
     #[test]
     fn convolutions(
         batch in 1_usize..11, inputs in 1_usize..5, outputs in 1_usize..6, kernel in 1_usize..4, stride in 1_usize..3,
-        (before, after) in (0_usize..3, 0_usize..3), (height, width) in (3_usize..20, 3_usize..20), turned: bool,
+        (before, after) in (0_usize..3, 0_usize..3), (height, width) in (1_usize..20, 1_usize..20), turned: bool,
     ) {
         let padding = (before.min(kernel - 1), after.min(kernel - 1));
+        let [height, width] = [height, width].map(|side| side.max(kernel.saturating_sub(padding.0 + padding.1)));
         hold_convolution([batch, inputs, height, width], [outputs, kernel], stride, padding, turned);
     }
 
@@ -357,6 +359,68 @@ proptest! {
         };
         hold("packed attention", |dtype| packed(true, dtype), |dtype| packed(false, dtype));
     }
+}
+
+#[test]
+fn images_smaller_than_the_kernel_are_convolved() {
+    for (height, width) in [(1, 1), (1, 2), (1, 7), (2, 1), (2, 2), (5, 1)] {
+        hold_convolution([2, 3, height, width], [4, 3], 1, (1, 1), false);
+        hold_convolution([1, 2, height, width], [3, 5], 1, (2, 2), false);
+    }
+}
+
+#[test]
+fn shapes_that_do_not_belong_together_are_refused() {
+    let of = |shape: &[usize]| {
+        let data = TensorData::new(vec![1.0_f32; shape.iter().product()], shape.to_vec());
+        let device = Device::flex();
+        match *shape {
+            [_, _] => handle(&Tensor::<2>::from_data(data, &device)),
+            [_, _, _] => handle(&Tensor::<3>::from_data(data, &device)),
+            [_, _, _, _] => handle(&Tensor::<4>::from_data(data, &device)),
+            _ => handle(&Tensor::<1>::from_data(data, &device)),
+        }
+    };
+    let rounding = Rounding::None;
+    let attend = || Attend { causal: false, mask: None, scale: 1.0, rounding };
+    let table = |shape: [usize; 2]| {
+        let of = Tensor::<2>::ones(shape, &Device::flex());
+        super::table(&of).expect("on the CPU")
+    };
+    let refused: [(&str, &dyn Fn()); 9] = [
+        ("a weight of another width", &|| drop(run(Affine { rounding }, [of(&[4, 3]), of(&[6, 5])]))),
+        ("rows of two", &|| drop(run(Affine { rounding }, [of(&[4, 6]), of(&[3, 5])]))),
+        ("a longer bias", &|| drop(run(Affine { rounding }, [of(&[4, 3]), of(&[3, 5]), of(&[6])]))),
+        ("heads that do not fit", &|| drop(run(UnitHeads, [of(&[1, 1, 30]), of(&[3])]))),
+        ("a table of more places", &|| {
+            let [cos, sin] = [table([6, 4]), table([6, 4])];
+            drop(run(Turn { cos, sin }, [of(&[1, 4, 12])]));
+        }),
+        ("packed heads that do not fit", &|| {
+            drop(run(AttendPacked { attend: attend(), heads: 3 }, [of(&[1, 2, 30])]));
+        }),
+        ("wider values", &|| {
+            drop(run(attend(), [of(&[1, 2, 3, 4]), of(&[1, 2, 3, 4]), of(&[1, 2, 3, 5])]));
+        }),
+        ("gates of another width", &|| drop(run(GatePair(Activation::Silu), [of(&[2, 3]), of(&[2, 5])]))),
+        ("a kernel larger than the image", &|| {
+            let op = Convolve { stride: 1, padding: (0, 0), rounding };
+            drop(run(op, [of(&[1, 1, 1, 1]), of(&[1, 1, 3, 3]), of(&[1])]));
+        }),
+    ];
+    for (what, run) in refused {
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn attention_to_nan_is_nan() {
+    let ones = || Tensor::<4>::ones([1, 1, 3, 2], &Device::flex());
+    let lost = Tensor::<4>::from_data([[[[1.0, 1.0], [f32::NAN, 0.0], [1.0, 1.0]]]], &Device::flex());
+    let op = Attend { causal: false, mask: None, scale: 1.0, rounding: Rounding::None };
+    let mixed: Tensor<4> = fused(op, [handle(&lost), handle(&ones()), handle(&ones())]);
+    let mixed = mixed.into_data().try_into_vec::<f32>().unwrap();
+    assert!(mixed[2..4].iter().all(|x| x.is_nan()) && mixed[..2].iter().chain(&mixed[4..]).all(|x| *x == 1.0));
 }
 
 #[test]

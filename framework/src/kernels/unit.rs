@@ -27,6 +27,12 @@ fn rows(width: usize) -> usize {
     (GRAIN / width).max(1)
 }
 
+/// Width of the queries and keys, and of a head, in rows of three parts.
+fn widths(width: usize, heads: usize) -> [usize; 2] {
+    assert!(heads > 0 && width.is_multiple_of(3 * heads), "rows of {width} in three parts of {heads} heads each");
+    [width / 3 * 2, width / 3 / heads]
+}
+
 impl Fused<2> for UnitHeads {
     type Saved = ();
 
@@ -35,7 +41,7 @@ impl Fused<2> for UnitHeads {
         let [x, factors] = inputs.each_ref().map(numbers::<T>);
         let shape = inputs[0].shape();
         let width = shape[shape.num_dims() - 1];
-        let (unit, head) = (width / 3 * 2, width / 3 / factors.len());
+        let [unit, head] = widths(width, factors.len());
         let mut y = room::<T>(x.len());
         chunks(&mut y, rows(width) * width, |i, y| {
             let x = &x[i * rows(width) * width..][..y.len()];
@@ -69,7 +75,7 @@ impl Fused<2> for UnitHeads {
         let ([x, factors], grad) = (inputs.each_ref().map(numbers::<T>), numbers::<T>(&grad));
         let shape = inputs[0].shape();
         let width = shape[shape.num_dims() - 1];
-        let (unit, head) = (width / 3 * 2, width / 3 / factors.len());
+        let [unit, head] = widths(width, factors.len());
         let mut of_x = room::<T>(x.len());
         let parts = chunks(&mut of_x, rows(width) * width, |i, of_x| {
             let place = i * rows(width) * width;

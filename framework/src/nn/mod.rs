@@ -28,6 +28,7 @@ pub use rotary::{Place, Rotary};
 pub use text::{TextAttention, TextEncoder, TextEncoderConfig, TextLayer};
 
 use burn::module::{Param, ParamId};
+use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Int, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,7 @@ pub fn parameter<const D: usize>(shape: [usize; D], device: &Device) -> Param<Te
 }
 
 /// Rows of a table `[R, ..]`, in the order asked for; a row may be asked for more than once.
-pub fn rows<const D: usize>(table: Tensor<D>, rows: impl IntoIterator<Item = usize>) -> Tensor<D> {
+pub fn rows<const D: usize, K: Basic>(table: Tensor<D, K>, rows: impl IntoIterator<Item = usize>) -> Tensor<D, K> {
     let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
     let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &table.device().inner());
     table.select(0, rows)

@@ -103,6 +103,10 @@ impl Objective for Distill {
         self.reads_scale().then_some(guidance)
     }
 
+    fn trained_scales(&self) -> Option<[f64; 2]> {
+        self.reads_scale().then_some([self.scale_min, self.scale_max])
+    }
+
     fn extra_passes(&self) -> usize {
         2
     }

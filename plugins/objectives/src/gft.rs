@@ -146,6 +146,10 @@ impl Objective for Gft {
         Some(1.0 / guidance)
     }
 
+    fn trained_scales(&self) -> Option<[f64; 2]> {
+        Some([1.0 / self.beta_max, 1.0 / self.beta_min])
+    }
+
     fn extra_passes(&self) -> usize {
         1
     }

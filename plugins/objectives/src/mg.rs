@@ -83,6 +83,7 @@ impl Default for Scale {
 
 /// Train the guided prediction itself, taught by the average of the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 #[schemars(
     example = framework::serde_json::json!({ "scale": { "type": "input" } }),
     example = framework::serde_json::json!({ "unconditional": { "type": "classes", "count": 2 } }),
@@ -315,6 +316,13 @@ impl Objective for Mg {
 
     fn scale_of_guidance(&self, guidance: f64) -> Option<f64> {
         self.reads_scale().then_some(guidance)
+    }
+
+    fn trained_scales(&self) -> Option<[f64; 2]> {
+        match self.scale {
+            Scale::Input { min, max } => Some([min, max]),
+            _ => None,
+        }
     }
 
     fn extra_passes(&self) -> usize {

@@ -55,7 +55,7 @@ impl Ddim {
 
 impl Sampler for Ddim {
     fn check(&self) -> Vec<Problem> {
-        zero_steps(self.spacing.count(self.steps))
+        zero_steps(self.steps)
     }
 
     fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
@@ -79,7 +79,7 @@ impl Sampler for Ddim {
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
-        self.spacing.count(self.steps)
+        self.steps
     }
 
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {

@@ -47,7 +47,7 @@ framework::register!(sampler "ddpm" => Ddpm, "arXiv:2006.11239", "arXiv:2102.096
 
 impl Sampler for Ddpm {
     fn check(&self) -> Vec<Problem> {
-        zero_steps(self.spacing.count(self.steps))
+        zero_steps(self.steps)
     }
 
     fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
@@ -66,7 +66,7 @@ impl Sampler for Ddpm {
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
-        self.spacing.count(self.steps)
+        self.steps
     }
 
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {

@@ -9,7 +9,7 @@ pub enum TableSpacing {
     /// Evenly from 0 to T - 1, both included. Source: arXiv:2102.09672, the respacing of its code.
     #[default]
     Uniform,
-    /// T in equal sections with so many evenly spread steps each; they replace `steps`.
+    /// T in equal sections with so many evenly spread steps each, `steps` in all.
     Sections {
         /// Steps of each section, data side first.
         counts: Vec<usize>,
@@ -27,14 +27,6 @@ pub enum TableSpacing {
 }
 
 impl TableSpacing {
-    /// Number of steps actually taken.
-    pub fn count(&self, steps: usize) -> usize {
-        match self {
-            Self::Sections { counts } => counts.iter().sum(),
-            _ => steps,
-        }
-    }
-
     /// The indices in the order of sampling: from noise to data.
     ///
     /// # Errors
@@ -44,13 +36,17 @@ impl TableSpacing {
             Problem::new("/steps", format!("{steps} steps do not fit into {room} training times"))
                 .accepts(format!("1 to {room}"))
         };
-        if steps == 0 || (steps > table && !matches!(self, Self::Sections { .. })) {
+        if steps == 0 || steps > table {
             return Err(too_many(steps, table));
         }
         let mut indices = match self {
             Self::Uniform => section(0, table, steps),
             Self::Sections { counts } => {
-                let n = counts.len();
+                let (n, sum) = (counts.len(), counts.iter().sum::<usize>());
+                if sum != steps {
+                    let problem = Problem::new("/steps", format!("`steps` = {steps}, and the sections have {sum}"));
+                    return Err(problem.and_at("/spacing/counts").accepts("as many as all sections together"));
+                }
                 let mut start = 0;
                 let mut all = Vec::new();
                 for (i, count) in counts.iter().enumerate() {

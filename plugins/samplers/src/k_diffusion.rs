@@ -3,7 +3,7 @@
 //!   y = x_t / alpha_t,   s = sigma_t / alpha_t,   d y / d s = eps = (y - D) / s,   D = the predicted clean latent
 //!
 //! Any path from data to noise is one such curve, so any network is sampled by any of them.
-//! Source: arXiv:2206.00364 (Euler, Heun, churn, Karras' levels), arXiv:2206.00927 (dpm_2), arXiv:2211.01095 (dpmpp),
+//! Source: arXiv:2206.00364 (Euler, Heun, churn, Karras' levels), arXiv:2206.00927 (dpm2), arXiv:2211.01095 (dpmpp),
 //! and the released code of k-diffusion for the ancestral forms, lms and the other levels.
 
 use crate::flow::needs_path;
@@ -113,7 +113,7 @@ pub struct KDiffusion {
     #[serde(default)]
     #[schemars(range(min = 1e-9))]
     pub greatest: Option<f64>,
-    /// Noise added before each step, of `euler`, `heun` and `dpm_2`; null = none.
+    /// Noise added before each step, of `euler`, `heun` and `dpm2`; null = none.
     #[serde(default)]
     pub churn: Option<Churn>,
     /// Round times to whole training times before the network is told them.
@@ -267,7 +267,7 @@ impl Sampler for KDiffusion {
         if self.churn.is_some() && !takes_churn {
             let what = "`churn` has no effect: this method adds no noise before a step";
             let problem = Problem::new("/churn", what).and_at("/method");
-            problems.push(problem.accepts("`churn` with euler, heun or dpm_2"));
+            problems.push(problem.accepts("`churn` with euler, heun or dpm2"));
         }
         let fixed = matches!(self.levels, Levels::Vp { .. } | Levels::Table);
         if fixed && (self.least.is_some() || self.greatest.is_some()) {

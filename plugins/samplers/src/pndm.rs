@@ -35,8 +35,8 @@ const WEIGHTS: [&[f64]; 4] = [&[1.0], &[3.0, -1.0], &[23.0, -16.0, 5.0], &[55.0,
 
 impl Sampler for Pndm {
     fn check(&self) -> Vec<Problem> {
-        let mut problems = zero_steps(self.spacing.count(self.steps));
-        if problems.is_empty() && self.spacing.count(self.steps) < 2 {
+        let mut problems = zero_steps(self.steps);
+        if problems.is_empty() && self.steps < 2 {
             problems.push(Problem::new("/steps", "a single step has no second end").accepts("2 or more"));
         }
         problems
@@ -58,7 +58,7 @@ impl Sampler for Pndm {
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
-        self.spacing.count(self.steps) + 1
+        self.steps + 1
     }
 
     fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {

@@ -2,9 +2,7 @@
 //! (guided-diffusion 22e0df8, dpm-solver 52bc3fb, diffusers 0.32.2, CompVis DDIM; see MANIFEST.md there).
 
 use framework::backbone::Backbone;
-use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, TensorData, activation};
-use framework::foreign;
 use framework::guidance::{Denoiser, Guidance};
 use framework::interpolant::InterpolantConfig;
 use framework::path::{Pair, join};
@@ -13,31 +11,11 @@ use framework::process::Latent;
 use framework::sampler::{NoiseSource, Progress, Sampler};
 use framework::vp::{Vp, VpConfig};
 use framework_dylib as _;
-use std::collections::BTreeMap;
-use std::path::Path as FilePath;
+use goldens::{Golden, close};
 
-struct Golden(BTreeMap<String, TensorData>);
-
-impl Golden {
-    fn open(name: &str) -> Option<Self> {
-        let path = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/goldens").join(name);
-        if !path.exists() {
-            eprintln!("skipped: {} is absent", path.display());
-            return None;
-        }
-        let read = |(name, tensor): (&String, _)| (name.clone(), bridge::to_data(tensor).unwrap());
-        Some(Self(foreign::open(&path).unwrap().iter().map(read).collect()))
-    }
-
-    fn numbers(&self, name: &str) -> Vec<f64> {
-        self.0[name].clone().convert::<f64>().try_into_vec::<f64>().unwrap()
-    }
-
-    /// `[B, C, H, W]` numbers `which` of a stack, as positions.
-    fn state(&self, name: &str, which: usize) -> Tensor<3> {
-        let all = self.numbers(name);
-        positions(&all[which * 24..(which + 1) * 24])
-    }
+/// `[B, C, H, W]` numbers `which` of a stack, as positions.
+fn state(golden: &Golden, name: &str, which: usize) -> Tensor<3> {
+    positions(&golden.numbers(name)[which * 24..(which + 1) * 24])
 }
 
 fn positions(values: &[f64]) -> Tensor<3> {
@@ -125,8 +103,8 @@ struct Recorded<'a> {
 impl NoiseSource for Recorded<'_> {
     fn normal(&mut self, draw: usize) -> Tensor<3> {
         match draw {
-            0 => self.golden.state("z", 0),
-            _ => self.golden.state(self.noise.as_ref().expect("a deterministic sampler draws no noise"), draw - 1),
+            0 => state(self.golden, "z", 0),
+            _ => state(self.golden, self.noise.as_ref().expect("a deterministic sampler draws no noise"), draw - 1),
         }
     }
     fn uniform(&mut self, _: usize, _: usize) -> Vec<f64> {
@@ -169,7 +147,7 @@ fn compare_as<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
 ) {
     let sampler: S = framework::serde_json::from_str(json).unwrap();
     assert!(sampler.check().is_empty() && sampler.check_process(&network.path).is_empty(), "{json}");
-    let noise = golden.0.contains_key(&format!("{key}.noise")).then(|| format!("{key}.noise"));
+    let noise = golden.holds(&format!("{key}.noise")).then(|| format!("{key}.noise"));
     let no_number = |_: f64| None;
     let mut model = Denoiser::new(network, &network.path, rule, &no_number, condition, &LatentShape::values([1, 1], 2));
     let mut states = Vec::new();
@@ -178,16 +156,14 @@ fn compare_as<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
         unreachable!()
     };
     let expected = format!("{key}.xs");
-    let count = golden.0[&expected].shape().to_vec()[0] - 1;
+    let count = golden.data(&expected).shape().to_vec()[0] - 1;
     // Without a last step the official code records the same state twice.
     let repeated = usize::from(key.ends_with(".None"));
     assert_eq!(states.len() + repeated, count, "{key}: number of steps");
     assert_eq!(numbers(&end), numbers(&states[states.len() - 1]), "{key}: the last state is the result");
-    for (k, state) in states.iter().enumerate() {
-        let (got, expected) = (numbers(state), numbers(&ours(k + 1, golden.state(&expected, k + 1))));
-        let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-        let worst = got.iter().zip(&expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
-        assert!(worst <= tolerance * largest, "{key} step {k}: {worst:e} against {largest:e}");
+    for (k, found) in states.iter().enumerate() {
+        let expected = numbers(&ours(k + 1, state(golden, &expected, k + 1)));
+        close(&format!("{key} step {k}"), &numbers(found), &expected, tolerance);
     }
 }
 
@@ -324,7 +300,7 @@ fn every_method_and_its_levels_equal_k_diffusion() {
             let grown = sigmas[k] * 2.0_f64.sqrt();
             let noisy = !more.is_empty() && (0.1..=10.0).contains(&sigmas[k]);
             let noise =
-                || golden.state(&format!("{key}.noise"), k) * (1.003 * (grown.powi(2) - sigmas[k].powi(2)).sqrt());
+                || state(&golden, &format!("{key}.noise"), k) * (1.003 * (grown.powi(2) - sigmas[k].powi(2)).sqrt());
             let recorded = if noisy { recorded - noise() } else { recorded };
             recorded / scale[k]
         };

@@ -268,7 +268,10 @@ impl Objective for Nested {
         Optimum::Tilted(Tilt::data("s", |scale, _| scale.unwrap_or(1.0)))
     }
     fn guidance_of_scale(&self, scale: f64) -> Option<f64> {
-        (scale <= self.scale).then_some(scale)
+        Some(scale)
+    }
+    fn trained_scales(&self) -> Option<[f64; 2]> {
+        Some([0.0, self.scale])
     }
     fn extra_passes(&self) -> usize {
         1

@@ -36,9 +36,12 @@ impl Golden {
     /// # Panics
     /// If it is damaged.
     pub fn open(file: &str) -> Option<Self> {
-        let tensors = foreign::open(&path(file)?).unwrap_or_else(|e| panic!("{e}"));
-        let read = |(name, tensor): (&String, _)| (name.clone(), bridge::to_data(tensor).expect("a readable tensor"));
-        Some(Self(tensors.iter().map(read).collect()))
+        Some(Self(tensors(&path(file)?)))
+    }
+
+    /// Whether a tensor was recorded.
+    pub fn holds(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// A tensor as it was recorded.
@@ -68,6 +71,12 @@ impl Golden {
         Tensor::from_data(self.data(name).clone().convert_dtype(DType::I64), &Device::flex())
     }
 
+    /// It as numbers that count.
+    #[track_caller]
+    pub fn indices(&self, name: &str) -> Vec<usize> {
+        self.numbers(name).into_iter().map(|v| v as usize).collect()
+    }
+
     /// It as booleans.
     #[track_caller]
     pub fn flags(&self, name: &str) -> Vec<bool> {
@@ -87,6 +96,16 @@ impl Golden {
     }
 }
 
+/// The tensors of any file of weights.
+///
+/// # Panics
+/// If it is damaged.
+pub fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
+    let tensors = foreign::open(path).unwrap_or_else(|e| panic!("{e}"));
+    let read = |(name, tensor): (&String, _)| (name.clone(), bridge::to_data(tensor).expect("a readable tensor"));
+    tensors.iter().map(read).collect()
+}
+
 /// The numbers of a tensor, row-major.
 pub fn numbers(data: TensorData) -> Vec<f64> {
     data.convert::<f64>().try_into_vec::<f64>().expect("converted")
@@ -97,12 +116,13 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     numbers(tensor.into_data())
 }
 
-/// Asserts that the largest difference is within `tolerance` of the reference's largest number.
+/// Asserts that the largest difference is within `tolerance` of the reference's largest number; `--nocapture` shows it.
 #[track_caller]
 pub fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len(), "{name}");
     let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
     let worst = got.iter().zip(expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
+    eprintln!("{name:<22} {:.1e} of {tolerance:.0e}", worst / largest);
     assert!(worst <= tolerance * largest, "{name}: {worst:e} against {largest:e}");
 }
 

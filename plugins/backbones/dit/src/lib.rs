@@ -310,11 +310,10 @@ impl<P: Clock> BackboneConfig for Config<P> {
     }
 
     fn activations(&self) -> f64 {
-        let Numbers { hidden_size, depth, num_heads, .. } = self.checked();
+        let Numbers { hidden_size, depth, .. } = self.checked();
         let (width, tokens, mlp) = (hidden_size as f64, self.tokens() as f64, self.mlp_width() as f64);
-        // Kept per block: inputs of the four matmuls, both norms and modulations in pieces, gelu's factors,
-        // and the attention map with its exponentials.
-        depth as f64 * (tokens * (22.0 * width + 7.0 * mlp) + 3.0 * num_heads as f64 * tokens * tokens)
+        // Kept per block: inputs of norms, maps, gates and gelu; queries, keys and values.
+        depth as f64 * tokens * (10.0 * width + 2.0 * mlp)
     }
 }
 

@@ -290,12 +290,12 @@ impl BackboneConfig for LlamaGenConfig {
     }
 
     fn activations(&self) -> f64 {
-        let Numbers { dim, n_layer, n_head } = self.checked();
+        let Numbers { dim, n_layer, .. } = self.checked();
         let length = (self.prefix() + self.block_size - 1) as f64;
-        // Kept per layer: inputs of the matmuls, norms in pieces, rotated queries and keys, the gate's factors, and the
-        // attention map with its exponentials; at the end the logits with their exponentials.
-        let layer = length * (20.0 * dim as f64 + 5.0 * self.hidden() as f64) + 3.0 * n_head as f64 * length * length;
-        n_layer as f64 * layer + 3.0 * (self.block_size * self.vocab_size) as f64
+        // Kept per layer: inputs of norms, maps and the gate; queries, keys and values, before they are turned and after.
+        // At the end the logits and their gradient.
+        let layer = length * (10.0 * dim as f64 + 3.0 * self.hidden() as f64);
+        n_layer as f64 * layer + 2.0 * (self.block_size * self.vocab_size) as f64
     }
 }
 

@@ -413,15 +413,14 @@ impl BackboneConfig for MarConfig {
 
     fn activations(&self) -> f64 {
         let (parts, rows) = self.work();
-        let transformer = |(Numbers { embed_dim, depth, num_heads }, tokens): (Numbers, f64)| {
+        let transformer = |(Numbers { embed_dim, depth, .. }, tokens): (Numbers, f64)| {
             let (width, mlp) = (embed_dim as f64, self.mlp_width(embed_dim) as f64);
-            // Kept per block: inputs of the four matmuls, both norms in pieces, gelu's input and output, and the
-            // attention map with its exponentials.
-            depth as f64 * (tokens * (20.0 * width + 2.0 * mlp) + 3.0 * num_heads as f64 * tokens * tokens)
+            // Kept per block: inputs of norms, maps and gelu; queries, keys and values.
+            depth as f64 * tokens * (9.0 * width + 2.0 * mlp)
         };
         let Sizes { diffloss_d, diffloss_w, .. } = self.checked();
-        // Kept per row and block of the head: norm and modulation in pieces, both layers, silu's factors.
-        parts.into_iter().map(transformer).sum::<f64>() + rows * (diffloss_d * 16 * diffloss_w) as f64
+        // Kept per row and block of the head: inputs of norm, maps, silu and gate, and the modulation, which is a row's own.
+        parts.into_iter().map(transformer).sum::<f64>() + rows * (diffloss_d * 10 * diffloss_w) as f64
     }
 }
 

@@ -1,88 +1,29 @@
 //! Encoder, decoder, head, losses, gradients and whole decodings equal those of the official code, recorded in
 //! `shared/goldens` (LTH14/mar fe470ac, a tiny configuration, f32; see MANIFEST.md there).
 
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
-use framework::burn::module::{Module, ModuleVisitor, Param};
-use framework::burn::optim::GradientsParams;
-use framework::burn::store::bridge;
-use framework::burn::tensor::{DType, TensorData};
-use framework::foreign::{self, Layout, Report};
+use framework::backbone::{Backbone, BackboneConfig, Control};
+use framework::burn::tensor::DType;
 use framework::guidance::{Denoiser, Guidance};
 use framework::nn::gather;
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::random::{Random, tensor};
+use framework::random::tensor;
 use framework::sampler::{NoiseSource, Progress, Sampler};
 use framework::vp::VpConfig;
 use framework::weights;
 use framework_dylib as _;
+use goldens::{Golden, close, gradients, load, same_gradients, values};
 use mar::{Mar, MarConfig};
-use std::collections::BTreeMap;
-use std::path::{Path as FilePath, PathBuf};
-
-fn goldens() -> Option<PathBuf> {
-    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../../../shared/goldens");
-    if folder.exists() {
-        return Some(folder);
-    }
-    eprintln!("skipped: {} is absent", folder.display());
-    None
-}
-
-struct Golden(BTreeMap<String, TensorData>);
-
-impl Golden {
-    fn open(path: &FilePath) -> Self {
-        let read = |(name, tensor): (&String, _)| (name.clone(), bridge::to_data(tensor).unwrap());
-        Self(foreign::open(path).unwrap().iter().map(read).collect())
-    }
-
-    fn numbers(&self, name: &str) -> Vec<f64> {
-        numbers(&self.0[name])
-    }
-
-    fn indices(&self, name: &str) -> Vec<usize> {
-        self.numbers(name).into_iter().map(|v| v as usize).collect()
-    }
-
-    /// In another shape, f32.
-    fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
-        tensor(&self.numbers(name), shape, DType::F32, &Device::flex())
-    }
-
-    /// The recorded latents as positions, and their classes.
-    fn latents(&self) -> (Tensor<3>, Condition) {
-        let x = self.tensor("latent", [SAMPLES, CHANNELS, TOKENS]).swap_dims(1, 2);
-        (x, Condition::Class(self.indices("labels").into_iter().map(Some).collect()))
-    }
-
-    /// The mask as our input has it.
-    fn hidden(&self) -> Vec<bool> {
-        self.numbers("mask").into_iter().map(|hidden| hidden == 1.0).collect()
-    }
-}
 
 /// Sizes of what is recorded.
 const SAMPLES: usize = 2;
 const TOKENS: usize = 16;
 const CHANNELS: usize = 6;
 
-fn numbers(data: &TensorData) -> Vec<f64> {
-    data.clone().convert::<f64>().try_into_vec::<f64>().unwrap()
-}
-
-fn of<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-    numbers(&tensor.into_data())
-}
-
-/// The manifest's tolerance: relative to the largest number of the reference.
-#[track_caller]
-fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len(), "{name}");
-    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    let worst = got.iter().zip(expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
-    println!("{name}: {:.1e} of {tolerance:.0e}", worst / largest);
-    assert!(worst <= tolerance * largest, "{name}: {worst:e} against {largest:e}");
+/// The recorded latents as positions, and their classes.
+fn latents(golden: &Golden) -> (Tensor<3>, Condition) {
+    let x = golden.tensor::<4>("latent").reshape([SAMPLES, CHANNELS, TOKENS]).swap_dims(1, 2);
+    (x, golden.classes("labels", usize::MAX))
 }
 
 fn json<T: for<'a> Deserialize<'a>>(text: &str) -> T {
@@ -100,31 +41,25 @@ fn config() -> MarConfig {
     )
 }
 
-fn load(config: &MarConfig, goldens: &FilePath, device: &Device) -> (BoxBackbone, Report) {
-    let init = |path: &str, shape: &[usize]| config.initializer(path, shape);
-    let source = foreign::Source::of(goldens.join("mar_ckpt.pth"));
-    foreign::load(config.init(device), &config.formats(), &source, (&Random::new(0), &init)).unwrap()
-}
+const FILE: &str = "mar_ckpt.pth";
 
 #[test]
 fn checkpoint_is_read_whole() {
-    let Some(goldens) = goldens() else { return };
-    let (_, report) = load(&config(), &goldens, &Device::flex());
+    let Some((_, report)) = load(&config(), FILE, &Device::flex()) else { return };
     assert_eq!((report.used.len(), report.nesting.as_str(), report.fresh.len()), (92, "model_ema", 0), "{report}");
     assert_eq!(report.ignored.iter().filter(|(_, why)| why.contains("`model`")).count(), 92);
 }
 
 #[test]
 fn encoder_and_decoder_equal_the_official_code() {
-    let Some(goldens) = goldens() else { return };
-    let (golden, config) = (Golden::open(&goldens.join("mar.safetensors")), config());
-    let (network, _) = load(&config, &goldens, &Device::flex());
+    let (Some(golden), config) = (Golden::open("mar.safetensors"), config()) else { return };
+    let Some((network, _)) = load(&config, FILE, &Device::flex()) else { return };
     let network = weights::restore(Mar::new(&config, &Device::flex()), weights::export(&network)).unwrap();
-    let (x, condition) = golden.latents();
+    let (x, condition) = latents(&golden);
     let tokens = config.masked().patches.cut(x);
-    assert_eq!(of(tokens.clone()), golden.numbers("patchified"));
+    assert_eq!(values(tokens.clone()), golden.numbers("patchified"));
     let (orders, count) = (golden.indices("orders"), golden.indices("num_masked")[0]);
-    let hidden = golden.hidden();
+    let hidden = golden.flags("mask");
     for (mask, order) in hidden.chunks(TOKENS).zip(orders.chunks(TOKENS)) {
         assert!((0..TOKENS).all(|place| mask[place] == order[..count].contains(&place)));
     }
@@ -132,42 +67,41 @@ fn encoder_and_decoder_equal_the_official_code() {
         let class = network.condition(&condition, None, &Device::flex());
         let encoded = network.encode(tokens.clone(), &hidden, class);
         let name = |part: &str| format!("{prefix}{part}");
-        close(&name("encoder_out"), &of(encoded.clone()), &golden.numbers(&name("encoder_out")), 1e-4);
+        close(&name("encoder_out"), &values(encoded.clone()), &golden.numbers(&name("encoder_out")), 1e-4);
         let decoded = network.decode(encoded, &hidden);
-        close(&name("decoder_out"), &of(decoded), &golden.numbers(&name("decoder_out")), 1e-4);
+        close(&name("decoder_out"), &values(decoded), &golden.numbers(&name("decoder_out")), 1e-4);
     }
 }
 
 /// Every token at its recorded time and noise.
 fn whole(config: &MarConfig, golden: &Golden) -> Input {
     Input::Masked {
-        x: config.masked().patches.cut(golden.latents().0),
-        hidden: golden.hidden(),
+        x: config.masked().patches.cut(latents(golden).0),
+        hidden: golden.flags("mask"),
         places: (0..SAMPLES).flat_map(|_| 0..TOKENS).collect(),
-        x_t: golden.tensor("head.x_t", [SAMPLES, TOKENS, CHANNELS]),
+        x_t: golden.tensor::<2>("head.x_t").reshape([SAMPLES, TOKENS, CHANNELS]),
         t: golden.numbers("head.t").into_iter().map(|t| config.t_of_native(t)).collect(),
     }
 }
 
 #[test]
 fn head_and_its_losses_equal_the_official_code() {
-    let Some(goldens) = goldens() else { return };
-    let (golden, config) = (Golden::open(&goldens.join("mar.safetensors")), config());
-    let (network, _) = load(&config, &goldens, &Device::flex());
-    let (x, condition) = golden.latents();
+    let (Some(golden), config) = (Golden::open("mar.safetensors"), config()) else { return };
+    let Some((network, _)) = load(&config, FILE, &Device::flex()) else { return };
+    let (x, condition) = latents(&golden);
     let out = network.predict(&whole(&config, &golden), &condition, &Control::default());
-    close("head.out", &of(out.clone()), &golden.numbers("head.out"), 1e-4);
+    close("head.out", &values(out.clone()), &golden.numbers("head.out"), 1e-4);
     // Each token as a sample of its own, so that losses come a token.
     let rows = SAMPLES * TOKENS;
     let out = out.reshape([rows, 1, 2 * CHANNELS]);
     let t: Vec<f64> = golden.numbers("head.t").into_iter().map(|t| config.t_of_native(t)).collect();
     let loss = |variance_loss: bool| {
         let vp = VpConfig { betas: config.process.betas, variance_loss, ..VpConfig::default() }.process();
-        let noise = golden.tensor("head.noise", [rows, 1, CHANNELS]);
+        let noise = golden.tensor::<2>("head.noise").reshape([rows, 1, CHANNELS]);
         let example = vp.example(x.clone().reshape([rows, 1, CHANNELS]), noise, t.clone());
         let Input::Noisy { x_t, .. } = &example.input else { unreachable!() };
-        close("head.x_t", &of(x_t.clone()), &golden.numbers("head.x_t"), 1e-5);
-        of(vp.loss(out.clone(), &example))
+        close("head.x_t", &values(x_t.clone()), &golden.numbers("head.x_t"), 1e-5);
+        values(vp.loss(out.clone(), &example))
     };
     let (mse, both) = (loss(false), loss(true));
     let bound: Vec<f64> = both.iter().zip(&mse).map(|(both, mse)| both - mse).collect();
@@ -176,35 +110,11 @@ fn head_and_its_losses_equal_the_official_code() {
     close("head.loss", &both, &golden.numbers("head.loss"), 1e-5);
 }
 
-/// Gradient of a scalar by official parameter name, in the official layout.
-fn gradients(config: &MarConfig, network: &BoxBackbone, loss: Tensor<1>) -> BTreeMap<String, Vec<f64>> {
-    struct Read<'a>(Vec<String>, GradientsParams, &'a MarConfig, BTreeMap<String, Vec<f64>>);
-    impl ModuleVisitor for Read<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let Some(grad) = self.1.get::<D>(param.id) else { return };
-            let name = (self.2.formats()[0].of)(&self.0.join("."));
-            let grad = if name.layout == Layout::Transposed { grad.swap_dims(0, 1) } else { grad };
-            self.3.insert(name.name, of(grad));
-        }
-    }
-    let grads = GradientsParams::from_grads(loss.backward(), network);
-    let mut read = Read(Vec::new(), grads, config, BTreeMap::new());
-    network.visit(&mut read);
-    read.3
-}
-
 #[test]
 fn loss_and_gradients_equal_the_official_code() {
-    let Some(goldens) = goldens() else { return };
-    let (golden, config) = (Golden::open(&goldens.join("mar.safetensors")), config());
-    let (network, _) = load(&config, &goldens, &Device::flex().autodiff());
-    let (x, condition) = golden.latents();
+    let (Some(golden), config) = (Golden::open("mar.safetensors"), config()) else { return };
+    let Some((network, _)) = load(&config, FILE, &Device::flex().autodiff()) else { return };
+    let (x, condition) = latents(&golden);
     let process = config.masked();
     let (orders, count) = (golden.indices("orders"), golden.indices("num_masked")[0]);
     let hidden: Vec<usize> = orders.chunks(TOKENS).flat_map(|order| order[..count].to_vec()).collect();
@@ -216,39 +126,26 @@ fn loss_and_gradients_equal_the_official_code() {
         .collect();
     let t = golden.numbers("full.t");
     let t = recorded.iter().map(|row| config.t_of_native(t[*row])).collect();
-    let noise = golden.tensor("full.noise", [1, process.repeats * SAMPLES * TOKENS, CHANNELS]);
+    let noise = golden.tensor::<2>("full.noise").unsqueeze();
     let noise = gather(noise, &recorded).reshape([SAMPLES, process.repeats * count, CHANNELS]);
     let example = process.example(process.patches.cut(x), &hidden, noise, t);
     let prediction = network.predict(&example.input, &condition, &Control::default());
     let loss = process.loss(prediction, &example).mean();
     close("full.loss", &[f64::from(loss.clone().into_scalar::<f32>())], &golden.numbers("full.loss"), 1e-5);
-    let got = gradients(&config, &network, loss);
-    let mut compared = 0;
-    for (name, expected) in &golden.0 {
-        let expected = numbers(expected);
-        if let Some(name) = name.strip_prefix("grad_norm.") {
-            let norm = got.get(name).map_or(0.0, |g| g.iter().map(|v| v * v).sum::<f64>().sqrt());
-            assert!((norm - expected[0]).abs() <= 1e-3 * expected[0] + 1e-6, "{name}: {norm} against {}", expected[0]);
-            compared += 1;
-        } else if let Some(name) = name.strip_prefix("grad.") {
-            close(&format!("grad.{name}"), &got[name], &expected, 1e-3);
-            compared += 1;
-        }
-    }
-    assert_eq!(compared, 92 + 7);
+    let got = gradients(&config.formats()[0], &network, loss);
+    same_gradients("", &got, &golden, &|_| None, 92 + 7);
 }
 
 #[test]
 fn official_file_starts_a_guided_network_at_the_published_model() {
-    let Some(goldens) = goldens() else { return };
-    let golden = Golden::open(&goldens.join("mar.safetensors"));
+    let Some(golden) = Golden::open("mar.safetensors") else { return };
     let config = MarConfig { guidance_input: Some(mar::GuidanceInput::Mlp), ..config() };
-    let (network, report) = load(&config, &goldens, &Device::flex());
+    let Some((network, report)) = load(&config, FILE, &Device::flex()) else { return };
     assert_eq!(report.fresh.len(), 4, "{report}");
     for beta in [0.1, 0.5, 1.0] {
         let control = Control::guided(Some(vec![beta; SAMPLES]));
-        let out = network.predict(&whole(&config, &golden), &golden.latents().1, &control);
-        close("head.out", &of(out), &golden.numbers("head.out"), 1e-4);
+        let out = network.predict(&whole(&config, &golden), &latents(&golden).1, &control);
+        close("head.out", &values(out), &golden.numbers("head.out"), 1e-4);
     }
 }
 
@@ -263,7 +160,7 @@ struct Recorded<'a> {
 impl NoiseSource for Recorded<'_> {
     fn normal(&mut self, draw: usize) -> Tensor<3> {
         let orders = self.golden.indices("orders");
-        let mut values = vec![0.0; SAMPLES * TOKENS * CHANNELS];
+        let mut noise = vec![0.0; SAMPLES * TOKENS * CHANNELS];
         let mut before = TOKENS;
         for (i, after) in self.hidden.into_iter().enumerate() {
             let mut places: Vec<usize> = (0..SAMPLES)
@@ -272,14 +169,14 @@ impl NoiseSource for Recorded<'_> {
             places.sort_unstable();
             let name = format!("{}.iter{i}.{}", self.key, if draw == 0 { "init_noise" } else { "step_noise" });
             // With guidance the rows of the null half follow those of the conditional one.
-            let rows = self.golden.0[&name].shape().to_vec()[usize::from(draw > 0)];
+            let rows = self.golden.data(&name).shape().to_vec()[usize::from(draw > 0)];
             let recorded = &self.golden.numbers(&name)[draw.saturating_sub(1) * rows * CHANNELS..];
             for (place, row) in places.into_iter().zip(recorded.chunks(CHANNELS)) {
-                values[place * CHANNELS..][..CHANNELS].copy_from_slice(row);
+                noise[place * CHANNELS..][..CHANNELS].copy_from_slice(row);
             }
             before = after;
         }
-        tensor(&values, [SAMPLES, TOKENS, CHANNELS], DType::F32, &Device::flex())
+        tensor(&noise, [SAMPLES, TOKENS, CHANNELS], DType::F32, &Device::flex())
     }
 
     fn uniform(&mut self, _: usize, n: usize) -> Vec<f64> {
@@ -301,15 +198,14 @@ impl NoiseSource for Recorded<'_> {
 
 #[test]
 fn whole_decodings_equal_the_official_code() {
-    let Some(goldens) = goldens() else { return };
-    let (golden, config) = (Golden::open(&goldens.join("mar_sample.safetensors")), config());
-    let (network, _) = load(&config, &goldens, &Device::flex());
+    let (Some(golden), config) = (Golden::open("mar_sample.safetensors"), config()) else { return };
+    let Some((network, _)) = load(&config, FILE, &Device::flex()) else { return };
     let sampler: samplers::Masked = json(
         r#"{ "iterations": 4, "temperature": 0.95, "head": { "type": "ddpm", "steps": 8, "variance": "learned_range" } }"#,
     );
     let process = config.process();
     assert!(sampler.check().is_empty() && sampler.check_process(&*process).is_empty());
-    let condition = Condition::Class(golden.indices("labels").into_iter().map(Some).collect());
+    let condition = golden.classes("labels", usize::MAX);
     let rule = |text: &str| json::<guidance::Cfg>(text);
     for (key, rule, nfe) in [
         ("cfg1.0.linear", rule(r#"{ "scale": 1.0 }"#), 4),
@@ -322,7 +218,7 @@ fn whole_decodings_equal_the_official_code() {
         let mut steps = 0;
         let latent = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| steps += 1);
         let Latent::Values(x) = latent else { unreachable!() };
-        close(key, &of(x.swap_dims(1, 2)), &golden.numbers(&format!("{key}.tokens")), 1e-3);
+        close(key, &values(x.swap_dims(1, 2)), &golden.numbers(&format!("{key}.tokens")), 1e-3);
         assert_eq!((steps, model.nfe()), (4, nfe), "{key}");
     }
 }

@@ -180,16 +180,13 @@ impl Sd15Config {
     fn up(&self, level: usize) -> Vec<usize> {
         let channels = &self.block_out_channels;
         let below = channels[(level + 1).min(self.coarsest())];
-        let mut inputs: Vec<usize> = (0..=self.layers_per_block)
-            .map(|i| {
-                let from = if i == 0 { below } else { channels[level] };
-                // The last block meets what entered the level.
-                let kept = if i == self.layers_per_block { channels[level.saturating_sub(1)] } else { channels[level] };
-                from + kept
-            })
-            .collect();
-        inputs.shrink_to_fit();
-        inputs
+        let inputs = |i: usize| {
+            let from = if i == 0 { below } else { channels[level] };
+            // The last block meets what entered the level.
+            let kept = if i == self.layers_per_block { channels[level.saturating_sub(1)] } else { channels[level] };
+            from + kept
+        };
+        (0..=self.layers_per_block).map(inputs).collect()
     }
 
     /// Every residual block, for the estimates.
@@ -358,11 +355,8 @@ impl BackboneConfig for Sd15Config {
     fn activations(&self) -> f64 {
         let block = |block: Planned| {
             let (inputs, outputs, positions) = (block.inputs as f64, block.outputs as f64, self.positions(block.level));
-            // Inputs of both convolutions, norms in pieces, silu's factors; of a transformer the inputs of its maps, its
-            // norms, gelu's factors, and both attention maps with their exponentials.
-            let convolutions = positions * (7.0 * inputs + 8.0 * outputs);
-            let attention = 3.0 * self.num_heads as f64 * positions * (positions + self.text_length());
-            convolutions + if block.attended { positions * 50.0 * outputs + attention } else { 0.0 }
+            // Inputs of norms and convolutions; of a transformer also those of its maps, attentions and gate.
+            positions * (2.0 * inputs + 4.0 * outputs + if block.attended { 30.0 * outputs } else { 0.0 })
         };
         self.plan().into_iter().map(block).sum()
     }

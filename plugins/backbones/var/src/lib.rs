@@ -292,12 +292,12 @@ impl BackboneConfig for VarConfig {
     }
 
     fn activations(&self) -> f64 {
-        let Numbers { depth, embed_dim, num_heads, .. } = self.checked();
-        let (length, heads) = (self.positions() as f64, num_heads as f64);
-        // Kept per block: inputs of the matmuls, norms and modulations in pieces, unit queries and keys, gelu's factors, and
-        // the attention map with its exponentials; at the end the logits with their exponentials.
-        let block = length * (26.0 * embed_dim as f64 + 7.0 * self.hidden() as f64) + 3.0 * heads * length * length;
-        depth as f64 * block + 3.0 * length * self.vocabulary as f64
+        let Numbers { depth, embed_dim, .. } = self.checked();
+        let length = self.positions() as f64;
+        // Kept per block: inputs of norms, maps, gates and gelu; queries, keys and values, before they are scaled to one and
+        // after. At the end the logits and their gradient.
+        let block = length * (13.0 * embed_dim as f64 + 2.0 * self.hidden() as f64);
+        depth as f64 * block + 2.0 * length * self.vocabulary as f64
     }
 }
 
