@@ -301,7 +301,7 @@ fn parts_that_do_not_fit_are_refused() {
     assert_snapshot!(after(&[("/guidance/input", "true"), ("/guidance/scale", "9")]), @r#"
     error: guidance "mix" asks for scale 9, which objective "nested" does not train
       at       p.json  /guidance and /objective
-      accepts  scales from 0 to 2
+      accepts  scales from 0 to 4
     "#);
     assert_snapshot!(after(&[("/conditioner", "{\"type\": \"words\"}"), ("/sampler/tokens", "true")]), @r#"
     error: conditioner "words" would have no effect: "tiny" as configured reads a class
