@@ -197,8 +197,8 @@ pub struct SampleOptions {
     #[arg(long = "set", value_name = "/POINTER=VALUE")]
     pub set: Vec<String>,
     /// Images a batch.
-    #[arg(long, default_value_t = 100)]
-    pub batch_size: usize,
+    #[arg(long, default_value = "100")]
+    pub batch_size: NonZeroUsize,
     /// The grid picture.
     #[arg(long, default_value = "samples.png")]
     pub output: PathBuf,

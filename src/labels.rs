@@ -42,7 +42,10 @@ pub fn grid(rows: &[Label], columns: usize) -> Vec<Label> {
 pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Result<Vec<Label>> {
     let all = match pipeline.backbone.accepts().condition {
         ConditionKind::Text | ConditionKind::Tokens => captions(dataset).take(count).collect(),
-        _ => classes(pipeline).unwrap_or(vec![Label::None]),
+        _ => match classes(pipeline) {
+            Some(classes) => spread(classes.len(), count).into_iter().map(Label::Class).collect(),
+            None => vec![Label::None],
+        },
     };
     if all.is_empty() { Err(silent()) } else { Ok(all.into_iter().cycle().take(count).collect()) }
 }

@@ -1,10 +1,11 @@
-//! A run's folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures and the report.
+//! A run's folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures and the report; `lock` while it
+//! trains.
 
 use crate::Failure;
 use framework::checkpoint::{self, Checkpoint};
 use framework::error::Error;
 use serde_json::Value;
-use std::ffi::OsStr;
+use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -61,23 +62,32 @@ impl Run {
         }
     }
 
-    /// Makes a checkpoint of `step` steps the newest: those of later steps are set aside, in the folder that is returned if
-    /// there were any.
+    /// Makes a checkpoint of `step` steps the newest: those of later steps, the best among them, are set aside, in the folder
+    /// that is returned if there were any.
     pub fn make_newest(&self, path: &Path, step: usize) -> Result<Option<PathBuf>, Failure> {
-        let (folder, name) = (self.checkpoints(), checkpoint::file_name(step));
-        let aside = folder.join("set-aside");
-        let mut any = false;
-        for later in checkpoint::list(&folder)? {
-            let Some(later_name) = later.file_name().filter(|later| *later > OsStr::new(&name)) else { continue };
-            fs::create_dir_all(&aside).map_err(|e| Error::io(&aside, e))?;
-            fs::rename(&later, aside.join(later_name)).map_err(|e| Error::io(&later, e))?;
-            any = true;
-        }
-        let kept = folder.join(name);
+        let folder = self.checkpoints();
+        let (kept, best) = (folder.join(checkpoint::file_name(step)), folder.join("best.safetensors"));
+        // First, lest the run have no checkpoint if this fails.
         if fs::canonicalize(path).ok() != fs::canonicalize(&kept).ok() {
             checkpoint::second_name(path, &kept)?;
         }
-        Ok(any.then_some(aside))
+        let mut later = checkpoint::list(&folder)?;
+        later.retain(|path| checkpoint::step_of(path).is_some_and(|found| found > step));
+        let step_of_best = |metadata: HashMap<String, String>| metadata.get("step")?.parse::<usize>().ok();
+        if best.exists() && checkpoint::metadata(&best)?.and_then(step_of_best).is_none_or(|found| found > step) {
+            later.push(best);
+        }
+        if later.is_empty() {
+            return Ok(None);
+        }
+        let numbered = (1..).map(|i| folder.join(format!("set-aside-{i}")));
+        let aside = numbered.into_iter().find(|aside| !aside.exists()).expect("there are numbers enough");
+        fs::create_dir(&aside).map_err(|e| Error::io(&aside, e))?;
+        for path in later {
+            let name = path.file_name().expect("the name of a checkpoint");
+            fs::rename(&path, aside.join(name)).map_err(|e| Error::io(&path, e))?;
+        }
+        Ok(Some(aside))
     }
 
     /// Where checkpoints lie.

@@ -80,7 +80,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     let request = Request {
         labels,
         seed: options.seed,
-        batch_size: options.batch_size.max(1),
+        batch_size: options.batch_size.get(),
         sampler: &*pipeline.sampler,
         guidance: &*pipeline.guidance,
     };

@@ -106,14 +106,14 @@ pub fn learn_tokenizer(
 /// Gives the tokenizer what it learned in the run that `from` (its folder, or a checkpoint in it) belongs to.
 pub fn restore_tokenizer(pipeline: &mut Pipeline, from: &Path, device: &Device) -> Result<(), Failure> {
     let Some(learner) = pipeline.tokenizer.learner() else { return Ok(()) };
-    let folder = if from.is_dir() { Some(from) } else { from.parent().and_then(Path::parent) };
-    let path = learned(folder.unwrap_or(Path::new("")));
-    if path.exists() {
+    // A folder, or that of a checkpoint in `checkpoints` or set aside in it.
+    let path = from.ancestors().take(4).map(learned).find(|path| path.exists());
+    if let Some(path) = path {
         return Ok(learner.restore(&path, device)?);
     }
     Err(Failure::Input(format!(
-        "error: the tokenizer learned from its run's dataset, and {} is not there\n  accepts  a run's folder, or a checkpoint within it\n  fix      name the file: --set /tokenizer/path=FILE",
-        path.display()
+        "error: the tokenizer learned from its run's dataset, and its file is not with {}\n  accepts  a run's folder, or a checkpoint within it\n  fix      name the file: --set /tokenizer/path=FILE",
+        from.display()
     )))
 }
 

@@ -41,30 +41,35 @@ fn group(pattern: &str) -> Result<Group, String> {
     Ok(Box::new(move |path: &str| group.matches(&param_id(path), Some(path))))
 }
 
-/// Problems of `frozen`, `lora` and `weight_decay_groups` with the parameters (path and shape) of the network; pointers are relative to `train`.
+/// Problems of `frozen`, `lora` and `weight_decay_groups` with the parameters (path and shape) of the network; pointers are
+/// relative to `train`.
 pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> Problems {
     let mut problems = Problems::new();
-    // Adapters have weights of their own.
-    let adapters = parameters.iter().filter(|(_, shape, _)| train.lora.is_some() && shape.len() == 2);
-    let adapters = adapters.map(|(path, shape, trained)| (format!("{path}.lora.a"), shape.clone(), *trained));
-    let parameters: Vec<_> = parameters.iter().cloned().chain(adapters).collect();
-    let mut matches = |at: String, pattern: &str, fits: &dyn Fn(&[usize]) -> bool, what: &str| match group(pattern) {
+    let mut matches = |at: String, pattern: &str, among: &[&str], what: &str| match group(pattern) {
         Err(e) => problems.push(Problem::new(at, format!("no regular expression: {e}"))),
         Ok(found) => {
-            if !parameters.iter().any(|(path, shape, _)| found(path) && fits(shape)) {
+            if !among.iter().any(|path| found(path)) {
                 let problem = Problem::new(at, format!("`{pattern}` is found in the path of no {what}"));
                 problems.push(problem.accepts("paths as `unguided check --parameters` prints them"));
             }
         }
     };
+    let all: Vec<&str> = parameters.iter().map(|(path, ..)| path.as_str()).collect();
+    let matrices: Vec<&str> =
+        parameters.iter().filter(|(_, shape, _)| shape.len() == 2).map(|(path, ..)| path.as_str()).collect();
     for (i, pattern) in train.frozen.iter().enumerate() {
-        matches(format!("/frozen/{i}"), pattern, &|_| true, "parameter");
-    }
-    for (i, decayed) in train.weight_decay_groups.iter().enumerate() {
-        matches(format!("/weight_decay_groups/{i}/parameters"), &decayed.parameters, &|_| true, "parameter");
+        matches(format!("/frozen/{i}"), pattern, &all, "parameter");
     }
     if let Some(lora) = &train.lora {
-        matches("/lora/parameters".into(), &lora.parameters, &|shape| shape.len() == 2, "matrix");
+        matches("/lora/parameters".into(), &lora.parameters, &matrices, "matrix");
+    }
+    // Adapters have weights of their own.
+    let chosen = train.lora.as_ref().and_then(|lora| group(&lora.parameters).ok());
+    let adapted = matrices.iter().filter(|path| chosen.as_ref().is_some_and(|chosen| chosen(path)));
+    let adapters: Vec<String> = adapted.flat_map(|path| ["a", "b"].map(|part| format!("{path}.lora.{part}"))).collect();
+    let decayed: Vec<&str> = all.into_iter().chain(adapters.iter().map(String::as_str)).collect();
+    for (i, group) in train.weight_decay_groups.iter().enumerate() {
+        matches(format!("/weight_decay_groups/{i}/parameters"), &group.parameters, &decayed, "parameter");
     }
     problems
 }
@@ -217,6 +222,13 @@ mod tests {
                "lora": {"rank": 1, "parameters": "bias$"}"#,
         );
         let at: Vec<String> = check(&wrong, &parameters(&network)).into_iter().flat_map(|p| p.at).collect();
-        assert_eq!(at, ["/frozen/0", "/frozen/1", "/weight_decay_groups/0/parameters", "/lora/parameters"]);
+        assert_eq!(at, ["/frozen/0", "/frozen/1", "/lora/parameters", "/weight_decay_groups/0/parameters"]);
+        let adapters = train(
+            r#""lora": {"rank": 1}, "weight_decay_groups": [
+                {"parameters": "lora\\.b$", "weight_decay": 0}, {"parameters": "other.*lora", "weight_decay": 0}
+            ]"#,
+        );
+        let at: Vec<String> = check(&adapters, &parameters(&network)).into_iter().flat_map(|p| p.at).collect();
+        assert_eq!(at, ["/weight_decay_groups/1/parameters"]);
     }
 }

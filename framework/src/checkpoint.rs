@@ -13,8 +13,9 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The version of this layout.
-const FORMAT: &str = "unguided-checkpoint-1";
+/// The version of this layout, and what all versions begin with.
+const FORMAT: &str = "unguided-checkpoint-2";
+const ANY_FORMAT: &str = "unguided-checkpoint-";
 
 /// What its tensors are called: the weights and their average, each before the path of a parameter, and Burn's bytes.
 const MODEL: &str = "model";
@@ -85,7 +86,7 @@ impl Checkpoint {
     }
 
     /// Reads and verifies a checkpoint, of which it keeps what a sampler needs: the average where there is one, or else the
-    /// weights, as its `model`. The rest is three quarters of the file.
+    /// weights, as its `model`. With an average and Adam's moments that is a quarter of the file.
     ///
     /// # Errors
     /// If the file is missing, truncated, altered, or no checkpoint of ours.
@@ -106,19 +107,26 @@ impl Checkpoint {
     fn read(path: &Path, wanted: &mut dyn FnMut(&str) -> bool) -> Result<Self> {
         let damaged = |what: String| Error::file(path, format!("damaged checkpoint: {what}"));
         let altered = |what: &dyn Display| damaged(format!("truncated or altered ({what})"));
-        let header = header_bytes(path)?;
-        let layout: Metadata = serde_json::from_slice(&header).map_err(|e| altered(&e))?;
         let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let header = header_of(&mut file, path)?;
+        let layout: Metadata = serde_json::from_slice(&header).map_err(|e| altered(&e))?;
         let (begin, length) = (8 + header.len(), file.metadata().map_err(|e| Error::io(path, e))?.len());
         let declared = (begin + layout.data_len()) as u64;
         if declared != length {
             return Err(altered(&format!("{length} bytes of {declared}")));
         }
-        let Some(metadata) = layout.metadata().as_ref().filter(|m| m.get("format").is_some_and(|f| f == FORMAT)) else {
-            return Err(Error::file(
-                path,
-                "a safetensors file, but no checkpoint of Unguided (no `format` in its metadata); use `convert`",
-            ));
+        let metadata = layout.metadata().as_ref();
+        let metadata = match metadata.and_then(|metadata| Some((metadata, metadata.get("format")?))) {
+            Some((metadata, format)) if format == FORMAT => metadata,
+            Some((_, format)) if format.starts_with(ANY_FORMAT) => {
+                let what = format!("a checkpoint of another version of Unguided ({format}); this one reads {FORMAT}");
+                return Err(Error::file(path, what));
+            }
+            _ => {
+                let what =
+                    "a safetensors file, but no checkpoint of Unguided (no `format` in its metadata); use `convert`";
+                return Err(Error::file(path, what));
+            }
         };
         let get =
             |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("no `{name}` in its metadata")));
@@ -176,12 +184,12 @@ impl Checkpoint {
     }
 }
 
-/// The metadata of a native checkpoint, from its header alone; `None` if the file is none of ours.
+/// The metadata of a native checkpoint of any version, from its header alone; `None` if the file is none of ours.
 ///
 /// # Errors
 /// If the file cannot be read.
 pub fn metadata(path: &Path) -> Result<Option<HashMap<String, String>>> {
-    Ok(header(path)?.filter(|metadata| metadata.get("format").is_some_and(|format| format == FORMAT)))
+    Ok(header(path)?.filter(|metadata| metadata.get("format").is_some_and(|f| f.starts_with(ANY_FORMAT))))
 }
 
 /// The metadata of a safetensors file, from its header alone; `None` if it has none, or is no such file.
@@ -202,12 +210,15 @@ pub fn header(path: &Path) -> Result<Option<HashMap<String, String>>> {
 /// # Errors
 /// If the file cannot be read.
 pub fn header_bytes(path: &Path) -> Result<Vec<u8>> {
-    let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    header_of(&mut fs::File::open(path).map_err(|e| Error::io(path, e))?, path)
+}
+
+fn header_of(file: &mut fs::File, path: &Path) -> Result<Vec<u8>> {
     let (mut length, mut header) = ([0; 8], Vec::new());
     if file.read_exact(&mut length).is_ok() {
         // The format allows no longer one.
         let length = u64::from_le_bytes(length).min(100_000_000);
-        file.take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
+        (&*file).take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
     }
     Ok(header)
 }
@@ -236,10 +247,14 @@ pub fn keep_best(path: &Path) -> Result<()> {
 pub fn second_name(path: &Path, name: &Path) -> Result<()> {
     let partial = name.with_extension("partial");
     let _ = fs::remove_file(&partial);
-    fs::hard_link(path, &partial)
-        .or_else(|_| fs::copy(path, &partial).map(drop))
+    // A link is followed: its own name may mean nothing in another folder.
+    fs::canonicalize(path)
+        .and_then(|path| fs::hard_link(&path, &partial).or_else(|_| fs::copy(&path, &partial).map(drop)))
         .and_then(|()| fs::rename(&partial, name))
-        .map_err(|e| Error::io(name, e))
+        .map_err(|e| Error::io(name, e))?;
+    // Still there where both names were the file's before.
+    let _ = fs::remove_file(&partial);
+    Ok(())
 }
 
 fn sum_and_number(losses: &str) -> Option<(f64, usize)> {
@@ -282,6 +297,8 @@ pub fn write_tensors(
 /// If it cannot be written.
 pub fn write_atomically<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
     let partial = path.with_extension("partial");
+    // It may be a second name, whose bytes are not ours to overwrite.
+    let _ = fs::remove_file(&partial);
     let write = || {
         let mut file = std::io::BufWriter::new(fs::File::create(&partial)?);
         parts.into_iter().try_for_each(|part| file.write_all(part))?;
@@ -364,13 +381,17 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let path = entry.map_err(|e| Error::io(folder, e))?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if name.starts_with("step-") && name.ends_with(".safetensors") {
+        if step_of(&path).is_some() {
             found.push(path);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// The step of a checkpoint, from its file name; `None` if it is not named by its step.
+pub fn step_of(path: &Path) -> Option<usize> {
+    path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
 }
 
 /// The file name of the checkpoint at `step`; names sort by step.
@@ -456,5 +477,42 @@ mod tests {
         }
         fs::write(&path, [&bytes[..], &[0]].concat()).unwrap();
         assert!(Checkpoint::load(&path).is_err());
+    }
+
+    #[test]
+    fn checkpoints_of_other_versions_are_named_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file_name(7));
+        let metadata = HashMap::from([("format".to_string(), "unguided-checkpoint-1".to_string())]);
+        write_tensors(&path, Vec::new(), Some(metadata)).unwrap();
+        let said = Checkpoint::load(&path).unwrap_err().to_string();
+        assert!(said.contains("(unguided-checkpoint-1); this one reads unguided-checkpoint-2"), "{said}");
+    }
+
+    #[test]
+    fn a_second_name_shares_no_bytes_with_what_is_written_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        write_atomically(&at("step.safetensors"), [b"first".as_slice()]).unwrap();
+        // Twice: the second time both names are the file's already.
+        for _ in 0..2 {
+            second_name(&at("step.safetensors"), &at("best.safetensors")).unwrap();
+            second_name(&at("best.safetensors"), &at("step.safetensors")).unwrap();
+        }
+        write_atomically(&at("step.safetensors"), [b"second".as_slice()]).unwrap();
+        assert_eq!(fs::read(at("best.safetensors")).unwrap(), b"first");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_second_name_of_a_link_is_one_of_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("inner")).unwrap();
+        fs::write(at("file"), "bytes").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        second_name(&at("link"), &at("inner/name")).unwrap();
+        assert_eq!(fs::read(at("inner/name")).unwrap(), b"bytes");
     }
 }

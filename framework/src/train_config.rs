@@ -121,11 +121,12 @@ pub struct TrainConfig {
     #[serde(default = "five_hundred")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub save_every: usize,
-    /// Checkpoints kept.
+    /// Checkpoints kept; that of an interruption is kept beside them until the next.
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub keep_last: usize,
-    /// Also keep the checkpoint with the smallest mean training loss since the one before it, `best.safetensors`.
+    /// Also keep the checkpoint with the smallest mean training loss since the one before it, `best.safetensors`; those of
+    /// interruptions count for nothing.
     #[serde(default)]
     pub keep_best: bool,
     /// Steps between sample grids; null = only at the end.

@@ -300,8 +300,8 @@ impl Trainer {
         ))
     }
 
-    /// Writes a checkpoint and removes those beyond `keep_last`. Those of an interruption take no part in the choice of the
-    /// best: their mean loss is of fewer steps.
+    /// Writes a checkpoint and removes those beyond `keep_last`. Those of an interruption are there until the next regular
+    /// one, remove none, and take no part in the choice of the best: their mean loss is of fewer steps.
     fn save(&mut self, regular: bool) -> Result<PathBuf> {
         let path = self.folder.join(checkpoint::file_name(self.step));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
@@ -315,14 +315,19 @@ impl Trainer {
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         }
         .save(&path)?;
-        if regular {
-            if self.pipeline.train.keep_best {
-                checkpoint::keep_best(&path)?;
-            }
-            self.since_saved = (0.0, 0);
+        if !regular {
+            return Ok(path);
         }
-        let all = checkpoint::list(&self.folder)?;
-        for old in &all[..all.len().saturating_sub(self.pipeline.train.keep_last)] {
+        self.since_saved = (0.0, 0);
+        let train = &self.pipeline.train;
+        if train.keep_best {
+            checkpoint::keep_best(&path)?;
+        }
+        let is_regular = |path: &PathBuf| {
+            checkpoint::step_of(path).is_some_and(|step| step == train.steps || step.is_multiple_of(train.save_every))
+        };
+        let (kept, interrupted): (Vec<_>, Vec<_>) = checkpoint::list(&self.folder)?.into_iter().partition(is_regular);
+        for old in kept[..kept.len().saturating_sub(train.keep_last)].iter().chain(&interrupted) {
             std::fs::remove_file(old).map_err(|e| Error::io(old, e))?;
         }
         Ok(path)

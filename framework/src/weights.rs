@@ -181,7 +181,8 @@ pub fn export<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     read.1
 }
 
-/// Puts a checkpoint's numbers into a network; one that holds none yet takes them at once.
+/// Puts a checkpoint's numbers into a network. One that holds none yet takes them at once; on a device that records
+/// gradients all of it is trained then.
 ///
 /// # Errors
 /// If names or shapes are not the network's.
@@ -210,10 +211,9 @@ pub fn restore<M: Module>(network: M, values: BTreeMap<String, TensorData>) -> R
             let new = self.values.remove(&path).expect("looked at above");
             if !param.is_initialized() {
                 // Nothing is drawn that is replaced.
-                return Param::initialized(
-                    param_id(&path),
-                    Tensor::from_data(new.convert_dtype(DType::F32), (&param.lazy_device(), DType::F32)),
-                );
+                let device = param.lazy_device();
+                let new = Tensor::from_data(new.convert_dtype(DType::F32), (&device, DType::F32));
+                return Param::initialized(param_id(&path), new).set_require_grad(device.is_autodiff());
             }
             param.map(|old| {
                 let new = Tensor::from_data(new.convert_dtype(old.dtype()), (&old.device(), old.dtype()));
@@ -257,4 +257,44 @@ pub fn average<M: Module>(average: M, model: &M, decay: f64) -> M {
     let mut read = Read(Names::default(), BTreeMap::new());
     model.visit(&mut read);
     average.map(&mut Lerp(Names::default(), read.1, decay))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Linear;
+    use burn::tensor::Device;
+
+    #[test]
+    fn numbers_go_into_networks_that_hold_none_and_into_those_that_do() {
+        for device in [Device::flex(), Device::flex().autodiff()] {
+            let drawn = |seed| {
+                initialize(Linear::new(3, 2, &device), &Random::new(seed), &|_, shape| match shape.len() {
+                    1 => Init::Constant(vec![0.0; 2]),
+                    _ => Init::Normal(1.0),
+                })
+            };
+            let expected = export(&drawn(1));
+            let into_none = restore(Linear::new(3, 2, &device), expected.clone()).unwrap();
+            let into_others = restore(drawn(2), expected.clone()).unwrap();
+            assert!(export(&into_none) == expected && export(&into_others) == expected);
+            let trained = |network: &Linear| parameters(network).into_iter().map(|(.., trained)| trained).collect();
+            let (none, others): (Vec<bool>, Vec<bool>) = (trained(&into_none), trained(&into_others));
+            // What was drawn as a constant stays one.
+            assert_eq!((none, others), (vec![device.is_autodiff(); 2], vec![device.is_autodiff(), false]));
+        }
+    }
+
+    #[test]
+    fn numbers_of_another_network_are_refused() {
+        let linear = |inputs| Linear::new(inputs, 2, &Device::flex());
+        let zeros = |network| export(&initialize(network, &Random::new(0), &|_, _| Init::Zeros));
+        let said = |values| restore(linear(3), values).unwrap_err().to_string();
+        assert!(said(zeros(linear(4))).contains("`weight` is [4, 2] in the checkpoint and [3, 2] in the backbone"));
+        let (mut fewer, mut more) = (zeros(linear(3)), zeros(linear(3)));
+        fewer.remove("bias");
+        more.insert("scale".to_string(), TensorData::new(vec![0.0_f32], [1]));
+        assert!(said(fewer).contains("no weights for `bias`"));
+        assert!(said(more).contains("holds `scale`"));
+    }
 }

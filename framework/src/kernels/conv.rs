@@ -109,7 +109,7 @@ impl Convolve {
     }
 
     fn sizes(&self, x: &Shape, weight: &Shape) -> Sizes {
-        assert_eq!(x[1], weight[1], "channels of the images and of the kernel");
+        assert!(x[1] == weight[1] && weight[2] == weight[3], "images {x:?}, kernel {weight:?}");
         let to = |side: usize| {
             let room = (side + self.padding.0 + self.padding.1).checked_sub(weight[2]);
             room.expect("the kernel is no larger than the padded image") / self.stride + 1
@@ -288,6 +288,7 @@ impl Fused<3> for Convolve {
         let inputs = inputs.map(dense::<T>);
         let sizes = self.sizes(&inputs[0].shape(), &inputs[1].shape());
         let [x, weight, bias] = inputs.each_ref().map(numbers::<T>);
+        assert_eq!(bias.len(), sizes.outputs, "numbers of the bias");
         let shape = Shape::new([sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]);
         if let Some(winograd) = self.winograd(sizes) {
             return (tensor(winograd.forward([x, weight, bias]), shape), ());

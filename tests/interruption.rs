@@ -1,0 +1,87 @@
+//! A run that is interrupted between two checkpoints ends with the files of one that is not.
+
+use framework::backbone::BoxBackbone;
+use framework::burn::tensor::Device;
+use framework::checkpoint::{self, Checkpoint};
+use framework::error::Result;
+use framework::trainer::{End, Events, Start, StepReport, Trainer, tracking};
+use registry::Registry;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use unguided as _;
+
+/// Asks the run to stop at a step.
+struct StopAt<'a> {
+    step: usize,
+    stop: &'a AtomicBool,
+}
+
+impl Events for StopAt<'_> {
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        self.stop.store(report.step == self.step, Ordering::SeqCst);
+        Ok(())
+    }
+    fn sample(&mut self, _: &BoxBackbone, _: usize, _: bool) -> Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
+    }
+    fn saved(&mut self, _: &Path, _: usize) {}
+}
+
+/// Trains in `folder`, from its newest checkpoint or from the start, and stops at `step`.
+fn train(folder: &Path, step: usize) -> End {
+    let text = fs::read_to_string("examples/pipelines/digits-dit-gft-tiny.json").unwrap();
+    let mut document: Value = serde_json::from_str(&text).unwrap();
+    for (name, value) in [("steps", json!(15)), ("save_every", json!(5)), ("keep_last", json!(2))] {
+        document["train"][name] = value;
+    }
+    document["train"]["keep_best"] = json!(true);
+    let registry = Registry::linked();
+    let pipeline = Arc::new(registry.build(registry.parse(&document.to_string()).expect("a pipeline document")));
+    let (device, newest) = (Device::flex(), checkpoint::list(folder).unwrap().pop());
+    let start = Start {
+        online: pipeline.init_backbone(&tracking(&pipeline.train, &device)),
+        reference: None,
+        resume: newest.map(|path| Checkpoint::load(&path).unwrap()),
+    };
+    let dataset = Arc::new(pipeline.open_data().unwrap());
+    let mut trainer = Trainer::new(pipeline, folder, &device, start).unwrap();
+    let stop = AtomicBool::new(false);
+    trainer.run(dataset, &stop, &mut StopAt { step, stop: &stop }).unwrap()
+}
+
+/// Names, with step, losses and weights.
+fn checkpoints(folder: &Path) -> Vec<(String, usize, (f64, usize), Checkpoint)> {
+    let mut all: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    let read = |path: &std::path::PathBuf| {
+        let found = Checkpoint::load(path).unwrap();
+        (path.file_name().unwrap().to_str().unwrap().to_string(), found.step, found.losses, found)
+    };
+    all.iter().map(read).collect()
+}
+
+#[test]
+fn an_interrupted_run_ends_with_the_files_of_a_whole_one() {
+    let [whole, interrupted] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    assert_eq!(train(whole.path(), 0), End::Done);
+    assert_eq!(train(interrupted.path(), 12), End::Interrupted(12));
+    // The checkpoint of the interruption stands beside those kept, and is not the best.
+    let names: Vec<String> = checkpoints(interrupted.path()).into_iter().map(|(name, ..)| name).collect();
+    let step = checkpoint::file_name;
+    assert_eq!(names, ["best.safetensors".to_string(), step(5), step(10), step(12)]);
+    let best = checkpoints(interrupted.path()).remove(0);
+    assert!([5, 10].contains(&best.1) && best.2.1 == 5, "step {} of {} losses", best.1, best.2.1);
+    assert_eq!(train(interrupted.path(), 0), End::Done);
+    let [whole, interrupted] = [whole, interrupted].map(|folder| checkpoints(folder.path()));
+    assert_eq!(whole.len(), 3);
+    assert_eq!(whole.len(), interrupted.len());
+    for ((a, b), last) in whole.iter().zip(&interrupted).zip([false, false, true]) {
+        assert_eq!((&a.0, a.1, a.2), (&b.0, b.1, b.2));
+        assert!(a.3.model == b.3.model && a.3.ema == b.3.ema, "{} has other bits", a.0);
+        assert!(!last || (a.1 == 15 && a.2.1 == 5), "the last holds the losses of five steps");
+    }
+}
