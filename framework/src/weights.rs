@@ -196,7 +196,7 @@ pub fn restore<M: Module>(network: M, values: BTreeMap<String, TensorData>) -> R
         if data.shape().to_vec() != shape {
             return Err(Error::Run(format!(
                 "`{path}` is {:?} in the checkpoint and {shape:?} in the backbone",
-                data.shape()
+                data.shape().to_vec()
             )));
         }
     }
