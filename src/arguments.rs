@@ -1,6 +1,8 @@
 //! What can be written after `unguided`.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use framework::precision::MatmulPrecision;
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -199,6 +201,10 @@ pub struct SampleOptions {
     /// Images a batch.
     #[arg(long, default_value = "100")]
     pub batch_size: NonZeroUsize,
+    /// How the network multiplies matrices: in f32, or with factors rounded to 16 bits where the processor multiplies those
+    /// faster.
+    #[arg(long, value_parser = matmul_precision(), default_value = "highest")]
+    pub matmul_precision: MatmulPrecision,
     /// The grid picture.
     #[arg(long, default_value = "samples.png")]
     pub output: PathBuf,
@@ -238,6 +244,13 @@ pub struct EncodeOptions {
     /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
     #[arg(long)]
     pub device: Option<String>,
+}
+
+fn matmul_precision() -> impl TypedValueParser<Value = MatmulPrecision> {
+    PossibleValuesParser::new(["highest", "medium"]).map(|name| match name.as_str() {
+        "medium" => MatmulPrecision::Medium,
+        _ => MatmulPrecision::Highest,
+    })
 }
 
 /// A float type of files.

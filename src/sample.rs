@@ -83,6 +83,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         batch_size: options.batch_size.get(),
         sampler: &*pipeline.sampler,
         guidance: &*pipeline.guidance,
+        matmul_precision: options.matmul_precision,
     };
     let drawn = drawn(&pipeline, &network, &request, &device)?;
     let shape = pipeline.image_shape();

@@ -11,6 +11,7 @@ use framework::dataset::{Dataset, Label};
 use framework::error::{Error, Result};
 use framework::picture;
 use framework::pipeline::Pipeline;
+use framework::precision::MatmulPrecision;
 use framework::sampling::{Drawn, Request, draw};
 use framework::trainer::{End, Events, StepReport, Trainer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -107,6 +108,7 @@ fn sampled(pipeline: &Pipeline, network: &BoxBackbone, labels: Vec<Label>, devic
         batch_size: 100,
         sampler: &*pipeline.sampler,
         guidance: &*pipeline.guidance,
+        matmul_precision: MatmulPrecision::Highest,
     };
     drawn(pipeline, network, &request, device)
 }

@@ -9,6 +9,7 @@ use crate::guidance::{Denoiser, Guidance};
 use crate::metric::Images;
 use crate::pipeline::Pipeline;
 use crate::plugin::Kind;
+use crate::precision::MatmulPrecision;
 use crate::process::Input;
 use crate::random::Random;
 use crate::sampler::{Progress, Sampler, SeededNoise};
@@ -27,6 +28,8 @@ pub struct Request<'a> {
     pub sampler: &'a dyn Sampler,
     /// The guidance rule.
     pub guidance: &'a dyn Guidance,
+    /// How the network multiplies matrices.
+    pub matmul_precision: MatmulPrecision,
 }
 
 /// What was drawn.
@@ -47,16 +50,18 @@ impl Drawn {
     }
 }
 
-/// A network whose panics bear its name.
+/// A network as it is asked here: its panics bear its name.
 #[derive(Debug)]
-struct Named<'a> {
+struct Asked<'a> {
     network: &'a dyn Backbone,
     name: &'a str,
+    precision: MatmulPrecision,
 }
 
-impl Backbone for Named<'_> {
+impl Backbone for Asked<'_> {
     fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
-        guard::named(self.name, || self.network.predict(input, condition, control))
+        let pass = || self.network.predict(input, condition, control);
+        guard::named(self.name, || self.precision.within(pass))
     }
 }
 
@@ -72,7 +77,7 @@ pub fn draw(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Drawn> {
     let process = pipeline.process();
-    let network = Named { network, name: pipeline.name(Kind::Backbone) };
+    let network = Asked { network, name: pipeline.name(Kind::Backbone), precision: request.matmul_precision };
     let drawing = format!("{} under {}", pipeline.name(Kind::Sampler), pipeline.name(Kind::Guidance));
     let (shape, image) = (pipeline.latent_shape(), pipeline.image_shape());
     let guidance_of_scale = |scale: f64| pipeline.objective.guidance_of_scale(scale);
