@@ -1,5 +1,5 @@
-//! A run's folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures and the report; `lock`, which the one
-//! `train` that is at work holds.
+//! A run's folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures, the report, and `lock`, which the
+//! one `train` that is at work holds.
 
 use crate::Failure;
 use framework::checkpoint::{self, Checkpoint};
