@@ -5,7 +5,6 @@ use crate::Failure;
 use framework::checkpoint::{self, Checkpoint};
 use framework::error::Error;
 use serde_json::Value;
-use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -62,32 +61,45 @@ impl Run {
         }
     }
 
-    /// Makes a checkpoint of `step` steps the newest: those of later steps, the best among them, are set aside, in the folder
-    /// that is returned if there were any.
+    /// Makes a checkpoint of `step` steps the newest. Those of later steps, the best among them, and another one of the same
+    /// step are set aside, in the folder that is returned if there were any.
     pub fn make_newest(&self, path: &Path, step: usize) -> Result<Option<PathBuf>, Failure> {
         let folder = self.checkpoints();
         let (kept, best) = (folder.join(checkpoint::file_name(step)), folder.join("best.safetensors"));
-        // First, lest the run have no checkpoint if this fails.
-        if fs::canonicalize(path).ok() != fs::canonicalize(&kept).ok() {
-            checkpoint::second_name(path, &kept)?;
+        let of = |path: &Path, name: &str| -> Result<Option<String>, Failure> {
+            Ok(checkpoint::metadata(path)?.and_then(|metadata| metadata.get(name).cloned()))
+        };
+        let mut moved = Vec::new();
+        if kept.exists() && of(&kept, "sha256")? != of(path, "sha256")? {
+            moved.push(kept.clone());
         }
         let mut later = checkpoint::list(&folder)?;
         later.retain(|path| checkpoint::step_of(path).is_some_and(|found| found > step));
-        let step_of_best = |metadata: HashMap<String, String>| metadata.get("step")?.parse::<usize>().ok();
-        if best.exists() && checkpoint::metadata(&best)?.and_then(step_of_best).is_none_or(|found| found > step) {
-            later.push(best);
+        moved.extend(later);
+        if best.exists()
+            && of(&best, "step")?.and_then(|found| found.parse().ok()).is_none_or(|found: usize| found > step)
+        {
+            moved.push(best);
         }
-        if later.is_empty() {
-            return Ok(None);
+        let mut aside = None;
+        if !moved.is_empty() {
+            let mut numbered = (1..).map(|i| folder.join(format!("set-aside-{i}")));
+            let free = numbered.find(|aside| !aside.exists()).expect("there are numbers enough");
+            fs::create_dir(&free).map_err(|e| Error::io(&free, e))?;
+            aside = Some(free);
         }
-        let numbered = (1..).map(|i| folder.join(format!("set-aside-{i}")));
-        let aside = numbered.into_iter().find(|aside| !aside.exists()).expect("there are numbers enough");
-        fs::create_dir(&aside).map_err(|e| Error::io(&aside, e))?;
-        for path in later {
-            let name = path.file_name().expect("the name of a checkpoint");
-            fs::rename(&path, aside.join(name)).map_err(|e| Error::io(&path, e))?;
+        let mut moved = moved.into_iter().peekable();
+        let set_aside = |path: PathBuf| -> Result<(), Failure> {
+            let (Some(aside), Some(name)) = (&aside, path.file_name()) else { return Ok(()) };
+            Ok(fs::rename(&path, aside.join(name)).map_err(|e| Error::io(&path, e))?)
+        };
+        // The chosen one first, lest the run have no checkpoint if this fails.
+        moved.next_if_eq(&kept).map_or(Ok(()), set_aside)?;
+        if fs::canonicalize(path).ok() != fs::canonicalize(&kept).ok() {
+            checkpoint::second_name(path, &kept)?;
         }
-        Ok(Some(aside))
+        moved.try_for_each(set_aside)?;
+        Ok(aside)
     }
 
     /// Where checkpoints lie.
@@ -112,8 +124,12 @@ pub fn newest(
     match load(last) {
         Ok(found) => Ok(Some((last.clone(), found))),
         Err(error) => {
+            let format = checkpoint::metadata(last)?.and_then(|mut metadata| metadata.remove("format"));
             let whole = all.iter().rev().skip(1).find(|path| load(path).is_ok());
             let help = match whole {
+                _ if format.is_some_and(|format| format != checkpoint::FORMAT) => {
+                    "go on with the build that wrote it, or choose another folder with --run".to_string()
+                }
                 Some(path) => {
                     format!("the previous checkpoint is whole; go on from it with\n           {}", offer(path))
                 }

@@ -106,9 +106,10 @@ pub fn learn_tokenizer(
 /// Gives the tokenizer what it learned in the run that `from` (its folder, or a checkpoint in it) belongs to.
 pub fn restore_tokenizer(pipeline: &mut Pipeline, from: &Path, device: &Device) -> Result<(), Failure> {
     let Some(learner) = pipeline.tokenizer.learner() else { return Ok(()) };
-    // A folder, or that of a checkpoint in `checkpoints` or set aside in it.
-    let path = from.ancestors().take(4).map(learned).find(|path| path.exists());
-    if let Some(path) = path {
+    // A folder is a run's. A checkpoint lies in one's `checkpoints`, or set aside in there.
+    let among = |folder: &&Path| folder.file_name().is_some_and(|name| name == "checkpoints");
+    let run = if from.is_dir() { Some(from) } else { from.ancestors().find(among).and_then(Path::parent) };
+    if let Some(path) = run.map(learned).filter(|path| path.exists()) {
         return Ok(learner.restore(&path, device)?);
     }
     Err(Failure::Input(format!(

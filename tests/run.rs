@@ -143,6 +143,13 @@ fn going_back_makes_the_chosen_checkpoint_the_newest() {
     assert!(again.status.success(), "{}", text(&again));
     assert_eq!((names("set-aside-1"), names("set-aside-2")), (all[2..].to_vec(), all[3..].to_vec()));
     assert!(fs::read(&aside).unwrap() == before);
+    // And from another one of a step that is there: that one is set aside, too.
+    let mut other = framework::checkpoint::Checkpoint::load(&aside).unwrap();
+    other.losses.0 += 1.0;
+    other.save(&elsewhere).unwrap();
+    let again = unguided(&[&arguments[..], &["--resume-from", elsewhere.to_str().unwrap()]].concat());
+    assert!(again.status.success(), "{}", text(&again));
+    assert_eq!(names("set-aside-3"), all[2..]);
 }
 
 #[cfg(unix)]
@@ -235,6 +242,8 @@ fn samples_do_not_depend_on_the_batch_size_and_little_on_rounded_products() {
     assert!(apart(&split) <= 1e-4 * largest, "{} against {largest}", apart(&split));
     // 16 bits keep three digits; equal where the processor multiplies no such numbers.
     assert!(apart(&rounded) <= 3e-2 * largest, "{} against {largest}", apart(&rounded));
+    #[cfg(target_arch = "x86_64")]
+    assert!(!is_x86_feature_detected!("avx512fp16") || rounded != whole, "nothing was rounded");
 }
 
 #[test]

@@ -57,9 +57,6 @@ pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> 
     let all: Vec<&str> = parameters.iter().map(|(path, ..)| path.as_str()).collect();
     let matrices: Vec<&str> =
         parameters.iter().filter(|(_, shape, _)| shape.len() == 2).map(|(path, ..)| path.as_str()).collect();
-    for (i, pattern) in train.frozen.iter().enumerate() {
-        matches(format!("/frozen/{i}"), pattern, &all, "parameter");
-    }
     if let Some(lora) = &train.lora {
         matches("/lora/parameters".into(), &lora.parameters, &matrices, "matrix");
     }
@@ -67,9 +64,12 @@ pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> 
     let chosen = train.lora.as_ref().and_then(|lora| group(&lora.parameters).ok());
     let adapted = matrices.iter().filter(|path| chosen.as_ref().is_some_and(|chosen| chosen(path)));
     let adapters: Vec<String> = adapted.flat_map(|path| ["a", "b"].map(|part| format!("{path}.lora.{part}"))).collect();
-    let decayed: Vec<&str> = all.into_iter().chain(adapters.iter().map(String::as_str)).collect();
+    let all: Vec<&str> = all.into_iter().chain(adapters.iter().map(String::as_str)).collect();
+    for (i, pattern) in train.frozen.iter().enumerate() {
+        matches(format!("/frozen/{i}"), pattern, &all, "parameter");
+    }
     for (i, group) in train.weight_decay_groups.iter().enumerate() {
-        matches(format!("/weight_decay_groups/{i}/parameters"), &group.parameters, &decayed, "parameter");
+        matches(format!("/weight_decay_groups/{i}/parameters"), &group.parameters, &all, "parameter");
     }
     problems
 }
@@ -83,13 +83,17 @@ pub fn trained(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)], i
     let group = |pattern: &str| group(pattern).expect("the check phase refuses other patterns");
     let frozen: Vec<Group> = train.frozen.iter().map(|pattern| group(pattern)).collect();
     let adapted = train.lora.as_ref().map(|lora| (lora.rank, group(&lora.parameters)));
+    let unless_frozen = |path: &str, count: usize| if frozen.iter().any(|found| found(path)) { 0 } else { count };
     let of = |(path, shape, trained): &(String, Vec<usize>, bool)| match &adapted {
-        _ if !trained || frozen.iter().any(|found| found(path)) => 0,
+        _ if !trained => 0,
         Some((rank, chosen)) if !is_new(path) => match shape[..] {
-            [inputs, outputs] if chosen(path) => rank * (inputs + outputs),
+            [inputs, outputs] if chosen(path) => {
+                let factor = |name: &str, count| unless_frozen(&format!("{path}.lora.{name}"), count);
+                factor("a", rank * inputs) + factor("b", rank * outputs)
+            }
             _ => 0,
         },
-        _ => shape.iter().product(),
+        _ => unless_frozen(path, shape.iter().product()),
     };
     parameters.iter().map(of).sum()
 }
@@ -214,15 +218,21 @@ mod tests {
     fn frozen_parameters_have_no_gradient_and_patterns_must_be_found() {
         let device = Device::flex().autodiff();
         let frozen = train(r#""frozen": ["^attn", "bias$"]"#);
-        let network = adapt(network(&device), &frozen, &Random::new(0), &|_| false);
+        let fresh = network(&device);
+        let network = adapt(fresh.clone(), &frozen, &Random::new(0), &|_| false);
         assert_eq!(paths(&network), ["new.weight", "other.weight"]);
-        assert_eq!(trained(&frozen, &parameters(&network), &|_| false), 2 * 6);
+        assert_eq!(super::trained(&frozen, &parameters(&fresh), &|_| false), 2 * 6);
         let wrong = train(
             r#""frozen": ["blocks", "("], "weight_decay_groups": [{"parameters": "norm", "weight_decay": 0}],
                "lora": {"rank": 1, "parameters": "bias$"}"#,
         );
         let at: Vec<String> = check(&wrong, &parameters(&network)).into_iter().flat_map(|p| p.at).collect();
-        assert_eq!(at, ["/frozen/0", "/frozen/1", "/lora/parameters", "/weight_decay_groups/0/parameters"]);
+        assert_eq!(at, ["/lora/parameters", "/frozen/0", "/frozen/1", "/weight_decay_groups/0/parameters"]);
+        // Of adapters one factor alone may be trained, whether what they are added to is frozen or not.
+        let one = train(r#""lora": {"rank": 1}, "frozen": ["lora\\.a$", "attn.*weight$"]"#);
+        assert!(check(&one, &parameters(&network)).is_empty());
+        assert_eq!(super::trained(&one, &parameters(&fresh), &|_| false), 2);
+        assert_eq!(paths(&adapt(fresh, &one, &Random::new(0), &|_| false)), ["attn.weight.lora.b"]);
         let adapters = train(
             r#""lora": {"rank": 1}, "weight_decay_groups": [
                 {"parameters": "lora\\.b$", "weight_decay": 0}, {"parameters": "other.*lora", "weight_decay": 0}

@@ -14,7 +14,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The version of this layout, and what all versions begin with.
-const FORMAT: &str = "unguided-checkpoint-2";
+pub const FORMAT: &str = "unguided-checkpoint-2";
 const ANY_FORMAT: &str = "unguided-checkpoint-";
 
 /// What its tensors are called: the weights and their average, each before the path of a parameter, and Burn's bytes.

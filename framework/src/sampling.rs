@@ -105,10 +105,13 @@ pub fn draw(
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             let sample = batch * request.batch_size + bad / images.width();
-            return Err(Error::Run(format!(
-                "sample {sample} of seed {} is not finite: the weights have diverged",
-                request.seed
-            )));
+            let why = match request.matmul_precision {
+                MatmulPrecision::Highest => "the weights have diverged",
+                MatmulPrecision::Medium => {
+                    "the weights have diverged, or numbers are too large for matmul precision medium"
+                }
+            };
+            return Err(Error::Run(format!("sample {sample} of seed {} is not finite: {why}", request.seed)));
         }
         images.extend(values, labels);
     }

@@ -177,6 +177,11 @@ impl Trainer {
         let info = dataset.info();
         let all = (self.step * passes) as u64..(train.steps * passes) as u64;
         let loader = Loader::new(dataset, random, train.batch_size, all.start, all.end);
+        let newest = self.folder.join(checkpoint::file_name(self.step));
+        if self.is_regular(self.step) && newest.exists() {
+            // A run that was killed may have ended right behind it.
+            self.settle(&newest)?;
+        }
         while self.step < train.steps {
             let start = Instant::now();
             let (warmup, decay) = (train.warmup_steps, &train.learning_rate_decay);
@@ -221,9 +226,8 @@ impl Trainer {
                 pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
             }
             let stopping = stop.load(Ordering::SeqCst) && self.step < train.steps;
-            let regular = self.step == train.steps || self.step.is_multiple_of(train.save_every);
-            if stopping || regular {
-                let path = self.save(regular)?;
+            if stopping || self.is_regular(self.step) {
+                let path = self.save()?;
                 events.saved(&path, self.step);
             }
             if stopping {
@@ -300,9 +304,15 @@ impl Trainer {
         ))
     }
 
-    /// Writes a checkpoint and removes those beyond `keep_last`. Those of an interruption are there until the next regular
-    /// one, remove none, and take no part in the choice of the best: their mean loss is of fewer steps.
-    fn save(&mut self, regular: bool) -> Result<PathBuf> {
+    /// Whether a checkpoint of these steps is not that of an interruption.
+    fn is_regular(&self, step: usize) -> bool {
+        let train = &self.pipeline.train;
+        step == train.steps || step.is_multiple_of(train.save_every)
+    }
+
+    /// Writes a checkpoint. Those of an interruption are there until the next regular one, remove none, and take no part in
+    /// the choice of the best: their mean loss is of fewer steps.
+    fn save(&mut self) -> Result<PathBuf> {
         let path = self.folder.join(checkpoint::file_name(self.step));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
         Checkpoint {
@@ -315,22 +325,25 @@ impl Trainer {
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         }
         .save(&path)?;
-        if !regular {
-            return Ok(path);
+        if self.is_regular(self.step) {
+            self.since_saved = (0.0, 0);
+            self.settle(&path)?;
         }
-        self.since_saved = (0.0, 0);
+        Ok(path)
+    }
+
+    /// Makes the newest checkpoint the best if it is, and removes those beyond `keep_last` and those of interruptions.
+    fn settle(&self, newest: &Path) -> Result<()> {
         let train = &self.pipeline.train;
         if train.keep_best {
-            checkpoint::keep_best(&path)?;
+            checkpoint::keep_best(newest)?;
         }
-        let is_regular = |path: &PathBuf| {
-            checkpoint::step_of(path).is_some_and(|step| step == train.steps || step.is_multiple_of(train.save_every))
-        };
+        let is_regular = |path: &PathBuf| checkpoint::step_of(path).is_some_and(|step| self.is_regular(step));
         let (kept, interrupted): (Vec<_>, Vec<_>) = checkpoint::list(&self.folder)?.into_iter().partition(is_regular);
         for old in kept[..kept.len().saturating_sub(train.keep_last)].iter().chain(&interrupted) {
             std::fs::remove_file(old).map_err(|e| Error::io(old, e))?;
         }
-        Ok(path)
+        Ok(())
     }
 }
 
