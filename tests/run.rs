@@ -141,7 +141,9 @@ fn going_back_makes_the_chosen_checkpoint_the_newest() {
     let before = fs::read(&aside).unwrap();
     let again = unguided(&[&arguments[..], &["--resume-from", aside.to_str().unwrap()]].concat());
     assert!(again.status.success(), "{}", text(&again));
-    assert_eq!((names("set-aside-1"), names("set-aside-2")), (all[2..].to_vec(), all[3..].to_vec()));
+    // The optimizer's record has no fixed order, so that the same step again is another file, set aside with the later ones.
+    assert_eq!(names("set-aside-1"), all[2..]);
+    assert!(names("set-aside-2").ends_with(&all[3..]), "{:?}", names("set-aside-2"));
     assert!(fs::read(&aside).unwrap() == before);
     // And from another one of a step that is there: that one is set aside, too.
     let mut other = framework::checkpoint::Checkpoint::load(&aside).unwrap();
