@@ -22,8 +22,8 @@ pub fn check(options: &CheckOptions) -> Outcome {
     }
     let count = weights::count(&network);
     let needs = pipeline.objective.needs();
-    let (train, formats) = (&pipeline.train, pipeline.backbone.formats());
-    let trained = adapt::trained(train, &parameters, &|path| formats.iter().any(|names| names.fresh(path).is_some()));
+    let train = &pipeline.train;
+    let trained = adapt::trained(train, &parameters, &pipeline.is_new());
     let copies = [train.ema.is_some() || needs.ema, needs.reference].iter().filter(|copy| **copy).count();
     // All in f32: weights and their copies; of those that are trained the gradient, and what the optimizer keeps.
     let state = 4.0 * (count * (1 + copies) + trained * (1 + train.optimizer.kept())) as f64;

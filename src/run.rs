@@ -69,37 +69,33 @@ impl Run {
         let of = |path: &Path, name: &str| -> Result<Option<String>, Failure> {
             Ok(checkpoint::metadata(path)?.and_then(|metadata| metadata.get(name).cloned()))
         };
-        let mut moved = Vec::new();
-        if kept.exists() && of(&kept, "sha256")? != of(path, "sha256")? {
-            moved.push(kept.clone());
-        }
+        let is_another = kept.exists() && of(&kept, "sha256")? != of(path, "sha256")?;
         let mut later = checkpoint::list(&folder)?;
         later.retain(|path| checkpoint::step_of(path).is_some_and(|found| found > step));
-        moved.extend(later);
         if best.exists()
             && of(&best, "step")?.and_then(|found| found.parse().ok()).is_none_or(|found: usize| found > step)
         {
-            moved.push(best);
+            later.push(best);
         }
-        let mut aside = None;
-        if !moved.is_empty() {
-            let mut numbered = (1..).map(|i| folder.join(format!("set-aside-{i}")));
-            let free = numbered.find(|aside| !aside.exists()).expect("there are numbers enough");
-            fs::create_dir(&free).map_err(|e| Error::io(&free, e))?;
-            aside = Some(free);
+        let mut numbered = (1..).map(|i| folder.join(format!("set-aside-{i}")));
+        let aside = numbered.find(|aside| !aside.exists()).expect("there are numbers enough");
+        let any = is_another || !later.is_empty();
+        if any {
+            fs::create_dir(&aside).map_err(|e| Error::io(&aside, e))?;
         }
-        let mut moved = moved.into_iter().peekable();
-        let set_aside = |path: PathBuf| -> Result<(), Failure> {
-            let (Some(aside), Some(name)) = (&aside, path.file_name()) else { return Ok(()) };
-            Ok(fs::rename(&path, aside.join(name)).map_err(|e| Error::io(&path, e))?)
+        let set_aside = |path: &Path| {
+            let name = path.file_name().expect("the name of a checkpoint");
+            fs::rename(path, aside.join(name)).map_err(|e| Error::io(path, e))
         };
         // The chosen one first, lest the run have no checkpoint if this fails.
-        moved.next_if_eq(&kept).map_or(Ok(()), set_aside)?;
+        if is_another {
+            set_aside(&kept)?;
+        }
         if fs::canonicalize(path).ok() != fs::canonicalize(&kept).ok() {
             checkpoint::second_name(path, &kept)?;
         }
-        moved.try_for_each(set_aside)?;
-        Ok(aside)
+        later.iter().try_for_each(|path| set_aside(path))?;
+        Ok(any.then_some(aside))
     }
 
     /// Where checkpoints lie.

@@ -41,6 +41,11 @@ fn group(pattern: &str) -> Result<Group, String> {
     Ok(Box::new(move |path: &str| group.matches(&param_id(path), Some(path))))
 }
 
+/// The path of a factor, `a` or `b`, of the adapter of the matrix at `path`.
+fn factor_path(path: &str, factor: &str) -> String {
+    format!("{path}.lora.{factor}")
+}
+
 /// Problems of `frozen`, `lora` and `weight_decay_groups` with the parameters (path and shape) of the network; pointers are
 /// relative to `train`.
 pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> Problems {
@@ -63,7 +68,7 @@ pub fn check(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)]) -> 
     // Adapters have weights of their own.
     let chosen = train.lora.as_ref().and_then(|lora| group(&lora.parameters).ok());
     let adapted = matrices.iter().filter(|path| chosen.as_ref().is_some_and(|chosen| chosen(path)));
-    let adapters: Vec<String> = adapted.flat_map(|path| ["a", "b"].map(|part| format!("{path}.lora.{part}"))).collect();
+    let adapters: Vec<String> = adapted.flat_map(|path| ["a", "b"].map(|factor| factor_path(path, factor))).collect();
     let all: Vec<&str> = all.into_iter().chain(adapters.iter().map(String::as_str)).collect();
     for (i, pattern) in train.frozen.iter().enumerate() {
         matches(format!("/frozen/{i}"), pattern, &all, "parameter");
@@ -88,7 +93,7 @@ pub fn trained(train: &TrainConfig, parameters: &[(String, Vec<usize>, bool)], i
         _ if !trained => 0,
         Some((rank, chosen)) if !is_new(path) => match shape[..] {
             [inputs, outputs] if chosen(path) => {
-                let factor = |name: &str, count| unless_frozen(&format!("{path}.lora.{name}"), count);
+                let factor = |name: &str, count| unless_frozen(&factor_path(path, name), count);
                 factor("a", rank * inputs) + factor("b", rank * outputs)
             }
             _ => 0,
@@ -143,7 +148,7 @@ impl Reparameterizer for Adapters<'_> {
         let (shape, device, rank) = (base.lazy_shape(), base.lazy_device(), self.lora.rank);
         let factor = |name: &str, values: Vec<f32>, shape: [usize; 2]| {
             let tensor = Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32));
-            Param::initialized(param_id(&format!("{path}.lora.{name}")), tensor).set_require_grad(true)
+            Param::initialized(param_id(&factor_path(path, name)), tensor).set_require_grad(true)
         };
         let normal = self.random.normal(&format!("lora {path}"), 0, 0, shape[0] * rank);
         let a = normal.into_iter().map(|z| z / rank as f32).collect();

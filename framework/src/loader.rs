@@ -122,9 +122,8 @@ fn read(dataset: &dyn Dataset, random: &Random, places: &[(usize, u64)]) -> Resu
     let read: Vec<(Item, Option<Error>)> =
         places.par_iter().map(|place| MatmulPrecision::Highest.within(|| get(*place))).collect::<Result<_>>()?;
     let (items, errors): (Vec<Item>, Vec<Option<Error>>) = read.into_iter().unzip();
-    let errors: Vec<Error> = errors.into_iter().flatten().collect();
-    few(&errors, places.len())?;
-    Ok(Batch::of(items, errors.iter().map(Error::to_string).collect()))
+    let skipped = errors.into_iter().flatten().map(|error| error.to_string()).collect();
+    few(Batch::of(items, skipped), places.len())
 }
 
 /// The next item that can be read.
@@ -139,13 +138,13 @@ fn none_left(error: &Error) -> Error {
 }
 
 /// Refuses a batch of which more than half could not be read. One item alone is no share.
-fn few(errors: &[Error], batch_size: usize) -> Result<()> {
-    match errors.first() {
-        Some(first) if errors.len() > (batch_size / 2).max(1) => Err(Error::Run(format!(
-            "{} of {batch_size} items of a batch cannot be read. The first: {first}",
-            errors.len()
+fn few(batch: Batch, asked: usize) -> Result<Batch> {
+    match batch.skipped.first() {
+        Some(first) if batch.skipped.len() > (asked / 2).max(1) => Err(Error::Run(format!(
+            "{} of {asked} items of a batch cannot be read. The first: {first}",
+            batch.skipped.len()
         ))),
-        _ => Ok(()),
+        _ => Ok(batch),
     }
 }
 
@@ -154,28 +153,21 @@ fn few(errors: &[Error], batch_size: usize) -> Result<()> {
 /// # Errors
 /// If more than half of them cannot be read.
 pub fn readable(dataset: &dyn Dataset, indices: &[usize]) -> Result<Batch> {
-    let (items, errors) = plain(dataset, indices);
-    few(&errors, indices.len())?;
-    Ok(Batch::of(items, errors.iter().map(Error::to_string).collect()))
+    few(readable_or_none(dataset, indices), indices.len())
 }
 
 /// The items `indices` as they are, without those that cannot be read, how many these may be.
 pub fn readable_or_none(dataset: &dyn Dataset, indices: &[usize]) -> Batch {
-    let (items, errors) = plain(dataset, indices);
-    Batch::of(items, errors.iter().map(Error::to_string).collect())
-}
-
-fn plain(dataset: &dyn Dataset, indices: &[usize]) -> (Vec<Item>, Vec<Error>) {
     let plain = |index: &usize| MatmulPrecision::Highest.within(|| dataset.plain(*index));
     let read: Vec<Result<Item>> = indices.par_iter().map(plain).collect();
-    let (mut items, mut errors) = (Vec::new(), Vec::new());
+    let (mut items, mut skipped) = (Vec::new(), Vec::new());
     for item in read {
         match item {
             Ok(item) => items.push(item),
-            Err(error) => errors.push(error),
+            Err(error) => skipped.push(error.to_string()),
         }
     }
-    (items, errors)
+    Batch::of(items, skipped)
 }
 
 #[cfg(test)]

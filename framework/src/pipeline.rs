@@ -63,9 +63,13 @@ impl Pipeline {
         if self.train.lora.is_none() && self.train.frozen.is_empty() {
             return network;
         }
+        adapt::adapt(network, &self.train, &Random::new(self.train.seed), &self.is_new())
+    }
+
+    /// Tells of a parameter's path whether official files lack it.
+    pub fn is_new(&self) -> impl Fn(&str) -> bool {
         let formats = self.backbone.formats();
-        let is_new = |path: &str| formats.iter().any(|names| names.fresh(path).is_some());
-        adapt::adapt(network, &self.train, &Random::new(self.train.seed), &is_new)
+        move |path: &str| formats.iter().any(|names| names.fresh(path).is_some())
     }
 
     /// The network of a checkpoint's numbers, adapters merged into their weights.

@@ -50,15 +50,15 @@ impl Drawn {
     }
 }
 
-/// A network as it is asked here: its panics bear its name.
+/// A network as samples are drawn with it: its panics bear its name.
 #[derive(Debug)]
-struct Asked<'a> {
+struct Drawing<'a> {
     network: &'a dyn Backbone,
     name: &'a str,
     precision: MatmulPrecision,
 }
 
-impl Backbone for Asked<'_> {
+impl Backbone for Drawing<'_> {
     fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
         let pass = || self.network.predict(input, condition, control);
         guard::named(self.name, || self.precision.within(pass))
@@ -77,7 +77,7 @@ pub fn draw(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Drawn> {
     let process = pipeline.process();
-    let network = Asked { network, name: pipeline.name(Kind::Backbone), precision: request.matmul_precision };
+    let network = Drawing { network, name: pipeline.name(Kind::Backbone), precision: request.matmul_precision };
     let drawing = format!("{} under {}", pipeline.name(Kind::Sampler), pipeline.name(Kind::Guidance));
     let (shape, image) = (pipeline.latent_shape(), pipeline.image_shape());
     let guidance_of_scale = |scale: f64| pipeline.objective.guidance_of_scale(scale);

@@ -166,6 +166,11 @@ impl TrainConfig {
         if self.metric_samples == 0 { grid } else { self.metric_samples }
     }
 
+    /// Whether there is a checkpoint after `step` steps of a run that nobody interrupts.
+    pub fn saves_at(&self, step: usize) -> bool {
+        step == self.steps || step.is_multiple_of(self.save_every)
+    }
+
     /// Problems within the entry; pointers are relative to it.
     pub fn check(&self) -> Problems {
         let mut problems: Problems = self.optimizer.check().into_iter().map(|p| p.under("/optimizer")).collect();

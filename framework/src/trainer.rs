@@ -123,7 +123,7 @@ impl Trainer {
         let (mut step, mut memory, mut since_saved) = (0, Memory::new(), (0.0, 0));
         if let Some(from) = start.resume {
             (step, memory) = (from.step, from.memory);
-            if !step.is_multiple_of(train.save_every) {
+            if !train.saves_at(step) {
                 since_saved = from.losses;
             }
             online = weights::restore(online, from.model)?;
@@ -178,7 +178,7 @@ impl Trainer {
         let all = (self.step * passes) as u64..(train.steps * passes) as u64;
         let loader = Loader::new(dataset, random, train.batch_size, all.start, all.end);
         let newest = self.folder.join(checkpoint::file_name(self.step));
-        if self.is_regular(self.step) && newest.exists() {
+        if train.saves_at(self.step) && newest.exists() {
             // A run that was killed may have ended right behind it.
             self.settle(&newest)?;
         }
@@ -226,7 +226,7 @@ impl Trainer {
                 pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
             }
             let stopping = stop.load(Ordering::SeqCst) && self.step < train.steps;
-            if stopping || self.is_regular(self.step) {
+            if stopping || train.saves_at(self.step) {
                 let path = self.save()?;
                 events.saved(&path, self.step);
             }
@@ -304,12 +304,6 @@ impl Trainer {
         ))
     }
 
-    /// Whether a checkpoint of these steps is not that of an interruption.
-    fn is_regular(&self, step: usize) -> bool {
-        let train = &self.pipeline.train;
-        step == train.steps || step.is_multiple_of(train.save_every)
-    }
-
     /// Writes a checkpoint. Those of an interruption are there until the next regular one, remove none, and take no part in
     /// the choice of the best: their mean loss is of fewer steps.
     fn save(&mut self) -> Result<PathBuf> {
@@ -325,7 +319,7 @@ impl Trainer {
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         }
         .save(&path)?;
-        if self.is_regular(self.step) {
+        if self.pipeline.train.saves_at(self.step) {
             self.since_saved = (0.0, 0);
             self.settle(&path)?;
         }
@@ -338,7 +332,7 @@ impl Trainer {
         if train.keep_best {
             checkpoint::keep_best(newest)?;
         }
-        let is_regular = |path: &PathBuf| checkpoint::step_of(path).is_some_and(|step| self.is_regular(step));
+        let is_regular = |path: &PathBuf| checkpoint::step_of(path).is_some_and(|step| train.saves_at(step));
         let (kept, interrupted): (Vec<_>, Vec<_>) = checkpoint::list(&self.folder)?.into_iter().partition(is_regular);
         for old in kept[..kept.len().saturating_sub(train.keep_last)].iter().chain(&interrupted) {
             std::fs::remove_file(old).map_err(|e| Error::io(old, e))?;

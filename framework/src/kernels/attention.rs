@@ -4,7 +4,7 @@
 
 use super::math::{GRAIN, Number, exponentials, maximum, room, sum, vectorized};
 use super::matrix::{Matrix, MatrixMut, Rounding, multiply};
-use super::{Fused, tensor, whole};
+use super::{Fused, tensor, whole, width_of_head};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::Shape;
@@ -342,9 +342,7 @@ pub(crate) struct AttendPacked {
 
 impl AttendPacked {
     fn dims(&self, shape: &Shape) -> [usize; 4] {
-        let width = shape[2];
-        assert!(width.is_multiple_of(3 * self.heads), "rows of {width} in three parts of {} heads each", self.heads);
-        [shape[0], self.heads, shape[1], shape[2] / 3 / self.heads]
+        [shape[0], self.heads, shape[1], width_of_head(shape[2], self.heads)]
     }
 
     /// Queries, keys and values, as they lie in row-major numbers.

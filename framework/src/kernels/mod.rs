@@ -240,6 +240,12 @@ impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
     }
 }
 
+/// Width of a head where queries, keys and values lie side by side in rows of `width`.
+fn width_of_head(width: usize, heads: usize) -> usize {
+    assert!(heads > 0 && width.is_multiple_of(3 * heads), "rows of {width} in three parts of {heads} heads each");
+    width / 3 / heads
+}
+
 /// The numbers of a tensor, row-major; copies those that lie otherwise.
 fn dense<T: Number>(x: FlexTensor) -> FlexTensor {
     if x.as_slice::<T>().is_some() { x } else { x.to_contiguous() }

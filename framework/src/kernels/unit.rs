@@ -1,7 +1,7 @@
 //! Queries and keys of unit length, beside their values.
 
 use super::math::{GRAIN, Number, chunks, room, sum, total, vectorized};
-use super::{Fused, dense, numbers, tensor};
+use super::{Fused, dense, numbers, tensor, width_of_head};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 
@@ -29,8 +29,8 @@ fn rows(width: usize) -> usize {
 
 /// Width of the queries and keys, and of a head, in rows of three parts.
 fn widths(width: usize, heads: usize) -> [usize; 2] {
-    assert!(heads > 0 && width.is_multiple_of(3 * heads), "rows of {width} in three parts of {heads} heads each");
-    [width / 3 * 2, width / 3 / heads]
+    let head = width_of_head(width, heads);
+    [2 * heads * head, head]
 }
 
 impl Fused<2> for UnitHeads {
