@@ -308,12 +308,14 @@ impl Attend {
                             for weight in weights.iter_mut() {
                                 *weight = (*weight - highest).exp() * inverse;
                             }
-                            // Rounded weights do not add up to one. Left in, that error stands beside the differences
-                            // of slopes below, which may be far smaller than the slopes.
-                            let total = sum(keys, |k| weights[k]);
-                            let mean = if total > zero { sum(keys, |k| weights[k] * slopes[k]) / total } else { zero };
+                            // Slopes less their mean may be far smaller than both. What rounding left in the mean, and the
+                            // weights' sum, which is not quite one, is the mean of those differences.
+                            for _ in 0..2 {
+                                let mean = sum(keys, |k| weights[k] * slopes[k]);
+                                slopes.iter_mut().for_each(|slope| *slope = *slope - mean);
+                            }
                             for (weight, slope) in weights.iter().zip(slopes.iter_mut()) {
-                                *slope = *weight * (*slope - mean) * scale;
+                                *slope = *weight * *slope * scale;
                             }
                         },
                     );
