@@ -677,7 +677,7 @@ impl<T: Number> Block<T> {
         while left > 0 {
             let mut sums = zeros;
             if left >= RUN {
-                // As many as the compiler knows.
+                // The compiler knows how many.
                 for _ in 0..RUN / STEPS {
                     for _ in 0..STEPS {
                         // SAFETY: the caller's.
@@ -704,7 +704,7 @@ impl<T: Number> Block<T> {
             unsafe { self.write::<S, VECTORS>(simd, &totals, self.out) };
             return;
         }
-        let mut copy = [[T::splat(simd, T::of(0.0)); VECTORS]; ROWS];
+        let mut copy = zeros;
         let copy = (copy.as_mut_ptr().cast::<T>(), VECTORS * lanes);
         let [rows, columns] = self.size;
         // SAFETY: `size` lies within `copy` and, by the caller, within `out`.
