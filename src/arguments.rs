@@ -246,11 +246,9 @@ pub struct EncodeOptions {
     pub device: Option<String>,
 }
 
+/// By the names that documents give it.
 fn matmul_precision() -> impl TypedValueParser<Value = MatmulPrecision> {
-    PossibleValuesParser::new(["highest", "medium"]).map(|name| match name.as_str() {
-        "medium" => MatmulPrecision::Medium,
-        _ => MatmulPrecision::Highest,
-    })
+    PossibleValuesParser::new(["highest", "medium"]).try_map(|name| serde_json::from_value(name.into()))
 }
 
 /// A float type of files.
