@@ -1,4 +1,4 @@
-//! Where the command finds the shared framework and Rust's own library when it is started by hand.
+//! Sets the paths where a directly started command finds the shared framework and Rust's standard library.
 
 use std::env;
 use std::path::Path;

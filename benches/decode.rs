@@ -1,16 +1,19 @@
-//! Decoding 256 tokens with LlamaGen-B's shape: with cache and without, guided and in one pass, by batch size.
+//! Measures the decoding of 256 tokens with the dimensions of LlamaGen-B: with and without cache, guided and in one
+//! pass, by batch size.
 //!
 //!   cargo bench --workspace --bench decode
 //!
-//! Random weights: what the tokens show is of no matter to the clock. Times are of whole images, of one run each.
+//! The weights are random, because the values of the tokens do not affect the timing. Every time is a single
+//! measurement of whole images.
 
-use framework::backbone::BackboneConfig;
 use framework::burn::tensor::{DType, Device};
-use framework::condition::Condition;
-use framework::guidance::{Denoiser, Guidance};
+use framework::network::backbone::BackboneConfig;
+use framework::network::condition::Condition;
+use framework::nn::parameters::{self, Init};
 use framework::random::Random;
-use framework::sampler::{Progress, Sampler, SeededNoise};
-use framework::weights::{self, Init};
+use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+use framework::sampling::guidance::Guidance;
+use framework::sampling::sampler::{Sampler, SamplerStep, SeededNoise};
 use guidance::{Cfg, NoGuidance};
 use llamagen::LlamaGenConfig;
 use samplers::Autoregressive;
@@ -24,18 +27,18 @@ fn main() {
         Init::Zeros => Init::Normal(0.02),
         init => init,
     };
-    let network = weights::initialize(config.init(&Device::flex()), &Random::new(0), &init);
+    let network = parameters::initialize(config.init(&Device::flex()), &Random::new(0), &init);
     let (process, shape) = (config.process(), config.latent_shape());
     let single: NoGuidance = from_value(json!({})).expect("no settings");
     let guided: Cfg = from_value(json!({ "scale": 2.0 })).expect("one setting");
     let seconds = |rule: &dyn Guidance, cache: bool, batch: usize| {
         let sampler: Autoregressive = from_value(json!({ "cache": cache })).expect("one setting");
         let condition = Condition::Class((0..batch).map(|i| Some(i % 1000)).collect());
-        let mut model = Denoiser::new(&network, &*process, rule, &|_| None, &condition, &shape);
+        let mut model = Denoiser::new(&network, &*process, rule, GuidanceNumbers::NONE, &condition, &shape);
         let (random, dtype, device) = (Random::new(0), DType::F32, Device::flex());
         let mut noise = SeededNoise { random, first: 0, count: batch, shape: shape.clone(), dtype, device };
         let start = Instant::now();
-        sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {});
+        sampler.sample(&mut model, &mut noise, &mut |_: &SamplerStep<'_>| {});
         start.elapsed().as_secs_f64()
     };
     println!(
@@ -59,7 +62,7 @@ fn main() {
         if batch == 1 {
             let without = seconds(&single, false, batch);
             report(batch, "one pass", false, without);
-            println!("{:>5} the cache makes it {:.1} times as fast", "", without / one);
+            println!("{:>5} the cache makes one pass {:.1} times as fast", "", without / one);
         }
     }
 }

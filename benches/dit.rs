@@ -1,11 +1,13 @@
-//! Train step and sampling throughput of the digits DiT and of DiT-S/2 with every objective, with peak memory and the
-//! ratios to cfg.
+//! Measures training throughput, sampling throughput and peak memory of the digits DiT and of DiT-S/2 with every
+//! objective, and the ratios to cfg.
 //!
 //!   cargo bench --workspace --bench dit [-- digits dit-s-2-16 dit-s-2-256] [gft mg distill cca]
 //!
-//! Whole pipelines through the command's own trainer, a process each: what a user waits for. Medians over steps after the
-//! first, and over three runs. The ratio of the steps to cfg's is measured apart, in one process, where all objectives take
-//! turns (`benches/turns`), also with `"stopped_matmul_precision": "medium"`; it comes with its 95 % interval.
+//! Every pipeline runs through the `unguided` command in its own process, which measures what a user waits for. The
+//! table shows medians over the steps after the first and over three runs.
+//!
+//! The ratio of step times to cfg is measured separately: all objectives take turns in one process (`benches/turns`),
+//! also with `"stopped_matmul_precision": "medium"`. Each ratio comes with its 95 % interval.
 
 mod turns;
 
@@ -15,21 +17,21 @@ use std::path::Path;
 use std::process::Command;
 use unguided as _;
 
-/// One pipeline to measure.
+/// A pipeline to measure.
 struct Case {
     name: &'static str,
     data: String,
     backbone: &'static str,
     steps: usize,
-    /// Rounds of steps in turn.
+    /// Number of rounds in which each objective takes one step.
     rounds: usize,
     batch: usize,
     columns: usize,
 }
 
-/// Runs of a pipeline.
+/// Number of runs per pipeline.
 const RUNS: usize = 3;
-/// Objectives in the order measured; the last two start from the weights of the first.
+/// Objectives, in the order in which they are measured. The last two start from the weights of the first.
 const OBJECTIVES: [&str; 5] = ["cfg", "gft", "mg", "distill", "cca"];
 
 impl Case {
@@ -59,7 +61,8 @@ impl Case {
     }
 }
 
-/// Latents of 32x32x4, as an autoencoder makes of images of 256x256; what they show is of no matter to the clock.
+/// Writes latents of 32x32x4, the shape that an autoencoder produces from 256x256 images. Their content does not affect
+/// the timing.
 fn latents(path: &Path) {
     let x: Vec<u8> = (0..64 * 4 * 32 * 32).flat_map(|i| ((i as f32 * 0.7).sin()).to_le_bytes()).collect();
     let y: Vec<u8> = (0..64_i64).flat_map(|i| (i % 10).to_le_bytes()).collect();
@@ -71,13 +74,13 @@ fn latents(path: &Path) {
     fs::write(path, safetensors::serialize(views, None).expect("two tensors")).expect("the folder is writable");
 }
 
-/// Median images a second while training, images a second while sampling, peak memory in MiB.
+/// Returns the median training speed in images/s, the sampling speed in images/s, and the peak memory in MiB.
 fn measure(folder: &Path, name: &str, document: &str) -> [f64; 3] {
     let pipeline = folder.join(format!("{name}.json"));
     fs::write(&pipeline, document).expect("the folder is writable");
     let run = folder.join(name);
     if run.exists() {
-        fs::remove_dir_all(&run).expect("the run is ours");
+        fs::remove_dir_all(&run).expect("the run folder can be removed");
     }
     let mut child = Command::new(env!("CARGO_BIN_EXE_unguided"))
         .current_dir(folder)
@@ -88,8 +91,8 @@ fn measure(folder: &Path, name: &str, document: &str) -> [f64; 3] {
         .expect("the command starts");
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0.0_f64;
-    while child.try_wait().expect("the child is ours").is_none() {
-        // The kernel keeps the highest resident size; the last reading before the end is the peak.
+    while child.try_wait().expect("the child can be polled").is_none() {
+        // VmHWM is the highest resident size so far, so the last reading before the process ends is its peak.
         let text = fs::read_to_string(&status).unwrap_or_default();
         let high =
             text.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.split_whitespace().next()?.parse().ok());
@@ -98,7 +101,7 @@ fn measure(folder: &Path, name: &str, document: &str) -> [f64; 3] {
     }
     let output = child.wait_with_output().expect("the child has ended");
     let text = String::from_utf8_lossy(&output.stdout).to_string();
-    let sampling = text.split("an image, ").nth(1).and_then(|t| t.split(' ').next()?.parse().ok()).unwrap_or(f64::NAN);
+    let sampling = text.split("image, ").nth(1).and_then(|t| t.split(' ').next()?.parse().ok()).unwrap_or(f64::NAN);
     let errors = || fs::read_to_string(folder.join("errors")).unwrap_or_default();
     assert!(output.status.success(), "{name}: {}", errors());
     let lines = fs::read_to_string(run.join("metrics.jsonl")).expect("the run logs its steps");
@@ -126,7 +129,7 @@ fn main() {
             batch: 128,
             columns: 4,
         },
-        // The width and depth of DiT-S/2 on 16 tokens, and the whole of it on 256.
+        // DiT-S/2 on 16 tokens, and on the published 256 tokens.
         Case {
             name: "dit-s-2-16",
             data: embedded,
@@ -151,7 +154,7 @@ fn main() {
         "pipeline", "train images/s", "sample images/s", "peak MiB", "memory / cfg", "step / cfg"
     );
     let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    // Those named, or all if none is.
+    // Selects the names given on the command line, or all names if none is given.
     let chosen = |all: &[&'static str]| -> Vec<&'static str> {
         let chosen: Vec<_> = all.iter().copied().filter(|name| named.iter().any(|named| named == name)).collect();
         if chosen.is_empty() { all.to_vec() } else { chosen }
@@ -171,7 +174,7 @@ fn main() {
         let mut peak_cfg = None;
         for (i, objective) in objectives.iter().enumerate() {
             let name = format!("{}-{objective}", case.name);
-            // A run's peak depends on which thread took which work: single ones lie up to a tenth apart.
+            // Peak memory depends on how the threads share the work. It varies by up to 10 % between runs.
             let runs = [(); RUNS].map(|()| measure(folder.path(), &name, &case.document(objective)));
             let [train, sample, peak] = std::array::from_fn(|column| {
                 let mut values = runs.map(|run| run[column]);

@@ -1,19 +1,20 @@
-//! What `"stopped_matmul_precision": "medium"` does to the gradient: its distance from the gradient that all passes in f32
-//! give, beside the distance of two batches' gradients.
+//! Measures how much `"stopped_matmul_precision": "medium"` changes the gradient: the distance to the gradient with all
+//! passes in f32, compared with the distance between the gradients of two batches.
 //!
 //!   cargo bench --workspace --bench gradient
 //!
-//! The network of the digits after some hundred steps, where its predictions differ from condition to condition.
+//! The digits network is first trained for a few hundred steps, until its predictions depend on the condition.
 
-use framework::backbone::BoxBackbone;
 use framework::burn::tensor::{Device, Tensor};
-use framework::dataset::Dataset;
+use framework::data::dataset::Dataset;
+use framework::data::loader::{Order, readable};
 use framework::error::Result;
-use framework::loader::{Order, readable};
+use framework::network::backbone::BoxBackbone;
+use framework::nn::parameters;
 use framework::pipeline::Pipeline;
 use framework::random::Random;
-use framework::trainer::{Events, Start, StepReport, Trainer, tracking};
-use framework::weights;
+use framework::training::events::{Evaluator, Events, StepReport};
+use framework::training::trainer::{Start, Trainer, tracking};
 use registry::Registry;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -22,24 +23,33 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use unguided as _;
 
-/// Steps of training before gradients are compared.
+/// Number of training steps before the gradients are compared.
 const STEPS: usize = 400;
-/// Batches whose gradients are compared.
+/// Number of batches whose gradients are compared.
 const BATCHES: usize = 8;
-/// What is compared; what "medium" rounds to is the processor's choice.
+/// Precisions to compare. The data type that "medium" rounds to depends on the processor.
 const PRECISIONS: [&str; 2] = ["highest", "medium"];
 
-/// Nobody looks.
+/// Event listener that ignores everything.
 struct Quiet;
 
 impl Events for Quiet {
     fn step(&mut self, _: &StepReport) -> Result<()> {
         Ok(())
     }
-    fn sample(&mut self, _: &BoxBackbone, _: usize, _: bool) -> Result<BTreeMap<String, f64>> {
-        Ok(BTreeMap::new())
+    fn sample(&mut self, _: &BoxBackbone, _: usize) -> Result<()> {
+        Ok(())
     }
     fn saved(&mut self, _: &Path, _: usize) {}
+}
+
+/// The objectives here follow no measurement.
+struct Unmeasured;
+
+impl Evaluator for Unmeasured {
+    fn evaluate(&mut self, _: &BoxBackbone, _: usize) -> Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
+    }
 }
 
 fn document(objective: &Value, precision: &str) -> Value {
@@ -62,14 +72,14 @@ fn document(objective: &Value, precision: &str) -> Value {
     })
 }
 
-/// A run with these weights, or with fresh ones.
+/// Builds a trainer that starts from the given weights, or from fresh ones.
 fn trainer(document: &Value, folder: &Path, from: Option<&BoxBackbone>) -> (Arc<Pipeline>, Trainer) {
     let registry = Registry::linked();
     let pipeline = Arc::new(registry.build(registry.parse(&document.to_string()).expect("a pipeline document")));
     let device = Device::flex();
     let tracked = tracking(&pipeline.train, &device);
     let online = match from {
-        Some(network) => pipeline.restore(weights::export(network), &tracked).expect("the same network"),
+        Some(network) => pipeline.restore(parameters::export(network), &tracked).expect("the same network"),
         None => pipeline.init_backbone(&tracked),
     };
     let start = Start { online, reference: None, resume: None };
@@ -77,12 +87,12 @@ fn trainer(document: &Value, folder: &Path, from: Option<&BoxBackbone>) -> (Arc<
     (pipeline, trainer)
 }
 
-/// All numbers of the gradient of one batch.
+/// Returns the gradient of one batch as a flat vector.
 fn gradient((pipeline, trainer): &(Arc<Pipeline>, Trainer), dataset: &dyn Dataset, batch: u64) -> Vec<f64> {
     let random = Random::new(pipeline.train.seed);
     let indices = Order::new(random, dataset.len()).batch(pipeline.train.batch_size, batch);
     let batch_of = readable(dataset, &indices.into_iter().map(|(index, _)| index).collect::<Vec<_>>());
-    let batch_of = batch_of.expect("the data are there");
+    let batch_of = batch_of.expect("the dataset is available");
     let latents = pipeline.latents(&batch_of, &dataset.info(), &Device::flex()).expect("a batch");
     let condition = pipeline.condition(&batch_of.labels).expect("classes");
     let (_, gradients, _) = trainer.pass(&latents, &condition, &random, batch).expect("a finite loss");
@@ -90,7 +100,7 @@ fn gradient((pipeline, trainer): &(Arc<Pipeline>, Trainer), dataset: &dyn Datase
         x.map(|x| x.into_data().try_into_vec().expect("f32")).unwrap_or_default()
     }
     let of = |(path, shape, _): (String, Vec<usize>, bool)| {
-        let id = weights::param_id(&path);
+        let id = parameters::param_id(&path);
         match shape.len() {
             1 => numbers(gradients.get::<1>(id)),
             2 => numbers(gradients.get::<2>(id)),
@@ -98,26 +108,26 @@ fn gradient((pipeline, trainer): &(Arc<Pipeline>, Trainer), dataset: &dyn Datase
             _ => numbers(gradients.get::<4>(id)),
         }
     };
-    weights::parameters(&trainer.sampling_network()).into_iter().flat_map(of).map(f64::from).collect()
+    parameters::parameters(&trainer.sampling_network()).into_iter().flat_map(of).map(f64::from).collect()
 }
 
-/// `|a - b| / |b|`.
+/// Returns `|a - b| / |b|`.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
-    assert!(a.len() == b.len() && !a.is_empty(), "gradients of one network");
+    assert!(a.len() == b.len() && !a.is_empty(), "both gradients belong to the same network");
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
 }
 
 fn main() {
-    println!("objective  medium from highest (median, largest)  one batch from the next (median)");
+    println!("objective     medium to highest (median, maximum)     one batch to the next (median)");
     for objective in
         [json!({"type": "gft"}), json!({"type": "mg", "scale": {"type": "fixed", "scale": 1.5}, "t_high": 1.0})]
     {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut first = trainer(&document(&objective, PRECISIONS[0]), folder.path(), None);
-        let dataset = first.0.open_data().expect("the data are there");
+        let dataset = first.0.open_data().expect("the dataset is available");
         let dataset: Arc<dyn Dataset> = Arc::new(dataset);
-        first.1.run(dataset.clone(), &AtomicBool::new(false), &mut Quiet).expect("the run ends well");
+        first.1.run(dataset.clone(), &AtomicBool::new(false), &mut Quiet, &mut Unmeasured).expect("the run ends well");
         let network = first.1.sampling_network();
         let runs = PRECISIONS.map(|precision| trainer(&document(&objective, precision), folder.path(), Some(&network)));
         let of = |run, batch| gradient(run, &*dataset, batch);

@@ -1,27 +1,27 @@
-//! How the cost of a training step grows with tokens, batch, width and depth, and what share of the machine's matrix products
-//! it reaches; and the speed of such products by shape.
+//! Measures how the cost of a training step grows with tokens, batch, width and depth, and which share of the machine's
+//! speed at matrix products it reaches. Also measures the speed of matrix products by shape.
 //!
 //!   cargo bench --workspace --bench growth
 //!
-//! A DiT with random weights, and around it one number at a time is doubled. The limit is the best product of two
-//! matrices in the same run. The table goes to the screen, two plots beside this file.
+//! The network is a DiT with random weights. One size at a time varies around `BASE`. The limit is the fastest matrix
+//! product in the same run. The benchmark prints a table and writes two plots next to this file.
 
 mod networks;
 
-use framework::backbone::{Backbone, BackboneConfig, Control};
 use framework::burn::tensor::{Device, Tensor};
-use framework::condition::Condition;
-use framework::optimizer::OptimizerConfig;
-use framework::plot::{Curve, lines};
+use framework::network::backbone::{Backbone, BackboneConfig, Control};
+use framework::network::condition::Condition;
+use framework::nn::parameters::{self, Init};
+use framework::optimization::optimizer::OptimizerConfig;
 use framework::process::Input;
 use framework::random::Random;
-use framework::weights::{self, Init};
+use run_folder::plot::{Curve, lines};
 use serde_json::{from_value, json};
 use std::path::Path;
 use std::time::Instant;
 use unguided as _;
 
-/// One network and its batch.
+/// Sizes of a network and of its batch.
 #[derive(Clone, Copy)]
 struct Size {
     tokens: usize,
@@ -30,7 +30,7 @@ struct Size {
     depth: usize,
 }
 
-/// One of its numbers.
+/// Function that selects one of the sizes.
 type Of = fn(&Size) -> usize;
 
 const BASE: Size = Size { tokens: 256, batch: 4, width: 384, depth: 4 };
@@ -74,13 +74,14 @@ fn main() {
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
     let draw = |file: &str, title: &str, y: &str, curves: &[Curve]| {
-        lines(&folder.join(file), title, "doublings", y, curves).expect("a plot beside the benchmark");
+        lines(&folder.join(file), title, "doublings", y, curves).expect("the plot can be written");
     };
-    draw("growth-time.png", "A training step of a DiT, one number doubled at a time", "seconds", &times);
-    draw("growth-share.png", "The same, as a share of the matrix products' limit", "per cent", &shares);
+    draw("growth-time.png", "Training step of a DiT, one size doubled at a time", "seconds", &times);
+    draw("growth-share.png", "Training step of a DiT, share of the matrix-product limit", "percent", &shares);
 }
 
-/// Prints how fast products `[m, k] [k, n]` are, our layer's and Burn's; the best of all is the limit, operations a second.
+/// Prints the speed of products `[m, k] [k, n]` with our linear layer and with Burn's `matmul`. Returns the highest
+/// speed, in operations per second.
 fn limit() -> f64 {
     const SHAPES: [[usize; 3]; 6] =
         [[2048, 2048, 2048], [2048, 384, 1536], [2048, 1536, 384], [2048, 384, 384], [512, 768, 2304], [2048, 64, 256]];
@@ -89,7 +90,7 @@ fn limit() -> f64 {
     for [m, k, n] in SHAPES {
         let device = Device::flex();
         let layer = framework::nn::Linear::without_bias(k, n, &device);
-        let layer = weights::initialize(layer, &Random::new(0), &|_, _| Init::Normal(1.0));
+        let layer = parameters::initialize(layer, &Random::new(0), &|_, _| Init::Normal(1.0));
         let (x, weight) = (Tensor::<2>::ones([m, k], &device), layer.weight.val());
         let mut best = [f64::INFINITY; 2];
         for _ in 0..12 {
@@ -107,7 +108,7 @@ fn limit() -> f64 {
     limit
 }
 
-/// Seconds of a training step, the median of those after the first, and its operations in matrix products.
+/// Returns the median seconds per training step after the first, and the operations in the step's matrix products.
 fn step(Size { tokens, batch, width, depth }: Size) -> (f64, f64) {
     let side = 2 * tokens.isqrt();
     let config: dit::DitConfig = from_value(json!({ "hidden_size": width, "depth": depth, "num_heads": width / 32,

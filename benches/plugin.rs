@@ -1,9 +1,9 @@
-//! What a plugin costs as a shared library: seconds to build, milliseconds to load, kilobytes, and its training step beside
-//! that of the same source linked into the program.
+//! Measures the cost of a plugin as a shared library: build time, file size, load time, and the time of a training step
+//! compared with the same source linked into the program.
 //!
 //!   cargo bench --workspace --bench plugin
 //!
-//! Both take turns in one process, one step each (`benches/turns`).
+//! The two versions take turns in one process, one step each (`benches/turns`).
 
 mod turns;
 
@@ -14,15 +14,15 @@ use std::process::Command;
 use std::time::Instant;
 use unguided as _;
 
-// Its tests have no harness here.
+// This benchmark has no test harness, so the module's tests and their imports are unused.
 #[allow(unused_imports)]
 #[path = "../examples/third_party_objective/src/lib.rs"]
 mod third_party_objective;
 
-/// Steps of each.
+/// Number of steps of each version.
 const STEPS: usize = 600;
 
-/// The digits example with this objective.
+/// Returns the digits example with the given objective.
 fn document(objective: &str) -> serde_json::Value {
     let text = fs::read_to_string("examples/pipelines/digits-dit-gft.json").expect("the example is there");
     let mut document: serde_json::Value = serde_json::from_str(&text).expect("the example is JSON");
@@ -42,11 +42,11 @@ fn main() {
     assert!(built.expect("the command starts").success());
     println!("build        {:.1} s", start.elapsed().as_secs_f64());
     let library = plugin.join("target/third_party_objective.so");
-    println!("library      {:.0} kB", fs::metadata(&library).expect("it was built").len() as f64 / 1000.0);
+    println!("library      {:.0} kB", fs::metadata(&library).expect("the library was built").len() as f64 / 1000.0);
     let start = Instant::now();
-    let read = Library::read(&library).expect("a library");
-    read.check().expect("it fits");
-    read.open().expect("it opens");
+    let read = Library::read(&library).expect("the file is a plugin library");
+    read.check().expect("the library is compatible");
+    read.open().expect("the library opens");
     println!("load         {:.1} ms", start.elapsed().as_secs_f64() * 1000.0);
 
     let seconds = turns::seconds(["gft_zero", "gft_zero_loaded"].map(document).to_vec(), STEPS);

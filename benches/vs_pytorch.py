@@ -1,10 +1,11 @@
-"""Forward passes, training steps and cached decoding, ours and PyTorch's in turn, on one machine in one run.
+"""Compares Unguided with PyTorch in one run on one machine: forward passes, training steps and cached decoding.
 
     pip install torch==2.15.0 diffusers==0.42.1 && python benches/vs_pytorch.py [CASE ...]
 
-PyTorch eager with all cores, its fused attention, fused AdamW, and for convolutions the better of its two memory layouts.
-All in f32 but for train_bf16, which keeps f32 weights: autocast there, `"precision": "bf16"` here. The
-networks have the same layers and sizes as ours; what the weights say is of no matter to the clock.
+The two take turns. PyTorch runs in eager mode on all cores, with fused attention, fused AdamW, and the faster of its
+two memory layouts for convolutions. Everything runs in f32 except train_bf16, which keeps the weights in f32: autocast
+in PyTorch, `"precision": "bf16"` in Unguided. Both sides have the same layers and sizes. The values of the weights do
+not affect the timing.
 """
 
 import math
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 
-ROUNDS = 2  # ours, theirs, ours, theirs; the better median of each
+ROUNDS = 2  # ours, theirs, ours, theirs; the better median of each counts
 DECODED = 64  # tokens
 CASES = {
     "digits-dit": (128, ["train", "forward"]),

@@ -1,31 +1,31 @@
-//! Forward passes, training steps and cached decoding of networks with random weights: seconds and peak memory, to stand
-//! beside PyTorch's.
+//! Measures time and peak memory of forward passes, training steps and cached decoding, for networks with random
+//! weights. `vs_pytorch.py` compares the results with PyTorch.
 //!
-//!   cargo bench --workspace --bench vs_pytorch                    ours alone, every case
-//!   cargo bench --workspace --bench vs_pytorch -- sd15-half forward 20    one case, over so many passes
-//!   python benches/vs_pytorch.py                                  ours and PyTorch's, in turn (see there)
+//!   cargo bench --workspace --bench vs_pytorch                            every case, without PyTorch
+//!   cargo bench --workspace --bench vs_pytorch -- sd15-half forward 20    one case, over 20 passes
+//!   python benches/vs_pytorch.py                                          every case, in turn with PyTorch
 //!
-//! A training step is the loss of one batch, its gradient, and AdamW; in bf16 the weights stay f32 and are cast where they are
-//! read. Decoding is that of the first tokens of an image, one pass each. Each case has a process of its own, so that its peak
-//! is its own. What the weights say is of no matter to the clock.
+//! A training step consists of the loss of one batch, its gradient, and an AdamW step. In bf16, the weights stay in f32
+//! and are cast when they are read. Decoding computes the first tokens of an image, one pass per token. Each case runs
+//! in its own process, so that its peak memory can be measured. The values of the weights do not affect the timing.
 
 mod networks;
 
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Cache, Control};
 use framework::burn::module::Module;
 use framework::burn::tensor::{Device, Int, Tensor};
-use framework::condition::Condition;
-use framework::microbatch;
-use framework::optimizer::OptimizerConfig;
-use framework::precision::CastAll;
+use framework::network::backbone::{Backbone, BackboneConfig, BoxBackbone, Cache, Control};
+use framework::network::condition::Condition;
+use framework::network::microbatch;
+use framework::nn::parameters;
+use framework::nn::precision::CastAll;
+use framework::optimization::optimizer::OptimizerConfig;
 use framework::process::{Input, log_probabilities};
-use framework::weights;
 use networks::{initialized, median_seconds, normal, stepped};
 use serde_json::{from_value, json};
 use std::process::Command;
 use unguided as _;
 
-/// Network, batch, and what is measured.
+/// Network, batch size, and the modes to measure.
 const CASES: [(&str, usize, &[&str]); 8] = [
     ("digits-dit", 128, &["train", "forward"]),
     ("dit-s-2", 8, &["train", "train_bf16", "forward"]),
@@ -37,7 +37,7 @@ const CASES: [(&str, usize, &[&str]); 8] = [
     ("sd15", 1, &["forward"]),
 ];
 
-/// Tokens that decoding draws.
+/// Number of tokens to decode.
 const DECODED: usize = 64;
 
 fn main() {
@@ -49,7 +49,7 @@ fn main() {
     for (name, _, modes) in CASES {
         for mode in modes {
             let this = std::env::current_exe().expect("a path to this benchmark");
-            let status = Command::new(this).args([name, mode]).status().expect("it starts again");
+            let status = Command::new(this).args([name, mode]).status().expect("the benchmark starts");
             assert!(status.success(), "{name} {mode}");
         }
     }
@@ -66,18 +66,18 @@ fn config(name: &str) -> Box<dyn BackboneConfig> {
         "sd15-half" => sd15(json!({ "sample_size": 32, "block_out_channels": [160, 320, 640, 640] })),
         "sd15" => sd15(json!({})),
         "sit-s-2" => Box::new(from_value::<dit::SitConfig>(json!({ "size": "S/2" })).expect("a size")),
-        // The published width and levels, four layers of sixteen.
+        // The published width and levels, with 4 of 16 blocks.
         "var-d16-4" => Box::new(
             from_value::<var::VarConfig>(json!({ "depth": 4, "embed_dim": 1024, "num_heads": 16 })).expect("sizes"),
         ),
         "llamagen-b" => Box::new(
             from_value::<llamagen::LlamaGenConfig>(json!({ "size": "B", "num_classes": 1000 })).expect("a size"),
         ),
-        other => panic!("no network `{other}`; there are {:?}", CASES.map(|(name, ..)| name)),
+        other => panic!("unknown network `{other}`; expected one of {:?}", CASES.map(|(name, ..)| name)),
     }
 }
 
-/// What a network is given, and the loss of what it says.
+/// Returns the input and the condition of a network.
 fn example(name: &str, config: &dyn BackboneConfig, batch: usize, device: &Device) -> (Input, Condition) {
     let shape = config.latent_shape();
     let condition = if name.starts_with("sd15") {
@@ -124,7 +124,7 @@ fn run(name: &str, mode: &str, passes: usize) {
         let predicted = if train {
             read.predict(&input, &condition, &control)
         } else {
-            // As samplers predict.
+            // Samplers run their passes the same way.
             microbatch::predict(&read, &input, &condition, &control)
         };
         let value = loss(predicted, &input);
@@ -141,13 +141,13 @@ fn run(name: &str, mode: &str, passes: usize) {
         "{name:<11} {mode:<10} batch {batch:>3} {median:>9.4} s {:>6.0} GFLOP/s {:>6.0} MiB  {} parameters",
         operations / 1e9 / median,
         peak_mib(),
-        weights::count(&network.expect("a network")),
+        parameters::count(&network.expect("a network")),
     );
 }
 
-/// The passes that draw the first tokens, one after the other.
+/// Runs the passes that decode the first tokens, one after the other.
 fn decode(network: &BoxBackbone, input: &Input, condition: &Condition) {
-    let Input::Tokens { ids } = input else { panic!("only tokens are decoded one by one") };
+    let Input::Tokens { ids } = input else { panic!("only token networks are decoded") };
     let control = Control { cache: Some(Cache::default()), ..Control::default() };
     for count in 1..=DECODED {
         let logits = network.predict(&Input::Tokens { ids: ids.clone().narrow(1, 0, count) }, condition, &control);
@@ -155,7 +155,7 @@ fn decode(network: &BoxBackbone, input: &Input, condition: &Condition) {
     }
 }
 
-/// Peak resident memory of this process, MiB.
+/// Returns the peak resident memory of this process, in MiB.
 fn peak_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM: 0 kB");

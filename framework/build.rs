@@ -1,4 +1,4 @@
-//! The build id: all that a plugin library and the framework it was compiled for must have in common.
+//! Computes the build id: everything that a plugin library and its host's framework must have in common.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn variable(name: &str) -> String {
     env::var(name).unwrap_or_default()
 }
 
-/// The compiler, as it names itself: libraries of two compilers never fit.
+/// Returns the compiler's version text. Libraries of two different compilers are never compatible.
 fn rustc() -> String {
     let output = Command::new(variable("RUSTC")).arg("-V").output().expect("the compiler runs");
     String::from_utf8_lossy(&output.stdout).trim().to_string()
@@ -46,7 +46,8 @@ fn features() -> String {
     if names.is_empty() { "none".to_string() } else { names.join(", ") }
 }
 
-/// The lock file of the workspace that is built: the nearest one above the build folder, or above the framework.
+/// Returns the lock file of the workspace that is built: the nearest one above the build folder or above the
+/// framework.
 fn lock(here: &Path) -> Option<PathBuf> {
     let built = PathBuf::from(variable("OUT_DIR"));
     built.ancestors().chain(here.ancestors()).map(|folder| folder.join("Cargo.lock")).find(|path| path.exists())

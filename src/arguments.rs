@@ -1,68 +1,80 @@
-//! What can be written after `unguided`.
+//! The command-line arguments of `unguided`. The doc comments here are the `--help` texts.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use framework::precision::MatmulPrecision;
+use framework::nn::precision::MatmulPrecision;
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
 #[derive(Debug, Parser)]
-#[command(name = "unguided", version, after_help = "Exit codes: 0 done, 1 failed, 2 the input is wrong.")]
+#[command(name = "unguided", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong input.")]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
-    /// Load the plugin libraries of this folder, or this library, which runs their code; may be repeated. More are named
-    /// by UNGUIDED_PLUGINS (separated like PATH) and by a document's `plugins`.
+    /// Load a plugin library, or every plugin library in a folder. Loading a library runs its code. May be repeated.
+    /// UNGUIDED_PLUGINS (separated like PATH) and a document's `plugins` name further libraries.
     #[arg(long = "plugin-dir", value_name = "PATH", global = true)]
     pub plugins: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train a pipeline, or go on with a run that was stopped.
+    /// Train a pipeline, or resume an interrupted run.
     #[command(after_help = "Example: unguided train examples/pipelines/digits-dit-gft.json --set /train/steps=500")]
     Train(TrainOptions),
-    /// Draw images from a run or a checkpoint.
-    #[command(after_help = "Example: unguided sample runs/digits-dit-gft --beta 0.5 --classes 3,7 --count 10")]
+    /// Sample images from a run or a checkpoint.
+    #[command(after_help = "Example: unguided sample runs/digits-dit-gft --guidance 0.5 --classes 3,7 --count 10")]
     Sample(SampleOptions),
-    /// Check a document and print it with every default, its parameters, memory and network evaluations.
+    /// Check a document. Print it with every default, its parameter count, memory and network evaluations.
     #[command(after_help = "Example: unguided check examples/pipelines/digits-dit-gft.json")]
     Check(CheckOptions),
-    /// Print the JSON Schema of everything registered.
+    /// Print the JSON Schema of all registered plugins.
     #[command(after_help = "Example: unguided schema > pipeline.schema.json")]
-    Schema,
+    Schema {
+        /// Print the reference page of the book instead.
+        #[arg(long)]
+        markdown: bool,
+    },
     /// List every registered plugin with its papers.
     #[command(after_help = "Example: unguided list")]
     List,
-    /// Run the backbone, or the tokenizer, once on tensors from a file: to check a port against its reference.
-    #[command(
-        after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt --input in.safetensors --output out.safetensors\n\nInput tensors: x [B,C,H,W], t [B] in the checkpoint's own units, y [B] int64 class (num_classes = null), beta [B] where the backbone takes it. Output: prediction [B,C,H,W]. Of tokens: ids [B,L], y, beta; of levels: features [B,L,C], y, beta; logits [B,L,V]. Of masked tokens: x, mask [B,L] (1 = hidden), t [B,L], noise [B,L,D] (the head's noisy tokens), y, beta; prediction [B,L,D].\n\nWith --tokenizer: img [B,C,H,W] in [-1,1] is encoded and decoded; latent [B,C,H,W] or indices [B,L], without img, is decoded. Output: latent or indices (and var_input [B,L',C], what the levels behind the first read), and decoded [B,C,H,W]."
-    )]
+    /// Run the backbone or the tokenizer once on tensors from a file, to compare a port with its reference.
+    #[command(after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt \
+            --input in.safetensors --output out.safetensors\
+            \n\nTensors by process, input -> output:\
+            \n  diffusion, flow  x [B,C,H,W], t [B] in the checkpoint's own units -> prediction [B,C,H,W]\
+            \n  next token       ids [B,L] -> prediction [B,L,V] (logits)\
+            \n  next level       features [B,L,C] -> prediction [B,L,V] (logits)\
+            \n  masked tokens    x [B,C,H,W], mask [B,L] (1 = hidden), noise [B,L,D] (noisy tokens of the head), t \
+            [B,L] -> prediction [B,L,D]\
+            \n\nConditions: y [B] (int64 class; num_classes = null), tokens [B,L] (token ids of the text) or context \
+            [B,L,D] (features of the text). beta [B] is the guidance number, for a backbone that reads one.\
+            \n\nWith --tokenizer: encodes img [B,C,H,W] in [-1,1], then decodes. Without img, decodes latent \
+            [B,C,H,W] or indices [B,L]. Output: latent, or indices (and var_input [B,L',C], the input features of \
+            every level after the first), and decoded [B,C,H,W].")]
     Forward(ForwardOptions),
-    /// Convert an official checkpoint to a native one, or back; or a tokenizer's official file to safetensors.
-    #[command(
-        after_help = "Example: unguided convert --pipeline dit.json DiT-XL-2-256x256.pt dit.safetensors\n         unguided convert --pipeline var.json --tokenizer vae_ch160v4096z32.pth vae.safetensors"
-    )]
+    /// Convert a checkpoint between its official and native formats, or a tokenizer's official file to safetensors.
+    #[command(after_help = "Example: unguided convert --pipeline dit.json DiT-XL-2-256x256.pt dit.safetensors\
+            \n         unguided convert --pipeline var.json --tokenizer vae_ch160v4096z32.pth vae.safetensors")]
     Convert(ConvertOptions),
-    /// Prove what distribution the optimum of each objective samples, on random finite worlds.
-    #[command(
-        after_help = "Example: unguided verify gft mg --worlds 1000\n         unguided verify '{\"type\": \"gft\", \"dropped_sample\": \"plain\"}'"
-    )]
+    /// Verify on random finite worlds that the optimum of each objective samples the distribution it states.
+    #[command(after_help = "Example: unguided verify gft mg --worlds 1000\
+            \n         unguided verify '{\"type\": \"gft\", \"dropped_sample\": \"plain\"}'")]
     Verify(VerifyOptions),
-    /// Encode a document's dataset with its tokenizer, once, for dataset `latents` to read.
-    #[command(
-        after_help = "Example: unguided encode pipeline.json --output latents\n\nStopped at any time, the same command goes on. At the end it prints the entry to put in place of the document's `data`. Images that cannot be read are left out and counted."
-    )]
+    /// Encode a document's dataset with its tokenizer, for dataset `latents` to read.
+    #[command(after_help = "Example: unguided encode pipeline.json --output latents\
+            \n\nIf the command is interrupted, run it again to resume. At the end it prints the entry that replaces \
+            the document's `data`. Unreadable images are skipped and counted.")]
     Encode(EncodeOptions),
-    /// Write, build and look into plugins of your own.
+    /// Create, build, test and inspect your own plugins.
     Plugin {
-        /// What to do.
+        /// The plugin command to run.
         #[command(subcommand)]
         command: PluginCommand,
     },
-    /// Print completions for a shell.
+    /// Print the completion script of a shell.
     #[command(after_help = "Example: unguided completions bash > /etc/bash_completion.d/unguided")]
     Completions {
         /// The shell.
@@ -71,7 +83,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The document that the command reads.
+    /// Returns the path of the document that the command reads, if it reads one.
     pub fn document(&self) -> Option<&Path> {
         match self {
             Self::Train(options) => Some(&options.document.pipeline),
@@ -86,66 +98,65 @@ impl Command {
 
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
-    /// Begin a plugin: a crate of one file that compiles and does something sensible, its test, and a pipeline.
+    /// Create a plugin crate: one source file with a working example and its test, and a pipeline that uses it.
     #[command(after_help = "Example: unguided plugin new my_loss --kind objective")]
     New {
-        /// Name of the plugin and of its folder, in lower_snake_case.
+        /// Folder to create. Its last component is the name of the plugin, in lower_snake_case.
         name: PathBuf,
-        /// What it is.
+        /// Kind of plugin.
         #[arg(long, value_enum)]
         kind: PluginKind,
     },
-    /// Compile a plugin against this installation, in seconds.
-    #[command(
-        after_help = "Example: unguided plugin build my_loss\n\nWrites my_loss/target/my_loss.so. Dependencies in its Cargo.toml are compiled too."
-    )]
+    /// Compile a plugin against this installation.
+    #[command(after_help = "Example: unguided plugin build my_loss\
+            \n\nWrites my_loss/target/my_loss.so. Also compiles the dependencies in its Cargo.toml.")]
     Build {
-        /// The folder of its crate.
+        /// Folder of the plugin's crate.
         #[arg(default_value = ".")]
         folder: PathBuf,
     },
     /// Compile a plugin's tests against this installation and run them.
     #[command(after_help = "Example: unguided plugin test my_loss")]
     Test {
-        /// The folder of its crate.
+        /// Folder of the plugin's crate.
         #[arg(default_value = ".")]
         folder: PathBuf,
     },
-    /// Print what a library says about itself, without opening it.
+    /// Print the build id, the plugins and the schemas of a library without running its code.
     #[command(after_help = "Example: unguided plugin inspect my_loss/target/my_loss.so")]
     Inspect {
-        /// The library.
+        /// The library file.
         file: PathBuf,
     },
-    /// Open a library that was just compiled and print the schemas of its plugins.
+    /// Open a newly compiled library and print the schemas of its plugins.
     #[command(hide = true)]
     Describe {
-        /// The library.
+        /// The library file.
         file: PathBuf,
     },
 }
 
-/// Kinds of plugins that `plugin new` knows to begin.
+/// Kinds of plugins that `plugin new` can create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum PluginKind {
-    /// What training minimises.
+    /// The training loss.
     Objective,
     /// The network.
     Backbone,
-    /// Images to latents and back.
+    /// Conversion of images to latents and back.
     Tokenizer,
-    /// From noise to latents.
+    /// Generation of latents from noise.
     Sampler,
-    /// The guidance rule of sampling.
+    /// The guidance rule used in sampling.
     Guidance,
-    /// What is learned.
+    /// The training data.
     Dataset,
-    /// What is measured on samples.
+    /// A measurement on samples.
     Metric,
 }
 
-/// A document and changes to it.
+/// A document and its overrides.
 #[derive(Debug, Args)]
 pub struct DocumentOptions {
     /// The pipeline document.
@@ -159,65 +170,65 @@ pub struct DocumentOptions {
 pub struct TrainOptions {
     #[command(flatten)]
     pub document: DocumentOptions,
-    /// The run's folder [default: runs/NAME of the document].
+    /// Run folder [default: runs/NAME, after the document's file name].
     #[arg(long, value_name = "FOLDER")]
     pub run: Option<PathBuf>,
-    /// Go on from this checkpoint instead of the newest.
+    /// Resume from this checkpoint instead of the newest.
     #[arg(long, value_name = "FILE")]
     pub resume_from: Option<PathBuf>,
-    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct SampleOptions {
-    /// A run's folder, or a checkpoint.
+    /// A run folder or a checkpoint.
     pub from: PathBuf,
-    /// Classes to draw, e.g. 0,1,2 [default: all].
+    /// Classes to sample, e.g. 0,1,2 [default: all].
     #[arg(long, value_delimiter = ',')]
     pub classes: Vec<usize>,
-    /// A caption to draw; may be repeated [default: the first ones of the dataset].
+    /// A caption to sample; may be repeated [default: the first captions of the dataset].
     #[arg(long = "caption", value_name = "TEXT", conflicts_with = "classes")]
     pub captions: Vec<String>,
-    /// Images of each class or caption.
+    /// Images per class or caption.
     #[arg(long, default_value = "8")]
     pub count: NonZeroUsize,
-    /// Seed; image i depends on (seed, i) alone.
+    /// Seed. Image i depends only on (seed, i).
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Guidance scale: sets /guidance/scale.
-    #[arg(long, conflicts_with = "beta")]
+    /// Guidance scale; sets /guidance/scale.
+    #[arg(long, conflicts_with = "guidance")]
     pub scale: Option<f64>,
-    /// Guidance number of a guidance-free network, e.g. GFT's beta = 1/scale.
-    #[arg(long)]
-    pub beta: Option<f64>,
-    /// Sampler steps: sets /sampler/steps.
+    /// Guidance number that a guidance-free network reads, in the letter of its objective, e.g. beta = 1 / scale for GFT.
+    #[arg(long, value_name = "NUMBER")]
+    pub guidance: Option<f64>,
+    /// Sampler steps; sets /sampler/steps.
     #[arg(long)]
     pub steps: Option<usize>,
     /// Override one value of the checkpoint's document, e.g. /guidance='{"type":"cfg","scale":2}'; may be repeated.
     #[arg(long = "set", value_name = "/POINTER=VALUE")]
     pub set: Vec<String>,
-    /// Images a batch.
+    /// Images per batch.
     #[arg(long, default_value = "100")]
     pub batch_size: NonZeroUsize,
-    /// How the network multiplies matrices: in f32, or with factors rounded to 16 bits where the processor multiplies those
-    /// faster.
+    /// Precision of the network's matrix products. highest: f32. medium: factors rounded to 16 bits where the processor
+    /// multiplies those faster.
     #[arg(long, value_parser = matmul_precision(), default_value = "highest")]
     pub matmul_precision: MatmulPrecision,
-    /// The grid picture.
+    /// File of the sample grid (PNG).
     #[arg(long, default_value = "samples.png")]
     pub output: PathBuf,
-    /// Also write every image as a PNG of its own to this folder, its caption beside it as a text file.
+    /// Also write each image as its own PNG file to this folder, with its caption in a text file of the same number.
     #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
-    /// Also write all images [N,C,H,W] and classes [N] to this safetensors file.
+    /// Also write all images (x [N,C,H,W]) and classes (y [N]) to this safetensors file.
     #[arg(long, value_name = "FILE")]
     pub tensors: Option<PathBuf>,
     /// Measure the document's metrics on the samples.
     #[arg(long)]
     pub metrics: bool,
-    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
 }
@@ -226,32 +237,32 @@ pub struct SampleOptions {
 pub struct EncodeOptions {
     #[command(flatten)]
     pub document: DocumentOptions,
-    /// The folder of the latents.
+    /// Folder for the latent files.
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
-    /// Items a file.
+    /// Items per file.
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub shard: u32,
-    /// Type of the latents: f16 keeps 11 bits up to 65,504, bf16 keeps 8, f32 keeps all.
+    /// Float type of the latents. f16: 11 significant bits, at most 65,504. bf16: 8 significant bits. f32: exact.
     #[arg(long, value_enum, default_value_t = Float::F16)]
     pub dtype: Float,
-    /// Encode mirrored images too [default: as the dataset mirrors].
+    /// Also encode each image mirrored [default: only if the dataset mirrors its images].
     #[arg(long)]
     pub flip: bool,
-    /// Images encoded together.
+    /// Images per batch.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
 }
 
-/// By the names that documents give it.
+/// Parses the precision from the names that documents use.
 fn matmul_precision() -> impl TypedValueParser<Value = MatmulPrecision> {
     PossibleValuesParser::new(["highest", "medium"]).try_map(|name| serde_json::from_value(name.into()))
 }
 
-/// A float type of files.
+/// Float types of latent files.
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Float {
@@ -271,32 +282,32 @@ pub struct CheckOptions {
 
 #[derive(Debug, Args)]
 pub struct ForwardOptions {
-    /// The pipeline document; only its backbone, or its tokenizer, is used.
+    /// The pipeline document. Only its backbone or its tokenizer is used.
     #[arg(long)]
     pub pipeline: PathBuf,
     /// Run the tokenizer instead of the backbone.
     #[arg(long)]
     pub tokenizer: bool,
-    /// Official (.pt, .pth, .ckpt, .safetensors) or native weights [of a tokenizer: sets /tokenizer/path].
+    /// Official (.pt, .pth, .ckpt, .safetensors) or native weights. With --tokenizer, sets /tokenizer/path.
     #[arg(long, required_unless_present = "tokenizer")]
     pub checkpoint: Option<PathBuf>,
-    /// Input tensors.
+    /// File of the input tensors.
     #[arg(long)]
     pub input: PathBuf,
-    /// Where the output tensors are written.
+    /// File to write the output tensors to.
     #[arg(long)]
     pub output: PathBuf,
-    /// cpu, or a GPU the binary was built for (cuda:0, vulkan:0).
+    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct VerifyOptions {
-    /// Objectives by name, or as JSON entries [default: all, with the variants their schema shows].
+    /// Objectives, by name or as JSON entries [default: all, with the variants shown in their schemas].
     #[arg(value_name = "NAME")]
     pub objectives: Vec<String>,
-    /// Random worlds of each family.
+    /// Random worlds per family.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub worlds: u32,
     /// Seed of the worlds.
@@ -306,21 +317,21 @@ pub struct VerifyOptions {
 
 #[derive(Debug, Args)]
 pub struct ConvertOptions {
-    /// The pipeline document; its backbone, or its tokenizer, says what the weights are.
+    /// The pipeline document. Its backbone, tokenizer or conditioner describes the weights.
     #[arg(long)]
     pub pipeline: PathBuf,
-    /// The weights are the tokenizer's.
+    /// Convert the weights of the tokenizer.
     #[arg(long)]
     pub tokenizer: bool,
-    /// The weights are the conditioner's.
+    /// Convert the weights of the conditioner.
     #[arg(long, conflicts_with = "tokenizer")]
     pub conditioner: bool,
-    /// What to write: native, official, or another published format of the weights, such as diffusers or compvis
-    /// [default: a checkpoint becomes official, an official file a checkpoint].
+    /// Format to write: native, official, or another published format such as diffusers or compvis
+    /// [default: official for a native checkpoint, native for an official file].
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<String>,
-    /// The file, or the folder of a diffusers pipeline, to read.
+    /// File to read, or the folder of a diffusers pipeline.
     pub input: PathBuf,
-    /// The file to write.
+    /// File to write.
     pub output: PathBuf,
 }

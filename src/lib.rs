@@ -1,6 +1,6 @@
-//! The command line: `unguided train pipeline.json` and its companions.
+//! The command line: `unguided train pipeline.json` and the other commands.
 //!
-//! A binary of your own, with plugins of your own:
+//! Your own binary with your own plugins:
 //!
 //! ```no_run
 //! // use my_plugins as _;
@@ -10,54 +10,23 @@
 //! ```
 
 mod arguments;
-mod compile;
-mod document;
-mod encode;
-mod foreign;
-mod inspect;
-mod labels;
+mod commands;
+mod console;
+mod device;
 mod libraries;
 mod linked;
 mod plugin;
-mod report;
-mod run;
-mod sample;
-mod scaffold;
-mod start;
-mod tokenize;
-mod train;
-mod verify;
 
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
+use framework::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// How a command failed.
-#[derive(Debug)]
-pub enum Failure {
-    /// What the user wrote is wrong: exit code 2. The text says what, where, what is accepted.
-    Input(String),
-    /// The command failed: exit code 1.
-    Run(String),
-}
-
-impl From<framework::error::Error> for Failure {
-    fn from(error: framework::error::Error) -> Self {
-        match error {
-            framework::error::Error::Document(problems) => {
-                let all: Vec<String> = problems.iter().map(|p| p.display("the document").to_string()).collect();
-                Self::Input(all.join("\n"))
-            }
-            other => Self::Run(format!("error: {other}")),
-        }
-    }
-}
-
 /// The result of a command.
-pub type Outcome = Result<(), Failure>;
+pub type Outcome = Result<(), Error>;
 
-/// Runs one command: its arguments, behind the program's name. Arguments that are no command end the process.
+/// Runs one command. `arguments` starts with the name of the program. Arguments that clap cannot parse end the process.
 ///
 /// # Errors
 /// If the input is wrong or the command fails.
@@ -66,18 +35,19 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
     if !matches!(command, Command::Plugin { .. }) {
         libraries::load(&plugins, command.document())?;
     }
-    // Until its weights are loaded, if it has any.
+    // Commands that load weights call `keep_pages` once the weights are in place.
     allocator::return_pages();
     match command {
-        Command::Train(options) => train::train(&options),
-        Command::Sample(options) => sample::sample(&options),
-        Command::Check(options) => inspect::check(&options),
-        Command::Schema => inspect::schema(),
-        Command::List => inspect::list(),
-        Command::Forward(options) => foreign::forward(&options),
-        Command::Convert(options) => foreign::convert(&options),
-        Command::Encode(options) => encode::encode(&options),
-        Command::Verify(options) => verify::verify(&options),
+        Command::Train(options) => commands::train::train(&options),
+        Command::Sample(options) => commands::sample::sample(&options),
+        Command::Check(options) => commands::inspect::check(&options),
+        Command::Schema { markdown: true } => commands::reference::markdown(),
+        Command::Schema { markdown: false } => commands::inspect::schema(),
+        Command::List => commands::inspect::list(),
+        Command::Forward(options) => commands::network_file::forward(&options),
+        Command::Convert(options) => commands::network_file::convert(&options),
+        Command::Encode(options) => commands::encode::encode(&options),
+        Command::Verify(options) => commands::verify::verify(&options),
         Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());
@@ -86,17 +56,13 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
     }
 }
 
-/// Runs the command line of this process.
+/// Runs the command given on this process's command line.
 pub fn main() -> ExitCode {
     match execute(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Input(text)) => {
-            eprintln!("{text}");
-            ExitCode::from(2)
-        }
-        Err(Failure::Run(text)) => {
-            eprintln!("{text}");
-            ExitCode::FAILURE
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The visible list of linked plugins: a crate that only registers is dropped by the linker unless it is named.
+//! The list of linked plugins. The linker drops a crate that only registers plugins unless some code names it.
 
 use conditioners as _;
 use data as _;

@@ -1,4 +1,4 @@
-//! The `unguided` command. Everything it does is in the library, so that a binary with other plugins is five lines.
+//! The `unguided` command. All its code is in the library, so a binary with other plugins needs only five lines.
 
 fn main() -> std::process::ExitCode {
     unguided::main()

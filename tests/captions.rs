@@ -1,18 +1,19 @@
-//! Captions from the dataset to the picture: rows of the grid, metrics, `sample`. The network reads a text that a
-//! conditioner of this test counts letters of.
+//! Captions from the dataset to the samples: rows of the grid, metrics, and `sample`. The network reads the letter
+//! counts that a conditioner of this test computes.
 
 mod letters;
 
-use framework::dataset::{DatasetConfig, Label};
+use framework::data::dataset::{DatasetConfig, Label};
+use framework::error::Error;
 use serde_json::json;
 use std::fs;
 use std::path::Path as FilePath;
-use unguided::{Failure, execute};
+use unguided::execute;
 
 fn document(metrics: serde_json::Value) -> serde_json::Value {
     json!({
         "version": 1,
-        "data": { "type": "shapes", "resolution": 24, "count": 30 },
+        "data": { "type": "shapes", "image_size": 24, "count": 30 },
         "tokenizer": { "type": "vq", "patch_size": 6, "vocabulary": 8, "channels": 3, "rounds": 2 },
         "conditioner": { "type": "letters" },
         "backbone": {
@@ -33,20 +34,20 @@ fn document(metrics: serde_json::Value) -> serde_json::Value {
 #[track_caller]
 fn refused(arguments: &[&str]) -> String {
     match execute(arguments) {
-        Err(Failure::Input(text)) => text,
+        Err(error @ Error::Input(_)) => format!("error: {error}"),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn rows_are_captions_and_given_captions_are_drawn() {
+fn rows_are_captions_and_given_captions_are_sampled() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     fs::write(at("a.json"), document(json!([{ "type": "caption_accuracy" }])).to_string()).unwrap();
     execute(["unguided", "train", &at("a.json"), "--run", &at("run")]).unwrap();
 
-    // The first captions of the dataset that differ.
-    let dataset = data::Shapes { resolution: 24, count: 30, ..serde_json::from_str("{}").unwrap() }.open().unwrap();
+    // The first distinct captions of the dataset, at most eight.
+    let dataset = data::Shapes { image_size: 24, count: 30, ..serde_json::from_str("{}").unwrap() }.open().unwrap();
     let mut expected: Vec<String> = Vec::new();
     for index in 0..30 {
         let Label::Caption(caption) = dataset.label(index).unwrap() else { panic!() };
@@ -82,7 +83,7 @@ fn rows_are_captions_and_given_captions_are_drawn() {
     let written: Vec<String> = (0..4).map(|i| fs::read_to_string(at(&format!("images/{i:06}.txt"))).unwrap()).collect();
     assert_eq!(written, [asked[0], asked[0], asked[1], asked[1]]);
     assert!(!FilePath::new(&at("images/000004.png")).exists());
-    // Without captions: those of the dataset, one an image where metrics are measured.
+    // Without `--caption`, `sample` uses the dataset's captions. With `--metrics`, it uses one per image.
     execute([
         "unguided",
         "sample",
@@ -102,7 +103,8 @@ fn rows_are_captions_and_given_captions_are_drawn() {
     assert!(text.contains("has no classes") && text.contains("--caption TEXT"), "{text}");
     let error =
         execute(["unguided", "sample", &at("run"), "--metrics", "--caption", "a cat", "--output", &at("cat.png")]);
-    let Err(Failure::Run(text)) = error else { panic!("{error:?}") };
+    let Err(Error::Failed(problem)) = error else { panic!("{error:?}") };
+    let text = problem.to_string();
     assert!(text.contains("cannot read the caption \"a cat\""), "{text}");
 }
 
@@ -121,10 +123,10 @@ fn metrics_of_captions_need_captions() {
     let path = folder.path().join("a.json");
     let mut wrong = document(json!([{ "type": "caption_accuracy" }, { "type": "class_accuracy" }]));
     wrong["data"]["condition"] = json!("class");
-    wrong["data"]["resolution"] = json!(16);
+    wrong["data"]["image_size"] = json!(16);
     wrong["tokenizer"]["patch_size"] = json!(4);
     fs::write(&path, wrong.to_string()).unwrap();
     let text = refused(&["unguided", "check", path.to_str().unwrap()]);
-    assert!(text.contains("metric \"caption_accuracy\" needs the caption of each sample"), "{text}");
+    assert!(text.contains("metric \"caption_accuracy\" needs captions; "), "{text}");
     assert!(text.contains("samples are 3x16x16"), "{text}");
 }

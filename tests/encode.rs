@@ -1,9 +1,9 @@
-//! `encode`: latents on disk once, the same bytes however often it is stopped, and training from them.
+//! `encode` writes latents once, writes the same bytes however often it is stopped, and its output can be trained on.
 
 mod folders;
 mod letters;
 
-use framework::dataset::DatasetConfig;
+use framework::data::dataset::DatasetConfig;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,12 +28,12 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// The entry that `encode` prints.
+/// Returns the data entry that `encode` prints.
 #[track_caller]
 fn entry(output: &Output) -> Value {
     assert!(output.status.success(), "{}", text(output));
     let said = String::from_utf8_lossy(&output.stdout);
-    let (_, entry) = said.split_once("\"data\": ").expect("an entry");
+    let (_, entry) = said.split_once("\"data\": ").expect("the output contains a data entry");
     serde_json::from_str(entry).unwrap()
 }
 
@@ -57,10 +57,10 @@ fn digits_are_encoded_once_and_trained_from() {
     let file = safetensors::SafeTensors::deserialize(&whole["000017.safetensors"]).unwrap();
     assert_eq!(file.tensor("x").unwrap().shape(), [97, 1, 8, 8]);
     let [x, flipped] = ["x", "x_flip"].map(|name| file.tensor(name).unwrap().data().to_vec());
-    // The first row of the first image, and of its mirror image.
+    // The first row of the first image is the reversed first row of its mirror image.
     assert!(x[..32].chunks(4).eq(flipped[..32].chunks(4).rev()));
 
-    // Killed at moments from the clock, it ends with the same bytes.
+    // Kill `encode` at times taken from the clock. It must end with the same bytes.
     let mut random = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as u64;
     let killed = encode.map(|word| if word == at("whole") { at("killed") } else { word.to_string() });
     let killed = killed.each_ref().map(String::as_str);
@@ -71,11 +71,11 @@ fn digits_are_encoded_once_and_trained_from() {
         let _ = child.kill();
         child.wait().unwrap();
     }
-    // As if it had been killed between any two files, and within one.
+    // Imitate a kill between two files, and a kill while a file was written.
     let _ = fs::remove_file(at("killed/000003.safetensors"));
     fs::write(at("killed/000003.partial"), "half a file").unwrap();
     assert!(unguided(&killed).status.success());
-    assert!(files(FilePath::new(&at("killed"))) == whole, "the resumed folder holds other bytes");
+    assert!(files(FilePath::new(&at("killed"))) == whole, "the resumed folder has different bytes");
 
     let data = format!("/data={entry}");
     let trained = unguided(&["train", TINY, "--run", &at("run"), "--set", &data, "--set", "/train/steps=2"]);
@@ -85,18 +85,18 @@ fn digits_are_encoded_once_and_trained_from() {
 }
 
 #[test]
-fn a_folder_of_something_else_is_refused() {
+fn a_folder_with_other_content_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let latents = at("latents");
     let encode = |more: &[&str]| unguided(&[&["encode", TINY, "--output", &latents], more].concat());
     assert!(encode(&[]).status.success());
-    // Another network may read the same latents.
+    // A document with another network can reuse the same latents.
     assert!(encode(&["--set", "/backbone/hidden_size=32"]).status.success());
     for (more, says) in [
-        (&["--shard", "100"][..], "another /shard"),
-        (&["--dtype", "f32"], "another /dtype"),
-        (&["--flip"], "another /flip"),
+        (&["--shard", "100"][..], "different /shard"),
+        (&["--dtype", "f32"], "different /dtype"),
+        (&["--flip"], "different /flip"),
     ] {
         let output = encode(more);
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
@@ -108,11 +108,11 @@ fn a_folder_of_something_else_is_refused() {
     let output = unguided(&["encode", TINY, "--output", &foreign]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(text(&output).contains("was not written by `encode`"), "{}", text(&output));
-    // Latents, and tokens.
+    // Data that is already encoded, and a tokenizer that produces tokens.
     let read = format!("/data={{\"type\":\"latents\",\"path\":\"{latents}\"}}");
     let tokens = "examples/pipelines/digits-llamagen-vq-tiny.json";
     for (document, set, says) in
-        [(TINY, read.as_str(), "holds latents already"), (tokens, "/train/seed=1", "the tokenizer makes tokens")]
+        [(TINY, read.as_str(), "already holds latents"), (tokens, "/train/seed=1", "the tokenizer produces tokens")]
     {
         let output = unguided(&["encode", document, "--output", &at("other"), "--set", set]);
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
@@ -126,7 +126,7 @@ fn captions_are_kept_and_trained_from() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let mut document = json!({
         "version": 1,
-        "data": { "type": "shapes", "resolution": 16, "count": 50 },
+        "data": { "type": "shapes", "image_size": 16, "count": 50 },
         "tokenizer": { "type": "pixels" },
         "conditioner": { "type": "letters" },
         "backbone": {
@@ -138,7 +138,7 @@ fn captions_are_kept_and_trained_from() {
         "sampler": { "type": "ddim", "steps": 2 },
         "guidance": { "type": "none" }
     });
-    let images: data::Shapes = serde_json::from_value(json!({ "resolution": 16, "count": 50 })).unwrap();
+    let images: data::Shapes = serde_json::from_value(json!({ "image_size": 16, "count": 50 })).unwrap();
     let images = images.open().unwrap();
     fs::write(at("a.json"), document.to_string()).unwrap();
     execute(["unguided", "encode", &at("a.json"), "--output", &at("latents"), "--shard", "20"]).unwrap();
@@ -177,7 +177,7 @@ fn images_that_cannot_be_read_are_left_out_and_counted() {
             &format!("/data={data}"),
         ])
     };
-    // Told again by a call that finds all done.
+    // The second call finds every file complete and reports the same counts.
     for _ in 0..2 {
         let done = encode();
         let said = text(&done);

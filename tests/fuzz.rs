@@ -1,5 +1,5 @@
-//! Ten thousand changed example documents, with every linked plugin: each is valid and keeps what was written, or
-//! every problem says where it is. Never a panic.
+//! Fuzzes the registry with ten thousand mutated example documents and every linked plugin. Each document is valid and
+//! keeps every value that was written, or every problem states its location. None causes a panic.
 
 #[path = "../registry/tests/mutations/mod.rs"]
 mod mutations;
@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::path::Path;
 use unguided as _;
 
-/// The committed examples, and the options that no example uses.
+/// Returns the committed examples, and documents with the options that no example uses.
 fn documents() -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pipelines");
     let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -58,6 +58,6 @@ fn nothing_written_is_ignored() {
         Ok(())
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
-    // Both answers were tried: mutants that are all refused would prove nothing about silent defaults.
+    // Both outcomes must occur. If every mutant were refused, the test would prove nothing about silent defaults.
     assert!((100..9_000).contains(&valid.get()), "{} of 10,000 mutants are valid", valid.get());
 }

@@ -1,4 +1,4 @@
-//! Files that mean harm are refused: with a message that names them, in little time and memory, and none of their code runs.
+//! Malicious files are refused. The message names the file, time and memory stay small, and no code in the file runs.
 
 use unguided as _;
 
@@ -12,9 +12,10 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use torch::{Entry, dictionary, number, tensor, text, whole};
 
-/// Address space of the command, in KiB: a reader that believes a length ends here instead of filling the machine.
+/// Limit on the command's address space, KiB. A reader that trusts a false length fails here instead of filling the
+/// machine's memory.
 const MEMORY: usize = 6 << 20;
-/// Longest time that a refusal takes.
+/// Longest time that a refusal may take.
 const TIME: Duration = Duration::from_secs(60);
 
 fn unguided(arguments: &[&str]) -> Output {
@@ -29,7 +30,7 @@ fn unguided(arguments: &[&str]) -> Output {
     command.args(arguments).output().expect("the command starts")
 }
 
-/// A document and what converts weights of its parts.
+/// Documents for the commands that read weights, in a temporary folder.
 struct Documents {
     folder: tempfile::TempDir,
 }
@@ -60,7 +61,8 @@ impl Documents {
         self.folder.path().join(name).to_str().unwrap().to_string()
     }
 
-    /// What every command that reads weights says to a file: all refuse it.
+    /// Passes the file to every command that reads weights. Checks that each one refuses it.
+    /// Returns the last message.
     #[track_caller]
     fn refused(&self, name: &str) -> String {
         let (file, out) = (self.at(name), self.at("out.safetensors"));
@@ -92,14 +94,14 @@ impl Documents {
         assert!(said.contains(what), "{name}: {said}");
     }
 
-    /// A safetensors file of the given header, which says that it is `length` bytes long.
+    /// Writes a safetensors file with this header. Its length field says `length`.
     fn safetensors(&self, name: &str, header: &[u8], length: u64, numbers: &[u8]) {
         fs::write(self.at(name), [&length.to_le_bytes(), header, numbers].concat()).unwrap();
     }
 }
 
 #[test]
-fn safetensors_that_contradict_themselves() {
+fn contradictory_safetensors_are_refused() {
     let documents = Documents::new();
     let tensor = |shape: &str, from: u64, to: u64| {
         format!("{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":[{from},{to}]}}")
@@ -133,27 +135,27 @@ fn safetensors_that_contradict_themselves() {
 }
 
 #[test]
-fn indices_that_lead_elsewhere() {
+fn shard_indices_that_leave_their_folder_are_refused() {
     let documents = Documents::new();
     fs::write(documents.at("other.index.json"), json!({ "weight_map": { "a": "x" } }).to_string()).unwrap();
     for (shard, what) in [
-        ("../a.safetensors", "no plain file name"),
-        ("/etc/passwd", "no plain file name"),
+        ("../a.safetensors", "not a plain file name"),
+        ("/etc/passwd", "not a plain file name"),
         ("gone.safetensors", "no such file"),
-        ("other.index.json", "no file of tensors"),
-        ("", "no plain file name"),
+        ("other.index.json", "not a tensor file"),
+        ("", "not a plain file name"),
     ] {
         fs::write(documents.at("a.index.json"), json!({ "weight_map": { "a": shard } }).to_string()).unwrap();
         documents.refused_because("a.index.json", what);
     }
     fs::write(documents.at("a.index.json"), "{\"weight_map\":").unwrap();
-    documents.refused_because("a.index.json", "no index of shards");
-    // Ten gigabytes that take no space.
+    documents.refused_because("a.index.json", "not an index of shards");
+    // A sparse file of 10 GiB.
     File::create(documents.at("a.index.json")).unwrap().set_len(10 << 30).unwrap();
     documents.refused_because("a.index.json", "has more than");
 }
 
-/// A zip of these entries.
+/// Returns a zip with these entries.
 fn zip(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut file = std::io::Cursor::new(Vec::new());
     torch::zip(&mut file, entries).unwrap();
@@ -164,17 +166,17 @@ fn stored<'a>(name: &str, bytes: &'a [u8]) -> Entry<'a> {
     Entry { name: name.into(), bytes, hole: 0, method: 0, says: bytes.len() as u32 }
 }
 
-/// An entry that says that it is deflated, and how long it was.
+/// Returns an entry that is marked as deflated, with `says` as its unpacked length.
 fn deflated<'a>(name: &str, bytes: &'a [u8], says: u32) -> Entry<'a> {
     Entry { method: 8, says, ..stored(name, bytes) }
 }
 
-/// `torch.save` of a pickle and one storage of four numbers.
+/// Returns a `torch.save` file with this pickle and one storage of four elements.
 fn torch(pickle: &[u8]) -> Vec<u8> {
     zip(&[stored("m/data.pkl", pickle), stored("m/data/0", &[0; 16])])
 }
 
-/// The same object, in a Lightning container: Burn's reader refuses it, ours reads it.
+/// Wraps an object in a Lightning container. Burn's reader refuses such a container, ours reads it.
 fn lightning(object: &[u8]) -> Vec<u8> {
     let callbacks = [text("callbacks"), dictionary(b"clightning\nCallback\n", &number(1))].concat();
     whole(&dictionary(&[callbacks, text("state_dict")].concat(), object))
@@ -206,7 +208,7 @@ fn pickles_never_run_what_they_name() {
 }
 
 #[test]
-fn pickles_that_grow() {
+fn pickles_that_would_fill_the_memory_are_refused() {
     let documents = Documents::new();
     let doubled = [&b"]q\0"[..], &b"h\0h\0\x86q\0".repeat(60)].concat();
     let deep = [&b"]"[..], &b"\x85".repeat(2_000_000)].concat();
@@ -224,17 +226,17 @@ fn pickles_that_grow() {
             documents.refused("a.pt");
         }
     }
-    // Longer than any list of tensors, in a zip and before 2020.
+    // A pickle longer than any list of tensors, in a zip and in the legacy format (before 2020).
     let nothing = vec![b'N'; 9 << 20];
     fs::write(documents.at("a.pt"), torch(&nothing)).unwrap();
-    documents.refused_because("a.pt", "that are read");
+    documents.refused_because("a.pt", "the limit is");
     let magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.";
     fs::write(documents.at("a.pt"), [&magic[..], &nothing].concat()).unwrap();
     documents.refused_because("a.pt", "does not end");
 }
 
 #[test]
-fn tensors_that_are_not_there() {
+fn tensors_outside_their_storage_are_refused() {
     let documents = Documents::new();
     for wrong in [
         tensor("0", 4, 0, &[1 << 40, 1 << 40], &[1 << 40, 1]),
@@ -248,7 +250,7 @@ fn tensors_that_are_not_there() {
         tensor("0", 4, 0, &[2, 2], &[1]),
         b"ctorch._utils\n_rebuild_tensor_v2\n)R".to_vec(),
     ] {
-        // Under the name of a weight, so that it is asked for.
+        // Use the name of a weight, so that the reader asks for the tensor.
         let weights = dictionary(&text("x_embedder.proj.weight"), &wrong);
         for pickle in [whole(&weights), lightning(&weights)] {
             fs::write(documents.at("a.pt"), torch(&pickle)).unwrap();
@@ -258,7 +260,7 @@ fn tensors_that_are_not_there() {
 }
 
 #[test]
-fn zips_that_lie() {
+fn zips_with_false_headers_are_refused() {
     let documents = Documents::new();
     let pickle = whole(&dictionary(&text("a"), &tensor("0", 4, 0, &[2, 2], &[2, 1])));
     let good = torch(&pickle);
@@ -267,14 +269,14 @@ fn zips_that_lie() {
         fs::write(at("a.pt"), &good[..cut]).unwrap();
         documents.refused_because("a.pt", "cannot be read");
     }
-    // Ten gigabytes in ten megabytes: deflate's own blocks, each a thousandfold.
+    // A zip bomb: 10 GiB of equal bytes, deflated to 68 MB.
     let mut bomb = flate(10 << 30);
     fs::write(at("a.pt"), zip(&[deflated("m/data.pkl", &bomb, u32::MAX), stored("m/data/0", &[0; 16])])).unwrap();
     documents.refused_because("a.pt", "compressed");
     bomb.truncate(1000);
     fs::write(at("a.pt"), zip(&[stored("m/data.pkl", &pickle), deflated("m/data/0", &bomb, 16)])).unwrap();
     documents.refused_because("a.pt", "compressed");
-    // Stored, and said to be longer than it is; twice the same name; no pickle at all.
+    // A stored entry with a false length, a duplicate name, and a zip without a pickle.
     fs::write(
         at("a.pt"),
         zip(&[Entry { says: u32::MAX, ..stored("m/data.pkl", &pickle) }, stored("m/data/0", &[0; 16])]),
@@ -286,19 +288,19 @@ fn zips_that_lie() {
     documents.refused("a.pt");
     fs::write(at("a.pt"), zip(&[stored("m/other", &pickle)])).unwrap();
     documents.refused("a.pt");
-    // The first gigabyte of an old tar container that takes no space.
+    // A sparse tar container of 10 GiB, the oldest format of torch.
     let mut file = File::create(at("a.pt")).unwrap();
     file.write_all(&[b'a'; 257]).and_then(|()| file.write_all(b"ustar")).and_then(|()| file.set_len(10 << 30)).unwrap();
     documents.refused_because("a.pt", "neither a zip nor a legacy file");
 }
 
-/// A deflate stream of `size` equal bytes.
+/// Returns a deflate stream of about `size` equal bytes.
 fn flate(size: usize) -> Vec<u8> {
-    // One block of fixed codes: the letter `N`, then repetitions of 258 bytes at distance 1, bit by bit.
+    // One block with fixed codes, bit by bit: the literal `N`, then matches of length 258 at distance 1.
     let mut bits: Vec<u8> = vec![1, 1, 0];
     let letter = 0x30 + u32::from(b'N');
     bits.extend((0..8).rev().map(|i| (letter >> i & 1) as u8));
-    // Length 258 is code 285: 11000101; distance 1 is 00000.
+    // Length 258 is symbol 285 (bits 11000101); distance 1 is 00000.
     let again = [1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0];
     let mut out = Vec::with_capacity(size / 150);
     let (mut byte, mut filled) = (0_u8, 0);
@@ -317,13 +319,13 @@ fn flate(size: usize) -> Vec<u8> {
 }
 
 #[test]
-fn vocabularies_that_are_none() {
+fn damaged_vocabularies_are_refused() {
     let documents = Documents::new();
     let at = |name: &str| documents.at(name);
     let document: Value = serde_json::from_str(&fs::read_to_string(at("conditioner.json")).unwrap()).unwrap();
     let refused = |name: &str| {
         let mut document = document.clone();
-        document["data"] = json!({ "type": "shapes", "resolution": 16 });
+        document["data"] = json!({ "type": "shapes", "image_size": 16 });
         document["tokenizer"] = json!({ "type": "pixels" });
         document["conditioner"]["tokenizer"] = json!(at(name));
         document["backbone"]["sample_size"] = json!(16);

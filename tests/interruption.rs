@@ -1,10 +1,11 @@
-//! A run that is interrupted between two checkpoints ends with the files of one that is not.
+//! A run that is interrupted between two checkpoints ends with the same files as an uninterrupted run.
 
-use framework::backbone::BoxBackbone;
 use framework::burn::tensor::Device;
 use framework::checkpoint::{self, Checkpoint};
 use framework::error::Result;
-use framework::trainer::{End, Events, Start, StepReport, Trainer, tracking};
+use framework::network::backbone::BoxBackbone;
+use framework::training::events::{End, Evaluator, Events, StepReport};
+use framework::training::trainer::{Start, Trainer, tracking};
 use registry::Registry;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use unguided as _;
 
-/// Asks the run to stop at a step.
+/// Event listener that stops the run at a step.
 struct StopAt<'a> {
     step: usize,
     stop: &'a AtomicBool,
@@ -25,13 +26,22 @@ impl Events for StopAt<'_> {
         self.stop.store(report.step == self.step, Ordering::SeqCst);
         Ok(())
     }
-    fn sample(&mut self, _: &BoxBackbone, _: usize, _: bool) -> Result<BTreeMap<String, f64>> {
-        Ok(BTreeMap::new())
+    fn sample(&mut self, _: &BoxBackbone, _: usize) -> Result<()> {
+        Ok(())
     }
     fn saved(&mut self, _: &Path, _: usize) {}
 }
 
-/// Trains in `folder`, from its newest checkpoint or from the start, and stops at `step`.
+/// The objectives here follow no measurement.
+struct Unmeasured;
+
+impl Evaluator for Unmeasured {
+    fn evaluate(&mut self, _: &BoxBackbone, _: usize) -> Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
+    }
+}
+
+/// Trains in `folder`, from its newest checkpoint or from the start. Stops at `step`; 0 = at the end.
 fn train(folder: &Path, step: usize) -> End {
     let text = fs::read_to_string("examples/pipelines/digits-dit-gft-tiny.json").unwrap();
     let mut document: Value = serde_json::from_str(&text).unwrap();
@@ -50,10 +60,10 @@ fn train(folder: &Path, step: usize) -> End {
     let dataset = Arc::new(pipeline.open_data().unwrap());
     let mut trainer = Trainer::new(pipeline, folder, &device, start).unwrap();
     let stop = AtomicBool::new(false);
-    trainer.run(dataset, &stop, &mut StopAt { step, stop: &stop }).unwrap()
+    trainer.run(dataset, &stop, &mut StopAt { step, stop: &stop }, &mut Unmeasured).unwrap()
 }
 
-/// Names, with step, losses and weights.
+/// Returns the name, step, losses and content of each checkpoint, sorted by name.
 fn checkpoints(folder: &Path) -> Vec<(String, usize, (f64, usize), Checkpoint)> {
     let mut all: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     all.sort();
@@ -65,23 +75,23 @@ fn checkpoints(folder: &Path) -> Vec<(String, usize, (f64, usize), Checkpoint)> 
 }
 
 #[test]
-fn an_interrupted_run_ends_with_the_files_of_a_whole_one() {
+fn an_interrupted_run_ends_with_the_files_of_an_uninterrupted_one() {
     let [whole, interrupted] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     assert_eq!(train(whole.path(), 0), End::Done);
     assert_eq!(train(interrupted.path(), 12), End::Interrupted(12));
-    // The checkpoint of the interruption stands beside those kept, and is not the best.
+    // The checkpoint of the interruption is kept in addition to the regular ones, and is never the best.
     let names: Vec<String> = checkpoints(interrupted.path()).into_iter().map(|(name, ..)| name).collect();
     let step = checkpoint::file_name;
     assert_eq!(names, ["best.safetensors".to_string(), step(5), step(10), step(12)]);
     let best = checkpoints(interrupted.path()).remove(0);
-    assert!([5, 10].contains(&best.1) && best.2.1 == 5, "step {} of {} losses", best.1, best.2.1);
+    assert!([5, 10].contains(&best.1) && best.2.1 == 5, "best is step {} with {} losses", best.1, best.2.1);
     assert_eq!(train(interrupted.path(), 0), End::Done);
     let [whole, interrupted] = [whole, interrupted].map(|folder| checkpoints(folder.path()));
     assert_eq!(whole.len(), 3);
     assert_eq!(whole.len(), interrupted.len());
     for ((a, b), last) in whole.iter().zip(&interrupted).zip([false, false, true]) {
         assert_eq!((&a.0, a.1, a.2), (&b.0, b.1, b.2));
-        assert!(a.3.model == b.3.model && a.3.ema == b.3.ema, "{} has other bits", a.0);
-        assert!(!last || (a.1 == 15 && a.2.1 == 5), "the last holds the losses of five steps");
+        assert!(a.3.model == b.3.model && a.3.ema == b.3.ema, "{} has different bits", a.0);
+        assert!(!last || (a.1 == 15 && a.2.1 == 5), "the last checkpoint must hold the losses of five steps");
     }
 }

@@ -1,10 +1,10 @@
-//! The laws over every registered objective, what holds across objectives, and objectives that are wrong on purpose.
+//! The laws for every registered objective, laws across objectives, and objectives that are wrong on purpose.
 
-use framework::guidance::mix;
-use framework::laws::{self, CONDITIONS, Reached, World};
 use framework::plugin::Kind;
-use framework::prelude::{Condition, Context, Device, Family, Needs, Objective, Optimum, Role, Tensor};
+use framework::prelude::{Condition, Context, Device, Family, Needs, NullPrediction, Objective, Optimum, Role, Tensor};
 use framework::random::tensor;
+use framework::sampling::guidance::mix;
+use proofs::laws::{self, CONDITIONS, Reached, World};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -12,14 +12,14 @@ use registry::Registry;
 use serde_json::{Value, json};
 use unguided as _;
 
-/// The two kinds of loss: squared error and cross-entropy.
+/// One family per kind of loss: squared error and cross-entropy.
 const FAMILIES: [Family; 2] = [Family::Continuous, Family::NextToken];
 
 fn objective(entry: Value) -> Box<dyn framework::plugin::ObjectivePlugin> {
     Registry::linked().objective(entry).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
-/// CCA whose contrast is with the unconditional distribution.
+/// Returns a CCA entry that contrasts with the unconditional distribution.
 fn contrast(beta: f64, lambda: f64) -> Value {
     json!({
         "type": "cca", "drop_probability": 0.0,
@@ -48,14 +48,14 @@ fn every_objective_reaches_its_optimum() {
             }
         }
     }
-    // The table of the five objectives, on all families.
-    assert!(proven >= 20, "{proven}");
+    // The five objectives on all families.
+    assert!(proven >= 20, "only {proven} statements were proven");
 }
 
-/// (world, input, condition) and the prediction there.
+/// A prediction with its key (world, input, condition).
 type Prediction = ((usize, usize, usize), Vec<f64>);
 
-/// The predictions of the rows with a condition, in order.
+/// Returns the predictions of the rows with a condition, sorted by key.
 fn conditional(rows: Vec<Reached>) -> Vec<Prediction> {
     let mut all: Vec<_> = rows
         .into_iter()
@@ -88,7 +88,7 @@ fn all_objectives_reach_what_guidance_samples() {
     for scale in [1.3, 2.0, 4.5] {
         for (family, length) in [(Family::Continuous, 1), (Family::NextToken, 2), (Family::NextToken, 1)] {
             let worlds = worlds(family, length, 40);
-            // What cfg learns, guided at sampling with the rule's own arithmetic.
+            // cfg's optimum, guided at sampling with the arithmetic of the guidance rule.
             let learned = laws::reached(&*objective(json!({ "type": "cfg" })), &worlds, false);
             let guided: Vec<_> = conditional(learned.clone())
                 .into_iter()
@@ -112,7 +112,7 @@ fn all_objectives_reach_what_guidance_samples() {
             let mg = json!({ "type": "mg", "scale": { "type": "input", "min": scale, "max": scale }, "t_high": 1.0 });
             let rows = laws::reached(&*objective(mg), &worlds, false);
             let rows = rows.into_iter().filter(|row| row.guidance == Some(scale)).collect();
-            // The first token of a sequence is drawn at t = 1, where MG teaches no guidance.
+            // The first token of a sequence is sampled at t = 1, where mg teaches no guidance.
             if family == Family::Continuous {
                 same(family, "mg", &conditional(rows), &guided);
             } else if length == 2 {
@@ -147,7 +147,7 @@ fn plain_mg_has_the_fixed_point_one_over_one_minus_w_and_repels_from_w_one_on() 
             }
         }
     }
-    // The check phase refuses these; the law says why.
+    // The check phase refuses these scales. The law states the reason.
     for w in [1.0, 1.5, 3.0] {
         let verdict = laws::verify(&mg(1.0 + w), Family::Continuous, 20, 0);
         assert!(verdict.statement.contains("repels") && verdict.counterexample.is_none(), "{verdict:?}");
@@ -160,7 +160,7 @@ fn mg(scale: f64) -> objectives::Mg {
 
 #[test]
 fn a_normalised_model_stays_short_of_ccas_optimum() {
-    // What SPEC.md says of CCA on models that must sum to one: no scale describes where it ends.
+    // SPEC.md states that no scale describes CCA's optimum for models whose probabilities must sum to one.
     let worlds = worlds(Family::NextToken, 1, 40);
     let cca = contrast(1.0, 1.0);
     let (free, normalised) = (
@@ -179,12 +179,12 @@ fn a_normalised_model_stays_short_of_ccas_optimum() {
         all += 1;
         toward += usize::from(step.iter().zip(&tilt).map(|(a, b)| a * b).sum::<f64>() > 0.0);
     }
-    println!("normalised CCA: {worst:.3} from the tilt at the most; {toward} of {all} rows moved toward it");
-    assert!(worst > 1e-3, "normalised models reach the tilt after all: {worst}");
-    assert!(toward * 10 >= all * 9, "{toward} of {all}");
+    println!("normalised CCA: at most {worst:.3} from the tilt; {toward} of {all} rows moved toward it");
+    assert!(worst > 1e-3, "normalised models reach the tilt: the largest difference is {worst}");
+    assert!(toward * 10 >= all * 9, "only {toward} of {all} rows moved toward the tilt");
 }
 
-/// An objective that is wrong on purpose and claims another's optimum.
+/// An objective that is wrong on purpose and states another objective's optimum.
 struct Wrong {
     name: &'static str,
     of: Box<dyn framework::plugin::ObjectivePlugin>,
@@ -205,6 +205,9 @@ impl Objective for Wrong {
     fn loss(&self, context: &Context<'_>) -> Tensor<1> {
         (self.loss)(context)
     }
+    fn null(&self) -> NullPrediction {
+        self.of.null()
+    }
     fn optimum(&self, family: Family) -> Optimum {
         self.of.optimum(family)
     }
@@ -213,7 +216,7 @@ impl Objective for Wrong {
     }
 }
 
-/// The pieces that the wrong losses are made of: a right gft up to what `change` does.
+/// Computes gft's loss with `mixture` in place of its own mixture of branches. The wrong losses are built from it.
 fn gft(context: &Context<'_>, mixture: fn(Tensor<3>, Tensor<3>, Tensor<3>) -> Tensor<3>) -> Tensor<1> {
     let (condition, dropped) = context.drop_condition(0.1);
     let beta = context.uniform("beta", 0.0, 1.0);
@@ -318,7 +321,7 @@ fn wrong_objectives_fail_their_law() {
             let (cond, null) =
                 (c.model(Role::Reference, c.condition, None), c.model(Role::Reference, &c.condition.null(), None));
             let weight = c.weights(&cond, |i, _| scale[i]);
-            // The score is the noise up to sign and scale; a student of one taught in the other.
+            // The score is the noise up to sign and scale. Here the student predicts one and is taught the other.
             c.squared_error(c.online(c.condition, Some(&scale)).neg(), null.clone() + (cond - null) * weight)
         }),
         one("negatives count as positives", Family::NextToken, contrastive.clone(), |c| {
@@ -347,7 +350,7 @@ fn wrong_objectives_fail_their_law() {
 
 #[test]
 fn a_missing_stop_gradient_is_seen_where_it_matters() {
-    // Below w = 1 both have one rest point; from there on only the stopped one runs away.
+    // Below w = 1, both losses have the same fixed point. From w = 1 on, only the loss with stop-gradient diverges.
     #[derive(Debug)]
     struct TwoSided(objectives::Mg, f64);
     impl Objective for TwoSided {
@@ -360,6 +363,9 @@ fn a_missing_stop_gradient_is_seen_where_it_matters() {
             let prediction = c.online(&condition, None);
             let weight = c.weights(&prediction, |i, _| if dropped[i] { 0.0 } else { self.1 - 1.0 });
             c.loss(prediction - toward * weight)
+        }
+        fn null(&self) -> NullPrediction {
+            self.0.null()
         }
         fn optimum(&self, family: Family) -> Optimum {
             self.0.optimum(family)
@@ -396,7 +402,7 @@ proptest! {
             for row in b.iter().filter(|row| row.condition.is_some()) {
                 let old = find(&a, row, (row.condition.unwrap() + 1) % CONDITIONS);
                 for (new, old) in row.prediction.iter().zip(old) {
-                    prop_assert!((new - old).abs() < 1e-9, "{new} {old}");
+                    prop_assert!((new - old).abs() < 1e-9, "{new} against {old}");
                 }
             }
         }

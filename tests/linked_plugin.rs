@@ -1,15 +1,15 @@
-//! The linked way: a program of one's own with a plugin in it, here this test, from the very source that a library is
-//! built from. Linked and loaded, it is the same to the last bit.
+//! A plugin that is linked into a program, here this test. The same source is also built as a library. Linked or
+//! loaded, the plugin trains the same bits.
 
+use framework::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use unguided::Failure;
 
 #[path = "../examples/third_party_objective/src/lib.rs"]
 mod third_party_objective;
 
-/// The same objective as a library, under a name of its own.
+/// Builds the same objective as a library with its own name. Returns the library's path.
 fn loaded(folder: &Path) -> PathBuf {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/third_party_objective");
     let (crate_of, read) = (folder.join("loaded"), |file: &str| fs::read_to_string(example.join(file)).unwrap());
@@ -40,13 +40,13 @@ fn a_plugin_is_the_same_linked_and_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let library = loaded(folder.path());
     let of_loaded = train(folder.path(), "gft_zero_loaded", &["--plugin-dir", library.to_str().unwrap()]);
-    // Weights and averages after 20 steps: one gradient that differed in one bit would show.
+    // Weights and averages after 20 steps: a one-bit difference in one gradient would show here.
     assert!(train(folder.path(), "gft_zero", &[]) == of_loaded);
     unguided::execute(["unguided", "verify", "gft_zero", "gft_zero_loaded", "--worlds", "10"]).unwrap();
 
-    // Both names are taken now, whoever comes with them.
+    // Both names are taken now, so another library with the same name is refused.
     let late = folder.path().join("late.so");
     fs::copy(&library, &late).unwrap();
     let refused = unguided::execute(["unguided", "list", "--plugin-dir", late.to_str().unwrap()]);
-    assert!(matches!(refused, Err(Failure::Input(said)) if said.contains("is taken by")));
+    assert!(matches!(refused, Err(error @ Error::Input(_)) if error.to_string().contains("is taken by")));
 }

@@ -1,4 +1,4 @@
-//! `forward` and `convert` on official checkpoints, and files that are not what they should be.
+//! `forward` and `convert` on official checkpoints, and on files that do not fit or are damaged.
 
 use goldens::{Golden, close, numbers};
 use serde_json::{Value, json};
@@ -15,14 +15,14 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// One official checkpoint, the backbone it is of, and what of a recorded file it reads and answers.
+/// An official checkpoint, its backbone, and the recorded tensors that are its inputs and its output.
 struct Case {
     checkpoint: &'static str,
     backbone: Value,
     tokenizer: Value,
     sampler: &'static str,
     recorded: &'static str,
-    /// Name in the recorded file, name for `forward`.
+    /// Pairs of the name in the recorded file and the input name of `forward`.
     inputs: &'static [(&'static str, &'static str)],
     answer: &'static str,
 }
@@ -92,17 +92,14 @@ impl Case {
 #[test]
 fn forward_and_convert_take_official_files_and_give_them_back() {
     for case in cases() {
-        let (Some(golden), Some(checkpoint)) =
-            (Golden::open(&format!("{}.safetensors", case.recorded)), goldens::path(case.checkpoint))
-        else {
-            return;
-        };
+        let golden = Golden::open(&format!("{}.safetensors", case.recorded));
+        let checkpoint = goldens::path(case.checkpoint);
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
         let pipeline = case.document(folder.path());
         let inputs: Vec<_> =
             case.inputs.iter().map(|(from, to)| ((*to).to_string(), golden.data(from).clone())).collect();
-        framework::foreign::save_tensors(&inputs, Path::new(&at("in.safetensors"))).unwrap();
+        framework::checkpoint::tensor_file::save_tensors(&inputs, Path::new(&at("in.safetensors"))).unwrap();
         let forward = |weights: &str| {
             let [input, output] = ["in.safetensors", "out.safetensors"].map(at);
             let done = unguided(&[
@@ -117,12 +114,12 @@ fn forward_and_convert_take_official_files_and_give_them_back() {
                 &output,
             ]);
             assert!(done.status.success(), "{}: {}", case.checkpoint, text(&done));
-            let file = framework::foreign::open(Path::new(&output)).unwrap();
+            let file = framework::checkpoint::open::open(Path::new(&output)).unwrap();
             numbers(framework::burn::store::bridge::to_data(&file["prediction"]).unwrap())
         };
         let official = checkpoint.to_str().unwrap();
         close(case.checkpoint, &forward(official), &golden.numbers(case.answer), 1e-4);
-        // To the native format and back: the same predictions each time, to the last bit.
+        // Convert to the native format and back. The predictions stay the same to the last bit.
         let expected = forward(official);
         let mut from = official.to_string();
         for name in ["native.safetensors", "official.safetensors"] {
@@ -138,24 +135,20 @@ fn forward_and_convert_take_official_files_and_give_them_back() {
 fn wrong_files_are_refused_with_what_was_expected_and_found() {
     let cases = cases();
     for (i, case) in cases.iter().enumerate() {
-        let (Some(own), Some(another)) =
-            (goldens::path(case.checkpoint), goldens::path(cases[(i + 2) % cases.len()].checkpoint))
-        else {
-            return;
-        };
+        let (own, another) = (goldens::path(case.checkpoint), goldens::path(cases[(i + 2) % cases.len()].checkpoint));
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
         let pipeline = case.document(folder.path());
         let refused = |file: &str, what: &[&str]| {
             let done = unguided(&["convert", "--pipeline", &pipeline, file, &at("out.safetensors")]);
             let said = text(&done);
-            assert!(!done.status.success(), "{file} passes as {}", case.checkpoint);
+            assert!(!done.status.success(), "{file} was accepted as {}", case.checkpoint);
             assert!(said.contains(file) && what.iter().any(|what| said.contains(what)), "{said}");
-            assert!(!Path::new(&at("out.safetensors")).exists(), "{file} left a file");
+            assert!(!Path::new(&at("out.safetensors")).exists(), "{file} left an output file");
         };
-        // Of another network, or of other sizes.
+        // A checkpoint of another network, or of other sizes.
         refused(another.to_str().unwrap(), &["no checkpoint of", "does not fit", "missing", "unknown"]);
-        // Cut short, and not a checkpoint at all.
+        // Truncated checkpoints, and an empty file.
         let bytes = fs::read(&own).unwrap();
         for cut in [0, 10, bytes.len() / 2, bytes.len() - 20] {
             fs::write(at("cut.pt"), &bytes[..cut]).unwrap();

@@ -1,4 +1,4 @@
-//! Any backbone trains with any objective: every pair takes steps, saves, and draws through its family's sampler.
+//! Any backbone trains with any objective. Every pair trains, saves, and samples with its family's sampler.
 
 use serde_json::{Value, json};
 use std::fs;
@@ -13,7 +13,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A small backbone of each kind with its tokenizer and sampler.
+/// Returns a small backbone of each kind with its tokenizer and sampler.
 fn backbones() -> [(&'static str, Value, Value, Value); 6] {
     [
         (
@@ -79,7 +79,7 @@ fn backbones() -> [(&'static str, Value, Value, Value); 6] {
 fn any_backbone_trains_with_any_objective() {
     let folder = tempfile::tempdir().unwrap();
     for (name, backbone, tokenizer, sampler) in backbones() {
-        // The first is what the later ones start from.
+        // `cfg` comes first: `distill` and `cca` start from its checkpoint.
         for (objective, reads_scale, from) in [
             ("cfg", false, false),
             ("gft", true, false),
@@ -104,7 +104,7 @@ fn any_backbone_trains_with_any_objective() {
                 "objective": { "type": objective }, "train": train, "sampler": sampler, "guidance": guided
             });
             if name == "sd15" {
-                // Captions, and the list of their words, as the example has them.
+                // Take the captions and the list of their words from the example.
                 let example = fs::read_to_string("examples/pipelines/shapes-sd15-cfg-tiny.json").unwrap();
                 let example: Value = serde_json::from_str(&example).unwrap();
                 (document["data"], document["conditioner"]) = (example["data"].clone(), example["conditioner"].clone());
@@ -120,7 +120,7 @@ fn any_backbone_trains_with_any_objective() {
             let sampled = unguided(&["sample", run_name, "--count", "1", "--output", grid.to_str().unwrap()]);
             assert!(sampled.status.success(), "{name} with {objective}: {}", text(&sampled));
             if objective == "mg" {
-                // The network in training computes in bf16, its teacher in f32.
+                // The trained network computes in bf16, its teacher in f32.
                 let half = format!("{run_name}-bf16");
                 let trained = unguided(&["train", pipeline, "--run", &half, "--set", "/train/precision=bf16"]);
                 assert!(trained.status.success(), "{name} with {objective} in bf16: {}", text(&trained));

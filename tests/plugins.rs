@@ -1,5 +1,5 @@
-//! Plugins from outside, as a user meets them: begun, built and used in a folder of their own; refused where they do not
-//! fit, before any of their code runs; blamed by name where they fail.
+//! External plugins, as a user meets them. They are created, built and used in their own folder. A library that does
+//! not fit is refused before any of its code runs. A plugin that fails is named.
 
 use registry::Registry;
 use registry::library::{self, Library};
@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 use unguided as _;
 
-/// Runs the command in `folder`, with nothing but what it is told.
+/// Runs the command in `folder`, without plugins from the environment.
 fn unguided(folder: &Path, arguments: &[&str]) -> Output {
     command(folder).args(arguments).output().expect("the command starts")
 }
@@ -31,7 +31,7 @@ fn done(output: Output) -> String {
     text(&output)
 }
 
-/// What a command that refuses its input says, its folder written as DIR.
+/// Returns the message of a command that refuses its input. The folder is written as DIR.
 #[track_caller]
 fn refused(folder: &Path, output: &Output) -> String {
     assert_eq!(output.status.code(), Some(2), "{}", text(output));
@@ -39,7 +39,7 @@ fn refused(folder: &Path, output: &Output) -> String {
     text(output).trim_end().replace(&folder, "DIR")
 }
 
-/// Adds code that runs when the library is opened: it writes the file that `RAN` names.
+/// Adds code that runs when the library is opened. It writes the file that the variable `RAN` names.
 fn tell_when_opened(source: &Path) {
     let mut code = fs::read_to_string(source).unwrap();
     code += r#"
@@ -55,7 +55,7 @@ static OPENED: extern "C" fn() = opened;
     fs::write(source, code).unwrap();
 }
 
-/// A folder with a built objective `my_loss` that tells when it is opened.
+/// Returns a folder with a built objective `my_loss`. Its library writes the file `RAN` when it is opened.
 fn my_loss() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
@@ -72,12 +72,12 @@ fn built() -> PathBuf {
     my_loss().join("my_loss/target/my_loss.so")
 }
 
-/// The library as the compiler left it.
+/// Returns the path of the library as the compiler wrote it, without a seal.
 fn compiled() -> PathBuf {
     my_loss().join("my_loss/target/plugin/target/release/libmy_loss.so")
 }
 
-/// Some steps of a pipeline.
+/// Trains a pipeline for `steps` steps.
 fn train(folder: &Path, pipeline: &str, run: &str, steps: usize) -> Output {
     let steps = format!("/train/steps={steps}");
     let mut train = command(folder);
@@ -88,7 +88,7 @@ fn train(folder: &Path, pipeline: &str, run: &str, steps: usize) -> Output {
     train.output().unwrap()
 }
 
-/// All numbers of the weights, their averages, and their moments, but not the order they are written in.
+/// Returns all tensors of a checkpoint except the optimizer's record, sorted by name.
 fn weights(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = fs::read(checkpoint).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -122,7 +122,7 @@ fn a_new_objective_is_built_inspected_listed_trained_proven_and_resumed() {
     ] {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
-    // What editors ask of a crate: where its dependencies lie.
+    // Editors run `cargo metadata` to find a crate's dependencies.
     let target = said.lines().find_map(|line| line.split("target: ").nth(1)).unwrap().trim();
     let mut metadata = Command::new("cargo");
     metadata.args(["metadata", "--offline", "--format-version", "1", "--filter-platform", target]);
@@ -141,14 +141,14 @@ fn a_new_objective_is_built_inspected_listed_trained_proven_and_resumed() {
     let said = done(command(folder).arg("schema").env("UNGUIDED_PLUGINS", "new_loss/target").output().unwrap());
     let schema: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(schema.pointer("/$defs/objective.new_loss/properties/scale/maximum"), Some(&serde_json::json!(100.0)));
-    assert!(!done(unguided(folder, &["list"])).contains("new_loss"), "nothing is opened unasked");
+    assert!(!done(unguided(folder, &["list"])).contains("new_loss"), "a library was opened without being named");
 
     done(unguided(folder, &["check", "new_loss/pipeline.json"]));
     done(train(folder, "new_loss/pipeline.json", "whole", 20));
     let said = done(unguided(folder, &["verify", "new_loss", "--worlds", "20", "--plugin-dir", "new_loss/target"]));
     assert!(said.contains("4 statements proven") && said.contains("the data at scale `scale`"), "{said}");
 
-    // The last ten steps again, from the checkpoint in the middle.
+    // Repeat the last ten steps from the checkpoint of step 10.
     let last = folder.join("whole/checkpoints/step-000000020.safetensors");
     let expected = weights(&last);
     fs::remove_file(&last).unwrap();
@@ -186,7 +186,7 @@ fn a_backbone_from_a_library_trains_resumes_and_samples() {
     let expected = weights(&last);
     fs::remove_file(&last).unwrap();
     done(train(folder, "my_net/pipeline.json", "run", 20));
-    assert!(weights(&last) == expected, "the resumed run ends with other bits");
+    assert!(weights(&last) == expected, "the resumed run ends with different bits");
 
     let sample = ["sample", "run", "--count", "1", "--output", "one.png"];
     done(unguided(folder, &[&sample[..], &["--plugin-dir", "my_net/target"]].concat()));
@@ -195,12 +195,12 @@ fn a_backbone_from_a_library_trains_resumes_and_samples() {
     insta::assert_snapshot!(said, @r#"
     error: the plugin library "target/my_net.so" is not loaded
       at       run (its document)  /plugins/0
-      accepts  libraries that the command line names: a checkpoint's word is not enough to run their code
+      accepts  libraries named on the command line, because a checkpoint alone must not run their code
       fix      add --plugin-dir FOLDER
     "#);
 }
 
-/// Lists with a crafted library: what the command says, and that none of the library's code ran.
+/// Runs `list` with a crafted library and returns its message. Checks that none of the library's code ran.
 fn list_with(name: &str, content: &[u8]) -> String {
     let home = tempfile::tempdir().unwrap();
     let (library, ran) = (home.path().join(name), home.path().join("ran"));
@@ -210,7 +210,7 @@ fn list_with(name: &str, content: &[u8]) -> String {
     refused(home.path(), &output)
 }
 
-/// The library with some bytes of its content replaced, and a seal that fits.
+/// Returns the library with some bytes of its content replaced, and with a valid seal.
 fn patched(from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let home = tempfile::tempdir().unwrap();
@@ -242,11 +242,11 @@ fn a_library_of_another_build_is_refused_with_what_differs() {
     insta::assert_snapshot!(said, @r#"
     error: the library was built for another build of this framework
       at       DIR/old.so
-      differs  here framework: 0.1.0, library framework: 0.0.9
+      differs  framework: 0.1.0 here, framework: 0.0.9 in the library
       fix      unguided plugin build FOLDER
     "#);
     let said = list_with("old.so", &patched(b"rustc: rustc 1.", b"rustc: rustc 0."));
-    assert!(said.contains("differs  here rustc: rustc 1.") && said.contains(", library rustc: rustc 0."), "{said}");
+    assert!(said.contains("differs  rustc: rustc 1.") && said.contains(" here, rustc: rustc 0."), "{said}");
 }
 
 #[test]
@@ -281,25 +281,25 @@ fn a_library_that_is_damaged_or_cut_short_is_refused() {
     let mut content = fs::read(built()).unwrap();
     content[4000] ^= 4;
     insta::assert_snapshot!(list_with("flipped.so", &content), @r#"
-    error: the library is damaged or was cut short: its content is not that of its checksum
+    error: the library is damaged or truncated: its content does not match its checksum
       at       DIR/flipped.so
       fix      build it again: unguided plugin build FOLDER
     "#);
     let said = list_with("short.so", &content[..content.len() / 2]);
-    assert!(said.starts_with("error: the library is damaged or was cut short: "), "{said}");
+    assert!(said.starts_with("error: the library is damaged or truncated: "), "{said}");
     insta::assert_snapshot!(list_with("unfinished.so", &fs::read(compiled()).unwrap()), @r#"
-    error: the plugin library was not finished, or was cut short: it does not end with the seal of `plugin build`
+    error: the plugin library is unfinished or truncated: it does not end with the seal of `plugin build`
       at       DIR/unfinished.so
       fix      build it: unguided plugin build FOLDER
     "#);
 }
 
 #[test]
-fn files_that_are_no_plugins_are_refused() {
+fn files_that_are_not_plugins_are_refused() {
     insta::assert_snapshot!(list_with("text.so", b"not a library"), @r#"
-    error: the file is no shared library
+    error: the file is not a shared library
       at       DIR/text.so
-      fix      name a file that `unguided plugin build` wrote
+      fix      use a file that `unguided plugin build` wrote
     "#);
     let home = tempfile::tempdir().unwrap();
     let source = home.path().join("other.rs");
@@ -308,7 +308,7 @@ fn files_that_are_no_plugins_are_refused() {
     let built = Command::new("rustc").args(["--crate-type", "cdylib"]).arg(&source).arg("-o").arg(&library).status();
     assert!(built.unwrap().success());
     insta::assert_snapshot!(list_with("other.so", &fs::read(library).unwrap()), @r#"
-    error: the library is no Unguided plugin
+    error: the library is not an Unguided plugin
       at       DIR/other.so
       fix      see `unguided plugin new --help`
     "#);
@@ -316,14 +316,14 @@ fn files_that_are_no_plugins_are_refused() {
     insta::assert_snapshot!(said, @r#"
     error: the plugin library cannot be read: No such file or directory (os error 2)
       at       nowhere
-      fix      name a file that `unguided plugin build` wrote
+      fix      use a file that `unguided plugin build` wrote
     "#);
     fs::create_dir(home.path().join("empty")).unwrap();
     let said = refused(home.path(), &unguided(home.path(), &["list", "--plugin-dir", "empty"]));
     insta::assert_snapshot!(said, @r#"
-    error: the folder holds no plugin library
+    error: the folder contains no plugin library
       at       empty
-      accepts  a folder with files that end in .so, or one such file
+      accepts  a folder with .so files, or one such file
     "#);
 }
 
@@ -331,14 +331,14 @@ fn files_that_are_no_plugins_are_refused() {
 fn a_library_with_a_framework_of_its_own_is_refused() {
     let said = list_with("own.so", &patched(b"libframework_dylib.so\0", b"libframework_other.so\0"));
     insta::assert_snapshot!(said, @r#"
-    error: the library holds a framework of its own, and would register nothing here
+    error: the library contains its own copy of the framework, so it cannot register plugins here
       at       DIR/own.so
       fix      unguided plugin build FOLDER
     "#);
 }
 
 #[test]
-fn a_name_that_is_taken_is_refused_with_its_holder() {
+fn a_name_that_is_taken_is_refused_with_its_owner() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path();
     fs::copy(built(), folder.join("first.so")).unwrap();
@@ -356,7 +356,7 @@ fn a_name_that_is_taken_is_refused_with_its_holder() {
     "#);
 }
 
-/// A library whose objective is called `cfg`.
+/// Builds a library whose objective is called `cfg`, and returns its bytes.
 fn renamed_to_a_linked_one() -> Vec<u8> {
     let home = tempfile::tempdir().unwrap();
     done(unguided(home.path(), &["plugin", "new", "cfg", "--kind", "objective"]));
@@ -375,13 +375,13 @@ fn a_library_that_vanishes_between_check_and_opening_is_refused() {
     let said = library.open().unwrap_err().to_string().replace(&home.path().display().to_string(), "DIR");
     let said = said.replace(&my_loss().display().to_string(), "FOLDER");
     insta::assert_snapshot!(said, @r#"
-    error: the library vanished after it was checked, before it was opened
+    the library was removed after it was checked and before it was opened
       at       DIR/gone.so
       fix      unguided plugin build FOLDER/my_loss
     "#);
 }
 
-/// Files that are nearly libraries: every one is refused, and nothing but a refusal happens.
+/// Every file that is almost a library is refused with an error. None crashes the host.
 #[test]
 fn fuzzed_libraries_never_crash_the_host() {
     let home = tempfile::tempdir().unwrap();
@@ -399,7 +399,7 @@ fn fuzzed_libraries_never_crash_the_host() {
                 let at = random(file.len());
                 file[at] ^= 1 << random(8);
             }),
-            // Headers and section tables, where a reader that trusts them would lose its way.
+            // Headers and section tables. A reader that trusts them would read out of bounds.
             1 => (0..=random(8)).for_each(|_| {
                 let at = if random(2) == 0 { random(4096) } else { file.len() - 1 - random(4096) };
                 file[at] ^= 1 << random(8);
@@ -407,7 +407,7 @@ fn fuzzed_libraries_never_crash_the_host() {
             2 => file.truncate(random(file.len())),
             _ => file = (0..random(10_000)).map(|_| random(256) as u8).collect(),
         }
-        // What has no seal gets one, so that the reader goes on to what it says.
+        // Seal the unsealed files, so that the reader goes on to their content.
         let file = if trial % 2 == 0 { file } else { resealed(&file) };
         fs::write(&path, &file).unwrap();
         let read = Library::read(&path).and_then(|library| library.check().map(|()| library));
@@ -418,7 +418,8 @@ fn fuzzed_libraries_never_crash_the_host() {
     }
 }
 
-/// An objective that fails as `mode` says, from step 12 on; it also shows that a plugin can use crates of its own.
+/// Source of an objective that fails as `mode` says, from step 12 on. It also shows that a plugin can have its own
+/// dependencies.
 const HOSTILE: &str = r#"
 use framework::prelude::*;
 
@@ -433,12 +434,12 @@ pub enum Mode {
     Nothing,
 }
 
-/// Fails as it is told.
+/// Fails in a chosen way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct Hostile {
-    /// How.
+    /// Kind of failure.
     pub mode: Mode,
 }
 
@@ -458,6 +459,9 @@ impl Objective for Hostile {
             Mode::NoGradient => loss.detach(),
             Mode::Nothing => loss,
         }
+    }
+    fn null(&self) -> NullPrediction {
+        NullPrediction::TrainedAt(None)
     }
     fn optimum(&self, _: Family) -> Optimum {
         Optimum::Unstated("it fails")
@@ -494,7 +498,7 @@ fn a_plugin_that_fails_ends_its_run_by_name_and_the_last_checkpoint_is_whole() {
         ),
         (
             "one_loss",
-            "error: objective \"hostile\" of LIBRARY gave 1 losses for a batch of 64, at step 13 (seed 0). The last good checkpoint is one_loss/checkpoints/step-000000010.safetensors.",
+            "error: objective \"hostile\" of LIBRARY returned 1 losses for a batch of 64, at step 13 (seed 0). The last good checkpoint is one_loss/checkpoints/step-000000010.safetensors.",
         ),
         (
             "not_finite",
@@ -533,7 +537,7 @@ fn panics_of_datasets_and_tokenizers_are_named() {
         broken("no_data", "dataset", class, "let class = if true { panic!(\"no {index}\") } else { 0 };");
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("data \"no_data\" of LIBRARY panicked: no "), "{said}");
-    // One bad item in fifty is one that cannot be read: another takes its place, and the run counts it.
+    // One item in fifty panics. It counts as an unreadable item: the run replaces and counts it.
     let (code, said) =
         broken("some_data", "dataset", class, "let class = if index % 50 == 7 { panic!(\"gap\") } else { index % 2 };");
     assert_eq!(code, Some(0), "{said}");
@@ -545,7 +549,7 @@ fn panics_of_datasets_and_tokenizers_are_named() {
 }
 
 #[test]
-fn what_does_not_compile_is_told_by_the_compiler() {
+fn compile_errors_are_the_compilers_own() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path();
     done(unguided(folder, &["plugin", "new", "my_rule", "--kind", "guidance"]));
@@ -562,20 +566,20 @@ fn what_does_not_compile_is_told_by_the_compiler() {
     fs::write(&manifest, given.replace("[workspace]", "serde = \"1\"\n\n[workspace]")).unwrap();
     let said = refused(folder, &unguided(folder, &["plugin", "build", "my_rule"]));
     insta::assert_snapshot!(said, @r#"
-    error: the crate depends on "serde", of which the framework has its own
+    error: the crate depends on "serde", which the framework already provides
       at       DIR/my_rule/Cargo.toml
-      fix      remove it, and write `use framework::serde;`
+      fix      remove the dependency and write `use framework::serde;`
     "#);
     let said = refused(folder, &unguided(folder, &["plugin", "new", "My-Rule", "--kind", "guidance"]));
     insta::assert_snapshot!(said, @r#"
     error: a plugin cannot be called "My-Rule"
-      accepts  lower-case letters, digits and underscores, beginning with a letter, and no word of Rust
+      accepts  lower-case letters, digits and underscores, starting with a letter; no reserved word
     "#);
 }
 
-/// Both examples of third parties, from the sources as they lie.
+/// Both third-party examples, built from their committed sources.
 #[test]
-fn the_examples_of_third_parties_build_pass_their_tests_and_are_used() {
+fn third_party_examples_build_pass_their_tests_and_train() {
     let home = tempfile::tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for (name, tests) in [("third_party_objective", "2 passed"), ("third_party_guidance", "2 passed")] {

@@ -1,4 +1,4 @@
-//! What holds of the project as a whole: the committed schema, the visible list, the examples.
+//! Checks of the project as a whole: the committed schema, the list of linked plugins, the examples and the README.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ fn root() -> &'static Path {
 }
 
 fn schema() -> String {
-    // The binary's own registry: the test process links no plugins unless they are named.
+    // Ask the binary for its registry. The test process links only the plugins that it names.
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_unguided")).arg("schema").output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// `UPDATE_SCHEMA=1 cargo test --release --workspace` rewrites the committed file.
+/// To rewrite the committed file, run `UPDATE_SCHEMA=1 cargo test --release --workspace`.
 #[test]
-fn committed_schema_is_the_registrys() {
+fn the_committed_schema_is_the_registrys() {
     let path = root().join("pipeline.schema.json");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         fs::write(&path, schema()).unwrap();
@@ -25,7 +25,7 @@ fn committed_schema_is_the_registrys() {
 }
 
 #[test]
-fn visible_list_names_every_plugin_crate() {
+fn the_list_of_linked_plugins_names_every_plugin_crate() {
     let list = fs::read_to_string(root().join("src/linked.rs")).unwrap();
     let mut crates: Vec<PathBuf> = Vec::new();
     for folder in ["plugins", "plugins/backbones"] {
@@ -59,7 +59,7 @@ fn every_example_is_valid_and_has_a_tiny_variant() {
 }
 
 #[test]
-fn readme_document_is_the_example() {
+fn the_document_in_the_readme_is_the_example() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let block = readme.split("```json").nth(1).unwrap().split("```").next().unwrap();
     let shown: serde_json::Value = serde_json::from_str(block).unwrap();

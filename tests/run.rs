@@ -1,4 +1,4 @@
-//! Runs of the command itself: resume after kill -9, damaged checkpoints, refused documents.
+//! Tests of the command: resuming after `kill -9`, damaged checkpoints, refused documents, options of training.
 
 mod folders;
 
@@ -18,7 +18,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Enough steps that a kill falls between them.
+/// Returns a training command with enough steps that a kill interrupts them.
 fn train(run: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unguided"));
     command
@@ -35,10 +35,10 @@ fn last_checkpoint(run: &Path) -> PathBuf {
         fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
     all.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("step-"));
     all.sort();
-    all.pop().expect("a checkpoint")
+    all.pop().expect("the run has a checkpoint")
 }
 
-/// Every tensor of a checkpoint but the optimizer's record, whose own header names its entries in no fixed order.
+/// Returns every tensor of a checkpoint except the optimizer's record, whose entries have no fixed order.
 fn tensors(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = fs::read(checkpoint).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -53,34 +53,34 @@ fn tensors(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn killed_run_ends_with_the_same_bits() {
+fn a_killed_run_ends_with_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
     assert!(train(&whole).status().unwrap().success());
     let expected = tensors(&last_checkpoint(&whole));
-    // Moments from the clock, so that every test run kills elsewhere.
+    // Kill at times taken from the clock, so that every test run tries different ones.
     let mut random = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as u64;
     let killed = folder.path().join("killed");
     for _ in 0..3 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let mut child = train(&killed).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(150 + (random >> 33) % 900));
-        // SIGKILL on Unix. The run may be over already: then the last call finds it so.
+        // SIGKILL on Unix. If the run has already ended, the last call finds it complete.
         let _ = child.kill();
         child.wait().unwrap();
     }
     assert!(train(&killed).status().unwrap().success());
-    assert!(tensors(&last_checkpoint(&killed)) == expected, "the resumed run ends with other bits");
+    assert!(tensors(&last_checkpoint(&killed)) == expected, "the resumed run ends with different bits");
     let steps = |run: &Path| {
         let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
         let line = |l: &str| serde_json::from_str::<serde_json::Value>(l).unwrap()["step"].as_u64().unwrap();
         lines.lines().map(line).collect::<Vec<_>>()
     };
-    assert_eq!(steps(&killed), steps(&whole), "every logged step stands in the metrics once");
+    assert_eq!(steps(&killed), steps(&whole), "metrics.jsonl must hold every logged step once");
 }
 
 #[test]
-fn damaged_checkpoint_is_refused_and_the_one_before_offered() {
+fn a_damaged_checkpoint_is_refused_and_the_previous_one_offered() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let arguments = ["train", TINY, "--run", run.to_str().unwrap()];
@@ -107,9 +107,9 @@ fn damaged_checkpoint_is_refused_and_the_one_before_offered() {
     let previous = run.join("checkpoints/step-000000015.safetensors");
     let again = unguided(&[&arguments[..], &["--resume-from", previous.to_str().unwrap()]].concat());
     assert!(again.status.success(), "{}", text(&again));
-    assert!(tensors(&last) == expected, "going on from the previous checkpoint writes the same bits");
-    // The damaged one lies aside; nothing else was lost.
-    assert!(text(&again).contains("later checkpoints are set aside in"), "{}", text(&again));
+    assert!(tensors(&last) == expected, "resuming from the previous checkpoint must write the same bits");
+    // The damaged checkpoint was set aside, not deleted.
+    assert!(text(&again).contains("moved later checkpoints to"), "{}", text(&again));
     assert!(run.join("checkpoints/set-aside-1").join(last.file_name().unwrap()).exists());
 }
 
@@ -129,23 +129,24 @@ fn going_back_makes_the_chosen_checkpoint_the_newest() {
     };
     let all = names("");
     assert_eq!(all.len(), 4, "{all:?}");
-    // The second, from elsewhere.
+    // Resume from the second checkpoint, which is now outside the run folder.
     let elsewhere = folder.path().join("elsewhere.safetensors");
     fs::rename(run.join("checkpoints").join(&all[1]), &elsewhere).unwrap();
     let again = unguided(&[&arguments[..], &["--resume-from", elsewhere.to_str().unwrap()]].concat());
     assert!(again.status.success(), "{}", text(&again));
     assert_eq!(names("set-aside-1"), all[2..]);
     assert_eq!(names(""), all);
-    // Back once more, from what lies aside: nothing is overwritten.
+    // Resume again, from a checkpoint that was set aside. No file is overwritten.
     let aside = run.join("checkpoints/set-aside-1").join(&all[2]);
     let before = fs::read(&aside).unwrap();
     let again = unguided(&[&arguments[..], &["--resume-from", aside.to_str().unwrap()]].concat());
     assert!(again.status.success(), "{}", text(&again));
-    // The optimizer's record has no fixed order, so that the same step again is another file, set aside with the later ones.
+    // The optimizer's record has no fixed order. So the file of the repeated step differs, and it is set aside with the
+    // later ones.
     assert_eq!(names("set-aside-1"), all[2..]);
     assert!(names("set-aside-2").ends_with(&all[3..]), "{:?}", names("set-aside-2"));
     assert!(fs::read(&aside).unwrap() == before);
-    // And from another one of a step that is there: that one is set aside, too.
+    // Resume from a different checkpoint of a step that the run has: the run's own is set aside, too.
     let mut other = framework::checkpoint::Checkpoint::load(&aside).unwrap();
     other.losses.0 += 1.0;
     other.save(&elsewhere).unwrap();
@@ -183,24 +184,24 @@ fn two_trainings_do_not_share_a_folder() {
     first.kill().unwrap();
     first.wait().unwrap();
     assert_eq!(second.status.code(), Some(1), "{}", text(&second));
-    assert!(text(&second).contains("another `train` runs in"), "{}", text(&second));
+    assert!(text(&second).contains("another `train` is running in"), "{}", text(&second));
 }
 
 #[test]
-fn data_without_classes_train_no_network_with_classes() {
+fn data_without_classes_is_refused_for_a_network_with_classes() {
     let folder = tempfile::tempdir().unwrap();
     let images = folder.path().join("images");
     folders::images(&images);
-    // The images of one class, and no folders of classes.
+    // The folder of one class contains images, but no class folders.
     let data = serde_json::json!({ "type": "image_folder", "path": images.join("3"), "image_size": 8, "channels": 1 });
     let run = folder.path().join("run");
     let output = unguided(&["train", TINY, "--run", run.to_str().unwrap(), "--set", &format!("/data={data}")]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("the data have no classes, the backbone reads 10 classes"), "{}", text(&output));
+    assert!(text(&output).contains("the dataset has no classes; the backbone expects 10 classes"), "{}", text(&output));
 }
 
 #[test]
-fn run_of_another_document_is_refused() {
+fn a_run_folder_of_another_document_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     assert!(unguided(&["train", TINY, "--run", run.to_str().unwrap()]).status.success());
@@ -210,7 +211,7 @@ fn run_of_another_document_is_refused() {
 }
 
 #[test]
-fn samples_do_not_depend_on_the_batch_size_and_little_on_rounded_products() {
+fn samples_depend_on_no_batch_size_and_little_on_matmul_precision() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     assert!(unguided(&["train", TINY, "--run", run.to_str().unwrap(), "--set", "/metrics=[]"]).status.success());
@@ -242,10 +243,10 @@ fn samples_do_not_depend_on_the_batch_size_and_little_on_rounded_products() {
     let apart = |other: &[f32]| whole.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     let largest = whole.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
     assert!(apart(&split) <= 1e-4 * largest, "{} against {largest}", apart(&split));
-    // 16 bits keep three digits; equal where the processor multiplies no such numbers.
+    // 16-bit products keep three digits. On processors without 16-bit products, the samples are equal.
     assert!(apart(&rounded) <= 3e-2 * largest, "{} against {largest}", apart(&rounded));
     #[cfg(target_arch = "x86_64")]
-    assert!(!is_x86_feature_detected!("avx512fp16") || rounded != whole, "nothing was rounded");
+    assert!(!is_x86_feature_detected!("avx512fp16") || rounded != whole, "medium precision changed nothing");
 }
 
 #[test]
@@ -259,22 +260,22 @@ fn every_problem_of_a_document_is_printed_with_its_place() {
 }
 
 #[test]
-fn what_an_objective_does_not_train_is_not_asked_for() {
+fn a_scale_that_the_objective_does_not_train_is_refused() {
     let output = unguided(&["check", TINY, "--set", r#"/guidance={"type":"none","scale":0.5}"#]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output).contains("accepts  scales from 1 on"), "{}", text(&output));
+    assert!(text(&output).contains("accepts  scales >= 1"), "{}", text(&output));
     let output = unguided(&["check", TINY, "--set", "/objective/beta_min=0.4", "--set", "/guidance/scale=3"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output).contains("accepts  scales from 1 to 2.5"), "{}", text(&output));
 }
 
 #[test]
-fn no_image_is_no_sample() {
+fn sampling_zero_images_is_refused() {
     assert_eq!(unguided(&["sample", "absent", "--count", "0"]).status.code(), Some(2));
 }
 
 #[test]
-fn guidance_free_network_needs_its_input() {
+fn a_guidance_free_objective_needs_the_guidance_input() {
     let output = unguided(&["check", TINY, "--set", "/backbone/guidance_input=null"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output).contains("/backbone/guidance_input"), "{}", text(&output));
@@ -293,7 +294,7 @@ fn precision_and_checkpointing_train_the_same_network() {
     let f32 = last_loss("f32", "/train/precision=f32");
     let bf16 = last_loss("bf16", "/train/precision=bf16");
     assert!(bf16 != f32, "bf16 changed nothing");
-    // bf16 keeps 8 bits: single results differ by 0.4 %, means over a batch by less.
+    // bf16 keeps 8 bits: a single result differs by up to 0.4 %, the mean over a batch by less.
     assert!((bf16 - f32).abs() < 0.004 * f32, "{bf16} against {f32}");
     let medium = last_loss("medium", "/train/stopped_matmul_precision=medium");
     assert!((medium - f32).abs() < 0.001 * f32, "{medium} against {f32}");
@@ -312,7 +313,7 @@ fn fine_tuning_starts_at_the_checkpoint() {
     };
     let output = train("examples/pipelines/digits-dit-cfg-tiny.json", &cfg, &[]);
     assert!(output.status.success(), "{}", text(&output));
-    // A vanishing learning rate: the run ends where it started, with a guidance input that changes nothing.
+    // With a vanishing learning rate, the run ends where it started: its new guidance input changes nothing.
     let still = [
         format!("/train/from/checkpoint={}", cfg.display()),
         "/train/learning_rate=1e-12".into(),
@@ -332,10 +333,10 @@ fn fine_tuning_starts_at_the_checkpoint() {
         x.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
     };
     let one_branch = ["--set", r#"/guidance={"type":"none"}"#];
-    let (a, b) = (draw(&cfg, "a", &one_branch), draw(&gft, "b", &["--beta", "0.3"]));
+    let (a, b) = (draw(&cfg, "a", &one_branch), draw(&gft, "b", &["--guidance", "0.3"]));
     let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst < 1e-3, "{worst}");
-    // What does not fit is refused with its name: a network without the input has no place for its weights.
+    // A network without a guidance input has no parameters for these weights. The message names them.
     let output = train(
         "examples/pipelines/digits-dit-cfg-tiny.json",
         &folder.path().join("back"),
@@ -352,7 +353,8 @@ fn adapters_and_frozen_parts_train_resume_and_sample() {
     let output = unguided(&["train", "examples/pipelines/digits-dit-cfg-tiny.json", "--run", base.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output));
     let from = format!("/train/from/checkpoint={}", base.display());
-    // What a run of 15 steps changes between steps 5 and 15, by name; the steps after 10 again from there, as a check.
+    // Returns each parameter's name and whether training changed it between steps 5 and 15. Also resumes from step 10
+    // and checks that the run ends with the same bits.
     let changed = |name: &str, set: &str| {
         let run = folder.path().join(name);
         let arguments = ["train", TINY, "--run", run.to_str().unwrap(), "--set", &from, "--set", set];
@@ -364,7 +366,7 @@ fn adapters_and_frozen_parts_train_resume_and_sample() {
         let (early, last) = (tensors(&at(5)), tensors(&at(15)));
         let again = unguided(&[&arguments[..], &["--resume-from", at(10).to_str().unwrap()]].concat());
         assert!(again.status.success(), "{}", text(&again));
-        assert!(tensors(&at(15)) == last, "{name}: the resumed run ends with other bits");
+        assert!(tensors(&at(15)) == last, "{name}: the resumed run ends with different bits");
         let picture = folder.path().join("grid.png");
         let sampled =
             unguided(&["sample", run.to_str().unwrap(), "--count", "2", "--output", picture.to_str().unwrap()]);
@@ -381,13 +383,13 @@ fn adapters_and_frozen_parts_train_resume_and_sample() {
     let trained = changed("frozen", r#"/train/frozen=["^x_embedder", "^blocks\\.0\\."]"#);
     for (name, changed) in &trained {
         let frozen = name.starts_with("model/x_embedder") || name.starts_with("model/blocks.0.");
-        let frozen = frozen || name == "model/pos_embed"; // a table that no run trains
+        let frozen = frozen || name == "model/pos_embed"; // a constant table
         assert_eq!(*changed, !frozen, "{name}");
     }
 }
 
 #[test]
-fn threads_train_the_same_bits_and_the_best_checkpoint_is_kept() {
+fn any_number_of_workers_trains_the_same_bits_and_keeps_the_best_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str, workers: &str| {
         let run = folder.path().join(name);
@@ -411,7 +413,7 @@ fn threads_train_the_same_bits_and_the_best_checkpoint_is_kept() {
         assert!(run.join("checkpoints/best.safetensors").exists());
         tensors(&last_checkpoint(&run))
     };
-    assert!(run("one", "/train/workers=1") == run("two", "/train/workers=2"), "another division of labour, other bits");
+    assert!(run("one", "/train/workers=1") == run("two", "/train/workers=2"), "the number of workers changes the bits");
 }
 
 #[test]
@@ -424,7 +426,7 @@ fn a_learned_tokenizer_is_kept_with_its_run() {
     assert!(text(&trained).contains("tokenizer learned in"), "{}", text(&trained));
     let codebook = at("run/tokenizer.safetensors");
     let learned = fs::read(&codebook).unwrap();
-    // The run and its checkpoints sample with it; a second call neither learns nor trains again.
+    // The run and its checkpoints sample with the codebook. A second `train` neither learns it nor trains again.
     let again = unguided(&["train", document, "--run", &at("run")]);
     assert!(again.status.success() && !text(&again).contains("tokenizer learned"), "{}", text(&again));
     let checkpoint = last_checkpoint(&folder.path().join("run"));
@@ -432,7 +434,7 @@ fn a_learned_tokenizer_is_kept_with_its_run() {
         let sampled = unguided(&["sample", from, "--count", "1", "--output", &at("samples.png")]);
         assert!(sampled.status.success(), "{}", text(&sampled));
     }
-    // Away from its run a checkpoint needs the file by name.
+    // Outside its run folder, a checkpoint needs the path of the codebook.
     let alone = at("alone.safetensors");
     fs::copy(&checkpoint, &alone).unwrap();
     let lost = unguided(&["sample", &alone, "--count", "1", "--output", &at("lost.png")]);
@@ -441,7 +443,7 @@ fn a_learned_tokenizer_is_kept_with_its_run() {
     let set = format!("/tokenizer/path={codebook}");
     let found = unguided(&["sample", &alone, "--count", "1", "--output", &at("found.png"), "--set", &set]);
     assert!(found.status.success(), "{}", text(&found));
-    // Another run may start from the file, and the file stays what it was.
+    // Another run can use the same file and does not change it.
     let other = unguided(&["train", document, "--run", &at("other"), "--set", &set]);
     assert!(other.status.success() && !text(&other).contains("tokenizer learned"), "{}", text(&other));
     assert!(!folder.path().join("other/tokenizer.safetensors").exists());
@@ -505,16 +507,16 @@ fn published_sizes_have_the_published_numbers_of_parameters() {
         })
     };
     let xl = |name: &str| serde_json::json!({ "type": name, "size": "XL/2", "num_classes": 1000, "learn_sigma": true });
-    // Source: 675 M in arXiv:2212.09748 table 1 and arXiv:2401.08740; the constant table of places is counted.
+    // Source: 675 M in arXiv:2212.09748 table 1 and arXiv:2401.08740. The count includes the constant position table.
     for (name, sampler) in [("dit", "ddim"), ("sit", "euler")] {
         let said = check(name, document(xl(name), sampler));
         assert!(said.contains("parameters   675,129,632"), "{said}");
     }
     let mut text_to_image = document(serde_json::json!({ "type": "sd15" }), "ddim");
-    text_to_image["data"] = serde_json::json!({ "type": "shapes", "resolution": 512 });
+    text_to_image["data"] = serde_json::json!({ "type": "shapes", "image_size": 512 });
     text_to_image["conditioner"] = serde_json::json!({ "type": "clip_text", "path": "absent", "tokenizer": "absent" });
     let said = check("sd15", text_to_image);
-    for count in ["859,520,964\n", "83,653,863 of the frozen tokenizer\n", "123,060,480 of the frozen conditioner\n"] {
-        assert!(said.contains(count), "{count} {said}");
+    for count in ["859,520,964\n", "83,653,863 in the frozen tokenizer\n", "123,060,480 in the frozen conditioner\n"] {
+        assert!(said.contains(count), "{count} is missing in\n{said}");
     }
 }

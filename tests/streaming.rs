@@ -1,12 +1,12 @@
-//! Loading a checkpoint holds the network and little more: the file is read tensor by tensor.
+//! Loading a checkpoint needs little more memory than the network, because the file is read tensor by tensor.
 #![cfg(target_os = "linux")]
 
 #[allow(dead_code)]
 mod torch;
 
 use framework::burn::tensor::Device;
-use framework::foreign::Layout;
-use framework::weights;
+use framework::checkpoint::names::Layout;
+use framework::nn::parameters;
 use registry::Registry;
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use std::time::Duration;
 use torch::{Entry, tensor, text, whole};
 use unguided as _;
 
-/// A DiT of 470 MB, whose table of classes is a tenth of it.
+/// Returns a document with a DiT of 470 MB. Its class table is a tenth of that.
 fn document() -> Value {
     json!({
         "version": 1, "data": { "type": "latents", "path": "absent" }, "tokenizer": { "type": "pixels" },
@@ -30,13 +30,13 @@ fn document() -> Value {
     })
 }
 
-/// Name and shape of every tensor of the official file.
+/// Returns the name and shape of every tensor in the official file.
 fn tensors(document: &Value) -> Vec<(String, Vec<usize>)> {
     let registry = Registry::linked();
     let parsed = registry.parse_value(document.clone()).unwrap();
     let pipeline = registry.build(parsed);
     let names = &pipeline.backbone.formats()[0];
-    let parameters = weights::parameters(&pipeline.backbone.init(&Device::flex()));
+    let parameters = parameters::parameters(&pipeline.backbone.init(&Device::flex()));
     let foreign = |(path, shape, _): (String, Vec<usize>, bool)| {
         let name = (names.of)(&path);
         let shape = match name.layout {
@@ -55,7 +55,7 @@ fn count(shape: &[usize]) -> usize {
     shape.iter().product()
 }
 
-/// A safetensors file of zeros, which take no space.
+/// Writes a sparse safetensors file whose tensors are zero.
 fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>)], dtype: &str, size: usize) {
     let (mut header, mut at) = (serde_json::Map::new(), 0);
     for (name, shape) in tensors {
@@ -70,7 +70,7 @@ fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>)], dtype: &str,
     file.set_len((8 + header.len() + at) as u64).unwrap();
 }
 
-/// `torch.save` of zeros, which take no space.
+/// Writes a sparse `torch.save` file whose tensors are zero.
 fn write_torch(path: &Path, tensors: &[(String, Vec<usize>)]) {
     let mut pickle = b"}(".to_vec();
     let mut entries = Vec::new();
@@ -89,8 +89,9 @@ fn write_torch(path: &Path, tensors: &[(String, Vec<usize>)]) {
     torch::zip(&mut File::create(path).unwrap(), &entries).unwrap();
 }
 
-/// Most bytes of its own that the command held at a time while it loaded `checkpoint`, and what it said. Pages of the file
-/// itself do not count: the system takes them back when it needs them.
+/// Returns the command's peak anonymous memory in bytes while it loads `checkpoint`, and its stderr.
+///
+/// Mapped pages of the file do not count, because the system can reclaim them at any time.
 fn peak(pipeline: &Path, checkpoint: &Path) -> (usize, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_unguided"))
         .args(["forward", "--input", "absent", "--output", "absent", "--pipeline"])
@@ -120,16 +121,16 @@ fn loading_holds_a_fifth_more_than_the_network() {
     let tensors = tensors(&self::document());
     let sizes: Vec<usize> = tensors.iter().map(|(_, shape)| 4 * count(shape)).collect();
     let (model, largest) = (sizes.iter().sum::<usize>(), *sizes.iter().max().unwrap());
-    assert!(model > 400 << 20 && (9..12).contains(&(model / largest)), "{model} bytes, of which {largest} in one");
+    assert!(model > 400 << 20 && (9..12).contains(&(model / largest)), "{model} bytes, largest tensor {largest}");
     let torch = folder.path().join("a.pt");
     let (before, _) = peak(&document, &folder.path().join("absent"));
     let loads = |name: &str, checkpoint: &Path| {
         let (peak, said) = peak(&document, checkpoint);
-        // It ends where its input is absent, behind the weights.
+        // The command fails at its missing input, after it has loaded the weights.
         assert!(said.contains("tensors used") && said.contains("absent"), "{name}: {said}");
         let peak = peak - before;
         eprintln!("{name}: {} MB held to load a network of {} MB", peak >> 20, model >> 20);
-        assert!(peak >= model, "{name}: {peak} bytes are less than the network's {model}: not measured");
+        assert!(peak >= model, "{name}: measured {peak} bytes, less than the network's {model}");
         assert!((peak as f64) < 1.2 * model as f64, "{name}: {peak} bytes for a network of {model}");
     };
     for (dtype, size) in [("F32", 4), ("F16", 2)] {

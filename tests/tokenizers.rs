@@ -1,7 +1,7 @@
-//! `forward --tokenizer` and `convert --tokenizer` on the official files in `shared/goldens`.
+//! `forward --tokenizer` and `convert --tokenizer` on the official files in `tests/goldens/data`.
 
 use framework::burn::tensor::TensorData;
-use framework::foreign;
+use framework::checkpoint::tensor_file;
 use goldens::{Golden, close, numbers, path, tensors};
 use serde_json::{Value, json};
 use std::fs;
@@ -30,7 +30,7 @@ fn same(name: &str, got: &TensorData, expected: &[f64]) {
     close(name, &numbers(got.clone()), expected, 1e-4);
 }
 
-/// A pipeline around a tokenizer; its backbone's latent says how large an image is that is decoded from ids alone.
+/// Writes a pipeline with this tokenizer. The backbone's latent size sets the image size when only ids are decoded.
 fn document(folder: &Path, tokenizer: Value, input_size: usize) -> PathBuf {
     let path = folder.join("pipeline.json");
     let document = json!({
@@ -47,7 +47,7 @@ fn document(folder: &Path, tokenizer: Value, input_size: usize) -> PathBuf {
     path
 }
 
-/// `forward --tokenizer`, and its outputs.
+/// Runs `forward --tokenizer`. Returns its output and the file that it writes.
 fn forward(pipeline: &Path, input: &Path, more: &[&Path]) -> (Output, PathBuf) {
     let output = input.with_extension("out.safetensors");
     let mut arguments = vec![Path::new("forward"), Path::new("--tokenizer"), Path::new("--pipeline"), pipeline];
@@ -59,16 +59,13 @@ fn forward(pipeline: &Path, input: &Path, more: &[&Path]) -> (Output, PathBuf) {
 fn input(folder: &Path, tensors: &[(&str, &TensorData)]) -> PathBuf {
     let path = folder.join("input.safetensors");
     let tensors: Vec<_> = tensors.iter().map(|(name, data)| (name.to_string(), (*data).clone())).collect();
-    foreign::save_tensors(&tensors, &path).unwrap();
+    tensor_file::save_tensors(&tensors, &path).unwrap();
     path
 }
 
 #[test]
 fn forward_encodes_images_and_decodes_indices() {
-    let (Some(golden), Some(checkpoint)) = (Golden::open("llamagen_vq.safetensors"), path("llamagen_vq_ckpt.pt"))
-    else {
-        return;
-    };
+    let (golden, checkpoint) = (Golden::open("llamagen_vq.safetensors"), path("llamagen_vq_ckpt.pt"));
     let folder = tempfile::tempdir().unwrap();
     let pipeline = document(
         folder.path(),
@@ -82,7 +79,7 @@ fn forward_encodes_images_and_decodes_indices() {
     assert_eq!(made["indices"].shape().to_vec(), [2, 16]);
     assert_eq!(numbers(made["indices"].clone()), golden.numbers("indices"));
     same("decoded", &made["decoded"], &golden.numbers("decoded"));
-    // Ids alone: as `forward` writes them, and flat as the official code does.
+    // Decode ids alone, in the shape that `forward` writes and in the official code's flat shape.
     for indices in [&made["indices"], golden.data("indices")] {
         let (output, file) = forward(&pipeline, &input(folder.path(), &[("indices", indices)]), &[]);
         succeeds(&output);
@@ -94,9 +91,7 @@ fn forward_encodes_images_and_decodes_indices() {
 
 #[test]
 fn forward_writes_the_levels_of_a_pyramid() {
-    let (Some(golden), Some(checkpoint)) = (Golden::open("var_vae.safetensors"), path("var_vae_ckpt.pth")) else {
-        return;
-    };
+    let (golden, checkpoint) = (Golden::open("var_vae.safetensors"), path("var_vae_ckpt.pth"));
     let folder = tempfile::tempdir().unwrap();
     let pipeline = document(
         folder.path(),
@@ -125,9 +120,7 @@ fn forward_writes_the_levels_of_a_pyramid() {
 
 #[test]
 fn forward_encodes_images_and_decodes_latents() {
-    let (Some(golden), Some(checkpoint)) = (Golden::open("mar_kl16.safetensors"), path("mar_kl16_ckpt.ckpt")) else {
-        return;
-    };
+    let (golden, checkpoint) = (Golden::open("mar_kl16.safetensors"), path("mar_kl16_ckpt.ckpt"));
     let folder = tempfile::tempdir().unwrap();
     let pipeline = document(
         folder.path(),
@@ -145,14 +138,14 @@ fn forward_encodes_images_and_decodes_latents() {
     succeeds(&output);
     same("decoded", &tensors(&file)["decoded"], &golden.numbers("decoded"));
 
-    // What cannot be: the wrong size, the wrong channels, ids, nothing.
+    // Refused: a wrong size, wrong channels, ids for a continuous tokenizer, an unknown name.
     let zeros = |shape: [usize; 4]| TensorData::new(vec![0.0_f32; shape.iter().product()], shape);
     let ids = TensorData::new(vec![0_i64; 32], [2, 16]);
     for (name, data, accepts) in [
         ("img", &zeros([1, 3, 15, 16]), "3 channels, height and width multiples of 2"),
         ("latent", &zeros([1, 5, 8, 8]), "latent [B, 4, H, W]"),
         ("indices", &ids, "img, or latent [B,C,H,W]"),
-        ("x", &zeros([1, 4, 8, 8]), "img [B,C,H,W] in [-1,1], or one of the others"),
+        ("x", &zeros([1, 4, 8, 8]), "img [B,C,H,W] in [-1,1], latent or indices"),
     ] {
         let (output, _) = forward(&pipeline, &input(folder.path(), &[(name, data)]), &[]);
         let said = refused(&output);
@@ -162,7 +155,7 @@ fn forward_encodes_images_and_decodes_latents() {
 
 #[test]
 fn ids_beyond_the_vocabulary_are_refused() {
-    let Some(checkpoint) = path("llamagen_vq_ckpt.pt") else { return };
+    let checkpoint = path("llamagen_vq_ckpt.pt");
     let folder = tempfile::tempdir().unwrap();
     let pipeline = document(
         folder.path(),
@@ -182,7 +175,7 @@ fn ids_beyond_the_vocabulary_are_refused() {
 
 #[test]
 fn convert_writes_the_official_names_and_reports() {
-    let Some(from) = path("var_vae_ckpt.pth") else { return };
+    let from = path("var_vae_ckpt.pth");
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("vae.safetensors");
     let pipeline = document(

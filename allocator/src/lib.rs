@@ -1,9 +1,10 @@
-//! The memory allocator of a program: whoever links this crate allocates with it. The shared framework does, or a program
-//! that has none.
+//! The memory allocator: every program that links this crate allocates with it. The shared framework library
+//! links it, and so does a program that does not use that library.
 //!
-//! A training step allocates and frees the same gigabytes as the one before, in tensors of a hundred sizes. jemalloc joins what
-//! is freed and cuts it anew by best fit; with one arena for all threads, what one of them freed serves the next. Where
-//! jemalloc does not build (MSVC), the system allocates.
+//! A training step allocates and frees the same gigabytes as the previous one, in tensors of about a hundred
+//! sizes. jemalloc merges freed memory and splits it again by best fit. With one arena for all threads, a
+//! thread can reuse memory that another thread freed. Where jemalloc does not build (MSVC), the system
+//! allocator is used.
 
 #[cfg(not(target_env = "msvc"))]
 mod jemalloc {
@@ -12,17 +13,18 @@ mod jemalloc {
     #[global_allocator]
     static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-    /// What jemalloc reads when it starts: one arena, also for what it takes for too large. The environment's
-    /// `_RJEM_MALLOC_CONF` has the last word.
-    // SAFETY: the name is jemalloc's own for a text that ends with a zero; a reference to bytes starts with where they lie.
+    /// The settings that jemalloc reads at its start: one arena, which also serves oversized allocations. The
+    /// environment variable `_RJEM_MALLOC_CONF` overrides them.
+    // SAFETY: jemalloc defines this name as a pointer to a NUL-terminated string; a reference to an array is
+    // such a pointer.
     #[unsafe(export_name = "_rjem_malloc_conf")]
     static SETTINGS: &[u8; 31] = b"narenas:1,oversize_threshold:0\0";
 
-    /// Milliseconds until freed pages of the arena go back to the system, -1 for never.
+    /// Sets the delay, in milliseconds, until freed pages of the arena return to the system; -1 means never.
     pub fn set_delay(milliseconds: isize) {
-        // SAFETY: the number is of the type that jemalloc documents for this name.
+        // SAFETY: the value has the type that jemalloc documents for this name.
         let set = unsafe { raw::write(b"arena.0.dirty_decay_ms\0", milliseconds) };
-        set.expect("jemalloc's first arena is there");
+        set.expect("jemalloc's first arena exists");
     }
 
     #[cfg(test)]
@@ -31,7 +33,7 @@ mod jemalloc {
 
         #[test]
         fn jemalloc_reads_the_settings() {
-            // SAFETY: the numbers are of the types that jemalloc documents for these names.
+            // SAFETY: the values have the types that jemalloc documents for these names.
             let [arenas, threshold] = unsafe {
                 [raw::read::<u32>(b"opt.narenas\0").unwrap() as usize, raw::read(b"opt.oversize_threshold\0").unwrap()]
             };
@@ -49,14 +51,16 @@ mod jemalloc {
     }
 }
 
-/// From now on freed pages go back to the system at once. Reading a file into a network frees what it has converted as it
-/// goes: kept for jemalloc's ten seconds, the peak would depend on how fast it goes.
+/// Returns freed pages to the system at once from now on. Loading a file into a network frees each tensor after
+/// its conversion. With jemalloc's default delay of ten seconds, the peak memory would depend on the loading
+/// speed.
 pub fn return_pages() {
     #[cfg(not(target_env = "msvc"))]
     jemalloc::set_delay(0);
 }
 
-/// From now on freed pages stay with the program: given back, they come again as fresh pages that the kernel must clear.
+/// Keeps freed pages in the process from now on. The operating system must clear a page that was returned
+/// before the process can use it again, and that takes time.
 pub fn keep_pages() {
     #[cfg(not(target_env = "msvc"))]
     jemalloc::set_delay(-1);

@@ -1,53 +1,58 @@
-//! One problem with what the user wrote: what, where, what is accepted, the nearest name, a fix.
+//! Errors, and problems in the user's input: what is wrong, where, what is accepted, the nearest name, a fix.
 
 use std::fmt;
 
-/// A located problem in a pipeline document. Checks collect all of them; none is fatal by itself.
+/// A problem in the user's input. The checks of a document report all of its problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problem {
-    /// One sentence that says what is wrong.
+    /// What is wrong, in one sentence.
     pub what: String,
-    /// JSON pointers into the document ("" is the document itself).
+    /// The document that the pointers in `at` refer to; `None` if the problem is not in a document.
+    pub file: Option<String>,
+    /// JSON pointers into the document ("" is the document itself). Outside documents, an option or a file.
     pub at: Vec<String>,
-    /// What would have been accepted.
+    /// Differences from the expected input, one per line.
+    pub differs: Vec<String>,
+    /// The accepted values.
     pub accepts: Option<String>,
-    /// The nearest accepted name, where a name was misspelt.
+    /// The nearest accepted name, if a name was misspelt.
     pub nearest: Option<String>,
-    /// What to change, where a change is known to help.
+    /// A change that is known to help.
     pub fix: Option<String>,
 }
 
 impl Problem {
-    /// A problem at one JSON pointer.
+    /// Creates a problem at one JSON pointer.
     pub fn new(at: impl Into<String>, what: impl Into<String>) -> Self {
         Self { what: what.into(), at: vec![at.into()], ..Self::default() }
     }
 
-    /// The same problem, seen at a second pointer as well: the other half of an incompatible pair.
+    /// Adds a second pointer: the other half of an incompatible pair.
     pub fn and_at(mut self, at: impl Into<String>) -> Self {
         self.at.push(at.into());
         self
     }
 
-    /// Says what would have been accepted.
+    /// Sets the accepted values.
     pub fn accepts(mut self, accepts: impl Into<String>) -> Self {
         self.accepts = Some(accepts.into());
         self
     }
 
-    /// Names the nearest accepted name.
+    /// Sets the nearest accepted name.
     pub fn nearest(mut self, nearest: Option<String>) -> Self {
         self.nearest = nearest;
         self
     }
 
-    /// Says what to change.
+    /// Sets the suggested change.
     pub fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = Some(fix.into());
         self
     }
 
-    /// The same problem with `prefix` in front of every pointer: used by a plugin that holds another.
+    /// Prefixes every pointer with `prefix`. A plugin that contains another plugin uses it for the inner
+    /// one's problems.
     pub fn under(mut self, prefix: &str) -> Self {
         for at in &mut self.at {
             *at = format!("{prefix}{at}");
@@ -55,22 +60,29 @@ impl Problem {
         self
     }
 
-    /// The problem as the command line prints it, located in `file`.
-    pub fn display<'a>(&'a self, file: &'a str) -> impl fmt::Display + 'a {
-        Located { problem: self, file }
+    /// Sets the document that contains the problem, under the name that the user knows.
+    pub fn in_file(mut self, file: &str) -> Self {
+        self.file = Some(file.to_string());
+        self
     }
 }
 
-struct Located<'a> {
-    problem: &'a Problem,
-    file: &'a str,
-}
-
-impl fmt::Display for Located<'_> {
+/// Formats the problem as the command prints it, without the leading "error: ".
+impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Problem { what, at, accepts, nearest, fix } = self.problem;
-        let at: Vec<&str> = at.iter().map(|p| if p.is_empty() { "/" } else { p.as_str() }).collect();
-        write!(f, "error: {what}\n  at       {}  {}", self.file, at.join(" and "))?;
+        let Self { what, file, at, differs, accepts, nearest, fix } = self;
+        f.write_str(what)?;
+        let root = if file.is_some() { "/" } else { "" };
+        let at: Vec<&str> = at.iter().map(|place| if place.is_empty() { root } else { place.as_str() }).collect();
+        let at = at.join(" and ");
+        let place: Vec<&str> =
+            [file.as_deref(), Some(at.as_str())].into_iter().flatten().filter(|p| !p.is_empty()).collect();
+        if !place.is_empty() {
+            write!(f, "\n  at       {}", place.join("  "))?;
+        }
+        for line in differs {
+            write!(f, "\n  differs  {line}")?;
+        }
         for (name, value) in [("accepts", accepts), ("nearest", nearest), ("fix", fix)] {
             if let Some(value) = value {
                 write!(f, "\n  {name:<8} {value}")?;
@@ -80,45 +92,69 @@ impl fmt::Display for Located<'_> {
     }
 }
 
-/// The result of a check that reports everything it finds.
+/// All problems that a check found.
 pub type Problems = Vec<Problem>;
 
-/// An error while a pipeline runs: a file, a checkpoint, a device, a number that is not finite.
+/// The reason why a command, or a part of one, failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read or written.
+    /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file was read and is not what it should be.
+    /// The content of a file is invalid.
     #[error("{path}: {what}")]
     File {
         /// The file.
         path: String,
-        /// What is wrong with it, and what helps.
+        /// What is wrong with the file, and a fix if one is known.
         what: String,
     },
-    /// The run itself failed.
+    /// The run failed.
     #[error("{0}")]
     Run(String),
-    /// The user's document is wrong in ways only building it could show.
-    #[error("the pipeline document has {} problem(s)", .0.len())]
-    Document(Problems),
+    /// The run failed, and a fix is known.
+    #[error("{0}")]
+    Failed(Box<Problem>),
+    /// The user's input is wrong: a document, an option, or a file.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
+    Input(Problems),
 }
 
 impl Error {
-    /// Wraps a system error with the file it is about.
+    /// Wraps a system error together with its file.
     pub fn io(path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Io { path: path.display().to_string(), source }
     }
 
-    /// An error about the content of a file.
+    /// Creates an error about the content of a file.
     pub fn file(path: &std::path::Path, what: impl Into<String>) -> Self {
         Self::File { path: path.display().to_string(), what: what.into() }
+    }
+
+    /// Creates an error from the problems of a document, which the user knows as `file`.
+    pub fn input(problems: Problems, file: &str) -> Self {
+        Self::Input(problems.into_iter().map(|problem| problem.in_file(file)).collect())
+    }
+
+    /// Creates an error for a failed run whose `problem` contains a fix.
+    pub fn failed(problem: Problem) -> Self {
+        Self::Failed(Box::new(problem))
+    }
+
+    /// Returns the exit code of a command that ends with this error: 2 if the input is wrong, 1 otherwise.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Input(_)) { 2 } else { 1 }
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Input(vec![problem])
     }
 }
 

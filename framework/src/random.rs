@@ -1,7 +1,7 @@
 //! Randomness as a pure function of (seed, purpose, index, step).
 //!
-//! No generator lives across a step, so a resumed run draws what an uninterrupted one draws, a
-//! sample does not depend on the batch it was drawn in, and every backend sees the same numbers.
+//! No generator outlives a step. A resumed run therefore uses the same random numbers as an uninterrupted
+//! one, a sample does not depend on its batch, and every backend sees the same values.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
@@ -9,25 +9,26 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 
-/// A seed from which independent streams are derived by name and index.
+/// A seed, from which independent random streams are derived by name and index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Random {
     seed: u64,
 }
 
 impl Random {
-    /// The streams of `seed`.
+    /// Creates the streams of `seed`.
     pub fn new(seed: u64) -> Self {
         Self { seed }
     }
 
-    /// The streams that belong to these bytes.
+    /// Creates the streams whose seed is a hash of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         let hash = Sha256::digest(bytes);
         Self { seed: u64::from_le_bytes(hash[..8].try_into().expect("eight bytes")) }
     }
 
-    /// The generator for one purpose and index; the same arguments give the same numbers for ever.
+    /// Returns the generator for one purpose, index and step. The same arguments always give the same
+    /// numbers.
     pub fn stream(&self, purpose: &str, index: u64, step: u64) -> ChaCha8Rng {
         let key = Sha256::new()
             .chain_update(self.seed.to_le_bytes())
@@ -39,26 +40,27 @@ impl Random {
         ChaCha8Rng::from_seed(key.into())
     }
 
-    /// `n` numbers uniform in [0, 1).
+    /// Returns `n` random numbers, uniform in [0, 1).
     pub fn uniform(&self, purpose: &str, index: u64, step: u64, n: usize) -> Vec<f64> {
         let mut stream = self.stream(purpose, index, step);
         (0..n).map(|_| stream.random::<f64>()).collect()
     }
 
-    /// `n` standard normal numbers.
+    /// Returns `n` standard normal random numbers.
     pub fn normal(&self, purpose: &str, index: u64, step: u64, n: usize) -> Vec<f32> {
         let mut stream = self.stream(purpose, index, step);
         (0..n).map(|_| StandardNormal.sample(&mut stream)).collect()
     }
 }
 
-/// A float tensor from host numbers, in `dtype`, on `device`.
+/// Creates a float tensor from host values, in `dtype`, on `device`.
 pub fn tensor<const D: usize>(values: &[f64], shape: [usize; D], dtype: DType, device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape).convert_dtype(dtype), (device, dtype))
 }
 
-/// One number a sample, or one a position (row-major `[B, position]`), broadcastable against `like`: shape `[B, 1, ..]` or
-/// `[B, position, 1, ..]`, in its dtype and on its device.
+/// Creates a tensor that broadcasts against `like` from one value per sample, or one per position (row-major
+/// `[B, position]`). Its shape is `[B, 1, ..]` or `[B, position, 1, ..]`; it has the dtype and device of
+/// `like`.
 pub fn per_sample<const D: usize>(values: &[f64], like: &Tensor<D>) -> Tensor<D> {
     let mut shape = [1; D];
     shape[0] = like.dims()[0];
@@ -68,14 +70,14 @@ pub fn per_sample<const D: usize>(values: &[f64], like: &Tensor<D>) -> Tensor<D>
     tensor(values, shape, like.dtype(), &like.device().inner())
 }
 
-/// The order in which `keys` rise: a random permutation, if they are random numbers.
+/// Returns the indices that sort `keys` in ascending order. For random keys, this is a random permutation.
 pub fn order_of(keys: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|a, b| keys[*a].total_cmp(&keys[*b]));
     order
 }
 
-/// A random permutation of `0..n` that is a function of its arguments alone.
+/// Returns a random permutation of `0..n` that depends on the arguments alone.
 pub fn permutation(random: &Random, purpose: &str, index: u64, n: usize) -> Vec<usize> {
     let mut stream = random.stream(purpose, index, 0);
     let mut order: Vec<usize> = (0..n).collect();
@@ -103,7 +105,7 @@ mod tests {
         let x = Random::new(1).normal("eps", 0, 0, 200_000);
         let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / x.len() as f64;
         let variance = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
-        // Four standard errors.
+        // Tolerance: four standard errors.
         assert!(mean.abs() < 4.0 / (x.len() as f64).sqrt(), "{mean}");
         assert!((variance - 1.0).abs() < 4.0 * (2.0 / x.len() as f64).sqrt(), "{variance}");
     }

@@ -1,13 +1,15 @@
-//! Optimizer, clipping, schedules and averages equal those of PyTorch and diffusers, recorded in `shared/goldens`
+//! Optimizer, clipping, schedules and averages equal PyTorch and diffusers, recorded in `tests/goldens/data`
 //! (torch 2.15, diffusers 0.32.2; `train_utils.safetensors` in MANIFEST.md there).
 
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::burn::optim::GradientsParams;
 use framework::burn::tensor::{Device, Tensor};
-use framework::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup, clip_global_norm, learning_rate};
-use framework::train_config::EmaConfig;
-use framework::weights;
+use framework::nn::parameters;
+use framework::optimization::optimizer::{
+    LearningRateDecay, OptimizerConfig, WeightDecayGroup, clip_global_norm, learning_rate,
+};
+use framework::pipeline::train_config::EmaConfig;
 use framework_dylib as _;
 use goldens::{Golden, close, numbers};
 
@@ -19,7 +21,8 @@ struct Two {
 
 const FILE: &str = "train_utils.safetensors";
 
-/// Six steps with the recorded gradients; weights after each, and the average, must be the recorded ones.
+/// Runs six steps with the recorded gradients. The weights after each step and the final average must equal
+/// the recording.
 fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecayGroup], clip: Option<f64>) {
     let device = Device::flex().autodiff();
     let load = |name: &str| golden.data(name).clone();
@@ -41,8 +44,8 @@ fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecay
             close("norm", &[norm], &[golden.numbers("llamagen.grad_norm_before_clip")[i]], 1e-5);
         }
         model = optimizer.step(*rate, model, grads);
-        average = weights::average(average, &model, 0.99);
-        let values = weights::export(&model);
+        average = parameters::average(average, &model, 0.99);
+        let values = parameters::export(&model);
         for name in ["w", "b"] {
             close(
                 &format!("{key}.{name}.{i}"),
@@ -52,14 +55,14 @@ fn trajectory(golden: &Golden, key: &str, optimizer: &str, groups: &[WeightDecay
             );
         }
     }
-    let values = weights::export(&average);
+    let values = parameters::export(&average);
     close("ema w", &numbers(values["w"].clone()), &golden.numbers(&format!("{key}.ema_w")), 1e-5);
     close("ema b", &numbers(values["b"].clone()), &golden.numbers(&format!("{key}.ema_b")), 1e-5);
 }
 
 #[test]
 fn adamw_and_ema_equal_pytorch() {
-    let Some(golden) = Golden::open(FILE) else { return };
+    let golden = Golden::open(FILE);
     trajectory(&golden, "dit", r#"{"type": "adamw"}"#, &[], None);
     trajectory(&golden, "gft_cos", r#"{"type": "adamw"}"#, &[], None);
     trajectory(&golden, "sd_warm", r#"{"type": "adamw", "weight_decay": 1e-2}"#, &[], None);
@@ -70,7 +73,7 @@ fn adamw_and_ema_equal_pytorch() {
 
 #[test]
 fn schedules_equal_pytorch() {
-    let Some(golden) = Golden::open(FILE) else { return };
+    let golden = Golden::open(FILE);
     let cosine = |to: f64, t_max: usize, base: f64, n: usize| -> Vec<f64> {
         (0..n).map(|s| learning_rate(base, 0, &LearningRateDecay::Cosine { to }, s, t_max)).collect()
     };
@@ -82,12 +85,12 @@ fn schedules_equal_pytorch() {
 
 #[test]
 fn ema_warmup_equals_diffusers() {
-    let Some(golden) = Golden::open(FILE) else { return };
+    let golden = Golden::open(FILE);
     let config = EmaConfig { decay: 0.9999, warmup: true };
     let steps = golden.numbers("diffusers_ema.step");
     let decays = golden.numbers("diffusers_ema.decay_at_step");
     for (step, decay) in steps.into_iter().zip(decays).filter(|(step, _)| *step > 1.0) {
-        // diffusers counts its own calls: call `step` averages with the decay after `step - 1` updates.
+        // diffusers counts its own calls: call `step` uses the decay that follows `step - 1` updates.
         close("decay", &[config.decay_at(step as usize - 1)], &[decay], 1e-9);
     }
 }

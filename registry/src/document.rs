@@ -1,36 +1,37 @@
-//! The pipeline document: one JSON file that says everything about a run.
+//! The pipeline document: one JSON file that specifies a whole run.
 
 use crate::library;
 use framework::pipeline::Pipeline;
+use framework::pipeline::train_config::TrainConfig;
+use framework::pipeline::weak::WeakConfig;
 use framework::plugin::{
     BackbonePlugin, ConditionerPlugin, DatasetPlugin, GuidancePlugin, Kind, MetricPlugin, ObjectivePlugin,
     SamplerPlugin, TokenizerPlugin,
 };
-use framework::train_config::TrainConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// One pipeline. [`crate::Registry::parse`] makes it from text.
+/// A parsed pipeline document. [`crate::Registry::parse`] creates it from text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
-    /// Where editors find the schema of this document.
+    /// Path of the JSON Schema of this document, for editors.
     #[serde(rename = "$schema", default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<String>,
     /// Version of the document format: 1.
     pub version: u32,
-    /// What this pipeline is, for a reader.
+    /// Description of this pipeline for readers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
     /// Plugin libraries to load, relative to the document.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<PathBuf>,
-    /// What is learned.
+    /// The dataset.
     pub data: Box<dyn DatasetPlugin>,
-    /// From images to latents and back.
+    /// The tokenizer, which converts images to latents and back.
     pub tokenizer: Box<dyn TokenizerPlugin>,
-    /// From captions to features, for text-conditional backbones.
+    /// The conditioner, which converts captions to features for text-conditional backbones.
     #[serde(default)]
     pub conditioner: Option<Box<dyn ConditionerPlugin>>,
     /// The network.
@@ -39,17 +40,20 @@ pub struct Document {
     pub objective: Box<dyn ObjectivePlugin>,
     /// The training loop.
     pub train: TrainConfig,
-    /// From noise to latents.
+    /// The sampler, which converts noise to latents.
     pub sampler: Box<dyn SamplerPlugin>,
     /// The guidance rule of sampling.
     pub guidance: Box<dyn GuidancePlugin>,
-    /// What is measured on samples.
+    /// The weak network of the guidance rule. In the document it is the field `weak` of `guidance`.
+    #[serde(rename = "guidance.weak", default, skip_serializing_if = "Option::is_none")]
+    pub weak: Option<WeakConfig>,
+    /// The metrics on samples.
     #[serde(default)]
     pub metrics: Vec<Box<dyn MetricPlugin>>,
 }
 
 impl crate::Registry {
-    /// What messages call the part in each slot.
+    /// Returns the name in messages of the part in each slot.
     fn names(&self, document: &Document) -> BTreeMap<Kind, String> {
         let parts = [
             (Kind::Data, Some(document.data.typetag_name())),
@@ -71,7 +75,7 @@ impl crate::Registry {
         names
     }
 
-    /// The pipeline that a parsed and checked document describes.
+    /// Builds the pipeline that a parsed and checked document describes.
     pub fn build(&self, document: Document) -> Pipeline {
         let names = self.names(&document);
         let resolved = serde_json::to_string_pretty(&self.resolved(&document)).expect("a document can be serialized");
@@ -84,6 +88,8 @@ impl crate::Registry {
             train: document.train,
             sampler: document.sampler,
             guidance: document.guidance,
+            weak: None,
+            weak_source: document.weak,
             metrics: document.metrics.into_iter().map(|metric| metric as _).collect(),
             document: resolved,
             names,

@@ -1,4 +1,4 @@
-//! Text to JSON without losing anything: syntax errors and duplicate keys are located. And overrides.
+//! Parsing of JSON text, with the location of syntax errors and duplicate keys, and `--set` overrides.
 
 use crate::names::{join, split};
 use framework::error::{Problem, Problems};
@@ -6,10 +6,10 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// The JSON value of a text, with a problem for every key that appears twice (the first one is kept).
+/// Parses a text to a JSON value. Returns a problem for every duplicate key; the value keeps its first occurrence.
 ///
 /// # Errors
-/// If the text is not JSON: the problem names the line and the column.
+/// If the text is not JSON. The problem names the line and the column.
 pub fn read(text: &str) -> Result<(Value, Problems), Problem> {
     let mut reader = Reader { pointer: String::new(), problems: Problems::new() };
     let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -20,12 +20,13 @@ pub fn read(text: &str) -> Result<(Value, Problems), Problem> {
     }
 }
 
-/// Sets the value at `pointer`, for `--set /train/steps=500`. `text` is JSON, or else a string.
+/// Sets the value at `pointer`, for `--set /train/steps=500`. A `text` that is not JSON is taken as a string.
 ///
-/// Members on the way that are absent or null become objects, without question: the schema checks their names.
+/// Creates members along the pointer that are absent or null as objects. The schema checks their names later.
 ///
 /// # Errors
-/// If the pointer does not start with `/`, leads past the end of a list, or through a number or a string.
+/// If the pointer does not start with `/`, contains an index outside a list, or leads through a number, a string or a
+/// boolean, or if `text` has duplicate keys.
 pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Problem> {
     let lost = |what: String| Problem::new(if pointer.starts_with('/') { pointer } else { "" }, what);
     if !pointer.starts_with('/') {
@@ -66,7 +67,7 @@ pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Proble
                 }
             }
             _ => {
-                return Err(lost(format!("\"{at}\" is neither an object nor a list, so it has no \"{key}\"")));
+                return Err(lost(format!("\"{at}\" is neither an object nor a list, so it has no member \"{key}\"")));
             }
         };
         at = here;
@@ -75,7 +76,7 @@ pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Proble
     Ok(())
 }
 
-/// Where reading is, and what was found on the way. On an error `pointer` stays where it happened.
+/// The state of the parser: the current pointer and the problems so far. After an error, `pointer` is its location.
 struct Reader {
     pointer: String,
     problems: Problems,

@@ -1,8 +1,8 @@
 //! From the text of a pipeline document to a checked [`Document`], in two phases.
 //!
-//! *Parse* asks whether the document is well formed: syntax, names, types, ranges. *Check* asks whether its parts
-//! fit together. Neither touches a file or a device, and both report every problem they find.
-//! This crate names no plugin: it knows what [`framework::register!`] lines were linked into the program.
+//! *Parse* checks that the document is well formed: syntax, names, types, ranges. *Check* checks that its parts are
+//! compatible. Neither phase opens a file or a device, and both report all problems that they find.
+//! This crate names no plugin: it finds plugins through the [`framework::register!`] lines linked into the program.
 
 #[cfg(test)]
 use framework_dylib as _;
@@ -22,15 +22,16 @@ pub use names::nearest;
 use framework::error::{Problem, Problems};
 use framework::plugin::{Entry, Kind, ObjectivePlugin};
 use jsonschema::{Keyword, ValidationError, Validator};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether a document was parsed: from then on typetag knows no new names.
+/// Whether a document was parsed. typetag collects the registered names at the first parse and ignores later ones.
 static PARSED: AtomicBool = AtomicBool::new(false);
 
-/// Everything registered. Only a registry parses documents: once parsing has begun, it is too late to load plugins.
+/// All registered plugins. Only a registry parses documents, because plugins can be loaded only before the first parse.
 pub struct Registry {
     entries: Vec<&'static Entry>,
     schema: Value,
@@ -38,19 +39,20 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Loads plugin libraries, which runs their code, and gives the registry of them and of everything linked.
+    /// Loads plugin libraries, which runs their code. Returns the registry of all loaded and linked plugins.
     ///
     /// # Errors
-    /// Why libraries are refused. Unless all fit, none is opened.
-    pub fn load(libraries: &[PathBuf]) -> Result<Self, Vec<library::Refused>> {
+    /// If a library is rejected; one problem per library. In this case no library is opened.
+    pub fn load(libraries: &[PathBuf]) -> Result<Self, Problems> {
         library::load(libraries, PARSED.load(Ordering::SeqCst))?;
         Ok(Self::linked())
     }
 
-    /// The registry of everything linked into the program, or loaded before.
+    /// Returns the registry of all plugins that are linked into the program or already loaded.
     ///
     /// # Panics
-    /// If two plugins of one kind share a name, or a plugin's schema is not a JSON Schema: bugs in a plugin.
+    /// If two plugins of the same kind share a name, or the schema of a plugin is not a valid JSON Schema. Both are
+    /// bugs in a plugin.
     pub fn linked() -> Self {
         let entries = framework::plugin::entries();
         for pair in entries.windows(2) {
@@ -68,17 +70,17 @@ impl Registry {
         Self { entries, schema, validator }
     }
 
-    /// Everything registered, sorted by kind and name.
+    /// Returns all registered plugins, sorted by kind and name.
     pub fn entries(&self) -> &[&'static Entry] {
         &self.entries
     }
 
-    /// The entry of that kind and name.
+    /// Returns the plugin of this kind and name, if it is registered.
     pub fn entry(&self, kind: Kind, name: &str) -> Option<&'static Entry> {
         self.entries.iter().copied().find(|entry| entry.kind == kind && entry.name == name)
     }
 
-    /// The JSON Schema of the document, draft 2020-12.
+    /// Returns the JSON Schema of documents, draft 2020-12.
     pub fn schema(&self) -> &Value {
         &self.schema
     }
@@ -86,7 +88,7 @@ impl Registry {
     /// Parses the text of a document.
     ///
     /// # Errors
-    /// Every problem of its syntax, names, types and ranges, sorted by pointer.
+    /// All problems of syntax, names, types and ranges, sorted by pointer.
     pub fn parse(&self, text: &str) -> Result<Document, Problems> {
         let (value, mut problems) = read(text).map_err(|problem| vec![problem])?;
         match self.parse_value(value) {
@@ -99,30 +101,38 @@ impl Registry {
         }
     }
 
-    /// Parses a document that was [`read`], and perhaps [`set`], before.
+    /// Parses a document from the JSON value that [`read`] returned and [`set`] may have changed.
     ///
     /// # Errors
-    /// Every problem of its names, types and ranges, sorted by pointer.
+    /// All problems of names, types and ranges, sorted by pointer.
     pub fn parse_value(&self, value: Value) -> Result<Document, Problems> {
         self.parse_as(&self.validator, value)
     }
 
-    /// Parses and checks the entry of one objective, with its `type`.
+    /// Parses and checks the entry of one objective, including its `type`.
     ///
     /// # Errors
-    /// Every problem of its name, fields and ranges; pointers are relative to the entry.
+    /// All problems of its name, fields and ranges. Pointers are relative to the entry.
     pub fn objective(&self, value: Value) -> Result<Box<dyn ObjectivePlugin>, Problems> {
-        let mut schema = self.schema.clone();
-        let members = schema.as_object_mut().expect("the schema is an object");
-        members.retain(|key, _| key == "$schema" || key == "$defs");
-        members.insert("$ref".into(), format!("#/$defs/{}", Kind::Objective.name()).into());
-        let objective: Box<dyn ObjectivePlugin> = self.parse_as(&validator(&schema), value)?;
+        let objective: Box<dyn ObjectivePlugin> = self.part(Kind::Objective, value)?;
         let problems = objective.check();
         if problems.is_empty() { Ok(objective) } else { Err(sorted(problems)) }
     }
 
-    /// The documented variants of a plugin: itself with every default, where that is valid, and the examples of its
-    /// schema, as entries with their `type`.
+    /// Parses the entry of one slot, with its `type`.
+    ///
+    /// # Errors
+    /// Every problem of its name, fields and ranges; pointers are relative to the entry.
+    pub fn part<T: DeserializeOwned>(&self, kind: Kind, value: Value) -> Result<T, Problems> {
+        let mut schema = self.schema.clone();
+        let members = schema.as_object_mut().expect("the schema is an object");
+        members.retain(|key, _| key == "$schema" || key == "$defs");
+        members.insert("$ref".into(), format!("#/$defs/{}", kind.name()).into());
+        self.parse_as(&validator(&schema), value)
+    }
+
+    /// Returns the documented variants of a plugin, as document entries: the plugin with all defaults, which is invalid
+    /// if a field is required, and the examples of its schema.
     pub fn variants(&self, entry: &Entry) -> Vec<Value> {
         let schema = Value::from((entry.schema)());
         let mut variants = vec![serde_json::json!({ "type": entry.name })];
@@ -136,13 +146,14 @@ impl Registry {
         variants
     }
 
-    fn parse_as<T: serde::de::DeserializeOwned>(&self, validator: &Validator, mut value: Value) -> Result<T, Problems> {
+    fn parse_as<T: DeserializeOwned>(&self, validator: &Validator, mut value: Value) -> Result<T, Problems> {
         let problems: Problems =
             validator.iter_errors(&value).flat_map(|error| translate::translate(&self.schema, &error)).collect();
         if !problems.is_empty() {
             return Err(sorted(problems));
         }
         type_first(&mut value);
+        lift(&mut value);
         PARSED.store(true, Ordering::SeqCst);
         serde_path_to_error::deserialize(value).map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
             let at: String = error
@@ -150,6 +161,7 @@ impl Registry {
                 .iter()
                 .map(|segment| match segment {
                     Segment::Seq { index } => format!("/{index}"),
+                    Segment::Map { key } if key == LIFTED => "/guidance/weak".to_string(),
                     Segment::Map { key } | Segment::Enum { variant: key } => names::join("", key),
                     Segment::Unknown => String::new(),
                 })
@@ -158,27 +170,29 @@ impl Registry {
         })
     }
 
-    /// Checks that the parts of a document fit together.
+    /// Checks that the parts of a document are compatible.
     pub fn check(&self, document: &Document) -> Problems {
         sorted(check::check(document))
     }
 
-    /// Parses and checks.
+    /// Parses and checks a document.
     ///
     /// # Errors
-    /// Every problem of the first phase that finds one, sorted by pointer.
+    /// All problems of the first phase that finds any, sorted by pointer.
     pub fn parse_and_check(&self, text: &str) -> Result<Document, Problems> {
         let document = self.parse(text)?;
         let problems = self.check(&document);
         if problems.is_empty() { Ok(document) } else { Err(problems) }
     }
 
-    /// The document with every default written out.
+    /// Returns the document with every default written out.
     ///
     /// # Panics
-    /// If a plugin cannot be serialized: a bug in the plugin.
+    /// If a plugin cannot be serialized, which is a bug in the plugin.
     pub fn resolved(&self, document: &Document) -> Value {
-        serde_json::to_value(document).expect("a document can be serialized")
+        let mut value = serde_json::to_value(document).expect("a document can be serialized");
+        lower(&mut value);
+        value
     }
 }
 
@@ -187,7 +201,7 @@ fn validator(schema: &Value) -> Validator {
         .with_draft(jsonschema::Draft::Draft202012)
         .with_keyword(schema::STRICT_INTEGER, |_, _, _| Ok(Box::new(StrictInteger)))
         .build(&schema::strict(schema))
-        .unwrap_or_else(|error| panic!("the schema of the document is not a schema: {error}"))
+        .unwrap_or_else(|error| panic!("the document's JSON Schema is invalid: {error}"))
 }
 
 fn sorted(mut problems: Problems) -> Problems {
@@ -196,7 +210,28 @@ fn sorted(mut problems: Problems) -> Problems {
     problems
 }
 
-/// Moves `type` to the front of every object: otherwise what follows is buffered, and errors lose their place.
+/// The top-level key for the guidance rule's weak network during deserialization. In the document, `weak` is a member
+/// of `guidance`, but the rule's plugin rejects fields that are not its own.
+const LIFTED: &str = "guidance.weak";
+
+/// Moves `weak` from `guidance` to [`LIFTED`].
+fn lift(document: &mut Value) {
+    let weak = document.get_mut("guidance").and_then(Value::as_object_mut).and_then(|rule| rule.shift_remove("weak"));
+    if let (Some(weak), Some(document)) = (weak, document.as_object_mut()) {
+        document.insert(LIFTED.to_string(), weak);
+    }
+}
+
+/// Moves `weak` from [`LIFTED`] back to `guidance`.
+fn lower(document: &mut Value) {
+    let weak = document.as_object_mut().and_then(|document| document.shift_remove(LIFTED));
+    if let (Some(weak), Some(rule)) = (weak, document.get_mut("guidance").and_then(Value::as_object_mut)) {
+        rule.insert("weak".to_string(), weak);
+    }
+}
+
+/// Moves `type` to the front of every object. Otherwise serde buffers the fields before it, and errors lose their
+/// location.
 fn type_first(value: &mut Value) {
     match value {
         Value::Object(members) => {
@@ -210,7 +245,7 @@ fn type_first(value: &mut Value) {
     }
 }
 
-/// Refuses numbers with a decimal point, which JSON Schema takes for integers and serde does not.
+/// Rejects integers that are written with a decimal point or exponent. JSON Schema accepts them; serde does not.
 struct StrictInteger;
 
 impl<'i> Keyword<'i> for StrictInteger {
@@ -219,7 +254,7 @@ impl<'i> Keyword<'i> for StrictInteger {
     }
 
     fn is_valid(&self, instance: &'i Value) -> bool {
-        // Other decimal numbers are refused by their type already.
+        // The `type` keyword rejects all other decimal numbers.
         !instance.as_f64().is_some_and(|number| instance.is_f64() && number.fract() == 0.0)
     }
 }

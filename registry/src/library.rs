@@ -1,8 +1,9 @@
-//! Plugin libraries: what their file says, whether it fits this framework, and opening it.
+//! Plugin libraries: reading their files, checking that they fit this framework, and opening them.
 //!
-//! Opening a shared library runs its code. So everything is read from the file first, and nothing is opened unless all
-//! of it fits. A library is never closed again.
+//! Opening a shared library runs its code. Therefore all libraries are first read and checked as files, and none is
+//! opened unless all of them fit. An open library is never closed.
 
+use framework::error::{Problem, Problems};
 use framework::plugin::{self, BUILD_ID, BUILD_ID_SECTION, Entry, Kind, PLUGINS_SECTION};
 use object::elf::{DT_NEEDED, FileHeader64};
 use object::read::elf::{Dyn, ElfFile64, FileHeader};
@@ -14,92 +15,68 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::{fmt, fs};
 
-/// The shared framework that every plugin library links.
+/// File name of the shared framework, which every plugin library links.
 pub const FRAMEWORK: &str = "libframework_dylib.so";
 
-/// Ends the file of a library that was built to the end; before it, the length of the [`Seal`].
+/// The last bytes of the file of a finished library. The length of the [`Seal`] is stored before them.
 const MAGIC: &[u8; 8] = b"UNGUIDED";
 
-/// Why a library was not loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// Its file.
-    pub path: PathBuf,
-    /// One sentence that says what is wrong.
-    pub what: String,
-    /// What this framework and the library were built from, where that is what differs.
-    pub differs: Vec<String>,
-    /// What to do.
-    pub fix: String,
-}
-
-impl Refused {
-    fn new(path: &Path, what: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { path: path.to_path_buf(), what: what.into(), differs: Vec::new(), fix: fix.into() }
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\n  at       {}", self.what, self.path.display())?;
-        for line in &self.differs {
-            write!(f, "\n  differs  {line}")?;
-        }
-        write!(f, "\n  fix      {}", self.fix)
-    }
+/// Creates the problem with the library at `path`.
+fn refusal(path: &Path, what: impl Into<String>, fix: impl Into<String>) -> Problem {
+    Problem::new(path.display().to_string(), what).fix(fix)
 }
 
 /// One plugin of a library.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Card {
-    /// The slot it fills.
+    /// Slot that the plugin fills.
     pub kind: Kind,
-    /// Its name in documents.
+    /// Name of the plugin in documents.
     pub name: String,
-    /// The crate it comes from, and its version.
+    /// Crate of the plugin, and its version.
     pub origin: String,
-    /// Its sources.
+    /// Papers that the plugin implements.
     pub papers: Vec<String>,
 }
 
-/// What `plugin build` writes behind a library.
+/// The data that `plugin build` appends to a library.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Seal {
-    /// Of everything before it.
+    /// SHA-256 of all bytes before the seal.
     sha256: String,
-    /// Where the library's source lies.
+    /// Folder of the library's source.
     source: PathBuf,
-    /// The schema of each plugin, by kind and name.
+    /// JSON Schema of each plugin, by kind and name.
     schemas: Map<String, Value>,
 }
 
-/// What the file of a plugin library says. None of its code has run.
+/// The content of a plugin library's file. Reading it runs no code of the library.
 #[derive(Clone, Debug)]
 pub struct Library {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What it was built from.
+    /// Versions and hashes of everything that the library was built from.
     pub build_id: String,
-    /// Its plugins.
+    /// Plugins in the library.
     pub plugins: Vec<Card>,
-    /// Whether it links the shared framework.
+    /// Whether the library links the shared framework.
     shared: bool,
     seal: Seal,
 }
 
-/// Libraries that were opened, with their plugins.
+/// The open libraries and their plugins.
 static OPENED: Mutex<Vec<(PathBuf, Vec<Card>)>> = Mutex::new(Vec::new());
 
-/// The library that a plugin was loaded from; `None` if it is linked into the program.
+/// Returns the library from which a plugin was loaded; `None` if the plugin is linked into the program.
 pub fn origin(kind: Kind, name: &str) -> Option<PathBuf> {
-    let opened = OPENED.lock().expect("no holder panics");
+    let opened = OPENED.lock().expect("no thread panics while it holds this lock");
     let holds = |cards: &[Card]| cards.iter().any(|card| card.kind == kind && card.name == name);
     opened.iter().find(|(_, cards)| holds(cards)).map(|(path, _)| path.clone())
 }
 
-/// The library of that file name, if it is open.
+/// Returns whether a library with this file name is open.
 pub fn is_open(file_name: &std::ffi::OsStr) -> bool {
-    let opened = OPENED.lock().expect("no holder panics");
+    let opened = OPENED.lock().expect("no thread panics while it holds this lock");
     opened.iter().any(|(path, _)| path.file_name() == Some(file_name))
 }
 
@@ -107,13 +84,13 @@ impl Library {
     /// Reads the file of a library.
     ///
     /// # Errors
-    /// If it cannot be read, is no plugin library of this machine, or is damaged.
-    pub fn read(path: &Path) -> Result<Self, Refused> {
-        let refuse = |what: &str, fix: &str| Refused::new(path, what, fix);
+    /// If the file cannot be read, is damaged, or is not a plugin library for this machine.
+    pub fn read(path: &Path) -> Result<Self, Problem> {
+        let refuse = |what: &str, fix: &str| refusal(path, what, fix);
         let file = fs::read(path).map_err(|e| {
-            refuse(&format!("the plugin library cannot be read: {e}"), "name a file that `unguided plugin build` wrote")
+            refuse(&format!("the plugin library cannot be read: {e}"), "use a file that `unguided plugin build` wrote")
         })?;
-        let no_library = || refuse("the file is no shared library", "name a file that `unguided plugin build` wrote");
+        let no_library = || refuse("the file is not a shared library", "use a file that `unguided plugin build` wrote");
         if FileKind::parse(&*file) == Ok(FileKind::Elf32) {
             return Err(refuse(
                 "the library is built for a 32-bit machine",
@@ -125,7 +102,7 @@ impl Library {
         }
         let damaged = |why: &dyn fmt::Display| {
             refuse(
-                &format!("the library is damaged or was cut short: {why}"),
+                &format!("the library is damaged or truncated: {why}"),
                 "build it again: unguided plugin build FOLDER",
             )
         };
@@ -144,11 +121,11 @@ impl Library {
             Some(String::from_utf8_lossy(data).into_owned())
         };
         let (Some(ids), Some(cards)) = (section(BUILD_ID_SECTION), section(PLUGINS_SECTION)) else {
-            return Err(refuse("the library is no Unguided plugin", "see `unguided plugin new --help`"));
+            return Err(refuse("the library is not an Unguided plugin", "see `unguided plugin new --help`"));
         };
         let Some(seal) = seal else {
             return Err(refuse(
-                "the plugin library was not finished, or was cut short: it does not end with the seal of `plugin build`",
+                "the plugin library is unfinished or truncated: it does not end with the seal of `plugin build`",
                 "build it: unguided plugin build FOLDER",
             ));
         };
@@ -158,51 +135,51 @@ impl Library {
         Ok(Self { path: path.to_path_buf(), build_id, plugins, shared, seal })
     }
 
-    /// The JSON Schema of one of its plugins.
+    /// Returns the JSON Schema of a plugin in the library.
     pub fn schema(&self, card: &Card) -> Option<&Value> {
         self.seal.schemas.get(&key(card.kind, &card.name))
     }
 
-    /// Whether the library fits this framework.
+    /// Checks that the library fits this framework.
     ///
     /// # Errors
-    /// What differs, and how to build it again.
-    pub fn check(&self) -> Result<(), Refused> {
+    /// If the library was built for another framework. The problem lists the differences and the command that rebuilds
+    /// the library.
+    pub fn check(&self) -> Result<(), Problem> {
         let fix = format!("unguided plugin build {}", self.seal.source.display());
         let ours = BUILD_ID.trim_end_matches('\0');
         if self.build_id != ours {
             let pairs = ours.split("; ").zip(self.build_id.split("; "));
             let differs = pairs.filter(|(ours, theirs)| ours != theirs);
-            let mut refused =
-                Refused::new(&self.path, "the library was built for another build of this framework", fix);
-            refused.differs = differs.map(|(ours, theirs)| format!("here {ours}, library {theirs}")).collect();
+            let mut refused = refusal(&self.path, "the library was built for another build of this framework", fix);
+            refused.differs = differs.map(|(ours, theirs)| format!("{ours} here, {theirs} in the library")).collect();
             return Err(refused);
         }
         if !self.shared {
-            let what = "the library holds a framework of its own, and would register nothing here";
-            return Err(Refused::new(&self.path, what, fix));
+            let what = "the library contains its own copy of the framework, so it cannot register plugins here";
+            return Err(refusal(&self.path, what, fix));
         }
         Ok(())
     }
 
-    /// Opens the library, which runs its code: its plugins register themselves.
+    /// Opens the library. This runs its code, which registers its plugins.
     ///
     /// # Errors
-    /// If it cannot be opened, or does not register what its file says.
-    pub fn open(self) -> Result<(), Refused> {
+    /// If the library cannot be opened, or does not register the plugins that its file lists.
+    pub fn open(self) -> Result<(), Problem> {
         let Self { path, plugins, seal, .. } = self;
         let fix = format!("unguided plugin build {}", seal.source.display());
         open(&path, &fix)?;
         let registered = plugin::entries();
         if let Some(card) = plugins.iter().find(|card| !registered.iter().any(|entry| is(entry, card))) {
             let what = format!(
-                "the library did not register its {} \"{}\": it holds a framework of its own",
+                "the library did not register its {} \"{}\": it contains its own copy of the framework",
                 card.kind.name(),
                 card.name
             );
-            return Err(Refused::new(&path, what, fix));
+            return Err(refusal(&path, what, fix));
         }
-        OPENED.lock().expect("no holder panics").push((path, plugins));
+        OPENED.lock().expect("no thread panics while it holds this lock").push((path, plugins));
         Ok(())
     }
 }
@@ -223,7 +200,7 @@ fn card(record: &str) -> Option<Card> {
     Some(Card { kind, name: name.to_string(), origin: format!("{from} {version}"), papers })
 }
 
-/// The names of the libraries that a library asks the loader for.
+/// Returns the names of the shared libraries that a library depends on.
 fn needed(content: &[u8]) -> Option<Vec<String>> {
     let header = FileHeader64::<Endianness>::parse(content).ok()?;
     let endian = header.endian().ok()?;
@@ -234,7 +211,7 @@ fn needed(content: &[u8]) -> Option<Vec<String>> {
     names.map(|entry| Some(String::from_utf8_lossy(entry.string(endian, strings).ok()?).into_owned())).collect()
 }
 
-/// The library without its seal, and the seal; `None` if it ends without one.
+/// Splits the file into the library and its seal; `None` if the file has no seal.
 fn unseal(file: &[u8]) -> Result<(&[u8], Option<Seal>), String> {
     let Some((rest, length)) = file.strip_suffix(MAGIC).and_then(|rest| rest.split_last_chunk::<8>()) else {
         return Ok((file, None));
@@ -244,7 +221,7 @@ fn unseal(file: &[u8]) -> Result<(&[u8], Option<Seal>), String> {
     let (content, seal) = rest.split_at(start);
     let seal: Seal = serde_json::from_slice(seal).map_err(|e| format!("its seal cannot be read: {e}"))?;
     if seal.sha256 != checksum(content) {
-        return Err("its content is not that of its checksum".to_string());
+        return Err("its content does not match its checksum".to_string());
     }
     Ok((content, Some(seal)))
 }
@@ -253,8 +230,8 @@ fn checksum(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Finishes a library that was just compiled: writes schemas and checksum behind it. `source` is the folder of its
-/// crate, `schemas` what [`describe`] gave.
+/// Finishes a compiled library: writes it to `finished` with its checksum and schemas appended. `source` is the folder
+/// of its crate; `schemas` is the result of [`describe`].
 ///
 /// # Errors
 /// If a file cannot be read or written.
@@ -265,33 +242,34 @@ pub fn seal(compiled: &Path, finished: &Path, source: &Path, schemas: Map<String
     file.extend(&seal);
     file.extend((seal.len() as u64).to_le_bytes());
     file.extend(MAGIC);
-    // A running process may have the old file open: it keeps it, since the new one takes its name, not its place.
+    // A running process may have mapped the old file. Rename instead of overwriting it, so that its bytes stay valid.
     let partial = finished.with_extension("partial");
     fs::write(&partial, file)?;
     fs::rename(partial, finished)
 }
 
-/// Opens a library that was just compiled and gives the schema of each of its plugins. Runs its code.
+/// Opens a compiled library, which runs its code. Returns the schema of each of its plugins.
 ///
 /// # Errors
-/// If it cannot be opened or registers nothing.
-pub fn describe(compiled: &Path) -> Result<Map<String, Value>, Refused> {
+/// If the library cannot be opened or registers no plugin.
+pub fn describe(compiled: &Path) -> Result<Map<String, Value>, Problem> {
     let known: Vec<*const Entry> = plugin::entries().into_iter().map(std::ptr::from_ref).collect();
-    open(compiled, "see what the linker and the loader say")?;
+    open(compiled, "see the messages of the linker and the loader")?;
     let new = plugin::entries().into_iter().filter(|entry| !known.contains(&std::ptr::from_ref(*entry)));
     let schemas: Map<String, Value> =
         new.map(|entry| (key(entry.kind, entry.name), Value::from((entry.schema)()))).collect();
     if schemas.is_empty() {
-        return Err(Refused::new(compiled, "the library registers no plugin", "add a `framework::register!` line"));
+        return Err(refusal(compiled, "the library registers no plugin", "add a `framework::register!` line"));
     }
     Ok(schemas)
 }
 
-fn open(path: &Path, fix: &str) -> Result<(), Refused> {
+fn open(path: &Path, fix: &str) -> Result<(), Problem> {
     #[cfg(unix)]
     let opened = {
         use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-        // SAFETY: the user asked for this library, it was built for this very framework, and it is never closed.
+        // SAFETY: opening runs the library's initializers. The user requested this library, it was built for this
+        // framework, and it is never closed.
         unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
     };
     #[cfg(not(unix))]
@@ -303,20 +281,20 @@ fn open(path: &Path, fix: &str) -> Result<(), Refused> {
             Ok(())
         }
         Err(_) if !path.exists() => {
-            Err(Refused::new(path, "the library vanished after it was checked, before it was opened", fix))
+            Err(refusal(path, "the library was removed after it was checked and before it was opened", fix))
         }
-        Err(error) => Err(Refused::new(path, format!("the library cannot be opened: {error}"), fix)),
+        Err(error) => Err(refusal(path, format!("the library cannot be opened: {error}"), fix)),
     }
 }
 
-/// Reads and checks libraries, and then opens them, unless they are open already.
-pub(crate) fn load(paths: &[PathBuf], parsed: bool) -> Result<(), Vec<Refused>> {
+/// Reads and checks all libraries, then opens them. Skips libraries that are already open.
+pub(crate) fn load(paths: &[PathBuf], parsed: bool) -> Result<(), Problems> {
     let mut paths: Vec<PathBuf> =
         paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
     paths.sort();
     paths.dedup();
-    paths.retain(|path| !OPENED.lock().expect("no holder panics").iter().any(|(opened, _)| opened == path));
-    let (mut libraries, mut refused): (Vec<Library>, Vec<Refused>) = (Vec::new(), Vec::new());
+    paths.retain(|path| !OPENED.lock().expect("the lock is not poisoned").iter().any(|(opened, _)| opened == path));
+    let (mut libraries, mut refused): (Vec<Library>, Problems) = (Vec::new(), Vec::new());
     for path in &paths {
         match Library::read(path).and_then(|library| library.check().map(|()| library)) {
             Ok(library) => match taken(&library, &libraries) {
@@ -327,8 +305,8 @@ pub(crate) fn load(paths: &[PathBuf], parsed: bool) -> Result<(), Vec<Refused>> 
         }
     }
     if let (true, Some(library)) = (parsed, libraries.first()) {
-        let what = "a library cannot be opened after the first document was read";
-        refused.push(Refused::new(&library.path, what, "name all libraries at the start"));
+        let what = "a library cannot be loaded after the first document was parsed";
+        refused.push(refusal(&library.path, what, "load all libraries before the first document"));
     }
     if !refused.is_empty() {
         return Err(refused);
@@ -336,8 +314,8 @@ pub(crate) fn load(paths: &[PathBuf], parsed: bool) -> Result<(), Vec<Refused>> 
     libraries.into_iter().try_for_each(|library| library.open().map_err(|problem| vec![problem]))
 }
 
-/// The first name of `library` that is taken, and by whom.
-fn taken(library: &Library, others: &[Library]) -> Option<Refused> {
+/// Returns the problem with the first plugin name of `library` that is already taken. The problem names the holder.
+fn taken(library: &Library, others: &[Library]) -> Option<Problem> {
     let linked = plugin::entries();
     library.plugins.iter().enumerate().find_map(|(i, card)| {
         let entry = linked.iter().find(|entry| is(entry, card));
@@ -354,6 +332,25 @@ fn taken(library: &Library, others: &[Library]) -> Option<Refused> {
             }
         }?;
         let what = format!("the {} name \"{}\" is taken by {holder}", card.kind.name(), card.name);
-        Some(Refused::new(&library.path, what, "rename one of them in its `register!` line, or load only one"))
+        Some(refusal(&library.path, what, "rename one of them in its `register!` line, or load only one"))
     })
+}
+
+/// Returns the paths of the plugin libraries that a document lists.
+pub fn listed(document: &Value) -> impl Iterator<Item = &str> {
+    document["plugins"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Returns a problem for each listed library that is not open. The document of a checkpoint must not open libraries
+/// itself.
+pub fn missing(document: &Value) -> Problems {
+    let is_open = |name: &str| Path::new(name).file_name().is_some_and(is_open);
+    let missing = listed(document).enumerate().filter(|(_, name)| !is_open(name));
+    missing
+        .map(|(i, name)| {
+            Problem::new(format!("/plugins/{i}"), format!("the plugin library \"{name}\" is not loaded"))
+                .accepts("libraries named on the command line, because a checkpoint alone must not run their code")
+                .fix("add --plugin-dir FOLDER")
+        })
+        .collect()
 }

@@ -1,6 +1,6 @@
-//! Nearest names, lists of names, and JSON pointers.
+//! Suggestions for misspelt names, lists of names, and JSON pointers.
 
-/// The accepted name nearest to `name`, if one is near enough to be what was meant.
+/// Returns the accepted name with the smallest edit distance to `name`. `None` if no name is near enough to be meant.
 pub fn nearest<'a>(name: &str, accepted: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let name = name.to_lowercase();
     accepted
@@ -11,18 +11,18 @@ pub fn nearest<'a>(name: &str, accepted: impl IntoIterator<Item = &'a str>) -> O
         .map(|(_, candidate)| candidate.to_string())
 }
 
-/// The names as a message lists them.
+/// Formats names as a list in a message.
 pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.into_iter().collect();
     if names.is_empty() { "nothing".to_string() } else { names.join(", ") }
 }
 
-/// The JSON pointer of the member `key` of what `pointer` points at (RFC 6901).
+/// Appends `key` to a JSON pointer (RFC 6901).
 pub(crate) fn join(pointer: &str, key: &str) -> String {
     format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 
-/// The pointer of the parent, and the last key.
+/// Splits a JSON pointer into the pointer of the parent and the last key.
 pub(crate) fn split(pointer: &str) -> Option<(&str, String)> {
     let (parent, key) = pointer.rsplit_once('/')?;
     Some((parent, key.replace("~1", "/").replace("~0", "~")))

@@ -1,18 +1,19 @@
-//! The JSON Schema of the whole document, from the schemas of everything registered.
+//! The JSON Schema of the whole document, assembled from the schemas of all registered plugins.
 //!
-//! Each slot is a list of `if type = X then the schema of X`, so that an error within X is reported as such;
-//! a `oneOf` over the plugins would only say that none of them fits.
+//! Each slot is a list of `if type = X then the schema of X`, so that validation reports the errors within X. A `oneOf`
+//! over the plugins would only report that none of them matches.
 
+use framework::pipeline::train_config::TrainConfig;
+use framework::pipeline::weak::WeakConfig;
 use framework::plugin::{Entry, Kind};
-use framework::train_config::TrainConfig;
 use schemars::Schema;
 use schemars::transform::{Transform, transform_subschemas};
 use serde_json::{Map, Value, json};
 
-/// The keyword that refuses `3.0` where an integer is asked for. Only our own validator knows it.
+/// A custom keyword that rejects `3.0` where an integer is expected. Only our own validator knows this keyword.
 pub(crate) const STRICT_INTEGER: &str = "strictInteger";
 
-/// What a plugin's schema calls a slot, where it holds another plugin.
+/// The name of each slot in the schema of a plugin that contains another plugin.
 const SLOTS: [(&str, Kind); 8] = [
     ("dataset", Kind::Data),
     ("tokenizer", Kind::Tokenizer),
@@ -24,7 +25,7 @@ const SLOTS: [(&str, Kind); 8] = [
     ("metric", Kind::Metric),
 ];
 
-/// The schema of a document in which `entries` can be used, draft 2020-12.
+/// Builds the schema, draft 2020-12, of a document that may use `entries`.
 pub(crate) fn document(entries: &[&Entry]) -> Value {
     let mut defs = Map::new();
     for kind in Kind::ALL {
@@ -35,6 +36,9 @@ pub(crate) fn document(entries: &[&Entry]) -> Value {
             defs.insert(name_of(entry), plugin(entry, schema));
         }
     }
+    let weak = schemars::SchemaGenerator::default().into_root_schema_for::<WeakConfig>();
+    let weak = hoist("weak", weak, &mut defs);
+    defs.insert("weak".to_string(), weak);
     let train = schemars::SchemaGenerator::default().into_root_schema_for::<TrainConfig>();
     let train = hoist("train", train, &mut defs);
     defs.insert("train".to_string(), train);
@@ -43,33 +47,33 @@ pub(crate) fn document(entries: &[&Entry]) -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Unguided pipeline",
-        "description": "One generative model: its data, its parts, how it is trained and how it is sampled.",
+        "description": "A generative model: its data, its parts, its training and its sampling.",
         "type": "object",
         "additionalProperties": false,
         "required": ["version", "data", "tokenizer", "backbone", "objective", "train", "sampler", "guidance"],
         "properties": {
-            "$schema": { "type": "string", "description": "Where editors find the schema of this document." },
+            "$schema": { "type": "string", "description": "Path of the JSON Schema of this document, for editors." },
             "version": { "type": "integer", "const": 1, "description": "Version of the document format." },
-            "about": { "type": "string", "description": "What this pipeline is, for a reader." },
+            "about": { "type": "string", "description": "Description of this pipeline for readers." },
             "plugins": {
                 "type": "array",
                 "items": { "type": "string" },
-                "description": "Plugin libraries to load, as paths relative to the document. Opening a library runs its code.",
+                "description": "Paths of plugin libraries, relative to the document. Opening a library runs its code.",
             },
-            "data": slot(Kind::Data, "What is learned."),
-            "tokenizer": slot(Kind::Tokenizer, "From images to latents and back."),
+            "data": slot(Kind::Data, "The dataset."),
+            "tokenizer": slot(Kind::Tokenizer, "The tokenizer, which converts images to latents and back."),
             "conditioner": {
-                "description": "From captions to features, for text-conditional backbones.",
+                "description": "The conditioner, which converts captions to features for text-conditional backbones.",
                 "anyOf": [{ "$ref": reference("conditioner") }, { "type": "null" }],
                 "default": null,
             },
             "backbone": slot(Kind::Backbone, "The network."),
             "objective": slot(Kind::Objective, "The training objective."),
             "train": { "description": "The training loop.", "$ref": reference("train") },
-            "sampler": slot(Kind::Sampler, "From noise to latents."),
+            "sampler": slot(Kind::Sampler, "The sampler, which converts noise to latents."),
             "guidance": slot(Kind::Guidance, "The guidance rule of sampling."),
             "metrics": {
-                "description": "What is measured on samples.",
+                "description": "The metrics on samples.",
                 "type": "array",
                 "items": { "$ref": reference("metric") },
                 "default": [],
@@ -79,7 +83,7 @@ pub(crate) fn document(entries: &[&Entry]) -> Value {
     })
 }
 
-/// The same schema with integers strict, as serde reads them.
+/// Adds [`STRICT_INTEGER`] to every integer, because serde rejects `3.0` as an integer.
 pub(crate) fn strict(schema: &Value) -> Value {
     let mut schema = Schema::try_from(schema.clone()).expect("the document's schema is an object");
     each(&mut schema, &mut |schema| {
@@ -103,13 +107,13 @@ fn name_of(entry: &Entry) -> String {
     format!("{}.{}", entry.kind.name(), entry.name)
 }
 
-/// The definition of a slot: the accepted types, and the schema of each.
+/// Builds the definition of a slot: the accepted types, and the schema of each type.
 fn slot_of(kind: Kind, entries: &[&Entry]) -> Value {
     let names: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
     let mut slot = json!({
         "type": "object",
         "required": ["type"],
-        "properties": { "type": { "description": format!("Which {}.", kind.name()), "enum": names } },
+        "properties": { "type": { "description": format!("Name of the {} plugin.", kind.name()), "enum": names } },
     });
     let each: Vec<Value> = entries
         .iter()
@@ -125,7 +129,7 @@ fn slot_of(kind: Kind, entries: &[&Entry]) -> Value {
     slot
 }
 
-/// The definition of one plugin: its fields and `type`, nothing else, and its sources.
+/// Builds the definition of one plugin: `type` and its fields, without additional ones, and the papers it implements.
 fn plugin(entry: &Entry, schema: Value) -> Value {
     let mut schema = match schema {
         Value::Object(schema) if schema.get("type").is_some_and(|kind| kind == "object") => schema,
@@ -135,6 +139,14 @@ fn plugin(entry: &Entry, schema: Value) -> Value {
     let mut required = vec![json!("type")];
     if let Some(Value::Object(fields)) = schema.remove("properties") {
         properties.extend(fields);
+    }
+    if entry.kind == Kind::Guidance {
+        let weak = json!({
+            "description": "The weak network of a rule that compares two networks; null = none.",
+            "anyOf": [{ "$ref": reference("weak") }, { "type": "null" }],
+            "default": null,
+        });
+        properties.insert("weak".to_string(), weak);
     }
     if let Some(Value::Array(fields)) = schema.remove("required") {
         required.extend(fields);
@@ -150,7 +162,7 @@ fn plugin(entry: &Entry, schema: Value) -> Value {
     schema.into()
 }
 
-/// Moves the definitions of `schema` to `defs` under names that start with `name`, and the references with them.
+/// Moves the definitions of `schema` to `defs` under names that start with `name`, and updates the references.
 /// Placeholders of slots become references to the slots.
 fn hoist(name: &str, mut schema: Schema, defs: &mut Map<String, Value>) -> Value {
     schema.remove("$schema");
@@ -183,7 +195,7 @@ fn hoist(name: &str, mut schema: Schema, defs: &mut Map<String, Value>) -> Value
     schema.into()
 }
 
-/// Writes out the ranges that schemars leaves to `format`.
+/// Adds the ranges that schemars expresses only through `format`.
 fn bound(schema: &mut Schema) {
     let (low, high) = match schema.get("format").and_then(Value::as_str) {
         Some("uint32") => (json!(0), json!(u32::MAX)),
@@ -198,7 +210,7 @@ fn bound(schema: &mut Schema) {
     }
 }
 
-/// Applies `change` to the schema and to every schema within.
+/// Applies `change` to the schema and to all subschemas.
 fn each(schema: &mut Schema, change: &mut dyn FnMut(&mut Schema)) {
     struct Each<'a>(&'a mut dyn FnMut(&mut Schema));
     impl Transform for Each<'_> {

@@ -1,4 +1,4 @@
-//! What the schema's validator found, in the words of [`Problem`].
+//! Translation of schema validation errors to [`Problem`]s.
 
 use crate::names::{join, list, nearest};
 use crate::schema::STRICT_INTEGER;
@@ -7,7 +7,7 @@ use framework::plugin::Kind;
 use jsonschema::error::{ValidationError, ValidationErrorKind as Error};
 use serde_json::Value;
 
-/// The problems behind one validation error against `root`.
+/// Translates one validation error against the schema `root`.
 pub(crate) fn translate(root: &Value, error: &ValidationError<'_>) -> Problems {
     let at = error.instance_path().as_str();
     let value = error.instance().as_ref();
@@ -73,8 +73,8 @@ pub(crate) fn translate(root: &Value, error: &ValidationError<'_>) -> Problems {
     }
 }
 
-/// The one alternative that the value was meant to be, if that can be told: the only one that does not
-/// fail at the value itself.
+/// Returns the errors of the alternative that the user meant. This is the only alternative whose errors are inside the
+/// value rather than at the value itself; `None` if there is no such alternative or more than one.
 fn meant<'a, 'e>(at: &str, context: &'a [Vec<ValidationError<'e>>]) -> Option<&'a [ValidationError<'e>]> {
     let here = |error: &ValidationError<'_>| error.instance_path().as_str() == at;
     let below = |error: &ValidationError<'_>| {
@@ -102,13 +102,13 @@ fn meant<'a, 'e>(at: &str, context: &'a [Vec<ValidationError<'e>>]) -> Option<&'
     }
 }
 
-/// Where in the schema an error comes from.
+/// The place in the schema from which an error comes.
 struct Place<'a> {
-    /// The schema that holds the keyword.
+    /// Schema that contains the violated keyword.
     schema: &'a Value,
-    /// The definition it lies in.
+    /// Name of the definition in `$defs` that contains this schema.
     definition: &'a str,
-    /// The steps from there to the keyword.
+    /// Path from the definition to the keyword.
     steps: Vec<String>,
 }
 
@@ -143,13 +143,13 @@ impl<'a> Place<'a> {
         place
     }
 
-    /// Whether this is the keyword at `steps` of a slot's definition.
+    /// Returns whether this is the keyword at path `steps` in the definition of a slot.
     fn is_slot(&self, steps: &[&str]) -> bool {
         self.steps == steps && Kind::ALL.iter().any(|kind| kind.name() == self.definition)
     }
 }
 
-/// The schema behind the references of `schema`.
+/// Follows the references of `schema`.
 fn resolve<'a>(root: &'a Value, mut schema: &'a Value) -> &'a Value {
     while let Some(target) = schema.get("$ref").and_then(Value::as_str) {
         match root.pointer(target.trim_start_matches('#')) {
@@ -164,7 +164,7 @@ fn strings(values: &Value) -> impl Iterator<Item = &str> {
     values.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// The fields an object may have. `type` goes without saying.
+/// Returns the fields that an object may have, without the `type` of a plugin.
 fn fields(schema: &Value) -> impl Iterator<Item = &str> {
     let properties = schema.get("properties").and_then(Value::as_object);
     properties
@@ -178,7 +178,7 @@ fn alternatives(schema: &Value) -> Option<&Vec<Value>> {
     ["oneOf", "anyOf"].iter().find_map(|keyword| schema.get(keyword)?.as_array())
 }
 
-/// Every name a schema accepts: constants, and the keys of its objects.
+/// Returns all names that a schema accepts: its constants and the keys of its objects.
 fn names_in<'a>(root: &'a Value, schema: &'a Value) -> Vec<&'a str> {
     let schema = resolve(root, schema);
     let mut names: Vec<&str> = schema.get("const").and_then(Value::as_str).into_iter().collect();
@@ -196,10 +196,10 @@ fn nearest_of<'a>(value: &Value, names: impl Iterator<Item = &'a str>) -> Option
     nearest(key?, names)
 }
 
-/// The value as a message quotes it.
+/// Formats a value for a message.
 fn show(value: &Value) -> String {
     match value {
-        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Array(items) => format!("a list of length {}", items.len()),
         Value::Object(_) => "an object".to_string(),
         value => {
             let text = value.to_string();
@@ -228,7 +228,7 @@ fn types(schema: &Value) -> String {
     }
 }
 
-/// What a schema accepts, in words.
+/// Describes in words the values that a schema accepts.
 fn describe(root: &Value, schema: &Value) -> String {
     let schema = resolve(root, schema);
     if let Some(constant) = schema.get("const") {
@@ -244,15 +244,15 @@ fn describe(root: &Value, schema: &Value) -> String {
     }
     let types = types(schema);
     if let Some(slot) = schema.pointer("/properties/type/enum") {
-        return format!("an object with \"type\" one of {}", list(strings(slot)));
+        return format!("an object (type: {})", list(strings(slot)));
     }
     match schema.get("type").and_then(Value::as_str) {
-        Some("object") if fields(schema).next().is_some() => format!("an object with {}", list(fields(schema))),
+        Some("object") if fields(schema).next().is_some() => format!("an object (fields: {})", list(fields(schema))),
         Some("array") => {
             let count = |keyword: &str| schema.get(keyword).and_then(Value::as_u64);
             match (count("minItems"), count("maxItems")) {
-                (Some(least), Some(most)) if least == most => format!("a list of {least}"),
-                (Some(least), _) => format!("a list of at least {least}"),
+                (Some(least), Some(most)) if least == most => format!("a list of length {least}"),
+                (Some(least), _) => format!("a list of length {least} or more"),
                 _ => types,
             }
         }
@@ -263,7 +263,7 @@ fn describe(root: &Value, schema: &Value) -> String {
     }
 }
 
-/// The range of a number: ` from 0 to 1`, ` above 0, at most 1`.
+/// Describes the range of a number: ` from 0 to 1`, ` > 0, <= 1`.
 fn range(schema: &Value) -> String {
     let limit = |keyword: &str| {
         let limit = schema.get(keyword)?;
@@ -272,8 +272,7 @@ fn range(schema: &Value) -> String {
     if let (Some(low), Some(high)) = (limit("minimum"), limit("maximum")) {
         return format!(" from {low} to {high}");
     }
-    let words =
-        [("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"), ("exclusiveMaximum", "below")];
+    let words = [("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<")];
     let bounds: Vec<String> =
         words.iter().filter_map(|(keyword, word)| Some(format!("{word} {}", limit(keyword)?))).collect();
     if bounds.is_empty() { String::new() } else { format!(" {}", bounds.join(", ")) }

@@ -1,4 +1,4 @@
-//! What the registry says of documents, right and wrong.
+//! Valid and invalid documents, and the messages that the registry reports for them.
 
 use framework_dylib as _;
 
@@ -37,10 +37,14 @@ fn valid() -> Value {
 }
 
 fn show(problems: &Problems) -> String {
-    problems.iter().map(|problem| problem.display("p.json").to_string()).collect::<Vec<_>>().join("\n")
+    problems
+        .iter()
+        .map(|problem| format!("error: {}", problem.clone().in_file("p.json")))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
-/// What is said of the valid document after these overrides.
+/// Returns the problems of the valid document after these overrides, or "ok".
 fn after(overrides: &[(&str, &str)]) -> String {
     let mut document = valid();
     for (pointer, value) in overrides {
@@ -72,7 +76,7 @@ fn a_valid_document_resolves_to_itself_and_its_defaults() {
 }
 
 #[test]
-fn the_schema_is_a_schema_without_loose_references() {
+fn the_schema_is_valid_and_has_no_dangling_references() {
     let schema = REGISTRY.schema();
     assert!(jsonschema::meta::is_valid(schema));
     fn references<'a>(schema: &'a Value, found: &mut Vec<&'a str>) {
@@ -100,7 +104,7 @@ fn the_schema_is_a_schema_without_loose_references() {
 }
 
 #[test]
-fn names_are_looked_up() {
+fn wrong_names_are_reported_with_the_accepted_ones() {
     assert_snapshot!(after(&[("/objective/type", "nestd")]), @r#"
     error: unknown objective "nestd"
       at       p.json  /objective/type
@@ -141,13 +145,13 @@ fn names_are_looked_up() {
       nearest  text
     error: "lair" is not accepted here
       at       p.json  /backbone/norm
-      accepts  none, an object with layer, an object with group
+      accepts  none, an object (fields: layer), an object (fields: group)
       nearest  layer
     "#);
     assert_snapshot!(after(&[("/backbone/norm", "{\"grup\": {\"groups\": 2}}")]), @r#"
     error: an object is not accepted here
       at       p.json  /backbone/norm
-      accepts  none, an object with layer, an object with group
+      accepts  none, an object (fields: layer), an object (fields: group)
       nearest  group
     "#);
     assert_snapshot!(without("/objective/type"), @r#"
@@ -165,7 +169,7 @@ fn names_are_looked_up() {
     assert_snapshot!(without("/backbone"), @r#"
     error: missing field "backbone"
       at       p.json  /
-      accepts  an object with "type" one of tiny
+      accepts  an object (type: tiny)
       fix      add "backbone"
     "#);
     assert_snapshot!(without("/guidance/scale"), @r#"
@@ -177,7 +181,7 @@ fn names_are_looked_up() {
 }
 
 #[test]
-fn values_are_checked() {
+fn wrong_values_are_reported_with_the_accepted_ones() {
     assert_snapshot!(after(&[("/data/size", "\"big\""), ("/sampler/steps", "0"), ("/objective/teacher/drop", "1.5")]), @r#"
     error: "big" is not an integer
       at       p.json  /data/size
@@ -195,7 +199,7 @@ fn values_are_checked() {
       accepts  an integer from 0 to 255
     error: 3.0 is not a plain integer
       at       p.json  /data/num_classes
-      accepts  an integer at least 0, or null
+      accepts  an integer >= 0, or null
     error: -1 is out of range
       at       p.json  /data/size
       accepts  an integer from 1 to 1024
@@ -208,7 +212,7 @@ fn values_are_checked() {
     assert_snapshot!(after(&[("/sampler/steps", "1e30"), ("/backbone/size", "99999999999999999999")]), @r#"
     error: 1e+20 is not a plain integer
       at       p.json  /backbone/size
-      accepts  an integer at least 0
+      accepts  an integer >= 0
     error: 1e+30 is not a plain integer
       at       p.json  /sampler/steps
       accepts  an integer from 1 to 4294967295
@@ -217,15 +221,15 @@ fn values_are_checked() {
       accepts  an integer from 1 to 4294967295
     "#);
     assert_snapshot!(after(&[("/data/bounds", "[1]"), ("/conditioner", "[]"), ("/objective/scale", "0")]), @r#"
-    error: a list of 0 is not accepted here
+    error: a list of length 0 is not accepted here
       at       p.json  /conditioner
-      accepts  an object with "type" one of words, null
-    error: a list of 1 has less than 2 items
+      accepts  an object (type: words), null
+    error: a list of length 1 has less than 2 items
       at       p.json  /data/bounds
       accepts  a list, or null
     error: 0 is out of range
       at       p.json  /objective/scale
-      accepts  a number above 0
+      accepts  a number > 0
     "#);
     assert_snapshot!(after(&[("/backbone/norm", "{\"layer\": {\"epsilon\": 2}}")]), @r#"
     error: 2 is out of range
@@ -235,10 +239,10 @@ fn values_are_checked() {
     assert_snapshot!(after(&[("/version", "2"), ("/tokenizer", "pixels"), ("/guidance", "null")]), @r#"
     error: null is not an object
       at       p.json  /guidance
-      accepts  an object with "type" one of mix
+      accepts  an object (type: mix)
     error: "pixels" is not an object
       at       p.json  /tokenizer
-      accepts  an object with "type" one of pixels
+      accepts  an object (type: pixels)
     error: 2 is not accepted here
       at       p.json  /version
       accepts  1
@@ -261,9 +265,9 @@ fn text_that_is_not_json_is_located() {
       at       p.json  /
     "#);
     assert_snapshot!(said("[]"), @r#"
-    error: a list of 0 is not an object
+    error: a list of length 0 is not an object
       at       p.json  /
-      accepts  an object with $schema, version, about, plugins, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics
+      accepts  an object (fields: $schema, version, about, plugins, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics)
     "#);
     let twice = valid().to_string().replacen("\"drop\":0.1", "\"drop\":0.1,\"drop\":0.2", 1);
     assert_snapshot!(said(&twice), @r#"
@@ -276,48 +280,48 @@ fn text_that_is_not_json_is_located() {
 #[test]
 fn parts_that_do_not_fit_are_refused() {
     assert_snapshot!(after(&[("/data/size", "16"), ("/data/num_classes", "9")]), @r#"
-    error: dataset "squares" has 9 classes; "tiny" as configured has 10 classes
+    error: dataset "squares" has 9 classes; backbone "tiny" has 10 classes
       at       p.json  /data and /backbone
       accepts  the same number of classes on both sides
-    error: tokenizer "pixels" makes latents of 16x16 positions of 3 channels; "tiny" as configured models 8x8 positions of 3 channels
+    error: tokenizer "pixels" produces latents with 16x16 positions and 3 channels; backbone "tiny" models latents with 8x8 positions and 3 channels
       at       p.json  /tokenizer and /backbone
-      accepts  the same latent on both sides
+      accepts  the same latent shape on both sides
     "#);
     assert_snapshot!(after(&[("/backbone/guidance_input", "false")]), @r#"
-    error: objective "nested" feeds the backbone a guidance number; "tiny" as configured takes none
+    error: objective "nested" needs a guidance input; backbone "tiny" has none
       at       p.json  /objective and /backbone/guidance_input
       accepts  a backbone with a guidance input
-      fix      switch /backbone/guidance_input on
+      fix      enable /backbone/guidance_input
     "#);
     assert_snapshot!(after(&[("/objective", "{\"type\": \"plain\"}"), ("/guidance/input", "true")]), @r#"
-    error: the guidance input of "tiny" would have no effect: objective "plain" never trains it
+    error: the guidance input of backbone "tiny" has no effect: objective "plain" does not train it
       at       p.json  /backbone/guidance_input and /objective
-      accepts  a guidance input only with an objective that trains it
-      fix      switch /backbone/guidance_input off
-    error: guidance "mix" asks the backbone's guidance input for a scale; objective "plain" trains no such input
+      accepts  no guidance input, or an objective that trains it
+      fix      disable /backbone/guidance_input
+    error: guidance "mix" sets the scale through the backbone's guidance input; objective "plain" trains no guidance input
       at       p.json  /guidance and /objective
       accepts  guidance by branches, or an objective that trains a guidance input
     "#);
     assert_snapshot!(after(&[("/guidance/input", "true"), ("/guidance/scale", "9")]), @r#"
-    error: guidance "mix" asks for scale 9, which objective "nested" does not train
+    error: guidance "mix" requests scale 9; objective "nested" does not train it
       at       p.json  /guidance and /objective
       accepts  scales from 0 to 4
     "#);
     assert_snapshot!(after(&[("/conditioner", "{\"type\": \"words\"}"), ("/sampler/tokens", "true")]), @r#"
-    error: conditioner "words" would have no effect: "tiny" as configured reads a class
+    error: conditioner "words" has no effect: backbone "tiny" reads a class
       at       p.json  /conditioner and /backbone
-      accepts  a conditioner only with a backbone that reads a text
+      accepts  no conditioner, or a backbone that reads a text
       fix      remove /conditioner
-    error: sampler "steps" cannot draw from backbone "tiny", a continuous process (diffusion or flow)
+    error: sampler "steps" cannot sample from backbone "tiny", which has a continuous process (diffusion or flow)
       at       p.json  /sampler and /backbone
-      accepts  a sampler that serves a continuous process (diffusion or flow)
+      accepts  a sampler for a continuous process (diffusion or flow)
     "#);
     assert_snapshot!(after(&[("/backbone/condition", "text")]), @r#"
-    error: "tiny" reads a text, and there is no conditioner to make its features
+    error: backbone "tiny" reads a text; the document has no conditioner
       at       p.json  /backbone
-      accepts  a text-conditional backbone with a conditioner
+      accepts  a backbone that reads a text, with a conditioner
       fix      add /conditioner
-    error: "tiny" reads a text; dataset "squares" has no captions
+    error: backbone "tiny" reads a text; dataset "squares" has no captions
       at       p.json  /data and /backbone
       accepts  a dataset with captions
     "#);
@@ -326,33 +330,33 @@ fn parts_that_do_not_fit_are_refused() {
         ("/data/captions", "true"),
         ("/objective", "{\"type\": \"plain\", \"drop\": 0.1}"),
     ]), @r#"
-    error: dataset "squares" has captions; "tiny" as configured reads no condition
+    error: dataset "squares" has captions; backbone "tiny" reads no condition
       at       p.json  /data and /backbone
-      accepts  captions with a conditioner and a backbone that reads a text
-    error: guidance "mix" asks for the null condition; "tiny" as configured reads no condition
+      accepts  a dataset without captions, or a backbone that reads a text
+    error: guidance "mix" needs the null condition; backbone "tiny" reads no condition
       at       p.json  /guidance and /backbone
       accepts  guidance without a null branch, or a backbone that reads a class or a text
-    error: objective "plain" needs a null condition; "tiny" as configured reads no condition
+    error: objective "plain" needs the null condition; backbone "tiny" reads no condition
       at       p.json  /objective and /backbone
       accepts  a backbone that reads a class or a text
     "#);
     assert_snapshot!(after(&[("/metrics/1/captions", "true"), ("/metrics/1/least_side", "9")]), @r#"
-    error: metric "count" needs the caption of each sample; dataset "squares" has none
+    error: metric "count" needs captions; dataset "squares" has none
       at       p.json  /metrics/1
-      accepts  a dataset with captions, or a metric without
-    error: samples have 8
+      accepts  a dataset with captions, or a metric that needs none
+    error: samples are 8 pixels high
       at       p.json  /metrics/1/least_side
     "#);
     assert_snapshot!(after(&[("/backbone/size", "0")]), @r#"
-    error: a grid of nothing
+    error: `size` is 0
       at       p.json  /backbone/size
       accepts  a size of at least 1
     "#);
 }
 
 #[test]
-fn overrides_are_located() {
-    let said = |pointer: &str| set(&mut valid(), pointer, "1").unwrap_err().display("p.json").to_string();
+fn wrong_overrides_are_located() {
+    let said = |pointer: &str| format!("error: {}", set(&mut valid(), pointer, "1").unwrap_err().in_file("p.json"));
     assert_snapshot!(said("sampler"), @r#"
     error: "sampler" is not a JSON pointer
       at       p.json  /
@@ -364,7 +368,7 @@ fn overrides_are_located() {
       accepts  an index below 2
     "#);
     assert_snapshot!(said("/version/x"), @r#"
-    error: "/version" is neither an object nor a list, so it has no "x"
+    error: "/version" is neither an object nor a list, so it has no member "x"
       at       p.json  /version/x
     "#);
     let mut document = valid();

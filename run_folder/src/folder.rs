@@ -1,72 +1,92 @@
-//! A run's folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures, the report, and `lock`, which the
-//! one `train` that is at work holds.
+//! A run folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures, the report, and `lock`, which
+//! the running `train` holds.
 
-use crate::Failure;
+use framework::checkpoint::tensor_file;
 use framework::checkpoint::{self, Checkpoint};
-use framework::error::Error;
+use framework::error::{Error, Problem, Result};
 use serde_json::Value;
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The folder of one run.
 #[derive(Clone, Debug)]
-pub struct Run {
-    /// Its path.
-    pub folder: PathBuf,
+pub struct RunFolder {
+    /// Path of the folder.
+    pub path: PathBuf,
 }
 
-impl Run {
-    /// The folder of a document that names none: `runs/` and the document's file name.
-    pub fn default_folder(pipeline: &Path) -> PathBuf {
+impl RunFolder {
+    /// Returns the default run folder of a document: its file name without the extension, in `runs/`.
+    pub fn default_path(pipeline: &Path) -> PathBuf {
         Path::new("runs").join(pipeline.file_stem().unwrap_or_default())
     }
 
-    /// Opens the folder, or makes it; the document must be the one the run began with.
-    pub fn open(folder: &Path, document: &str) -> Result<Self, Failure> {
-        let run = Self { folder: folder.to_path_buf() };
-        for folder in [run.checkpoints(), run.folder.join("samples")] {
+    /// Opens the run folder, or creates it. An existing folder must contain a run of the same document.
+    ///
+    /// # Errors
+    /// If the folder contains a run of another document, or cannot be written.
+    pub fn open(folder: &Path, document: &str) -> Result<Self> {
+        let run = Self { path: folder.to_path_buf() };
+        for folder in [run.checkpoints(), run.samples()] {
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         }
-        let path = run.folder.join("document.json");
+        let path = run.path.join("document.json");
         match fs::read_to_string(&path) {
             Ok(begun) if begun != document => {
                 let parse = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
                 let differ = differences("", &parse(&begun), &parse(document));
-                Err(Failure::Input(format!(
-                    "error: {} holds a run of another document\n  at       {}\n  accepts  the document it began with: {}\n  fix      choose another folder with --run, or delete this one",
-                    run.folder.display(),
-                    differ.join(" and "),
-                    path.display(),
-                )))
+                Err(Error::from(
+                    Problem::new(
+                        differ.join(" and ").to_string(),
+                        format!("{} contains a run of another document", run.path.display()),
+                    )
+                    .accepts(format!("the document of that run: {}", path.display()))
+                    .fix("choose another folder with --run, or delete this one"),
+                ))
             }
             Ok(_) => Ok(run),
-            Err(_) => {
-                checkpoint::write_atomically(&path, [document.as_bytes()])?;
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tensor_file::write_atomically(&path, [document.as_bytes()])?;
                 Ok(run)
+            }
+            // An unreadable document may belong to a run: never overwrite it.
+            Err(error) => {
+                Err(Problem::new(path.display().to_string(), format!("unreadable document of a run: {error}"))
+                    .fix("make the file readable, or choose another folder with --run")
+                    .into())
             }
         }
     }
 
-    /// Keeps others from training in this folder until the file is dropped, or the process ends, however it does.
-    pub fn lock(&self) -> Result<File, Failure> {
-        let path = self.folder.join("lock");
+    /// Locks the folder so that no other process trains in it. The lock ends when the file is dropped or the process
+    /// ends in any way.
+    ///
+    /// # Errors
+    /// If another process holds the lock, or the lock file cannot be created.
+    pub fn lock(&self) -> Result<File> {
+        let path = self.path.join("lock");
         let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => Err(Failure::Run(format!(
-                "error: another `train` runs in {}\n  fix      wait for it, or choose another folder with --run",
-                self.folder.display()
-            ))),
-            // Some network file systems have no locks.
+            Err(TryLockError::WouldBlock) => Err(Error::failed(
+                Problem::new("", format!("another `train` is running in {}", self.path.display()))
+                    .fix("wait for it, or choose another folder with --run"),
+            )),
+            // Some network file systems do not support locks.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
         }
     }
 
-    /// Makes a checkpoint of `step` steps the newest. Those of later steps, the best among them, and another one of the same
-    /// step are set aside, in the folder that is returned if there were any.
-    pub fn make_newest(&self, path: &Path, step: usize) -> Result<Option<PathBuf>, Failure> {
+    /// Makes the checkpoint at `path`, saved after `step` steps, the newest of the run. Moves all checkpoints of later
+    /// steps (including the best one) and any different checkpoint of the same step to a new folder. Returns that
+    /// folder, or `None` if there was nothing to move.
+    ///
+    /// # Errors
+    /// If a file cannot be read or moved.
+    pub fn make_newest(&self, path: &Path, step: usize) -> Result<Option<PathBuf>> {
         let folder = self.checkpoints();
         let (kept, best) = (folder.join(checkpoint::file_name(step)), folder.join("best.safetensors"));
-        let of = |path: &Path, name: &str| -> Result<Option<String>, Failure> {
+        let of = |path: &Path, name: &str| -> Result<Option<String>> {
             Ok(checkpoint::metadata(path)?.and_then(|metadata| metadata.get(name).cloned()))
         };
         let is_another = kept.exists() && of(&kept, "sha256")? != of(path, "sha256")?;
@@ -78,7 +98,7 @@ impl Run {
             later.push(best);
         }
         let mut numbered = (1..).map(|i| folder.join(format!("set-aside-{i}")));
-        let aside = numbered.find(|aside| !aside.exists()).expect("there are numbers enough");
+        let aside = numbered.find(|aside| !aside.exists()).expect("an unused number exists");
         let any = is_another || !later.is_empty();
         if any {
             fs::create_dir(&aside).map_err(|e| Error::io(&aside, e))?;
@@ -87,56 +107,65 @@ impl Run {
             let name = path.file_name().expect("the name of a checkpoint");
             fs::rename(path, aside.join(name)).map_err(|e| Error::io(path, e))
         };
-        // The chosen one first, lest the run have no checkpoint if this fails.
+        // Link the chosen checkpoint before moving the later ones. The run then has a checkpoint even if this fails.
         if is_another {
             set_aside(&kept)?;
         }
         if fs::canonicalize(path).ok() != fs::canonicalize(&kept).ok() {
-            checkpoint::second_name(path, &kept)?;
+            tensor_file::hard_link(path, &kept)?;
         }
         later.iter().try_for_each(|path| set_aside(path))?;
         Ok(any.then_some(aside))
     }
 
-    /// Where checkpoints lie.
-    pub fn checkpoints(&self) -> PathBuf {
-        self.folder.join("checkpoints")
-    }
-
-    /// The metrics of every logged step.
-    pub fn metrics(&self) -> PathBuf {
-        self.folder.join("metrics.jsonl")
-    }
-}
-
-/// The newest checkpoint of a folder, as `load` reads it. A damaged one is refused and the one before it offered.
-pub fn newest(
-    checkpoints: &Path,
-    load: fn(&Path) -> framework::error::Result<Checkpoint>,
-    offer: &dyn Fn(&Path) -> String,
-) -> Result<Option<(PathBuf, Checkpoint)>, Failure> {
-    let all = checkpoint::list(checkpoints)?;
-    let Some(last) = all.last() else { return Ok(None) };
-    match load(last) {
-        Ok(found) => Ok(Some((last.clone(), found))),
-        Err(error) => {
-            let format = checkpoint::metadata(last)?.and_then(|mut metadata| metadata.remove("format"));
-            let whole = all.iter().rev().skip(1).find(|path| load(path).is_ok());
-            let help = match whole {
-                _ if format.is_some_and(|format| format != checkpoint::FORMAT) => {
-                    "go on with the build that wrote it, or choose another folder with --run".to_string()
-                }
-                Some(path) => {
-                    format!("the previous checkpoint is whole; go on from it with\n           {}", offer(path))
-                }
-                None => "there is no earlier whole checkpoint; delete the run's folder to begin again".to_string(),
-            };
-            Err(Failure::Run(format!("error: {error}\n  fix      {help}")))
+    /// Loads the newest checkpoint of the run with `load`, or returns `None` if there is none. `offer` formats the
+    /// command that resumes from a given checkpoint.
+    ///
+    /// # Errors
+    /// If the newest checkpoint is damaged or has another format. The message offers the newest intact checkpoint.
+    pub fn newest(
+        &self,
+        load: fn(&Path) -> Result<Checkpoint>,
+        offer: &dyn Fn(&Path) -> String,
+    ) -> Result<Option<(PathBuf, Checkpoint)>> {
+        let all = checkpoint::list(&self.checkpoints())?;
+        let Some(last) = all.last() else { return Ok(None) };
+        match load(last) {
+            Ok(found) => Ok(Some((last.clone(), found))),
+            Err(error) => {
+                let format = checkpoint::metadata(last)?.and_then(|mut metadata| metadata.remove("format"));
+                let whole = all.iter().rev().skip(1).find(|path| load(path).is_ok());
+                let help = match whole {
+                    _ if format.is_some_and(|format| format != checkpoint::FORMAT) => {
+                        "resume with the build that wrote it, or choose another folder with --run".to_string()
+                    }
+                    Some(path) => {
+                        format!("an earlier checkpoint is intact; resume from it with\n           {}", offer(path))
+                    }
+                    None => "no earlier checkpoint is intact; delete the run folder to start again".to_string(),
+                };
+                Err(Error::failed(Problem::new("", format!("{error}")).fix(format!("{help}"))))
+            }
         }
     }
+
+    /// Returns the folder of the checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Returns the folder of the sample grids saved during training.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples")
+    }
+
+    /// Returns the path of the file with the metrics of every logged step.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
 }
 
-/// JSON pointers at which two documents differ.
+/// Returns the JSON pointers, below `at`, where two documents differ.
 pub fn differences(at: &str, a: &Value, b: &Value) -> Vec<String> {
     match (a, b) {
         (Value::Object(x), Value::Object(y)) => {

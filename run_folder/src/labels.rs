@@ -1,16 +1,20 @@
-//! What samples are asked to show: the rows of a picture, and what metrics are measured on.
+//! The labels to sample: the rows of a sample grid, and the labels that metrics are measured on.
 
-use framework::condition::ConditionKind;
-use framework::dataset::{Dataset, Label};
+use framework::data::dataset::{Dataset, Label};
+use framework::data::loader::spread;
 use framework::error::{Error, Result};
-use framework::loader::spread;
+use framework::network::condition::ConditionShape;
 use framework::pipeline::Pipeline;
-use framework::train_config::{MOST_ROWS, UNCONDITIONAL_ROWS};
+use framework::pipeline::train_config::{MOST_ROWS, UNCONDITIONAL_ROWS};
 
-/// Items looked at for captions that differ.
+/// Number of dataset items searched for distinct captions.
 const LOOKED_AT: usize = 1000;
 
-/// What the rows of a training's picture show: classes, the first distinct captions of the dataset, or nothing in particular.
+/// Returns the labels of the rows of a training's sample grid: classes, the first distinct captions of the dataset, or
+/// no label.
+///
+/// # Errors
+/// If the network reads captions and no item of the dataset can be read.
 pub fn rows(pipeline: &Pipeline, dataset: &dyn Dataset) -> Result<Vec<Label>> {
     let mut rows = Vec::new();
     if !pipeline.backbone.accepts().condition.is_text() {
@@ -28,20 +32,23 @@ pub fn rows(pipeline: &Pipeline, dataset: &dyn Dataset) -> Result<Vec<Label>> {
     if rows.is_empty() { Err(silent()) } else { Ok(rows) }
 }
 
-/// Every class, of a network that has classes.
+/// Returns every class, or `None` for a network without classes.
 pub fn classes(pipeline: &Pipeline) -> Option<Vec<Label>> {
-    Some((0..pipeline.backbone.accepts().num_classes?).map(Label::Class).collect())
+    Some((0..pipeline.backbone.accepts().num_classes()?).map(Label::Class).collect())
 }
 
-/// `columns` samples of each row, row after row.
+/// Returns `columns` labels per row, row after row.
 pub fn grid(rows: &[Label], columns: usize) -> Vec<Label> {
     rows.iter().flat_map(|row| vec![row.clone(); columns]).collect()
 }
 
-/// What `count` samples are measured on: classes in turn, or the captions of the dataset, item after item.
+/// Returns the labels of `count` samples for metrics: evenly spread classes, or the captions of the dataset in order.
+///
+/// # Errors
+/// If the network reads captions and no item of the dataset can be read.
 pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Result<Vec<Label>> {
     let all = match pipeline.backbone.accepts().condition {
-        ConditionKind::Text | ConditionKind::Tokens => captions(dataset).take(count).collect(),
+        ConditionShape::Text { .. } | ConditionShape::Tokens { .. } => captions(dataset).take(count).collect(),
         _ => match classes(pipeline) {
             Some(classes) => spread(classes.len(), count).into_iter().map(Label::Class).collect(),
             None => vec![Label::None],
@@ -50,16 +57,16 @@ pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Res
     if all.is_empty() { Err(silent()) } else { Ok(all.into_iter().cycle().take(count).collect()) }
 }
 
-/// The captions of the items, in order; an item that cannot be read has none to offer.
+/// Iterates over the captions of the items, in order. Skips items that cannot be read.
 fn captions(dataset: &dyn Dataset) -> impl Iterator<Item = Label> {
     (0..dataset.len()).filter_map(|index| dataset.label(index).ok())
 }
 
 fn silent() -> Error {
-    Error::Run("no item of the dataset can be read, so it has no caption to draw".into())
+    Error::Run("no item of the dataset can be read, so there is no caption to sample".into())
 }
 
-/// The captions of the rows, for people.
+/// Iterates over the captions among the rows.
 pub fn names(rows: &[Label]) -> impl Iterator<Item = &str> {
     rows.iter().filter_map(|row| match row {
         Label::Caption(caption) => Some(caption.as_str()),

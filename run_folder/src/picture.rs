@@ -1,18 +1,18 @@
-//! Grids of samples as PNG.
+//! Sample grids as PNG files.
 
-use crate::error::{Error, Result};
-use crate::metric::Images;
-use crate::tokenizer::ImageShape;
+use framework::data::tokenizer::ImageShape;
+use framework::error::{Error, Result};
+use framework::evaluation::images::Images;
 use image::{ImageBuffer, Rgb, RgbImage, imageops};
 use std::path::Path;
 
-/// Side in pixels that small images are enlarged to, so that a person can see them.
+/// Least side, in pixels, that small images are enlarged towards to be visible.
 const VISIBLE: u32 = 56;
 /// Pixels between images.
 const GAP: u32 = 4;
 
-/// One image from its numbers `[C, H, W]` in [-1, 1]; 1 channel is grey, 3 are red, green, blue. Of any other
-/// number of channels the first is drawn.
+/// Converts the values of one image, `[C, H, W]` in [-1, 1], to a picture. 3 channels are red, green and blue. With any
+/// other number of channels, the first one is shown in grey.
 pub fn image(values: &[f32], [channels, height, width]: ImageShape) -> RgbImage {
     let byte = |v: f32| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8;
     ImageBuffer::from_fn(width as u32, height as u32, |x, y| {
@@ -21,7 +21,7 @@ pub fn image(values: &[f32], [channels, height, width]: ImageShape) -> RgbImage 
     })
 }
 
-/// A grid with `columns` images a row, in order, enlarged by a whole factor where they are small.
+/// Arranges images in a grid with `columns` images per row. Small images are enlarged by an integer factor.
 pub fn grid(images: &Images, columns: usize) -> RgbImage {
     let shape = images.shape;
     let factor = (VISIBLE / shape[1].max(shape[2]) as u32).max(1);

@@ -1,32 +1,33 @@
-//! Line plots as PNG.
+//! Line plots as PNG files.
 
-use crate::error::{Error, Result};
+use framework::error::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::register_font;
 use std::path::Path;
 use std::sync::Once;
 
-/// One curve.
+/// One curve of a plot.
 #[derive(Clone, Debug)]
 pub struct Curve {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Its points.
+    /// Points (x, y).
     pub points: Vec<(f64, f64)>,
 }
 
-/// Draws curves over a common axis. A logarithmic y axis where all values are positive and span two decades.
+/// Plots curves over a common x axis. The y axis is logarithmic if all values are positive and span more than two
+/// decades. Writes no file if no curve has a finite value.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn lines(path: &Path, title: &str, x_name: &str, y_name: &str, curves: &[Curve]) -> Result<()> {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
-        // The font travels in the binary: no system font is needed.
+        // The font is embedded in the binary, so no system font is needed.
         let font = epaint_default_fonts::UBUNTU_LIGHT;
-        assert!(register_font("sans-serif", FontStyle::Normal, font).is_ok(), "the embedded font is a font");
+        assert!(register_font("sans-serif", FontStyle::Normal, font).is_ok(), "the embedded font is valid");
     });
-    draw(path, title, x_name, y_name, curves).map_err(|e| Error::file(path, format!("cannot draw: {e}")))
+    draw(path, title, x_name, y_name, curves).map_err(|e| Error::file(path, format!("cannot write the plot: {e}")))
 }
 
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;

@@ -1,57 +1,73 @@
-//! What a finished run leaves for people: plots and `report.md`.
+//! The report of a finished run: plots, `report.md` and `report.json`.
 
-use crate::inspect::thousands;
+use crate::folder::RunFolder;
 use crate::labels;
-use crate::run::Run;
+use crate::plot::{Curve, lines};
+use framework::blame;
 use framework::burn::tensor::Device;
-use framework::dataset::{Dataset, Label};
+use framework::data::dataset::{Dataset, Label};
 use framework::error::{Error, Result};
-use framework::guard;
-use framework::metric::{Images, Measurement};
+use framework::evaluation::images::Images;
+use framework::evaluation::metric::Measurement;
+use framework::nn::parameters;
 use framework::pipeline::Pipeline;
-use framework::plot::{Curve, lines};
+use framework::pipeline::images::Sampled;
 use framework::plugin::Kind;
-use framework::sampling::Drawn;
-use framework::weights;
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
+use std::sync::Arc;
 
-/// The number of `metrics.jsonl` that counts items that could not be read since the line before; absent where none.
+/// Images that a metric receives at once.
+const BATCH: usize = 64;
+
+/// Key in `metrics.jsonl` for the number of items that could not be read since the previous line. Absent if zero.
 pub const SKIPPED: &str = "skipped";
 
-/// Samples beside a dataset.
+/// Samples compared with a dataset.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
-    /// The document's metrics.
+    /// Results of the document's metrics.
     pub measured: Vec<Measurement>,
-    /// Images that samples were compared with.
+    /// Number of real images that the samples were compared with.
     pub real: usize,
-    /// Items of the dataset.
+    /// Number of items in the dataset.
     pub items: usize,
 }
 
 impl Comparison {
-    /// What was compared with, where that was not the whole dataset.
+    /// Describes which part of the dataset was used, or returns `None` if it was the whole dataset.
     fn of_part(&self) -> Option<String> {
         (self.real < self.items).then(|| format!("compared with {} of the dataset's {} images", self.real, self.items))
     }
 }
 
-/// The document's metrics on samples.
+/// Measures the document's metrics on samples.
+///
+/// # Errors
+/// If the real images cannot be loaded, a metric fails, or a metric panics.
 pub fn compare(pipeline: &Pipeline, samples: &Images, dataset: &dyn Dataset, device: &Device) -> Result<Comparison> {
-    let real = pipeline.real_images(dataset, device)?;
+    let who = pipeline.name(Kind::Metric);
+    let mut references: Vec<_> = pipeline.metrics.iter().map(|metric| metric.reference()).collect();
+    let real = pipeline.real_images(dataset, device, &mut |images| {
+        references.iter_mut().try_for_each(|reference| blame::caught(who, || reference.update(images))?)
+    })?;
     let mut measured = Vec::new();
-    for metric in &pipeline.metrics {
-        measured.extend(guard::caught(pipeline.name(Kind::Metric), || metric.measure(samples, &real))??);
+    for (metric, reference) in pipeline.metrics.iter().zip(references) {
+        let measure = || {
+            let mut accumulator = metric.start(Arc::new(reference.finish()?))?;
+            samples.batches(BATCH).try_for_each(|batch| accumulator.update(&batch))?;
+            accumulator.finish()
+        };
+        measured.extend(blame::caught(who, measure)??);
     }
-    Ok(Comparison { measured, real: real.len(), items: dataset.len() })
+    Ok(Comparison { measured, real, items: dataset.len() })
 }
 
-/// The lines that `train` and `sample` print at the end.
-pub fn summary(drawn: &Drawn, compared: &Comparison) -> String {
+/// Returns the lines that `train` and `sample` print at the end.
+pub fn summary(drawn: &Sampled, compared: &Comparison) -> String {
     let mut text =
-        format!("{} images, NFE {} an image, {:.1} images/s", drawn.images.len(), drawn.nfe, drawn.images_per_second());
+        format!("{} images, NFE {}, {:.1} images/s", drawn.images.len(), drawn.nfe, drawn.images_per_second());
     if let Some(part) = compared.of_part() {
         let _ = write!(text, "\n{part}");
     }
@@ -61,8 +77,17 @@ pub fn summary(drawn: &Drawn, compared: &Comparison) -> String {
     text
 }
 
-/// Writes `loss.png`, a plot of every other logged number, `report.md` and `report.json`.
-pub fn write(run: &Run, pipeline: &Pipeline, rows: &[Label], drawn: &Drawn, compared: &Comparison) -> Result<()> {
+/// Writes a plot of every logged quantity (`loss.png` and others), `report.md` and `report.json`.
+///
+/// # Errors
+/// If `metrics.jsonl` cannot be read, or a file cannot be written.
+pub fn write(
+    run: &RunFolder,
+    pipeline: &Pipeline,
+    rows: &[Label],
+    drawn: &Sampled,
+    compared: &Comparison,
+) -> Result<()> {
     let path = run.metrics();
     let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     let lines_logged: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -78,7 +103,7 @@ pub fn write(run: &Run, pipeline: &Pipeline, rows: &[Label], drawn: &Drawn, comp
     };
     for name in &names {
         lines(
-            &run.folder.join(format!("{name}.png")),
+            &run.path.join(format!("{name}.png")),
             &name.replace('_', " "),
             "step",
             &name.replace('_', " "),
@@ -87,13 +112,13 @@ pub fn write(run: &Run, pipeline: &Pipeline, rows: &[Label], drawn: &Drawn, comp
     }
     let network = pipeline.backbone.init(&Device::flex());
     let parameters: usize =
-        weights::parameters(&network).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+        parameters::parameters(&network).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
     let mut report = String::from("# Run report\n\n![samples](samples.png)\n\n");
     for (row, caption) in labels::names(rows).enumerate() {
         let _ = writeln!(report, "{}. {caption}", row + 1);
     }
     if labels::names(rows).next().is_some() {
-        report.push_str("\nRow by row, from the top.\n\n");
+        report.push_str("\nRows are numbered from the top.\n\n");
     }
     let _ = writeln!(
         report,
@@ -104,13 +129,13 @@ pub fn write(run: &Run, pipeline: &Pipeline, rows: &[Label], drawn: &Drawn, comp
     );
     let skipped: u64 = lines_logged.iter().filter_map(|line| line[SKIPPED].as_u64()).sum();
     if skipped > 0 {
-        let _ = writeln!(report, "{skipped} items could not be read; the next that could stood in for them.\n");
+        let _ = writeln!(report, "{skipped} items could not be read; each was replaced by the next readable item.\n");
     }
     if let Some(part) = compared.of_part() {
         let _ = writeln!(report, "Samples were {part}.\n");
     }
     let _ = writeln!(report, "| measured on {} samples | value | meaning |\n|---|---|---|", drawn.images.len());
-    let _ = writeln!(report, "| nfe | {} | network evaluations an image |", drawn.nfe);
+    let _ = writeln!(report, "| nfe | {} | network evaluations per image |", drawn.nfe);
     let _ =
         writeln!(report, "| images_per_second | {:.1} | sampling speed on this machine |", drawn.images_per_second());
     for Measurement { name, value, meaning } in &compared.measured {
@@ -124,12 +149,25 @@ pub fn write(run: &Run, pipeline: &Pipeline, rows: &[Label], drawn: &Drawn, comp
         report,
         "\nThe document, with every default, is `document.json`; every logged step is in `metrics.jsonl`."
     );
-    let path = run.folder.join("report.md");
+    let path = run.path.join("report.md");
     fs::write(&path, report).map_err(|e| Error::io(&path, e))?;
     let mut numbers = serde_json::Map::new();
     numbers.insert("nfe".into(), drawn.nfe.into());
     numbers.insert("samples".into(), drawn.images.len().into());
     numbers.extend(compared.measured.iter().map(|m| (m.name.clone(), m.value.into())));
-    let path = run.folder.join("report.json");
+    let path = run.path.join("report.json");
     fs::write(&path, format!("{:#}\n", Value::Object(numbers))).map_err(|e| Error::io(&path, e))
+}
+
+/// Formats 675129632 as 675,129,632.
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }

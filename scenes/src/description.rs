@@ -1,4 +1,4 @@
-//! Descriptions of scenes and their captions.
+//! Descriptions of scenes, and their conversion to and from captions.
 
 use crate::{Color, Kind, MAX_COUNT, Relation, Shape, Size};
 use rand::{Rng, RngExt};
@@ -7,31 +7,32 @@ use std::str::FromStr;
 
 const COUNTS: [&str; MAX_COUNT] = ["one", "two", "three"];
 
-/// Objects of one kind.
+/// One or more objects of the same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group {
-    /// How many: 1 to [`MAX_COUNT`].
+    /// Number of objects, 1 to [`MAX_COUNT`].
     pub count: usize,
-    /// What they are.
+    /// Kind of the objects.
     pub kind: Kind,
 }
 
-/// What a scene shows. Displayed, it is the caption; a caption is parsed to it.
+/// The content of a scene. `Display` writes it as a caption, and `FromStr` parses a caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// The group named first.
+    /// The group that the caption names first.
     pub first: Group,
-    /// The other group, and where the first lies, seen from it.
+    /// The other group, and the position of the first group relative to it.
     pub second: Option<(Relation, Group)>,
 }
 
 impl Description {
-    /// Its groups.
+    /// Returns the groups, in the order of the caption.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         [Some(self.first), self.second.map(|(_, group)| group)].into_iter().flatten()
     }
 
-    /// The same scene, told from the left or from above: "a right of b" becomes "b left of a".
+    /// Returns the description of the same scene that uses "left of" or "above": "a right of b" becomes "b
+    /// left of a".
     pub fn canonical(self) -> Self {
         let told = |relation, second| Self { first: second, second: Some((relation, self.first)) };
         match self.second {
@@ -66,7 +67,7 @@ impl FromStr for Description {
     /// Parses a caption.
     ///
     /// # Errors
-    /// The first word that the grammar does not take, and what it takes there.
+    /// The first word that the grammar does not accept, and the words that it accepts there.
     fn from_str(caption: &str) -> Result<Self, String> {
         let mut rest = caption;
         let first = group(&mut rest)?;
@@ -76,7 +77,7 @@ impl FromStr for Description {
         let relation = take(&mut rest, Relation::ALL, |relation| relation.word().into())?;
         let second = group(&mut rest)?;
         if !rest.is_empty() {
-            return Err(format!("the caption should end before \"{rest}\""));
+            return Err(format!("expected the end of the caption, found \"{rest}\""));
         }
         Ok(Self { first, second: Some((relation, second)) })
     }
@@ -91,7 +92,7 @@ fn group(rest: &mut &str) -> Result<Group, String> {
     Ok(Group { count, kind: Kind { size, color, shape } })
 }
 
-/// Takes the one of `all` whose words `rest` begins with, and the space behind it.
+/// Finds the value of `all` whose word starts `rest`, and removes that word and the space after it from `rest`.
 fn take<T: Copy>(rest: &mut &str, all: &[T], word: impl Fn(T) -> String) -> Result<T, String> {
     for it in all {
         let after = rest.strip_prefix(&*word(*it));
@@ -104,11 +105,11 @@ fn take<T: Copy>(rest: &mut &str, all: &[T], word: impl Fn(T) -> String) -> Resu
     }
     let words: Vec<String> = all.iter().map(|it| word(*it)).collect();
     let found = rest.split(' ').next().filter(|word| !word.is_empty());
-    let found = found.map_or("its end".to_string(), |word| format!("\"{word}\""));
-    Err(format!("{found} stands where one of {} belongs", words.join(", ")))
+    let found = found.map_or("the end of the caption".to_string(), |word| format!("\"{word}\""));
+    Err(format!("found {found}, expected one of {}", words.join(", ")))
 }
 
-/// What descriptions are made of. No list is empty.
+/// The values that random descriptions are made of. Every list has at least one element.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vocabulary {
     /// Shapes.
@@ -117,14 +118,15 @@ pub struct Vocabulary {
     pub colors: Vec<Color>,
     /// Sizes.
     pub sizes: Vec<Size>,
-    /// Most objects of a group: 1 to [`MAX_COUNT`].
+    /// Most objects per group, 1 to [`MAX_COUNT`].
     pub max_count: usize,
-    /// Most groups: 1, or 2 where there are two kinds of object; then every other scene has two, of different kinds.
+    /// Most groups, 1 or 2. If it is 2 and there is more than one kind of object, half of the scenes have two
+    /// groups, of different kinds.
     pub groups: usize,
 }
 
 impl Vocabulary {
-    /// Number of kinds of object.
+    /// Returns the number of kinds of object.
     pub fn kinds(&self) -> usize {
         self.shapes.len() * self.colors.len() * self.sizes.len()
     }
@@ -135,7 +137,7 @@ impl Vocabulary {
         Kind { size, color, shape }
     }
 
-    /// A random description.
+    /// Returns a random description.
     pub fn describe(&self, random: &mut impl Rng) -> Description {
         let first = random.random_range(0..self.kinds());
         let group = |number: usize, random: &mut _| Group {
@@ -191,19 +193,19 @@ mod tests {
     #[test]
     fn what_is_no_caption_is_said() {
         let error = |caption: &str| caption.parse::<Description>().unwrap_err();
-        assert_eq!(error("two red circles"), "\"red\" stands where one of small, large belongs");
-        assert_eq!(error("two small red circle"), "\"circle\" stands where one of circles, squares, triangles belongs");
-        assert_eq!(error("one small red circles"), "\"circles\" stands where one of circle, square, triangle belongs");
-        assert_eq!(error(""), "its end stands where one of one, two, three belongs");
+        assert_eq!(error("two red circles"), "found \"red\", expected one of small, large");
+        assert_eq!(error("two small red circle"), "found \"circle\", expected one of circles, squares, triangles");
+        assert_eq!(error("one small red circles"), "found \"circles\", expected one of circle, square, triangle");
+        assert_eq!(error(""), "found the end of the caption, expected one of one, two, three");
         assert_eq!(
             error("one small red circle left one"),
-            "\"left\" stands where one of left of, right of, above, below belongs"
+            "found \"left\", expected one of left of, right of, above, below"
         );
         assert_eq!(
             error("one small red circle above one small red square now"),
-            "the caption should end before \"now\""
+            "expected the end of the caption, found \"now\""
         );
-        assert!(error("One small red circle").starts_with("\"One\""));
-        assert!(error("one  small red circle").starts_with("its end"));
+        assert!(error("One small red circle").starts_with("found \"One\""));
+        assert!(error("one  small red circle").starts_with("found the end"));
     }
 }

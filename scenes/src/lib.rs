@@ -1,12 +1,13 @@
-//! Scenes of coloured shapes: what they are called ([`Description`]), how they are drawn ([`Scene`]), and how a picture is
-//! read back ([`read()`]). Dataset and metric speak of scenes through this crate; it knows neither.
+//! Scenes of coloured shapes: their captions ([`Description`]), their pictures ([`Scene`]), and the
+//! recognition of objects in a picture ([`read()`]). The dataset "shapes" and the metric "caption_accuracy"
+//! share this crate, which depends on neither.
 //!
 //!   caption  = group | group relation group
 //!   group    = count size color shape              "two small red circles"
-//!   count    = one | two | three                   a shape takes an s after two and three
+//!   count    = one | two | three                   the shape is plural after two and three
 //!   relation = left of | right of | above | below
 //!
-//! Captions are lower-case words with single spaces between them.
+//! Captions are lower-case words, separated by single spaces.
 
 mod description;
 mod read;
@@ -19,10 +20,10 @@ pub use scene::{Object, Scene};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Most objects of one group.
+/// Most objects per group.
 pub const MAX_COUNT: usize = 3;
 
-/// An enum whose variants are words of the grammar.
+/// Declares an enum whose variants are words of the grammar.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -31,10 +32,10 @@ macro_rules! words {
         pub enum $name { $($(#[$each])* $variant),+ }
 
         impl $name {
-            /// All of them, in order.
+            /// All values, in order.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// What captions call it.
+            /// Returns the word for this value in captions.
             pub fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
@@ -49,7 +50,7 @@ words! {
         Circle = "circle",
         /// An upright square.
         Square = "square",
-        /// A triangle that stands on its base.
+        /// A triangle with its base at the bottom.
         Triangle = "triangle",
     }
 }
@@ -83,32 +84,32 @@ words! {
 }
 
 words! {
-    /// Where the first group lies, seen from the second.
+    /// Position of the first group relative to the second.
     Relation {
-        /// On its left.
+        /// To the left.
         LeftOf = "left of",
-        /// On its right.
+        /// To the right.
         RightOf = "right of",
-        /// Above it.
+        /// Above.
         Above = "above",
-        /// Below it.
+        /// Below.
         Below = "below",
     }
 }
 
-/// What one object is.
+/// Size, colour and shape of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
-    /// Its size.
+    /// The size.
     pub size: Size,
-    /// Its colour.
+    /// The colour.
     pub color: Color,
-    /// Its shape.
+    /// The shape.
     pub shape: Shape,
 }
 
 impl Shape {
-    /// Width and height of its box, in units of its size.
+    /// Returns width and height of the bounding box, in units of the object's size.
     fn extent(self) -> [f64; 2] {
         match self {
             Self::Circle | Self::Square => [1.0, 1.0],
@@ -116,7 +117,8 @@ impl Shape {
         }
     }
 
-    /// Whether the point (x, y), in units of its size from the centre of its box, y downwards, is inside.
+    /// Returns whether the point (x, y) is inside the shape. Coordinates are in units of the object's size,
+    /// relative to the centre of the bounding box, with y downwards.
     fn holds(self, x: f64, y: f64) -> bool {
         match self {
             Self::Circle => x * x + y * y <= 0.25,
@@ -125,14 +127,15 @@ impl Shape {
         }
     }
 
-    /// How far its centre of mass lies below the centre of its box, in units of its size.
+    /// Returns the distance of the centre of mass below the centre of the bounding box, in units of the
+    /// object's size.
     fn sag(self) -> f64 {
         if self == Self::Triangle { 1.0 / 6.0 } else { 0.0 }
     }
 }
 
 impl Color {
-    /// Red, green, blue, in [-1, 1].
+    /// Returns red, green and blue in [-1, 1].
     fn rgb(self) -> [f32; 3] {
         match self {
             Self::Red => [0.9, -0.8, -0.8],
@@ -146,7 +149,7 @@ impl Color {
 }
 
 impl Size {
-    /// In units of the picture's side.
+    /// Returns the size in units of the picture's side.
     fn side(self) -> f64 {
         match self {
             Self::Small => 0.15,
@@ -156,12 +159,12 @@ impl Size {
 }
 
 impl Relation {
-    /// The axis it speaks of: 0 = x, 1 = y.
+    /// Returns the axis of the relation: 0 = x, 1 = y.
     fn axis(self) -> usize {
         usize::from(matches!(self, Self::Above | Self::Below))
     }
 
-    /// Whether the first group is the one with the smaller coordinate.
+    /// Returns whether the first group has the smaller coordinate on that axis.
     fn first_is_near(self) -> bool {
         matches!(self, Self::LeftOf | Self::Above)
     }

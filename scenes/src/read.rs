@@ -1,33 +1,34 @@
-//! Reading a picture back: an analytic checker that needs no network and no training images.
+//! Recognises the objects in a picture analytically, without a network and without training images.
 //!
-//!   1. each pixel is background + share (color - background) for the color that fits it best
-//!   2. objects are the connected pixels with share > 0.4, specks left out; their color is the one with most shares
-//!   3. shape and size are those whose drawing at the same centre of mass is nearest to the shares
-//!   4. a group is all objects of one kind; the relation of two is along the axis in which their centres differ more
+//!   1. fit each pixel as background + share (color - background), with the color that leaves the smallest error
+//!   2. connected pixels with share > 0.4 are an object or a speck; the color with the largest sum of shares wins
+//!   3. render every shape and size at the same centre of mass; the object is the one nearest to the shares
+//!   4. a group is all objects of one kind; two groups are related along the axis in which their centres differ more
 
 use crate::scene::{BACKGROUND, coverage, middle};
 use crate::{Color, Description, Group, Kind, MAX_COUNT, Object, Relation, Shape, Size};
 use std::collections::BTreeMap;
 
-/// A pixel belongs to an object if that share of it is covered.
+/// A pixel belongs to an object if more than this share of it is covered.
 const COVERED: f32 = 0.4;
-/// What covers less than this part of the smallest shape's area is a speck, not an object.
+/// A region that covers less than this fraction of the smallest shape's area is a speck, not an object.
 const SPECK: f64 = 0.4;
-/// What differs from the nearest drawing by more than this part of the drawing (of squares) is none of the shapes.
+/// A region is strange if its squared difference from the nearest rendered shape exceeds this fraction of the
+/// shape's sum of squares.
 const STRANGE: f64 = 0.5;
 
-/// What a picture shows.
+/// The content that was recognised in a picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
     /// The objects, in raster order of their first pixel.
     pub objects: Vec<Object>,
-    /// How many more there are that have none of the shapes and sizes.
+    /// Number of further objects that match no shape and size.
     pub strange: usize,
 }
 
 impl Reading {
-    /// What it is called, [canonical](Description::canonical); `None` if no caption says it: strange objects, none at all,
-    /// more than two kinds, too many of one.
+    /// Returns the [canonical](Description::canonical) description. Returns `None` if no caption describes the
+    /// picture: it has strange objects, no objects, more than two kinds, or too many objects of one kind.
     pub fn description(&self) -> Option<Description> {
         let mut groups: BTreeMap<Kind, Vec<Object>> = BTreeMap::new();
         self.objects.iter().for_each(|object| groups.entry(object.kind).or_default().push(*object));
@@ -46,7 +47,8 @@ impl Reading {
         }
     }
 
-    /// The relation of the objects of kind `first` to those of kind `second`; `None` if one of them is missing.
+    /// Returns the position of the objects of kind `first` relative to kind `second`; `None` if either kind is
+    /// missing.
     pub fn relation(&self, first: Kind, second: Kind) -> Option<Relation> {
         let of = |kind| self.objects.iter().copied().filter(|object| object.kind == kind).collect::<Vec<_>>();
         let (first, second) = (of(first), of(second));
@@ -64,11 +66,11 @@ fn relation(first: &[Object], second: &[Object]) -> Relation {
     }
 }
 
-/// Reads a picture `[3, side, side]`, nominally in [-1, 1]. On what [`Scene::render`](crate::Scene::render) draws it is
-/// right from 24 pixels on, and bears noise.
+/// Recognises the objects in a picture `[3, side, side]`, nominally in [-1, 1]. On pictures of
+/// [`Scene::render`](crate::Scene::render) the result is correct from 24 pixels on, and it tolerates noise.
 ///
 /// # Panics
-/// If there are not `3 side^2` numbers.
+/// If the picture does not have `3 side^2` values.
 pub fn read(picture: &[f32], side: usize) -> Reading {
     assert_eq!(picture.len(), 3 * side * side, "a picture is [3, side, side]");
     let pixel = |i: usize| [0, 1, 2].map(|channel| picture[channel * side * side + i] - BACKGROUND);
@@ -83,7 +85,8 @@ pub fn read(picture: &[f32], side: usize) -> Reading {
         }
         let votes = |color: Color| own.iter().filter(|i| fits[**i].0 == color).map(|i| fits[*i].1).sum::<f32>();
         let color = *Color::ALL.iter().max_by(|a, b| votes(**a).total_cmp(&votes(**b))).expect("there are colors");
-        // The shares of the object's surroundings, which hold its soft edge; other objects are no part of it.
+        // The shares of the object and of its surroundings, which contain its soft edge. Pixels of other
+        // objects count as 0.
         let around = around(&own, side);
         let shares: Vec<(usize, f32)> = around
             .into_iter()
@@ -97,14 +100,14 @@ pub fn read(picture: &[f32], side: usize) -> Reading {
     reading
 }
 
-/// The share of a color in a pixel, both relative to the background.
+/// Computes the share of a color in a pixel. The pixel is relative to the background.
 fn share(pixel: [f32; 3], color: Color) -> f32 {
     let color = color.rgb().map(|v| v - BACKGROUND);
     let dot = |a: [f32; 3], b: [f32; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
     dot(pixel, color) / dot(color, color)
 }
 
-/// The color that explains a pixel best, and its share.
+/// Returns the color that fits a pixel best, and its share.
 fn fit(pixel: [f32; 3]) -> (Color, f32) {
     let left = |color: Color| {
         let share = share(pixel, color).clamp(0.0, 1.0);
@@ -115,7 +118,7 @@ fn fit(pixel: [f32; 3]) -> (Color, f32) {
     (color, share(pixel, color).clamp(0.0, 1.0))
 }
 
-/// Numbers the connected regions (by sides) of set pixels from 1, in raster order; 0 where none is set.
+/// Labels the 4-connected regions of set pixels from 1, in raster order. Other pixels have the label 0.
 fn components(set: &[bool], side: usize) -> Vec<usize> {
     let mut labels = vec![0; set.len()];
     let mut count = 0;
@@ -145,7 +148,7 @@ fn components(set: &[bool], side: usize) -> Vec<usize> {
     labels
 }
 
-/// The pixels of the box around `own`, one pixel wider on each side.
+/// Returns the pixels of the bounding box of `own`, extended by one pixel on each side.
 fn around(own: &[usize], side: usize) -> Vec<usize> {
     let range = |of: fn(usize, usize) -> usize| {
         let all = own.iter().map(|i| of(*i, side));
@@ -156,7 +159,7 @@ fn around(own: &[usize], side: usize) -> Vec<usize> {
     rows.flat_map(|y| columns.clone().map(move |x| y * side + x)).collect()
 }
 
-/// The object whose drawing is nearest to the shares; `None` if it is not near.
+/// Returns the object whose rendering is nearest to the shares; `None` if the difference is too large.
 fn nearest(shares: &[(usize, f32)], color: Color, side: usize) -> Option<Object> {
     let mass: f64 = shares.iter().map(|(_, share)| f64::from(*share)).sum();
     let mean = |of: fn(usize, usize) -> usize| {
@@ -198,7 +201,8 @@ mod tests {
         Scene::place(description, &mut random)
     }
 
-    /// Share of 2,000 random scenes whose caption is read back exactly, with gaussian noise on every number.
+    /// Returns the share of 2,000 random scenes whose description is recognised exactly, with Gaussian noise
+    /// on every value.
     fn right(side: usize, noise: f32) -> f64 {
         let right = |seed: &u64| {
             let (scene, mut random) = (scene(*seed), ChaCha8Rng::seed_from_u64(!seed));
@@ -233,11 +237,11 @@ mod tests {
         let described = |picture: &[f32]| read(picture, 32).description();
         assert_eq!(described(&[BACKGROUND; 3 * 32 * 32]), None);
         assert_eq!(described(&[1.0; 3 * 32 * 32]), None);
-        // A red bar from side to side is one strange object.
+        // A red bar across the whole picture is one strange object.
         let mut bar = vec![BACKGROUND; 3 * 32 * 32];
         bar[32 * 10..32 * 16].fill(1.0);
         assert_eq!(read(&bar, 32), Reading { objects: Vec::new(), strange: 1 });
-        // A speck is nothing.
+        // A speck is ignored.
         let mut speck = scene(3).render(32);
         let before = read(&speck, 32);
         speck[0] = 1.0;

@@ -1,44 +1,46 @@
-//! Placing objects and drawing them.
+//! Places the objects of a scene and renders the picture.
 //!
 //!   picture = background + coverage (color - background),   coverage = share of a pixel's 8x8 points inside the shape
 //!
-//! Objects keep [`GAP`] between their boxes and [`MARGIN`] to the edge: a group is stacked along one axis, free along the
-//! other, and two groups lie in bands of their own along the axis of their relation.
+//! Bounding boxes keep the distance [`GAP`] from each other and [`MARGIN`] from the edge. The objects of a
+//! group are in a row along one axis, with random positions along the other. Two groups have separate bands
+//! along the axis of their relation.
 
 use crate::{Description, Group, Kind, Shape, Size};
 use rand::{Rng, RngExt};
 
-/// Least distance from an object to the edge, in units of the picture's side.
+/// Smallest distance from an object to the edge, in units of the picture's side.
 const MARGIN: f64 = 0.02;
-/// Least distance between the boxes of two objects, in units of the picture's side.
+/// Smallest distance between the bounding boxes of two objects, in units of the picture's side.
 const GAP: f64 = 0.06;
-/// The centres of two groups are so many times farther apart along the axis of their relation than along the other.
+/// Smallest ratio of the distance between two groups along the axis of their relation to the distance along
+/// the other axis.
 const CLEAR: f64 = 1.5;
-/// Points along a side of a pixel, of which the share inside a shape is counted.
+/// Number of sample points along one side of a pixel. The share of points inside a shape is the coverage.
 const POINTS: usize = 8;
-/// Red, green and blue where there is no object.
+/// Red, green and blue of the background.
 pub(crate) const BACKGROUND: f32 = -1.0;
 
 /// One object of a scene.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Object {
-    /// What it is.
+    /// Size, colour and shape.
     pub kind: Kind,
-    /// Centre of its box: x to the right, y downwards, in units of the picture's side.
+    /// Centre of the bounding box: x to the right, y downwards, in units of the picture's side.
     pub center: [f64; 2],
 }
 
-/// A description with a place for every object.
+/// A description with a position for every object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
-    /// What it shows.
+    /// Content of the scene.
     pub description: Description,
-    /// Its objects, those of the first group first.
+    /// Objects of the scene, beginning with the first group.
     pub objects: Vec<Object>,
 }
 
 impl Scene {
-    /// Draws places for the objects of a description.
+    /// Chooses random positions for the objects of a description.
     pub fn place(description: Description, random: &mut impl Rng) -> Self {
         let free = [MARGIN, 1.0 - MARGIN];
         let Some((relation, second)) = description.second else {
@@ -61,7 +63,7 @@ impl Scene {
         }
     }
 
-    /// The picture: `[3, side, side]` in [-1, 1].
+    /// Renders the picture `[3, side, side]` in [-1, 1].
     pub fn render(&self, side: usize) -> Vec<f32> {
         let mut picture = vec![BACKGROUND; 3 * side * side];
         for object in &self.objects {
@@ -76,12 +78,12 @@ impl Scene {
     }
 }
 
-/// Width and height of the box of an object, in units of the picture's side.
+/// Returns width and height of the bounding box of an object, in units of the picture's side.
 fn extent(kind: Kind) -> [f64; 2] {
     kind.shape.extent().map(|extent| extent * kind.size.side())
 }
 
-/// Places a group one after another along `axis`, anywhere in `band` along the other axis.
+/// Places the objects of a group one after another along `axis`, and anywhere in `band` along the other axis.
 fn stack(group: Group, axis: usize, band: [f64; 2], random: &mut impl Rng) -> Vec<Object> {
     let Group { count, kind } = group;
     let extent = extent(kind);
@@ -98,12 +100,12 @@ fn stack(group: Group, axis: usize, band: [f64; 2], random: &mut impl Rng) -> Ve
     shifts.into_iter().enumerate().map(place).collect()
 }
 
-/// Mean of the centres.
+/// Computes the mean of the centres.
 pub(crate) fn middle(objects: &[Object]) -> [f64; 2] {
     [0, 1].map(|axis| objects.iter().map(|object| object.center[axis]).sum::<f64>() / objects.len() as f64)
 }
 
-/// Calls `each` with the index of every pixel that a shape touches, and the share of it that the shape covers.
+/// Calls `each` with the index of every pixel that a shape touches, and the share of the pixel that it covers.
 pub(crate) fn coverage(shape: Shape, size: Size, center: [f64; 2], side: usize, mut each: impl FnMut(usize, f32)) {
     let unit = size.side();
     let range = |axis: usize| {
@@ -111,7 +113,8 @@ pub(crate) fn coverage(shape: Shape, size: Size, center: [f64; 2], side: usize, 
         let pixel = |at: f64| (at * side as f64).clamp(0.0, side as f64);
         pixel(center[axis] - half).floor() as usize..pixel(center[axis] + half).ceil() as usize
     };
-    // Where point `i` of a pixel lies, in units of the shape's size from its centre.
+    // Position of sample point `i` of a pixel relative to the centre of the shape, in units of the shape's
+    // size.
     let point = |pixel: usize, i: usize, axis: usize| {
         ((pixel as f64 + (i as f64 + 0.5) / POINTS as f64) / side as f64 - center[axis]) / unit
     };
@@ -175,7 +178,7 @@ mod tests {
             let description = Description { first: Group { count: 1, kind }, second: None };
             let picture = Scene::place(description, &mut ChaCha8Rng::seed_from_u64(1)).render(64);
             assert!(picture.iter().all(|v| (-1.0..=1.0).contains(v)));
-            // The red channel of red is 1.9 above the background.
+            // In the red channel, the color red is 1.9 above the background.
             let covered: f64 = picture[..64 * 64].iter().map(|v| f64::from(v - BACKGROUND) / 1.9).sum();
             let expected = area * (0.25_f64 * 64.0).powi(2);
             assert!((covered / expected - 1.0).abs() < 0.02, "{shape:?} {covered} {expected}");

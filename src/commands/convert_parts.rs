@@ -1,18 +1,21 @@
-//! `forward --tokenizer`, `convert --tokenizer` and `convert --conditioner`: their official files in and out.
+//! `forward --tokenizer`, `convert --tokenizer` and `convert --conditioner`: run and convert official tokenizers and
+//! conditioners.
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
-use crate::{Failure, Outcome, document};
+use crate::{Outcome, device};
+use framework::blame;
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use framework::error::Problems;
-use framework::foreign;
+use framework::checkpoint::open;
+use framework::checkpoint::tensor_file;
+use framework::data::tokenizer::{ImageShape, Tokenizer};
+use framework::error::{Error, Problem, Problems, Result};
 use framework::nn::{from_positions, to_positions};
-use framework::pipeline::Pipeline;
 use framework::process::{Latent, LatentShape};
-use framework::tokenizer::ImageShape;
+use run_folder::parts::Parts;
 use std::path::Path;
 
-/// What `forward` reads.
+/// The input tensors of `forward --tokenizer`. `forward` uses the first one present, in this order.
 struct Inputs<'a> {
     path: &'a Path,
     img: Option<TensorData>,
@@ -21,33 +24,34 @@ struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    fn read(path: &'a Path) -> Result<Self, Failure> {
-        let file = foreign::open(path)?;
-        let get = |name: &str| -> Result<Option<TensorData>, Failure> {
+    fn read(path: &'a Path) -> Result<Self> {
+        let file = open::open(path)?;
+        let get = |name: &str| -> Result<Option<TensorData>> {
             let tensor = file.get(name).map(bridge::to_data).transpose();
-            tensor.map_err(|e| Failure::Run(format!("error: {}: `{name}`: {e}", path.display())))
+            tensor.map_err(|e| Error::Run(format!("{}: `{name}`: {e}", path.display())))
         };
         Ok(Self { path, img: get("img")?, latent: get("latent")?, indices: get("indices")? })
     }
 
-    fn refuse(&self, what: &str, accepts: &str) -> Failure {
-        Failure::Input(format!("error: {what}\n  at       {}\n  accepts  {accepts}", self.path.display()))
+    fn refuse(&self, what: &str, accepts: &str) -> Error {
+        Error::from(Problem::new(self.path.display().to_string(), what).accepts(accepts))
     }
 
-    /// A tensor `[B, C, H, W]`.
-    fn image(&self, name: &str, data: &TensorData, device: &Device) -> Result<Tensor<4>, Failure> {
+    /// Reads a tensor `[B, C, H, W]`.
+    fn image(&self, name: &str, data: &TensorData, device: &Device) -> Result<Tensor<4>> {
         match data.shape().to_vec()[..] {
             [_, _, _, _] => Ok(Tensor::from_data(data.clone().convert_dtype(DType::F32), device)),
-            ref other => Err(self.refuse(&format!("`{name}` is {other:?}"), &format!("{name} [B,C,H,W]"))),
+            ref other => Err(self.refuse(&format!("`{name}` has shape {other:?}"), &format!("{name} [B,C,H,W]"))),
         }
     }
 
-    /// Ids `[B, L]`, each below the vocabulary. One dimension is taken for samples one after another.
-    fn ids(&self, data: &TensorData, shape: &LatentShape, device: &Device) -> Result<Tensor<2, Int>, Failure> {
+    /// Reads ids `[B, L]` and checks that each is below the vocabulary size. A one-dimensional tensor holds the ids of
+    /// all samples, concatenated.
+    fn ids(&self, data: &TensorData, shape: &LatentShape, device: &Device) -> Result<Tensor<2, Int>> {
         let length = shape.positions();
         let Some(vocabulary) = shape.vocabulary else {
             return Err(
-                self.refuse("`indices` are tokens, and the tokenizer makes numbers", "img, or latent [B,C,H,W]")
+                self.refuse("`indices` holds tokens, but the tokenizer is continuous", "img, or latent [B,C,H,W]")
             );
         };
         let found = data.shape().to_vec();
@@ -55,56 +59,53 @@ impl<'a> Inputs<'a> {
             [all] if all % length == 0 => all / length,
             [batch, each] if each == length => batch,
             _ => {
-                let accepts = format!("indices [B, {length}], as the document's images of {:?} have", shape.grid);
-                return Err(self.refuse(&format!("`indices` is {found:?}"), &accepts));
+                let accepts = format!("indices [B, {length}], for the document's {:?} grid", shape.grid);
+                return Err(self.refuse(&format!("`indices` has shape {found:?}"), &accepts));
             }
         };
-        let ids = data.clone().convert::<i64>().try_into_vec::<i64>().map_err(|e| Failure::Run(format!("{e:?}")))?;
+        let ids = data.clone().convert::<i64>().try_into_vec::<i64>().map_err(|e| Error::Run(format!("{e:?}")))?;
         match ids.iter().find(|id| !(0..vocabulary as i64).contains(id)) {
             Some(id) => {
-                Err(self.refuse(&format!("`indices` holds {id}"), &format!("ids from 0 to {}", vocabulary - 1)))
+                Err(self.refuse(&format!("`indices` contains {id}"), &format!("ids from 0 to {}", vocabulary - 1)))
             }
             None => Ok(Tensor::from_data(TensorData::new(ids, [batch, length]), device)),
         }
     }
 }
 
-/// Runs the tokenizer once: encodes `img`, or takes `latent` or `indices`, and decodes.
+/// Runs the tokenizer once: encodes `img`, or reads `latent` or `indices`, then decodes.
 pub fn forward(options: &ForwardOptions) -> Outcome {
-    let device = document::device(options.device.as_deref())?;
+    let device = device::named(options.device.as_deref())?;
     let path = options.checkpoint.iter().map(|path| format!("/tokenizer/path={}", serde_json::json!(path)));
-    let mut pipeline = document::read(&options.pipeline, &path.collect::<Vec<_>>())?;
-    pipeline.tokenizer.load(&device)?;
+    let parts = Parts::read(&options.pipeline, &path.collect::<Vec<_>>())?;
+    let mut tokenizer = parts.tokenizer()?;
+    tokenizer.load(&device)?;
     let inputs = Inputs::read(&options.input)?;
-    let (latent, image, mut outputs) = latent(&pipeline, options, &inputs, &device)?;
-    let decoded = pipeline.decode(latent, image)?;
+    let (latent, image, mut outputs) = latent(&*tokenizer, options, &inputs, &device)?;
+    let decoded = blame::caught(TOKENIZER, || tokenizer.decode(latent, image))?;
     outputs.push(("decoded".to_string(), decoded.into_data()));
-    foreign::save_tensors(&outputs, &options.output)?;
+    tensor_file::save_tensors(&outputs, &options.output)?;
     Ok(())
 }
 
-/// A latent, the image it stands for, and what is written of it.
+/// The name of the part in messages about panics.
+const TOKENIZER: &str = "tokenizer";
+
+/// A latent, the shape of its image, and the tensors to write.
 type Made = (Latent, ImageShape, Vec<(String, TensorData)>);
 
-/// The latent to decode, made from an image or read.
-fn latent(
-    pipeline: &Pipeline,
-    options: &ForwardOptions,
-    inputs: &Inputs<'_>,
-    device: &Device,
-) -> Result<Made, Failure> {
-    let tokenizer = &pipeline.tokenizer;
+/// Returns the latent to decode: the encoded `img`, or the given `latent` or `indices`.
+fn latent(tokenizer: &dyn Tokenizer, options: &ForwardOptions, inputs: &Inputs<'_>, device: &Device) -> Result<Made> {
     let refused = |problems: Problems| {
-        let name = options.pipeline.display().to_string();
-        let all = problems.into_iter().map(|problem| problem.under("/tokenizer").display(&name).to_string());
-        Failure::Input(all.collect::<Vec<_>>().join("\n"))
+        let problems = problems.into_iter().map(|problem| problem.under("/tokenizer")).collect();
+        Error::input(problems, &options.pipeline.display().to_string())
     };
     if let Some(img) = &inputs.img {
         let images = inputs.image("img", img, device)?;
         let [_, channels, height, width] = images.dims();
         let image = [channels, height, width];
         let shape = tokenizer.latent_shape(image).map_err(refused)?;
-        let latent = pipeline.encode(images)?;
+        let latent = blame::caught(TOKENIZER, || tokenizer.encode(images))?;
         let outputs = written(&latent, &shape);
         return Ok((latent, image, outputs));
     }
@@ -118,27 +119,34 @@ fn latent(
                 Some(_) => "img, or indices [B,L]".to_string(),
                 None => format!("latent [B, {}, H, W]", shape.channels),
             };
-            return Err(inputs.refuse(&format!("`latent` is {:?}", x.dims()), &accepts));
+            return Err(inputs.refuse(&format!("`latent` has shape {:?}", x.dims()), &accepts));
         }
         return Ok((Latent::Values(to_positions(x)), image, Vec::new()));
     }
     let Some(indices) = &inputs.indices else {
         return Err(inputs
-            .refuse("it holds none of `img`, `latent`, `indices`", "img [B,C,H,W] in [-1,1], or one of the others"));
+            .refuse("the file has none of `img`, `latent`, `indices`", "img [B,C,H,W] in [-1,1], latent or indices"));
     };
-    let image = pipeline.image_shape();
+    let image = image_of(tokenizer, indices);
     let shape = tokenizer.latent_shape(image).map_err(refused)?;
     Ok((Latent::Ids(inputs.ids(indices, &shape, device)?), image, Vec::new()))
 }
 
-/// A latent under the names of the reference code.
+/// Returns the shape of the images whose tokens `indices` holds: of a square grid with as many positions.
+fn image_of(tokenizer: &dyn Tokenizer, indices: &TensorData) -> ImageShape {
+    let positions = indices.shape().to_vec().last().copied().unwrap_or(1);
+    let side = positions.isqrt();
+    tokenizer.image_shape(LatentShape::tokens([side; 2], 0))
+}
+
+/// Returns the tensors of a latent under the names that the reference code uses.
 fn written(latent: &Latent, shape: &LatentShape) -> Vec<(String, TensorData)> {
     let indices = |ids: &Tensor<2, Int>| ("indices".to_string(), ids.clone().into_data().convert::<i64>());
     match latent {
         Latent::Values(x) => vec![("latent".to_string(), from_positions(x.clone(), shape.grid).into_data())],
         Latent::Ids(ids) => vec![indices(ids)],
         Latent::Levels { ids, features } => {
-            // Those of the first level are never read.
+            // The network never reads the features of the first level.
             let first = shape.levels[0] * shape.levels[0];
             let rest = features.clone().narrow(1, first, shape.positions() - first);
             vec![indices(ids), ("var_input".to_string(), rest.into_data())]
@@ -146,14 +154,13 @@ fn written(latent: &Latent, shape: &LatentShape) -> Vec<(String, TensorData)> {
     }
 }
 
-/// Writes the weights of an official tokenizer or conditioner as safetensors, under the names of one of its formats.
+/// Writes the weights of an official tokenizer or conditioner as safetensors, with the names of one of its formats.
 pub fn convert(options: &ConvertOptions) -> Outcome {
-    let pipeline = document::read(&options.pipeline, &[])?;
+    let parts = Parts::read(&options.pipeline, &[])?;
     let (part, to) = (if options.conditioner { "conditioner" } else { "tokenizer" }, options.to.as_deref());
-    let report = match (&pipeline.conditioner, options.conditioner) {
-        (Some(conditioner), true) => conditioner.convert(&options.input, &options.output, to)?,
-        (None, true) => None,
-        (_, false) => pipeline.tokenizer.convert(&options.input, &options.output, to)?,
+    let report = match options.conditioner {
+        true => parts.conditioner()?.convert(&options.input, &options.output, to)?,
+        false => parts.tokenizer()?.convert(&options.input, &options.output, to)?,
     };
     match report {
         Some(report) => {
@@ -161,9 +168,12 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
             println!("{}", options.output.display());
             Ok(())
         }
-        None => Err(Failure::Input(format!(
-            "error: the {part} has no weights to convert\n  at       {}  /{part}\n  accepts  a {part} that is read from a file",
-            options.pipeline.display()
-        ))),
+        None => Err(Error::from(
+            Problem::new(
+                format!("{}  /{part}", options.pipeline.display()),
+                format!("the {part} has no weights to convert"),
+            )
+            .accepts(format!("a {part} that loads its weights from a file")),
+        )),
     }
 }

@@ -1,14 +1,16 @@
-//! `encode`: a dataset of images to files of latents, once, so that training reads them instead of encoding anew.
+//! `encode`: encodes a dataset of images to latent files. Training then reads the latents instead of encoding again.
 
 use crate::arguments::{EncodeOptions, Float};
-use crate::train::bar;
-use crate::{Failure, Outcome, document, run};
+use crate::console::Console;
+use crate::{Outcome, device};
 use framework::burn::tensor::DType;
-use framework::dataset::{DatasetInfo, ItemKind};
-use framework::error::Error;
-use framework::latents::{self, Shard};
+use framework::data::dataset::{DatasetInfo, ItemKind};
+use framework::data::latent_file::{self, Shard};
+use framework::data::tokenizer::ImageShape;
+use framework::error::{Error, Problem, Result};
 use framework::process::LatentShape;
-use framework::tokenizer::ImageShape;
+use run_folder::watcher::{Stage, Watcher};
+use run_folder::{document, folder};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs;
@@ -18,38 +20,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a file says of itself: all that its bytes depend on, and how many items were left out.
+/// Metadata of a latent file: everything that its bytes depend on, and the number of skipped items.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct About {
-    /// Data, tokenizer and options: the same for every file of a folder.
+    /// Data, tokenizer and options. Equal for all files of a folder.
     of: Value,
-    /// The items it holds: the first, and the one behind the last.
+    /// Range of dataset items in the file: the first, and one past the last.
     items: [usize; 2],
-    /// Items of these that could not be read.
+    /// Number of items in this range that could not be read.
     skipped: usize,
 }
 
-/// Encodes a dataset, or goes on where it was stopped.
+/// Encodes a dataset, or resumes an interrupted run.
 pub fn encode(options: &EncodeOptions) -> Outcome {
-    let device = document::device(options.device.as_deref())?;
+    let device = device::named(options.device.as_deref())?;
     let mut pipeline = document::read(&options.document.pipeline, &options.document.set)?;
-    let dataset: Arc<dyn framework::dataset::Dataset> = Arc::new(pipeline.open()?);
+    let dataset: Arc<dyn framework::data::dataset::Dataset> = Arc::new(pipeline.open()?);
     let info = dataset.info();
     let (image, shape) = shapes(&pipeline, &info)?;
     let flip = options.flip || dataset.mirrors();
-    let (folder, size) = (&options.output, options.shard as usize);
-    let document: Value = serde_json::from_str(&pipeline.document).map_err(|e| Failure::Run(e.to_string()))?;
+    let (output, size) = (&options.output, options.shard as usize);
+    let document: Value = serde_json::from_str(&pipeline.document).map_err(|e| Error::Run(e.to_string()))?;
     let of = json!({
         "data": document["data"], "tokenizer": document["tokenizer"], "dtype": options.dtype, "flip": flip,
         "shard": size, "items": dataset.len()
     });
-    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let mut left_out = begun(folder, &of)?;
+    fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    let mut left_out = begun(output, &of)?;
     let ranges = (0..dataset.len()).step_by(size).map(|first| first..(first + size).min(dataset.len()));
-    let open: Vec<Range<usize>> = ranges.clone().filter(|range| !file(folder, range, size).exists()).collect();
+    let open: Vec<Range<usize>> = ranges.clone().filter(|range| !file(output, range, size).exists()).collect();
     let items: usize = open.iter().map(ExactSizeIterator::len).sum();
     if items < dataset.len() {
-        eprintln!("going on: {} of {} items are encoded", dataset.len() - items, dataset.len());
+        eprintln!("resuming: {} of {} items are already encoded", dataset.len() - items, dataset.len());
     }
     for warning in dataset.warnings() {
         eprintln!("warning: {warning}");
@@ -58,94 +60,100 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     allocator::keep_pages();
 
     let (plain, start, mut done) = (!std::io::stderr().is_terminal(), Instant::now(), 0);
-    let bar = bar("encoding", items as u64);
+    let mut console = Console::new();
     let batch_size = options.batch_size as usize;
-    let batches = latents::batches(dataset.clone(), open.clone(), batch_size);
+    let batches = latent_file::batches(dataset.clone(), open.clone(), batch_size);
     for range in open {
         let mut shard = Shard::new([shape.channels, shape.grid[0], shape.grid[1]], options.dtype.dtype());
         for _ in 0..range.len().div_ceil(batch_size) {
-            let batch = batches.recv().expect("as many batches as were announced");
+            let batch = batches.recv().expect("the loader sends every batch of the given ranges");
             if let (0, Some(first)) = (left_out, batch.skipped.first()) {
-                eprintln!("skipped an item that cannot be read: {first}");
+                console.say(&format!("skipped an unreadable item: {first}"));
             }
             left_out += batch.skipped.len();
-            shard.encode(&batch, image, &pipeline, flip, &device)?;
+            shard.encode(&batch, image, &|images| pipeline.encode(images), flip, &device)?;
             done += batch.labels.len() + batch.skipped.len();
-            bar.set_position(done as u64);
-            bar.set_message(format!("{:.1} items/s", done as f64 / start.elapsed().as_secs_f64()));
+            let speed = done as f64 / start.elapsed().as_secs_f64();
+            console.progress(Stage::Encoding, done, items, &format!("{speed:.1} items/s"));
         }
-        let path = file(folder, &range, size);
+        let path = file(output, &range, size);
         let about = About { of: of.clone(), items: [range.start, range.end], skipped: range.len() - shard.len() };
-        // A file of nothing is no file; the next call looks at its items again.
+        // Write no empty file. The next run then tries these items again.
         if shard.is_empty() {
             continue;
         }
-        shard.write(&path, &serde_json::to_string(&about).map_err(|e| Failure::Run(e.to_string()))?)?;
+        shard.write(&path, &serde_json::to_string(&about).map_err(|e| Error::Run(e.to_string()))?)?;
         if plain {
             let speed = done as f64 / start.elapsed().as_secs_f64();
             let left = (items - done) as f64 / speed;
             eprintln!("{done}/{items} items  {}  {speed:.1} items/s  {left:.0} s left", path.display());
         }
     }
-    bar.finish_and_clear();
-    let files = ranges.filter(|range| file(folder, range, size).exists()).count();
+    console.finished(Stage::Encoding);
+    let files = ranges.filter(|range| file(output, range, size).exists()).count();
     if files == 0 {
-        return Err(Failure::Run("error: no item of the dataset can be read".into()));
+        return Err(Error::Run("no item of the dataset is readable".into()));
     }
-    println!("{} items in {files} files of {}", dataset.len() - left_out, folder.display());
+    println!("{} items in {files} files of {}", dataset.len() - left_out, output.display());
     if left_out > 0 {
-        println!("{left_out} items could not be read and are left out");
+        println!("{left_out} items could not be read and were skipped");
     }
-    println!("\"data\": {:#}", entry(folder, &info, &shape));
+    println!("\"data\": {:#}", entry(output, &info, &shape));
     Ok(())
 }
 
-/// The image and its latent, where there are both.
-fn shapes(pipeline: &framework::pipeline::Pipeline, info: &DatasetInfo) -> Result<(ImageShape, LatentShape), Failure> {
+/// Returns the shapes of an image and of its latent.
+///
+/// # Errors
+/// If the dataset already holds latents, or the tokenizer produces tokens.
+fn shapes(pipeline: &framework::pipeline::Pipeline, info: &DatasetInfo) -> Result<(ImageShape, LatentShape)> {
     let ItemKind::Images(image) = info.items else {
-        let what = "error: the dataset holds latents already\n  at       /data\n  accepts  a dataset of images";
-        return Err(Failure::Input(what.into()));
+        return Err(Problem::new("/data", "the dataset already holds latents").accepts("a dataset of images").into());
     };
-    let shape = pipeline.tokenizer.latent_shape(image).map_err(Error::Document)?;
+    let shape = pipeline.tokenizer.latent_shape(image).map_err(Error::Input)?;
     if shape.vocabulary.is_some() {
-        let what = "error: the tokenizer makes tokens, and dataset \"latents\" holds numbers";
-        let accepts = "a tokenizer of numbers, such as sd_vae; tokens are encoded while training";
-        return Err(Failure::Input(format!("{what}\n  at       /tokenizer\n  accepts  {accepts}")));
+        let what = "the tokenizer produces tokens, but dataset \"latents\" holds continuous latents";
+        let accepts = "a continuous tokenizer, such as sd_vae; tokens are encoded while training";
+        return Err(Problem::new("/tokenizer", what).accepts(accepts).into());
     }
     Ok((image, shape))
 }
 
-/// The file of a range of items; names sort by item.
+/// Returns the path of the file for a range of items. File names sort by item.
 fn file(folder: &Path, range: &Range<usize>, size: usize) -> PathBuf {
     folder.join(format!("{:06}.safetensors", range.start / size))
 }
 
-/// How many items the files of a folder left out; all of them must be of `of`.
-fn begun(folder: &Path, of: &Value) -> Result<usize, Failure> {
+/// Returns the number of items that the existing files of a folder skipped.
+///
+/// # Errors
+/// If a file was not written by `encode`, or its data, tokenizer or options differ from `of`.
+fn begun(folder: &Path, of: &Value) -> Result<usize> {
     let mut skipped = 0;
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let path = entry.map_err(|e| Error::io(folder, e))?.path();
         if path.extension().is_none_or(|ending| ending != "safetensors") {
             continue;
         }
-        let about = latents::about(&path)?.and_then(|text| serde_json::from_str::<About>(&text).ok());
+        let about = latent_file::about(&path)?.and_then(|text| serde_json::from_str::<About>(&text).ok());
         let what = match about {
             Some(about) if about.of == *of => {
                 skipped += about.skipped;
                 continue;
             }
-            Some(about) => format!("was encoded with another {}", run::differences("", &about.of, of).join(" and ")),
+            Some(about) => format!("has a different {}", folder::differences("", &about.of, of).join(" and ")),
             None => "was not written by `encode`".to_string(),
         };
-        return Err(Failure::Input(format!(
-            "error: {} {what}\n  at       --output\n  accepts  an empty folder, or one of the same data, tokenizer and options\n  fix      choose another folder, or delete this one",
-            path.display()
-        )));
+        return Err(Error::from(
+            Problem::new("--output", format!("{} {what}", path.display()))
+                .accepts("an empty folder, or one encoded with the same data, tokenizer and options")
+                .fix("choose another folder, or delete this one"),
+        ));
     }
     Ok(skipped)
 }
 
-/// The entry of a document that reads the files.
+/// Returns the document entry that reads the files.
 fn entry(folder: &Path, info: &DatasetInfo, shape: &LatentShape) -> Value {
     let mut entry = json!({ "type": "latents", "path": folder });
     match info.captions {

@@ -1,43 +1,46 @@
-//! `check`, `schema`, `list`.
+//! `check`, `schema` and `list`: print a document with its costs, the schema, or the plugins.
 
+use crate::Outcome;
 use crate::arguments::CheckOptions;
-use crate::{Failure, Outcome, document};
-use framework::adapt;
 use framework::burn::tensor::Device;
+use framework::error::Error;
+use framework::nn::parameters;
+use framework::optimization::trainable;
 use framework::plugin::Kind;
 use framework::process::Family;
-use framework::weights;
 use registry::{Registry, library};
+use run_folder::document;
+use run_folder::report::thousands;
 
-/// Prints the resolved document and what it costs. Allocates no weights.
+/// Prints the resolved document and its costs. Allocates no weights.
 pub fn check(options: &CheckOptions) -> Outcome {
     let pipeline = document::read(&options.document.pipeline, &options.document.set)?;
     println!("{}", pipeline.document);
     let network = pipeline.backbone.init(&Device::flex());
-    let parameters = weights::parameters(&network);
+    let parameters = parameters::parameters(&network);
     if options.parameters {
         for (path, shape, _) in &parameters {
             println!("{path:<60} {shape:?}");
         }
     }
-    let count = weights::count(&network);
+    let count = parameters::count(&network);
     let needs = pipeline.objective.needs();
     let train = &pipeline.train;
-    let trained = adapt::trained(train, &parameters, &pipeline.is_new());
+    let trained = trainable::trained(train.trainable(), &parameters, &pipeline.is_new());
     let copies = [train.ema.is_some() || needs.ema, needs.reference].iter().filter(|copy| **copy).count();
-    // All in f32: weights and their copies; of those that are trained the gradient, and what the optimizer keeps.
+    // Everything is f32: the weights and their copies, and for each trained weight its gradient and optimizer state.
     let state = 4.0 * (count * (1 + copies) + trained * (1 + train.optimizer.kept())) as f64;
     let batch = train.batch_size * train.workers;
     let activations = pipeline.backbone.activations() * batch as f64 * 4.0;
     let evaluations = pipeline.sampler.evaluations(&pipeline.latent_shape());
     eprintln!("parameters   {}", thousands(count));
     if trained < count {
-        eprintln!("             {} of them trained", thousands(trained));
+        eprintln!("             {} of them are trained", thousands(trained));
     }
     let conditioner = pipeline.conditioner.as_ref().map_or(0, |conditioner| conditioner.parameters());
     for (part, frozen) in [("tokenizer", pipeline.tokenizer.parameters()), ("conditioner", conditioner)] {
         if frozen > 0 {
-            eprintln!("             {} of the frozen {part}", thousands(frozen));
+            eprintln!("             {} in the frozen {part}", thousands(frozen));
         }
     }
     eprintln!(
@@ -49,18 +52,18 @@ pub fn check(options: &CheckOptions) -> Outcome {
         bytes(count as f64 * 4.0),
     );
     eprintln!(
-        "compute      {:.3} GFLOP a forward pass of one sample; {} gradient-free passes beside the tracked one in training",
+        "compute      {:.3} GFLOP per forward pass and sample; {} extra passes per training step",
         pipeline.backbone.flops() / 1e9,
         pipeline.objective.extra_passes(),
     );
     eprintln!(
-        "NFE          at most {} an image: {evaluations} evaluations x {} branches",
-        evaluations * pipeline.guidance.max_branches(),
-        pipeline.guidance.max_branches(),
+        "NFE          at most {} per image: {evaluations} evaluations x {} branches",
+        evaluations * pipeline.guidance.needs().most_branches,
+        pipeline.guidance.needs().most_branches,
     );
     let family = pipeline.backbone.process().family();
     if let Some(why) = pipeline.objective.extension(family) {
-        eprintln!("extension    this objective on a {} process: {why}", family.name());
+        eprintln!("extension    no paper defines this objective on a {} process: {why}", family.name());
     }
     Ok(())
 }
@@ -68,11 +71,11 @@ pub fn check(options: &CheckOptions) -> Outcome {
 /// Prints the JSON Schema.
 pub fn schema() -> Outcome {
     let text = serde_json::to_string_pretty(Registry::linked().schema());
-    println!("{}", text.map_err(|e| Failure::Run(e.to_string()))?);
+    println!("{}", text.map_err(|e| Error::Run(e.to_string()))?);
     Ok(())
 }
 
-/// Prints every plugin.
+/// Prints all plugins, and the pairs that no paper defines.
 pub fn list() -> Outcome {
     let registry = Registry::linked();
     let row = |kind: &str, name: &str, from: &str, papers: &str| {
@@ -84,9 +87,9 @@ pub fn list() -> Outcome {
         row(entry.kind.name(), entry.name, library.as_deref().unwrap_or(entry.origin), &entry.papers.join(", "));
     }
     if !cfg!(feature = "shared") {
-        println!("\nThis build is one file: it cannot load plugin libraries.");
+        println!("\nThis build has no feature `shared`: it cannot load plugin libraries.");
     }
-    println!("\nextensions, which the papers do not define");
+    println!("\nextensions that the papers do not define");
     for entry in registry.entries().iter().filter(|entry| entry.kind == Kind::Objective) {
         let Ok(objective) = registry.objective(serde_json::json!({ "type": entry.name })) else { continue };
         for family in Family::ALL {
@@ -98,20 +101,7 @@ pub fn list() -> Outcome {
     Ok(())
 }
 
-/// 675129632 as 675,129,632.
-pub fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// Bytes in a unit a person reads.
+/// Formats a number of bytes in the largest fitting unit.
 pub fn bytes(n: f64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = n;

@@ -1,69 +1,73 @@
-//! `forward` and `convert`: official checkpoints in and out.
+//! `forward` and `convert`: run and convert official checkpoints.
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
-use crate::{Failure, Outcome, document, start, tokenize};
-use framework::backbone::{Backbone, Control};
+use crate::commands::convert_parts;
+use crate::{Outcome, device};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
-use framework::condition::{Condition, ConditionKind};
-use framework::foreign::{self, Source};
-use framework::masked::Patches;
+use framework::checkpoint::names;
+use framework::checkpoint::official::{self, CheckpointSource};
+use framework::checkpoint::open;
+use framework::checkpoint::tensor_file;
+use framework::error::{Error, Problem, Result};
+use framework::network::backbone::{Backbone, Control};
+use framework::network::condition::{Condition, ConditionShape};
 use framework::nn::{from_positions, to_positions};
+use framework::process::patches::Patches;
 use framework::process::{Family, Input};
+use run_folder::parts::Parts;
+use run_folder::weights;
 
-/// Runs the backbone, or the tokenizer, once.
+/// Runs the backbone or the tokenizer once.
 pub fn forward(options: &ForwardOptions) -> Outcome {
     let checkpoint = match &options.checkpoint {
         Some(checkpoint) if !options.tokenizer => checkpoint,
-        _ => return tokenize::forward(options),
+        _ => return convert_parts::forward(options),
     };
-    let device = document::device(options.device.as_deref())?;
-    let pipeline = document::read(&options.pipeline, &[])?;
-    let (network, report) = start::weights(&pipeline, &Source::of(checkpoint), &device)?;
+    let device = device::named(options.device.as_deref())?;
+    let backbone = Parts::read(&options.pipeline, &[])?.backbone()?;
+    let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(checkpoint), &device)?;
     eprintln!("{report}");
-    let file = foreign::open(&options.input)?;
-    let get = |name: &str| -> Result<Option<TensorData>, Failure> {
+    let file = open::open(&options.input)?;
+    let get = |name: &str| -> Result<Option<TensorData>> {
         let tensor = file.get(name).map(bridge::to_data).transpose();
-        tensor.map_err(|e| Failure::Run(format!("error: {}: `{name}`: {e}", options.input.display())))
+        tensor.map_err(|e| Error::Run(format!("{}: `{name}`: {e}", options.input.display())))
     };
     let missing = |name: &str, what: &str| {
-        Failure::Input(format!("error: {} holds no `{name}`\n  accepts  {what}", options.input.display()))
+        Error::from(
+            Problem::new("", format!("{} has no tensor `{name}`", options.input.display())).accepts(format!("{what}")),
+        )
     };
-    let numbers = |data: TensorData| {
-        data.convert::<f64>().try_into_vec::<f64>().map_err(|e| Failure::Run(format!("error: {e:?}")))
-    };
-    let latent = pipeline.latent_shape();
+    let numbers =
+        |data: TensorData| data.convert::<f64>().try_into_vec::<f64>().map_err(|e| Error::Run(format!("{e:?}")));
+    let latent = backbone.latent_shape();
     let shaped = |name: &str, data: &TensorData, expected: &[usize]| {
         let shape = data.shape().to_vec();
-        if shape[1..] == *expected {
+        if shape.len() > 1 && shape[1..] == *expected {
             return Ok(shape[0]);
         }
         let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
-        Err(Failure::Input(format!(
-            "error: `{name}` is {shape:?}\n  at       {}\n  accepts  [B, {}]",
-            options.input.display(),
-            expected.join(", ")
-        )))
+        Err(Error::from(
+            Problem::new(options.input.display().to_string(), format!("`{name}` has shape {shape:?}"))
+                .accepts(format!("[B, {}]", expected.join(", "))),
+        ))
     };
-    let (batch, input) = match pipeline.process().family() {
+    let (batch, input) = match backbone.process().family() {
         Family::Continuous => {
             let x = get("x")?.ok_or_else(|| missing("x", "x [B,C,H,W]"))?;
             let batch = shaped("x", &x, &[latent.channels, latent.grid[0], latent.grid[1]])?;
             let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B], in the checkpoint's own units"))?)?;
             if t.len() != batch {
-                let what = format!("error: `t` holds {} times for {batch} samples", t.len());
-                return Err(Failure::Input(format!(
-                    "{what}\n  at       {}\n  accepts  t [B]",
-                    options.input.display()
-                )));
+                let what = format!("`t` contains {} times for {batch} samples", t.len());
+                return Err(Problem::new(options.input.display().to_string(), what).accepts("t [B]").into());
             }
             let x = Tensor::<4>::from_data(x.convert_dtype(DType::F32), &device);
-            let t = t.into_iter().map(|t| pipeline.backbone.t_of_native(t)).collect();
+            let t = t.into_iter().map(|t| backbone.t_of_native(t)).collect();
             (batch, Input::Noisy { x_t: to_positions(x), t })
         }
         Family::NextToken => {
-            let ids = get("ids")?.ok_or_else(|| missing("ids", "ids [B,L], the tokens from the first on"))?;
+            let ids = get("ids")?.ok_or_else(|| missing("ids", "ids [B,L], the tokens in decoding order"))?;
             let batch = shaped("ids", &ids, &[latent.positions()])?;
             (batch, Input::Tokens { ids: Tensor::from_data(ids.convert_dtype(DType::I64), &device) })
         }
@@ -71,7 +75,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             let features = get("features")?.ok_or_else(|| {
                 missing(
                     "features",
-                    "features [B,L,C], what feeds each position; those of the first level may be left out",
+                    "features [B,L,C], the input features of each position; the first level may be omitted",
                 )
             })?;
             let (positions, first) = (latent.positions(), latent.levels[0] * latent.levels[0]);
@@ -89,75 +93,80 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             let x = get("x")?.ok_or_else(|| missing("x", "x [B,C,H,W]"))?;
             let batch = shaped("x", &x, &[latent.channels, latent.grid[0], latent.grid[1]])?;
             let t = numbers(get("t")?.ok_or_else(|| missing("t", "t [B,L], the head's times"))?)?;
-            let t = t.into_iter().map(|t| pipeline.backbone.t_of_native(t)).collect();
+            let t = t.into_iter().map(|t| backbone.t_of_native(t)).collect();
             let x = to_positions(Tensor::<4>::from_data(x.convert_dtype(DType::F32), &device));
-            let patches = pipeline.process().head().expect("a masked process has a head").patches;
+            let patches = backbone.process().head().expect("a masked process has a head").patches;
             let tensor = |name: &str, what: &str| get(name)?.ok_or_else(|| missing(name, what));
-            (batch, masked(patches, x, t, &tensor)?)
+            (batch, masked(patches, x, t, &tensor, &options.input.display().to_string())?)
         }
     };
-    let num_classes = pipeline.backbone.accepts().num_classes;
-    let condition = match (get("y")?, num_classes) {
-        (Some(y), Some(n)) => Condition::Class(
-            numbers(y)?.into_iter().map(|class| Some(class as usize).filter(|class| *class < n)).collect(),
-        ),
-        (None, Some(_)) => return Err(missing("y", "y [B], the class; num_classes = null")),
-        (None, None) if pipeline.backbone.accepts().condition == ConditionKind::Tokens => {
+    let condition = match backbone.accepts().condition {
+        ConditionShape::Class { count } => {
+            let y = get("y")?.ok_or_else(|| missing("y", "y [B], the class; num_classes = null"))?;
+            let class = |class: f64| Some(class as usize).filter(|class| *class < count);
+            Condition::Class(numbers(y)?.into_iter().map(class).collect())
+        }
+        ConditionShape::Tokens { vocabulary, .. } => {
             let tokens = get("tokens")?.ok_or_else(|| missing("tokens", "tokens [B,L], the text's token ids"))?;
             let length = tokens.shape().to_vec().get(1).copied().unwrap_or(1).max(1);
             let ids: Vec<usize> = numbers(tokens)?.into_iter().map(|id| id.max(0.0) as usize).collect();
-            let accepted = pipeline.backbone.accepts().text_width.unwrap_or_default();
-            if let Some(id) = ids.iter().find(|id| **id >= accepted) {
-                let what = format!("error: `tokens` holds {id}\n  at       {}", options.input.display());
-                return Err(Failure::Input(format!("{what}\n  accepts  ids from 0 to {}", accepted.saturating_sub(1))));
+            if let Some(id) = ids.iter().find(|id| **id >= vocabulary) {
+                let problem = Problem::new(options.input.display().to_string(), format!("`tokens` contains {id}"));
+                return Err(problem.accepts(format!("ids from 0 to {}", vocabulary.saturating_sub(1))).into());
             }
             Condition::Tokens { ids: ids.chunks(length).map(<[usize]>::to_vec).collect(), null: vec![0; length] }
         }
-        (None, None) if pipeline.backbone.accepts().condition == ConditionKind::Text => {
+        ConditionShape::Text { .. } => {
             let context = get("context")?.ok_or_else(|| missing("context", "context [B,L,D], the text's features"))?;
             let features = Tensor::<3>::from_data(context.convert_dtype(DType::F32), &device);
             let null = Tensor::zeros_like(&features.clone().narrow(0, 0, 1));
             Condition::Text { features, null, dropped: vec![false; batch] }
         }
-        _ => Condition::None(batch),
+        ConditionShape::None => Condition::None(batch),
     };
     let control = Control::guided(get("beta")?.map(numbers).transpose()?);
-    if control.guidance.is_some() && !pipeline.backbone.accepts().guidance_input {
-        return Err(Failure::Input(format!(
-            "error: `beta` has no effect: the backbone takes no guidance number\n  at       {} and /backbone{}",
-            options.input.display(),
-            pipeline.backbone.accepts().guidance_field,
+    if control.guidance.is_some() && !backbone.accepts().guidance_input {
+        return Err(Error::from(Problem::new(
+            format!("{} and /backbone{}", options.input.display(), backbone.accepts().guidance_field),
+            "`beta` has no effect: the backbone reads no guidance number",
         )));
     }
     if condition.len() != batch || control.guidance.as_ref().is_some_and(|numbers| numbers.len() != batch) {
-        return Err(Failure::Input(format!(
-            "error: conditions or guidance numbers are not as many as samples, {batch}\n  at       {}\n  accepts  one a sample",
-            options.input.display()
-        )));
+        return Err(Error::from(
+            Problem::new(
+                options.input.display().to_string(),
+                format!("the number of conditions or guidance numbers differs from the number of samples, {batch}"),
+            )
+            .accepts("one per sample"),
+        ));
     }
-    let prediction = pipeline.backbone.to_native(network.predict(&input, &condition, &control));
+    let prediction = backbone.to_native(network.predict(&input, &condition, &control));
     let prediction = match input {
         Input::Noisy { .. } => from_positions(prediction, latent.grid).into_data(),
         _ => prediction.into_data(),
     };
-    foreign::save_tensors(&[("prediction".to_string(), prediction)], &options.output)?;
+    tensor_file::save_tensors(&[("prediction".to_string(), prediction)], &options.output)?;
     Ok(())
 }
 
-/// Masked tokens, of which the head predicts all. `tensor` reads one from the input file, or says what it lacks.
+/// Builds a masked input in which the head predicts every token, hidden or not. `tensor` reads a tensor from the input
+/// file; its second argument is the description for the error message.
 fn masked(
     patches: Patches,
     x: Tensor<3>,
     t: Vec<f64>,
-    tensor: &dyn Fn(&str, &str) -> Result<TensorData, Failure>,
-) -> Result<Input, Failure> {
+    tensor: &dyn Fn(&str, &str) -> Result<TensorData>,
+    file: &str,
+) -> Result<Input> {
     let x = patches.cut(x);
     let [batch, tokens, width] = x.dims();
-    let mask = tensor("mask", "mask [B,L], 1 = hidden, as many of each sample")?;
+    let mask = tensor("mask", "mask [B,L], 1 = hidden, with the same count per sample")?;
     let noise = tensor("noise", "noise [B,L,D], the head's noisy tokens")?;
-    let wrong = |name: &str, accepts: String| Failure::Input(format!("error: `{name}` is wrong\n  accepts  {accepts}"));
+    let wrong = |name: &str, accepts: String| {
+        Error::from(Problem::new(file, format!("`{name}` has the wrong shape or content")).accepts(accepts))
+    };
     if t.len() != batch * tokens {
-        return Err(wrong("t", format!("{:?}, a time of each token", [batch, tokens])));
+        return Err(wrong("t", format!("{:?}, one time per token", [batch, tokens])));
     }
     if noise.shape().to_vec() != [batch, tokens, width] {
         return Err(wrong("noise", format!("{:?}", [batch, tokens, width])));
@@ -166,32 +175,33 @@ fn masked(
     let count = |mask: &[bool]| mask.iter().filter(|hidden| **hidden).count();
     let same = |mask: &[bool]| count(mask) == count(&hidden[..tokens]);
     if hidden.len() != batch * tokens || !hidden.chunks(tokens).all(same) {
-        return Err(wrong("mask", format!("{:?}, as many ones of each sample", [batch, tokens])));
+        return Err(wrong("mask", format!("{:?}, with the same number of ones per sample", [batch, tokens])));
     }
     let places = (0..batch).flat_map(|_| 0..tokens).collect();
     let x_t = Tensor::from_data(noise.convert_dtype(DType::F32), &x.device());
     Ok(Input::Masked { x, hidden, places, x_t, t })
 }
 
-/// What `--to` calls a checkpoint of ours.
+/// The value of `--to` for a native checkpoint.
 const NATIVE: &str = "native";
 
-/// Converts between the published formats and the native one.
+/// Converts a checkpoint between its published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
     if options.tokenizer || options.conditioner {
-        return tokenize::convert(options);
+        return convert_parts::convert(options);
     }
     let device = Device::flex();
-    let pipeline = document::read(&options.pipeline, &[])?;
-    let (network, report) = start::weights(&pipeline, &Source::of(&options.input), &device)?;
-    let formats = pipeline.backbone.formats();
+    let parts = Parts::read(&options.pipeline, &[])?;
+    let backbone = parts.backbone()?;
+    let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(&options.input), &device)?;
+    let formats = backbone.formats();
     let from_native = report.format.is_empty();
     let to = options.to.as_deref().unwrap_or(if from_native { formats[0].format } else { NATIVE });
     if to == NATIVE {
-        let model = framework::weights::export(&network);
-        Checkpoint { document: pipeline.document.clone(), model, ..Checkpoint::default() }.save(&options.output)?;
+        let model = framework::nn::parameters::export(&network);
+        Checkpoint { document: parts.document(), model, ..Checkpoint::default() }.save(&options.output)?;
     } else {
-        foreign::save(&network, foreign::format(&formats, Some(to)).map_err(Failure::Input)?, &options.output)?;
+        official::save(&network, names::format(&formats, Some(to))?, &options.output)?;
     }
     println!("{report}");
     println!("{}", options.output.display());

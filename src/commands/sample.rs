@@ -1,48 +1,48 @@
-//! `sample`: images from a checkpoint alone.
+//! `sample`: samples images from a checkpoint, which includes its document.
 
 use crate::arguments::SampleOptions;
-use crate::report::Comparison;
-use crate::train::drawn;
-use crate::{Failure, Outcome, document, labels, report, start};
+use crate::console::Console;
+use crate::{Outcome, device};
 use framework::burn::tensor::TensorData;
-use framework::dataset::Label;
-use framework::error::Error;
-use framework::guard::Guarded;
+use framework::checkpoint::tensor_file;
+use framework::data::checked::Checked;
+use framework::data::dataset::Label;
+use framework::error::{Error, Problem, Result};
 use framework::pipeline::Pipeline;
-use framework::sampling::Request;
-use framework::{foreign, picture};
+use framework::pipeline::images::Request;
+use run_folder::report::Comparison;
+use run_folder::{document, frozen, labels, picture, report, samples, start, weights};
 use std::fs;
 
-/// What the options ask for, `count` samples a row. Opens `dataset` where it must tell captions.
-fn labels(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<Guarded>) -> Result<Vec<Label>, Failure> {
+/// Returns the labels that the options request, `count` samples per row. If the captions come from the dataset, opens
+/// it and stores it in `dataset`.
+fn requested(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<Checked>) -> Result<Vec<Label>> {
     let accepts = pipeline.backbone.accepts();
-    let refuse = |what: &str, at: &str, accepts: &str| {
-        Failure::Input(format!("error: {what}\n  at       {at}\n  accepts  {accepts}"))
-    };
+    let refuse = |what: &str, at: &str, accepts: &str| Error::from(Problem::new(at, what).accepts(accepts));
     let text = accepts.condition.is_text();
     if !options.captions.is_empty() && !text {
         let accepts = accepts
-            .num_classes
-            .map_or("no condition: it has none".to_string(), |n| format!("--classes with classes 0 to {}", n - 1));
+            .num_classes()
+            .map_or("no condition option".to_string(), |n| format!("--classes with classes 0 to {}", n - 1));
         return Err(refuse("the network reads no captions", "--caption", &accepts));
     }
     if !options.classes.is_empty() && text {
         return Err(refuse("the network reads captions and has no classes", "--classes", "--caption TEXT"));
     }
-    if let Some(class) = options.classes.iter().find(|class| accepts.num_classes.is_none_or(|n| **class >= n)) {
+    if let Some(class) = options.classes.iter().find(|class| accepts.num_classes().is_none_or(|n| **class >= n)) {
         let accepts = accepts
-            .num_classes
-            .map_or("an unconditional network has no classes".to_string(), |n| format!("classes 0 to {}", n - 1));
-        return Err(refuse(&format!("no class {class}"), "--classes", &accepts));
+            .num_classes()
+            .map_or("no classes: the network is unconditional".to_string(), |n| format!("classes 0 to {}", n - 1));
+        return Err(refuse(&format!("the network has no class {class}"), "--classes", &accepts));
     }
     let rows = if !options.captions.is_empty() {
         options.captions.iter().cloned().map(Label::Caption).collect()
     } else if !options.classes.is_empty() {
         options.classes.iter().copied().map(Label::Class).collect()
     } else if text {
-        let opened = pipeline
-            .open_data()
-            .map_err(|error| Failure::Run(format!("error: {error}\n  fix      name what to draw: --caption TEXT")))?;
+        let opened = pipeline.open_data().map_err(|error| {
+            Error::failed(Problem::new("", format!("{error}")).fix("name the captions to sample: --caption TEXT"))
+        })?;
         let opened = &*dataset.insert(opened);
         let rows = labels::rows(pipeline, opened)?;
         if options.metrics {
@@ -55,28 +55,37 @@ fn labels(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<Gua
     Ok(labels::grid(&rows, options.count.get()))
 }
 
-/// Draws images from a run or a checkpoint.
+/// Samples images from a run or a checkpoint.
 pub fn sample(options: &SampleOptions) -> Outcome {
-    let device = document::device(options.device.as_deref())?;
-    let (_, checkpoint) = start::checkpoint(&options.from)?;
+    let device = device::named(options.device.as_deref())?;
+    let (_, checkpoint) = weights::checkpoint(&options.from)?;
     let mut overrides = options.set.clone();
     overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
     overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
     let name = format!("{} (its document)", options.from.display());
-    if let Some(beta) = options.beta {
+    if let Some(number) = options.guidance {
         let objective = document::from_text(&checkpoint.document, &[], &name)?.objective;
-        let scale = objective.scale_of_guidance(beta).filter(|scale| scale.is_finite() && *scale > 0.0).ok_or_else(|| {
-            Failure::Input(format!("error: --beta {beta} means nothing to a network trained with this objective\n  at       --beta\n  accepts  objectives with a guidance input (gft), and beta in (0, 1]\n  fix      use --scale"))
-        })?;
+        let scale =
+            objective.scale_of_guidance(number).filter(|scale| scale.is_finite() && *scale > 0.0).ok_or_else(|| {
+                Error::from(
+                    Problem::new(
+                        "--guidance",
+                        format!("--guidance {number} has no meaning for a network trained with this objective"),
+                    )
+                    .accepts("an objective with a guidance input (such as gft), and a number whose scale is above 0")
+                    .fix("use --scale"),
+                )
+            })?;
         overrides.push(format!("/guidance/scale={scale}"));
     }
     let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
     pipeline.load(&device)?;
+    frozen::load_weak(&mut pipeline, &device)?;
     start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
     let network = pipeline.restore(checkpoint.model, &device)?;
     allocator::keep_pages();
-    let mut dataset: Option<Guarded> = None;
-    let labels = labels(&pipeline, options, &mut dataset)?;
+    let mut dataset: Option<Checked> = None;
+    let labels = requested(&pipeline, options, &mut dataset)?;
     let request = Request {
         labels,
         seed: options.seed,
@@ -85,7 +94,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         guidance: &*pipeline.guidance,
         matmul_precision: options.matmul_precision,
     };
-    let drawn = drawn(&pipeline, &network, &request, &device)?;
+    let drawn = samples::sample_request(&pipeline, &network, &request, &device, &mut Console::new())?;
     let shape = pipeline.image_shape();
     picture::save(&picture::grid(&drawn.images, options.count.get()), &options.output)?;
     if let Some(folder) = &options.images {
@@ -107,7 +116,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
             let classes: Vec<i64> = drawn.images.classes.iter().map(|class| *class as i64).collect();
             tensors.push(("y".to_string(), TensorData::new(classes, [drawn.images.len()])));
         }
-        foreign::save_tensors(&tensors, path)?;
+        tensor_file::save_tensors(&tensors, path)?;
     }
     let mut compared = Comparison::default();
     if options.metrics {

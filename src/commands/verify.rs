@@ -1,16 +1,16 @@
-//! `verify`: the laws, on everything the registry knows.
+//! `verify`: checks the laws on registered objectives.
 
+use crate::Outcome;
 use crate::arguments::VerifyOptions;
-use crate::{Failure, Outcome};
-use framework::error::Problems;
-use framework::laws;
+use framework::error::{Error, Problem, Result};
 use framework::plugin::Kind;
 use framework::process::Family;
+use proofs::laws;
 use registry::{Registry, nearest};
 use serde_json::Value;
 use std::time::Instant;
 
-/// Prints a table of what holds; fails if something does not.
+/// Prints a table of the verified statements. Fails if one is refuted.
 pub fn verify(options: &VerifyOptions) -> Outcome {
     let registry = Registry::linked();
     let entries = entries(&registry, &options.objectives)?;
@@ -20,7 +20,7 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
     let (mut proven, mut failed, mut counterexamples) = (0, 0, Vec::new());
     for entry in &entries {
         let label = label(entry);
-        let objective = registry.objective(entry.clone()).map_err(|problems| refused(&label, &problems))?;
+        let objective = registry.objective(entry.clone()).map_err(|problems| Error::input(problems, &label))?;
         println!("{label}");
         for family in Family::ALL {
             let verdict = laws::verify(&*objective, family, options.worlds as usize, options.seed);
@@ -40,7 +40,7 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
             if let Some(counterexample) = verdict.counterexample {
                 failed += 1;
                 counterexamples.push(format!(
-                    "{label}, {}: not {}\n{counterexample}",
+                    "{label}, {}: refuted: {}\n{counterexample}",
                     family.name(),
                     verdict.statement
                 ));
@@ -55,25 +55,19 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
     if failed == 0 {
         return Ok(());
     }
-    Err(Failure::Run(format!(
-        "\nThe smallest worlds found on which statements fail:\n\n{}",
-        counterexamples.join("\n")
-    )))
+    let worlds = counterexamples.join("\n");
+    Err(Error::Run(format!("{failed} statements are refuted. The smallest world found for each:\n\n{worlds}")))
 }
 
-/// The entry without its `type`'s key: `gft`, or `gft {\"dropped_sample\":\"plain\"}`.
+/// Returns the type and the fields of an entry as text: `gft`, or `gft {"dropped_sample":"plain"}`.
 fn label(entry: &Value) -> String {
     let mut fields = entry.as_object().cloned().unwrap_or_default();
     let name = fields.shift_remove("type").and_then(|name| Some(name.as_str()?.to_string())).unwrap_or_default();
     if fields.is_empty() { name } else { format!("{name} {}", Value::from(fields)) }
 }
 
-fn refused(label: &str, problems: &Problems) -> Failure {
-    Failure::Input(problems.iter().map(|problem| problem.display(label).to_string()).collect::<Vec<_>>().join("\n"))
-}
-
-/// The entries to verify.
-fn entries(registry: &Registry, asked: &[String]) -> Result<Vec<Value>, Failure> {
+/// Returns the entries to verify: the requested ones, or all variants of all objectives.
+fn entries(registry: &Registry, asked: &[String]) -> Result<Vec<Value>> {
     let known: Vec<_> = registry.entries().iter().filter(|entry| entry.kind == Kind::Objective).collect();
     if asked.is_empty() {
         return Ok(known.iter().flat_map(|entry| registry.variants(entry)).collect());
@@ -81,21 +75,18 @@ fn entries(registry: &Registry, asked: &[String]) -> Result<Vec<Value>, Failure>
     let mut entries = Vec::new();
     for asked in asked {
         if asked.trim_start().starts_with('{') {
-            let (value, problems) = registry::read(asked).map_err(|problem| refused(asked, &vec![problem]))?;
+            let (value, problems) = registry::read(asked).map_err(|problem| Error::input(vec![problem], asked))?;
             if !problems.is_empty() {
-                return Err(refused(asked, &problems));
+                return Err(Error::input(problems, asked));
             }
             entries.push(value);
             continue;
         }
         let Some(entry) = known.iter().find(|entry| entry.name == asked) else {
             let names: Vec<&str> = known.iter().map(|entry| entry.name).collect();
-            let near =
-                nearest(asked, names.iter().copied()).map_or(String::new(), |near| format!("\n  nearest  {near}"));
-            return Err(Failure::Input(format!(
-                "error: unknown objective \"{asked}\"\n  accepts  {}, or a JSON entry{near}",
-                names.join(", ")
-            )));
+            let near = nearest(asked, names.iter().copied());
+            let problem = Problem::new("", format!("unknown objective \"{asked}\"")).nearest(near);
+            return Err(problem.accepts(format!("{}, or a JSON entry", names.join(", "))).into());
         };
         entries.extend(registry.variants(entry));
     }

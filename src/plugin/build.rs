@@ -1,11 +1,11 @@
-//! `plugin build` and `plugin test`: a plugin's crate, compiled against the very artifacts of this installation.
+//! `plugin build` and `plugin test`: compile a plugin's crate against the compiled artifacts of this installation.
 //!
-//! The crate's manifest names the framework by path, so that editors and linked builds find it. Here cargo gets a copy
-//! of the manifest without it, and rustc the shared framework in its place: a second framework, however alike, would
-//! have other symbols.
+//! The crate's manifest names the framework by path, so that editors and linked builds find it. This module gives cargo
+//! a copy of the manifest without the framework, and passes the shared framework to rustc instead. A second copy of the
+//! framework, even from the same source, would have other symbols.
 
-use crate::plugin::refused;
-use crate::{Failure, Outcome};
+use crate::Outcome;
+use framework::error::{Error, Problem, Result};
 use framework::plugin::BUILD_ID;
 use registry::library::{self, FRAMEWORK, Library};
 use serde_json::Value;
@@ -16,20 +16,21 @@ use std::time::Instant;
 use std::{env, fs};
 use toml::{Table, Value as Toml};
 
-/// Crates that the framework hands on: a second copy of them would have other traits.
+/// Crates that the framework re-exports. A second copy of one would define traits of its own, which the framework does
+/// not know.
 const OURS: [&str; 6] = ["burn", "inventory", "schemars", "serde", "serde_json", "typetag"];
 
-/// Builds the library of a plugin.
+/// Builds the library of the plugin in `folder`.
 pub fn build(folder: &Path) -> Outcome {
     let start = Instant::now();
     let plugin = Plugin::read(folder)?;
     let compiled = plugin.cargo(&["--release", "--crate-type", "cdylib"])?;
     let schemas = describe(&compiled)?;
     let finished = plugin.folder.join("target").join(format!("{}{}", plugin.name, env::consts::DLL_SUFFIX));
-    let failed = |e: std::io::Error| Failure::Run(format!("error: {}: {e}", finished.display()));
+    let failed = |e: std::io::Error| Error::Run(format!("{}: {e}", finished.display()));
     library::seal(&compiled, &finished, &plugin.folder, schemas).map_err(failed)?;
-    let library = Library::read(&finished).map_err(refused)?;
-    library.check().map_err(refused)?;
+    let library = Library::read(&finished)?;
+    library.check()?;
     let kilobytes = fs::metadata(&finished).map_err(failed)?.len().div_ceil(1000);
     println!("{}  {kilobytes} kB, built in {:.1} s", finished.display(), start.elapsed().as_secs_f64());
     for card in &library.plugins {
@@ -38,60 +39,68 @@ pub fn build(folder: &Path) -> Outcome {
     Ok(())
 }
 
-/// Builds the tests of a plugin and runs them.
+/// Builds and runs the tests of the plugin in `folder`.
 pub fn test(folder: &Path) -> Outcome {
     let plugin = Plugin::read(folder)?;
     let tests = plugin.cargo(&["--profile", "test"])?;
     let mut paths = vec![plugin.artifacts.clone(), standard_library()?];
     paths.extend(env::split_paths(&env::var_os("LD_LIBRARY_PATH").unwrap_or_default()));
-    let paths = env::join_paths(paths).map_err(|e| Failure::Run(format!("error: {e}")))?;
+    let paths = env::join_paths(paths).map_err(|e| Error::Run(format!("{e}")))?;
     let status = Command::new(&tests).env("LD_LIBRARY_PATH", paths).current_dir(&plugin.folder).status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(Failure::Run(format!("error: tests of {} failed", plugin.folder.display()))),
-        Err(e) => Err(Failure::Run(format!("error: {}: {e}", tests.display()))),
+        Ok(_) => Err(Error::Run(format!("tests of {} failed", plugin.folder.display()))),
+        Err(e) => Err(Error::Run(format!("{}: {e}", tests.display()))),
     }
 }
 
-/// A plugin's crate, and what it is compiled against.
+/// A plugin's crate, and the artifacts it is compiled against.
 struct Plugin {
     folder: PathBuf,
-    /// The name of its library.
+    /// Name of the library.
     name: String,
-    /// The manifest without the framework.
+    /// Manifest without the framework.
     manifest: Table,
-    /// The folder of this installation's artifacts.
+    /// Folder of this installation's artifacts.
     artifacts: PathBuf,
 }
 
 impl Plugin {
-    fn read(folder: &Path) -> Result<Self, Failure> {
+    fn read(folder: &Path) -> Result<Self> {
         let artifacts = artifacts()?;
         same_compiler()?;
-        let folder = absolute(folder).map_err(|e| Failure::Input(format!("error: {}: {e}", folder.display())))?;
+        let folder =
+            absolute(folder).map_err(|e| Error::from(Problem::new("", format!("{}: {e}", folder.display()))))?;
         let path = folder.join("Cargo.toml");
         let text = fs::read_to_string(&path).map_err(|e| {
-            let fix = "name the folder of a plugin's crate, as `unguided plugin new` makes it";
-            Failure::Input(format!("error: no plugin is there: {e}\n  at       {}\n  fix      {fix}", path.display()))
+            let fix = "name the folder of a plugin's crate, such as one from `unguided plugin new`";
+            Error::from(
+                Problem::new(path.display().to_string(), format!("unreadable manifest: {e}")).fix(format!("{fix}")),
+            )
         })?;
         let given: Table =
-            text.parse().map_err(|e| Failure::Input(format!("error: {e}\n  at       {}", path.display())))?;
+            text.parse().map_err(|e| Error::from(Problem::new(path.display().to_string(), format!("{e}"))))?;
         let (name, manifest) = standalone(&given, &folder).map_err(|(what, fix)| {
-            Failure::Input(format!("error: {what}\n  at       {}\n  fix      {fix}", path.display()))
+            Error::from(Problem::new(path.display().to_string(), format!("{what}")).fix(format!("{fix}")))
         })?;
         Ok(Self { folder, name, manifest, artifacts })
     }
 
-    /// Runs `cargo rustc` on the library and gives the file it made. The compiler's own messages go to the terminal.
-    fn cargo(&self, options: &[&str]) -> Result<PathBuf, Failure> {
+    /// Runs `cargo rustc` on the library and returns the path of the compiled file. The compiler's messages go to the
+    /// terminal.
+    fn cargo(&self, options: &[&str]) -> Result<PathBuf> {
         let work = self.folder.join("target/plugin");
         let manifest = work.join("Cargo.toml");
-        let failed = |e: std::io::Error| Failure::Run(format!("error: {}: {e}", manifest.display()));
+        let failed = |e: std::io::Error| Error::Run(format!("{}: {e}", manifest.display()));
         fs::create_dir_all(&work).map_err(failed)?;
-        let text = toml::to_string(&self.manifest).map_err(|e| Failure::Run(format!("error: {e}")))?;
+        let text = toml::to_string(&self.manifest).map_err(|e| Error::Run(format!("{e}")))?;
         fs::write(&manifest, text).map_err(failed)?;
-        let mut framework = OsString::from("framework=");
-        framework.push(self.artifacts.join(FRAMEWORK));
+        // One shared library contains both crates. Only a plugin's tests use `proofs`.
+        let named = |name: &str| {
+            let mut value = OsString::from(format!("{name}="));
+            value.push(self.artifacts.join(FRAMEWORK));
+            value
+        };
         let mut dependencies = OsString::from("dependency=");
         dependencies.push(&self.artifacts);
         let output = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
@@ -101,17 +110,21 @@ impl Plugin {
             .arg(work.join("target"))
             .args(options)
             .args(["--", "-C", "prefer-dynamic", "--extern"])
-            .arg(framework)
+            .arg(named("framework"))
+            .arg("--extern")
+            .arg(named("proofs"))
             .arg("-L")
             .arg(dependencies)
             .current_dir(&self.folder)
             .stderr(Stdio::inherit())
             .output()
             .map_err(|e| {
-                Failure::Run(format!("error: cargo cannot be started: {e}\n  fix      install Rust: https://rustup.rs"))
+                Error::failed(
+                    Problem::new("", format!("cannot start cargo: {e}")).fix("install Rust: https://rustup.rs"),
+                )
             })?;
         if !output.status.success() {
-            return Err(Failure::Run(format!("error: {} does not compile", self.folder.display())));
+            return Err(Error::Run(format!("{} failed to compile", self.folder.display())));
         }
         let messages = String::from_utf8_lossy(&output.stdout);
         let artifact = |line: &str| -> Option<PathBuf> {
@@ -120,17 +133,19 @@ impl Plugin {
             let file = message["executable"].as_str().or_else(|| message["filenames"][0].as_str());
             file.filter(|_| ours).map(PathBuf::from)
         };
-        messages.lines().rev().find_map(artifact).ok_or_else(|| Failure::Run("error: cargo named no library".into()))
+        messages.lines().rev().find_map(artifact).ok_or_else(|| Error::Run("cargo reported no library".into()))
     }
 }
 
-/// A manifest that cargo builds without this framework: name of the library, and the manifest; or what is wrong with
-/// the given one, and what helps.
+/// Derives a manifest that cargo can build without the framework. Returns the name of the library and the manifest.
+///
+/// # Errors
+/// If `given` is not a plugin's manifest: what is wrong, and the fix.
 fn standalone(given: &Table, folder: &Path) -> Result<(String, Table), (String, String)> {
     let table = |name: &str| given.get(name).and_then(Toml::as_table).cloned().unwrap_or_default();
     let (mut package, mut library) = (table("package"), table("lib"));
-    let wrong = |what: &str| (what.to_string(), "see a crate that `unguided plugin new` makes".to_string());
-    let name = package.get("name").and_then(Toml::as_str).ok_or_else(|| wrong("the manifest names no package"))?;
+    let wrong = |what: &str| (what.to_string(), "compare with a crate from `unguided plugin new`".to_string());
+    let name = package.get("name").and_then(Toml::as_str).ok_or_else(|| wrong("the manifest has no package name"))?;
     let name = library.get("name").and_then(Toml::as_str).unwrap_or(name).replace('-', "_");
     let text = |path: PathBuf| Toml::from(path.display().to_string());
     let source = library.get("path").and_then(Toml::as_str).unwrap_or("src/lib.rs");
@@ -142,12 +157,14 @@ fn standalone(given: &Table, folder: &Path) -> Result<(String, Table), (String, 
         package.insert("build".into(), text(folder.join(script)));
     }
     let mut dependencies = table("dependencies");
-    dependencies.retain(|name, _| name != "framework" && name != "unguided");
-    if let Some(ours) = OURS.iter().find(|name| dependencies.contains_key(**name)) {
-        let what = format!("the crate depends on \"{ours}\", of which the framework has its own");
-        return Err((what, format!("remove it, and write `use framework::{ours};`")));
-    }
     let mut tests = table("dev-dependencies");
+    for dependencies in [&mut dependencies, &mut tests] {
+        dependencies.retain(|name, _| !["framework", "proofs", "unguided"].iter().any(|ours| name == *ours));
+    }
+    if let Some(ours) = OURS.iter().find(|name| dependencies.contains_key(**name)) {
+        let what = format!("the crate depends on \"{ours}\", which the framework already provides");
+        return Err((what, format!("remove the dependency and write `use framework::{ours};`")));
+    }
     for dependency in dependencies.iter_mut().chain(tests.iter_mut()).filter_map(|(_, value)| value.as_table_mut()) {
         if let Some(path) = dependency.get("path").and_then(Toml::as_str).map(|path| folder.join(path)) {
             dependency.insert("path".into(), text(path));
@@ -162,28 +179,35 @@ fn standalone(given: &Table, folder: &Path) -> Result<(String, Table), (String, 
         given.get(name).map(|value| manifest.insert(name.into(), value.clone()));
     }
     manifest.insert("workspace".into(), Table::new().into());
-    // Other settings than this installation's own, so that no crate is taken for one of the installation's.
-    let profile: Table = "release = { opt-level = 3, debug = false, strip = true }".parse().expect("it is TOML");
+    // A profile that differs from this installation's, so that rustc cannot confuse the plugin's dependencies with the
+    // installation's crates of the same name.
+    let profile: Table = "release = { opt-level = 3, debug = false, strip = true }".parse().expect("valid TOML");
     manifest.insert("profile".into(), profile.into());
     Ok((name, manifest))
 }
 
-/// Where the shared framework of this installation lies, with all that was compiled for it.
-fn artifacts() -> Result<PathBuf, Failure> {
-    let fix = "build the command from its source, with its default features: cargo build --release --workspace";
+/// Returns the folder that contains this installation's shared framework and the crates compiled with it.
+///
+/// # Errors
+/// If this build has no shared framework, or its file is missing.
+fn artifacts() -> Result<PathBuf> {
+    let fix = "build the command with its default features: cargo build --release --workspace";
     if !cfg!(feature = "shared") {
-        let what = "this build is one file, and plugin libraries cannot be built for it";
-        return Err(Failure::Input(format!("error: {what}\n  fix      {fix}")));
+        let what = "a build without feature `shared` cannot build plugin libraries";
+        return Err(Error::from(Problem::new("", format!("{what}")).fix(format!("{fix}"))));
     }
     let program = env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
     let beside = program.parent().unwrap_or(Path::new(""));
     let folders = [beside.join("deps"), beside.to_path_buf(), beside.join("../lib")];
     folders.into_iter().find(|folder| folder.join(FRAMEWORK).exists()).ok_or_else(|| {
-        Failure::Input(format!("error: {FRAMEWORK} is not beside {}\n  fix      {fix}", program.display()))
+        Error::from(Problem::new("", format!("{FRAMEWORK} is not next to {}", program.display())).fix(format!("{fix}")))
     })
 }
 
-/// Refuses another compiler than that of this installation.
+/// Checks that the installed rustc is the compiler that built this installation.
+///
+/// # Errors
+/// If it is another one, or none is installed.
 fn same_compiler() -> Outcome {
     let compiler = env::var_os("RUSTC").unwrap_or("rustc".into());
     let found = Command::new(compiler).arg("-V").output().map(|output| output.stdout).unwrap_or_default();
@@ -193,28 +217,29 @@ fn same_compiler() -> Outcome {
         return Ok(());
     }
     let found = if found.is_empty() { "none" } else { &found };
-    Err(Failure::Input(format!(
-        "error: plugins need the compiler that built this installation\n  accepts  {ours}\n  found    {found}\n  fix      rustup default {}",
-        ours.split(' ').nth(1).unwrap_or_default()
-    )))
+    Err(Error::from(
+        Problem::new("", "a plugin must be built with the compiler that built this installation")
+            .accepts(format!("{ours}\n  found    {found}"))
+            .fix(format!("rustup default {}", ours.split(' ').nth(1).unwrap_or_default())),
+    ))
 }
 
-/// The folder of Rust's own shared library.
-fn standard_library() -> Result<PathBuf, Failure> {
+/// Returns the folder of Rust's shared standard library.
+fn standard_library() -> Result<PathBuf> {
     let compiler = env::var_os("RUSTC").unwrap_or("rustc".into());
     let output = Command::new(compiler).args(["--print", "target-libdir"]).output();
-    let output = output.map_err(|e| Failure::Run(format!("error: rustc cannot be started: {e}")))?;
+    let output = output.map_err(|e| Error::Run(format!("cannot start rustc: {e}")))?;
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
-/// The schemas of the plugins in a library, asked in a process of its own: to know them, its code must run.
-fn describe(compiled: &Path) -> Result<serde_json::Map<String, Value>, Failure> {
-    let failed = |e: &dyn std::fmt::Display| Failure::Run(format!("error: {}: {e}", compiled.display()));
+/// Returns the schemas of the plugins in a library. Opening the library runs its code, so a separate process opens it.
+fn describe(compiled: &Path) -> Result<serde_json::Map<String, Value>> {
+    let failed = |e: &dyn std::fmt::Display| Error::Run(format!("{}: {e}", compiled.display()));
     let program = env::current_exe().map_err(|e| failed(&e))?;
     let output = Command::new(program).args(["plugin", "describe"]).arg(compiled).stderr(Stdio::inherit()).output();
     let output = output.map_err(|e| failed(&e))?;
     if !output.status.success() {
-        return Err(Failure::Run("error: the library was compiled, and cannot be used".into()));
+        return Err(Error::Run("the library was compiled, but it cannot be loaded".into()));
     }
     serde_json::from_slice(&output.stdout).map_err(|e| failed(&e))
 }

@@ -1,29 +1,29 @@
-//! `plugin`: begin, build, test and inspect plugins.
+//! `unguided plugin`: creates, builds, tests and inspects plugins. `templates/` contains the source of a new plugin.
+//! You can change the templates alone. A test builds each of them.
 
+mod build;
+mod new;
+
+use crate::Outcome;
 use crate::arguments::PluginCommand;
-use crate::{Failure, Outcome, compile, scaffold};
-use registry::library::{self, Library, Refused};
+use framework::error::Error;
+use registry::library::{self, Library};
 use std::path::Path;
 
-/// Runs one of its commands.
+/// Runs one `plugin` command.
 pub fn run(command: &PluginCommand) -> Outcome {
     match command {
-        PluginCommand::New { name, kind } => scaffold::new(name, *kind),
-        PluginCommand::Build { folder } => compile::build(folder),
-        PluginCommand::Test { folder } => compile::test(folder),
+        PluginCommand::New { name, kind } => new::new(name, *kind),
+        PluginCommand::Build { folder } => build::build(folder),
+        PluginCommand::Test { folder } => build::test(folder),
         PluginCommand::Inspect { file } => inspect(file),
         PluginCommand::Describe { file } => describe(file),
     }
 }
 
-/// A refused library is wrong input.
-pub fn refused(refused: Refused) -> Failure {
-    Failure::Input(refused.to_string())
-}
-
-/// What the file says, and whether it fits.
+/// Prints the metadata of a library and whether this installation can load it.
 fn inspect(file: &Path) -> Outcome {
-    let library = Library::read(file).map_err(refused)?;
+    let library = Library::read(file)?;
     println!("library      {}", file.display());
     for (i, part) in library.build_id.split("; ").enumerate() {
         println!("{:<12} {part}", if i == 0 { "built with" } else { "" });
@@ -32,22 +32,22 @@ fn inspect(file: &Path) -> Outcome {
     println!(
         "{:<12} {}",
         "fits",
-        if fits.is_ok() { "this installation" } else { "another build than this installation" }
+        if fits.is_ok() { "this installation" } else { "another build, not this installation" }
     );
     for card in &library.plugins {
         println!("\n{:<12} {}", card.kind.name(), card.name);
         println!("{:<12} {}", "crate", card.origin);
         println!("{:<12} {}", "papers", if card.papers.is_empty() { "none".into() } else { card.papers.join(", ") });
         let schema = library.schema(card).map(serde_json::to_string_pretty);
-        let schema = schema.transpose().map_err(|e| Failure::Run(e.to_string()))?;
+        let schema = schema.transpose().map_err(|e| Error::Run(e.to_string()))?;
         println!("{:<12} {}", "schema", schema.unwrap_or_else(|| "none".into()));
     }
     Ok(())
 }
 
-/// Prints the schemas of a library that `plugin build` is about to finish.
+/// Prints the schemas of a compiled library as JSON. `plugin build` reads them in another process.
 fn describe(file: &Path) -> Outcome {
-    let schemas = library::describe(file).map_err(refused)?;
+    let schemas = library::describe(file)?;
     println!("{}", serde_json::Value::from(schemas));
     Ok(())
 }

@@ -1,59 +1,64 @@
-//! `plugin new`: the crate that a plugin begins as.
+//! `plugin new`: creates the crate of a new plugin.
 
+use crate::Outcome;
 use crate::arguments::PluginKind;
-use crate::{Failure, Outcome};
+use framework::error::{Error, Problem};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
-/// Where the framework's source lies: editors look names up there.
+/// Source folder of the framework. Editors resolve names there.
 const FRAMEWORK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/framework");
+const PROOFS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proofs");
 
-/// Words that are no names in Rust or would hide a crate that every plugin uses.
+/// Reserved words: Rust keywords, and names of crates that every plugin uses.
 const TAKEN: [&str; 12] =
     ["as", "core", "crate", "framework", "fn", "impl", "registry", "self", "std", "test", "type", "unguided"];
 
-/// Writes the crate of a plugin into a new folder.
+/// Writes the crate of a plugin to a new folder.
 pub fn new(folder: &Path, kind: PluginKind) -> Outcome {
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !plain || !name.starts_with(|c: char| c.is_ascii_lowercase()) || TAKEN.contains(&name) {
-        return Err(Failure::Input(format!(
-            "error: a plugin cannot be called \"{name}\"\n  accepts  lower-case letters, digits and underscores, beginning with a letter, and no word of Rust"
-        )));
+        return Err(Error::from(
+            Problem::new("", format!("a plugin cannot be called \"{name}\""))
+                .accepts("lower-case letters, digits and underscores, starting with a letter; no reserved word"),
+        ));
     }
     if folder.exists() {
-        return Err(Failure::Input(format!(
-            "error: {} exists\n  fix      choose another name, or remove it",
-            folder.display()
-        )));
+        return Err(Error::from(
+            Problem::new("", format!("{} already exists", folder.display())).fix("choose another name, or delete it"),
+        ));
     }
     let fill = |template: &str| template.replace("my_plugin", name).replace("MyPlugin", &camel(name));
     let verify = match kind {
-        PluginKind::Objective => {
-            "\n    unguided verify my_plugin --plugin-dir my_plugin/target   # what its optimum samples"
-        }
+        PluginKind::Objective => "\n    unguided verify my_plugin --plugin-dir my_plugin/target   # checks its optimum",
         _ => "",
     };
     let readme = include_str!("templates/README.md").replace("KIND", word(kind)).replace("VERIFY", verify);
-    let pipeline = serde_json::to_string_pretty(&pipeline(name, kind)).map_err(|e| Failure::Run(e.to_string()))?;
+    let pipeline = serde_json::to_string_pretty(&pipeline(name, kind)).map_err(|e| Error::Run(e.to_string()))?;
     let files = [
-        ("Cargo.toml", fill(include_str!("templates/Cargo.toml.txt")).replace("FRAMEWORK", FRAMEWORK)),
+        (
+            "Cargo.toml",
+            fill(include_str!("templates/Cargo.toml.txt")).replace("FRAMEWORK", FRAMEWORK).replace("PROOFS", PROOFS),
+        ),
         ("src/lib.rs", fill(source(kind))),
         ("pipeline.json", pipeline + "\n"),
         ("README.md", fill(&readme)),
-        // Editors see the framework with the crates it was built with, and need no download.
-        ("Cargo.lock", include_str!("../Cargo.lock").to_string()),
+        // The framework's own lock file, so that editors resolve the versions that the framework was built with. They
+        // then need no download.
+        ("Cargo.lock", include_str!("../../Cargo.lock").to_string()),
         (".gitignore", "/target\n".to_string()),
     ];
     for (file, text) in files {
         let path = folder.join(file);
         let written = fs::create_dir_all(path.parent().unwrap_or(folder)).and_then(|()| fs::write(&path, text));
-        written.map_err(|e| Failure::Run(format!("error: {}: {e}", path.display())))?;
+        written.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
     }
     let folder = folder.display();
     println!(
-        "{folder}/src/lib.rs is the plugin. Next:\n  unguided plugin build {folder}\n  unguided train {folder}/pipeline.json"
+        "The plugin is {folder}/src/lib.rs. Next:\
+         \n  unguided plugin build {folder}\n  unguided train {folder}/pipeline.json"
     );
     Ok(())
 }
@@ -82,16 +87,16 @@ fn word(kind: PluginKind) -> &'static str {
     }
 }
 
-/// `my_loss` as `MyLoss`.
+/// Converts `my_loss` to `MyLoss`.
 fn camel(name: &str) -> String {
     name.split('_').map(|word| word[..word.len().min(1)].to_uppercase() + word.get(1..).unwrap_or_default()).collect()
 }
 
-/// A pipeline that trains in seconds and uses the plugin.
+/// Returns a pipeline that uses the plugin and trains in seconds.
 fn pipeline(name: &str, kind: PluginKind) -> Value {
     let mut document = json!({
         "version": 1,
-        "about": format!("Uses the plugin {name}. Build it, then: unguided train {name}/pipeline.json"),
+        "about": format!("Uses the plugin {name}. Build the plugin, then run: unguided train {name}/pipeline.json"),
         "plugins": [format!("target/{name}{}", std::env::consts::DLL_SUFFIX)],
         "data": { "type": "digits" },
         "tokenizer": { "type": "pixels" },

@@ -1,12 +1,12 @@
-//! A conditioner for tests: it counts the letters of a text.
+//! A conditioner for tests. It counts the letters of a caption.
 
 use framework::burn::tensor::{Device, Tensor, TensorData};
-use framework::condition::{Condition, ConditionKind};
-use framework::conditioner::Conditioner;
 use framework::error::Result;
+use framework::network::condition::{Condition, ConditionShape};
+use framework::network::conditioner::Conditioner;
 use framework::prelude::*;
 
-/// How often each letter occurs.
+/// Number of occurrences of each letter.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Letters {}
@@ -14,12 +14,8 @@ struct Letters {}
 framework::register!(conditioner "letters" => Letters);
 
 impl Conditioner for Letters {
-    fn kind(&self) -> ConditionKind {
-        ConditionKind::Text
-    }
-
-    fn text_shape(&self) -> [usize; 2] {
-        [1, 26]
+    fn produces(&self) -> ConditionShape {
+        ConditionShape::Text { length: Some(1), width: 26 }
     }
 
     fn load(&mut self, _: &Device) -> Result<()> {

@@ -1,20 +1,20 @@
-//! What `torch.save` writes, made by hand: pickles of tensors, and the zip around them.
+//! Hand-made files in the format of `torch.save`: pickles of tensors, and the zip around them.
 
 use std::io::{Result, Seek, SeekFrom, Write};
 
-/// One file of a zip, and what the zip says about it.
+/// A file in a zip, and the headers that describe it.
 pub struct Entry<'a> {
     pub name: String,
     pub bytes: &'a [u8],
-    /// Zeros behind the bytes, which take no space.
+    /// Number of zeros after `bytes`. They are a hole in the file and take no disk space.
     pub hole: u32,
     /// 0 = stored, 8 = deflated.
     pub method: u16,
-    /// Its length unpacked.
+    /// Unpacked length in the header, which may be false.
     pub says: u32,
 }
 
-/// Writes a zip without checksums, as torch does if asked to.
+/// Writes a zip without checksums, as torch can.
 pub fn zip(file: &mut (impl Write + Seek), entries: &[Entry<'_>]) -> Result<()> {
     let mut directory = Vec::new();
     for Entry { name, bytes, hole, method, says } in entries {
@@ -52,7 +52,7 @@ fn numbers(all: &[i64]) -> Vec<u8> {
     [b"(".to_vec(), all.iter().flat_map(|n| number(*n)).collect(), b"t".to_vec()].concat()
 }
 
-/// A tensor of the storage `key`, said to hold `count` numbers.
+/// Returns the pickle code of a tensor in the storage `key`, which is declared to hold `count` elements.
 pub fn tensor(key: &str, count: i64, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
     let storage = [&text("storage")[..], b"ctorch\nFloatStorage\n", &text(key), &text("cpu"), &number(count)].concat();
     let parts = [number(offset), numbers(shape), numbers(strides)].concat();
@@ -63,7 +63,7 @@ pub fn dictionary(key: &[u8], value: &[u8]) -> Vec<u8> {
     [&b"}("[..], key, value, b"u"].concat()
 }
 
-/// The pickle of one object.
+/// Returns the complete pickle of an object.
 pub fn whole(object: &[u8]) -> Vec<u8> {
     [&b"\x80\x02"[..], object, b"."].concat()
 }

@@ -1,22 +1,24 @@
-//! CFG-Zero*: guidance from a null prediction that is scaled to fit the conditional one, and nothing at first.
+//! CFG-Zero*: guidance with a null prediction that is scaled to fit the conditional prediction. The first evaluations
+//! return zero.
 //!
-//!   s          = <f(x_t, c), f(x_t, null)> / |f(x_t, null)|^2,  a sample
+//!   s          = <f(x_t, c), f(x_t, null)> / |f(x_t, null)|^2,  per sample
 //!   prediction = s f(x_t, null) + scale (f(x_t, c) - s f(x_t, null));  0 in the first `zero_steps` evaluations
 //!
-//! Source: arXiv:2503.18886, eq. 7 and algorithm 1. Made for flows, whose velocity at pure noise is least known.
+//! Source: arXiv:2503.18886, eq. 7 and algorithm 1. The rule is designed for flows, whose velocity is least accurate at
+//! pure noise.
 
-use framework::guidance::{Branch, Guidance, Guided, Moment, Trajectory};
+use framework::sampling::guidance::{GuidanceNeeds, Branch, Guidance, Guided, Moment, Trajectory};
 use framework::prelude::*;
 
-/// Two passes a step, mixed after the null prediction is scaled.
+/// Guidance with two passes per step, which are mixed after scaling the null prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct CfgZero {
-    /// Guidance scale; 1 = the conditional prediction.
+    /// Guidance scale. 1 = the conditional prediction.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
-    /// Evaluations at the start whose prediction is 0.
+    /// Number of evaluations at the start whose prediction is 0.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub zero_steps: usize,
@@ -25,12 +27,8 @@ pub struct CfgZero {
 framework::register!(guidance "cfg_zero" => CfgZero, "arXiv:2503.18886");
 
 impl Guidance for CfgZero {
-    fn needs_null(&self) -> bool {
-        true
-    }
-
-    fn max_branches(&self) -> usize {
-        2
+    fn needs(&self) -> GuidanceNeeds {
+        GuidanceNeeds { null: true, ..GuidanceNeeds::branches(2) }
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -44,7 +42,7 @@ impl Trajectory for CfgZero {
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let [given, null] = <[Tensor<3>; 2]>::try_from(predictions).expect("as many as were asked for");
+        let [given, null] = <[Tensor<3>; 2]>::try_from(predictions).expect("one prediction per branch");
         if moment.evaluation < self.zero_steps {
             return given.zeros_like().into();
         }
@@ -68,7 +66,7 @@ mod tests {
     #[test]
     fn only_what_the_null_prediction_cannot_fit_is_amplified() {
         let rule = CfgZero { scale: 3.0, zero_steps: 1 };
-        // (2, 1) is 2 (1, 0) and (0, 1) across it.
+        // (2, 1) = 2 (1, 0) + (0, 1): the rule amplifies only the orthogonal part (0, 1).
         assert_eq!(combined(&rule, 1, [2.0, 1.0], [1.0, 0.0]), [2.0, 3.0]);
         assert_eq!(combined(&rule, 1, [2.0, 4.0], [1.0, 2.0]), [2.0, 4.0]);
         assert_eq!(combined(&rule, 0, [2.0, 1.0], [1.0, 0.0]), [0.0, 0.0]);

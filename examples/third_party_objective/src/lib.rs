@@ -1,25 +1,31 @@
-//! Guidance-free training toward CFG-Zero*: GFT's mixture with an optimised scale of its null prediction.
+//! Guidance-free training for CFG-Zero*: GFT's mixture with an optimized scale of its null prediction.
 //!
 //!   m    = beta f(x_t, c~, beta) + (1 - beta) s sg[f(x_t, null, 1)],   beta ~ U(0, 1], and 1 where c was dropped
 //!   s    = sg[<f(x_t, c~, beta), f(x_t, null, 1)> / |f(x_t, null, 1)|^2]
 //!   loss = L(m, y)
 //!
-//! Sources: the mixture is that of arXiv:2501.15420, the scale that of arXiv:2503.18886, eq. 7; together they are new.
+//! Source: arXiv:2501.15420 (mixture), arXiv:2503.18886 eq. 7 (scale). The combination is new.
 //!
-//! Optimum: let `a y_0` be the projection of `y_c` on `y_0`, and `r = y_c - a y_0`. At rest `m = y_c`. Along `y_0` the
-//! mixture is `beta s y_0 + (1 - beta) s y_0 = s y_0`, so `s = a`, whatever `beta` is; across it `beta f = r`. So
-//! `f(c, beta) = a y_0 + (y_c - a y_0) / beta`: what CFG-Zero* samples at scale `1 / beta`, in one pass. Guidance cannot
-//! lengthen what condition and null agree on, which is what over-saturates images at large scales.
-//! Of tokens nothing is said: a projection couples the tokens of a sample, and logits count up to a constant.
+//! Optimum: let `y_c` and `y_0` be the optimal conditional and null predictions, `a y_0` the projection of `y_c` on
+//! `y_0`, and `r = y_c - a y_0`. The loss is minimal at `m = y_c`. Along `y_0`, the mixture is
+//! `beta s y_0 + (1 - beta) s y_0 = s y_0`, so `s = a` for every `beta`. Orthogonal to `y_0`, `beta f = r`. Therefore
+//! `f(c, beta) = a y_0 + (y_c - a y_0) / beta`. CFG-Zero* samples this prediction at scale `1 / beta`; here it takes
+//! one pass.
+//!
+//! The component along `y_0` is not amplified. Plain guidance amplifies it, which over-saturates images at large
+//! scales.
+//!
+//! The optimum is stated for continuous latents only. For tokens, a projection couples the tokens of a sample, and
+//! logits are defined only up to a constant.
 
 use framework::prelude::*;
 
-/// Train one network that samples CFG-Zero* at any scale in one pass.
+/// Objective that trains one network to sample CFG-Zero* at any scale in one pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct GftZero {
-    /// Smallest `beta` drawn, in [0, 1]. Unitless; `beta = 1 / scale`.
+    /// Lower limit of the random `beta`, in [0, 1]. Unitless; `beta = 1 / scale`.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_min: f64,
@@ -35,7 +41,7 @@ fn tenth() -> f64 {
 
 framework::register!(objective "gft_zero" => GftZero, "arXiv:2501.15420", "arXiv:2503.18886");
 
-/// `<a, b> / |b|^2` of each sample, `[B, 1, 1]`; 0 where `b` is 0.
+/// Returns `<a, b> / |b|^2` per sample, `[B, 1, 1]`. The result is 0 where `b` is 0.
 fn projection(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
     let along = (a * b.clone()).sum_dim(2).sum_dim(1);
     let length = (b.clone() * b).sum_dim(2).sum_dim(1);
@@ -59,11 +65,19 @@ impl Objective for GftZero {
         context.loss(conditional * beta.clone() + Tensor::from_inner(null * scale) * (beta.neg() + 1.0))
     }
 
+    fn null(&self) -> NullPrediction {
+        if self.drop_probability > 0.0 {
+            NullPrediction::TrainedAt(Some(1.0))
+        } else {
+            NullPrediction::Untrained("`drop_probability` is 0")
+        }
+    }
+
     fn optimum(&self, family: Family) -> Optimum {
         match family {
             Family::Continuous => {}
-            Family::Masked => return Optimum::Unstated("a projection over a sample couples its tokens"),
-            _ => return Optimum::Unstated("a projection of logits depends on the constant that they leave free"),
+            Family::Masked => return Optimum::Unstated("the projection of a sample couples its tokens"),
+            _ => return Optimum::Unstated("the projection of logits depends on their arbitrary constant"),
         }
         if self.drop_probability == 0.0 {
             return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
@@ -90,7 +104,7 @@ impl Objective for GftZero {
     }
 }
 
-/// The projection of a conditional prediction on the unconditional one.
+/// Returns the projection of a conditional prediction on the unconditional one.
 fn projected(conditional: &[f64], null: &[f64]) -> Vec<f64> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let scale = dot(conditional, null) / dot(null, null).max(1e-30);
@@ -100,9 +114,9 @@ fn projected(conditional: &[f64], null: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use framework::laws;
+    use proofs::laws;
 
-    /// `unguided verify gft_zero` proves the same, on more worlds.
+    /// `unguided verify gft_zero` checks the same law on more worlds.
     #[test]
     fn optimum_is_cfg_zero_at_one_over_beta() {
         let objective = GftZero { beta_min: 0.0, drop_probability: 0.1 };
@@ -110,7 +124,7 @@ mod tests {
         assert_eq!((verdict.worlds, verdict.counterexample), (50, None));
     }
 
-    /// The law sees the difference: GFT's own statement does not hold of this objective.
+    /// The law tells the two objectives apart: GFT's optimum is wrong for this objective.
     #[test]
     fn optimum_is_not_that_of_gft() {
         #[derive(Debug)]
@@ -121,6 +135,9 @@ mod tests {
             }
             fn loss(&self, context: &Context<'_>) -> Tensor<1> {
                 self.0.loss(context)
+            }
+            fn null(&self) -> NullPrediction {
+                self.0.null()
             }
             fn optimum(&self, _: Family) -> Optimum {
                 Optimum::Tilted(Tilt::data("1 / beta", |beta, _| 1.0 / beta.expect("it feeds a beta")))

@@ -1,4 +1,4 @@
-//! The linked way: the command with this crate's plugin in it. `cargo run --release -- verify gft_zero`
+//! The `unguided` command with this crate's plugin linked in. Run it with `cargo run --release -- verify gft_zero`.
 
 use third_party_objective as _;
 

@@ -1,263 +1,50 @@
-//! Official checkpoints: what a parameter is called there, how it lies in the file, and reading and writing them.
-//!
-//! `.pt`, `.pth`, `.ckpt` (zip and legacy pickles) and `.safetensors`. Tensors are read one at a time. Of a pickle only
-//! the calls that rebuild tensors are interpreted; no other code that it names is run.
+//! Official checkpoints: loads a network's weights from a published file, and writes them back.
 
-use crate::checkpoint::{self, write_tensors};
+use crate::checkpoint::names::{Fresh, Layout, OFFICIAL, OfficialName, OfficialNames, format};
+use crate::checkpoint::open::{Tensors, open, within};
+use crate::checkpoint::tensor_file::save_tensors;
 use crate::error::{Error, Result};
-use crate::pickle::{self, Stored};
+use crate::nn::parameters::{self, Init, Initialization};
 use crate::random::Random;
-use crate::weights::{self, Drawing, Init};
 use burn::module::Module;
-use burn::store::{ModuleStore, PytorchStore, SafetensorsStore, bridge, burn_pack};
+use burn::store::bridge;
 use burn::tensor::{DType, TensorData};
 use schemars::JsonSchema;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-/// How a parameter lies in the official file, seen from ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// The same shape.
-    Same,
-    /// A linear weight: theirs `[out, in]`, ours `[in, out]`.
-    Transposed,
-    /// A patch-embedding convolution: theirs `[out, C, p, p]`, ours `[p p C, out]` with the channel last.
-    PatchConv {
-        /// Side of a patch.
-        patch: usize,
-    },
-    /// The same numbers in another shape (theirs).
-    Reshaped(Vec<usize>),
-    /// One of `of` equal parts of their tensor, which holds several of our parameters one after another along its first
-    /// dimension (fused queries, keys and values).
-    Part {
-        /// Which part, from 0.
-        index: usize,
-        /// How many parts.
-        of: usize,
-    },
-}
-
-/// The official name and layout of one parameter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForeignName {
-    /// Name in the official file.
-    pub name: String,
-    /// Layout in the official file.
-    pub layout: Layout,
-}
-
-/// One published format of a backbone, a tokenizer or a text encoder. Where there are several, a file is recognised by
-/// its names.
-#[derive(Clone)]
-pub struct ForeignNames {
-    /// What documents and `convert` call the format.
-    pub format: &'static str,
-    /// The folder of this network within the folder of a whole pipeline; empty where there is none.
-    pub folder: &'static str,
-    /// The official name of the parameter at our path.
-    pub of: Arc<dyn Fn(&str) -> ForeignName + Send + Sync>,
-    /// Prefixes under which training containers nest the weights, best first, e.g. ``ema.`, `model.``.
-    pub nesting: &'static [&'static str],
-    /// Names in the file, by their beginning or end, that are not weights, and why they are ignored.
-    pub ignored: &'static [(&'static str, &'static str)],
-    /// Parameters of ours, by the beginning of their path, that a file may lack (a guidance input), and how they
-    /// start then. The first match counts.
-    pub optional: &'static [(&'static str, Fresh)],
-}
-
-/// How a parameter that the file lacks starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fresh {
-    /// At zero: the last layer of a new term, so that the network starts as the published one.
-    Zero,
-    /// As it was drawn: the layers below, which would not learn from zero.
-    Drawn,
-}
-
-/// The tensors of a file by name, unread.
-type Tensors = BTreeMap<String, burn_pack::Tensor>;
-
-/// Weights that training, or a reference, starts from.
+/// A checkpoint that supplies the initial weights of a run, or the weights of a reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
-    /// A run's folder, a checkpoint, or the backbone's official file or folder.
+pub struct CheckpointSource {
+    /// A run folder, a checkpoint, or the official file or folder of the backbone.
     pub checkpoint: PathBuf,
-    /// Which of the backbone's published formats the file has; null = recognised by the names in it.
+    /// The published format of the file; null = recognised by its tensor names.
     #[serde(default)]
     pub format: Option<String>,
 }
 
-impl Source {
-    /// A file of any format.
+impl CheckpointSource {
+    /// Returns the source for a file of any format.
     pub fn of(checkpoint: impl Into<PathBuf>) -> Self {
         Self { checkpoint: checkpoint.into(), format: None }
     }
 }
 
-/// Opens an official file, or a folder as `diffusers` and `transformers` write it: one file, or an index of shards.
-/// Container entries that are no tensors are left out by the reader.
-///
-/// # Errors
-/// If the file is missing, damaged, or of no known format.
-pub fn open(path: &Path) -> Result<Tensors> {
-    if !path.exists() {
-        return Err(Error::file(path, "no such file"));
-    }
-    if path.is_dir() {
-        let Some(file) = WEIGHTS.iter().map(|name| path.join(name)).find(|file| file.exists()) else {
-            return Err(Error::file(path, format!("the folder holds no weights; it would be one of {WEIGHTS:?}")));
-        };
-        return open(&file);
-    }
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => open_shards(path),
-        Some("safetensors") => {
-            names_once(path)?;
-            read(SafetensorsStore::from_file(path).map_indices_contiguous(false), path)
-        }
-        _ => {
-            pickle::check(path).map_err(|what| unreadable(path, &what))?;
-            read(PytorchStore::from_file(path).map_indices_contiguous(false), path)
-                .or_else(|refused| open_lightning(path).ok_or(refused))
-        }
-    }
-}
-
-/// The weights of a Lightning container, `{"state_dict": .., "callbacks": {CLASS: ..}}`: Burn's reader takes no class as a
-/// key. `None` if there are none.
-fn open_lightning(path: &Path) -> Option<Tensors> {
-    const KEY: &str = "state_dict";
-    let mut tensors = Tensors::new();
-    for Stored { name, dtype, shape, place } in pickle::tensors(path, KEY).ok()? {
-        let (path, declared) = (path.to_path_buf(), shape.clone());
-        let data = move || {
-            let bytes = pickle::read(&path, place).map_err(burn_pack::Error::IoError)?;
-            Ok(TensorData::from_bytes_vec(bytes, declared.clone(), dtype))
-        };
-        let name = format!("{KEY}.{name}");
-        tensors.insert(name.clone(), bridge::deferred(name, dtype, shape.into(), None, data));
-    }
-    (!tensors.is_empty()).then_some(tensors)
-}
-
-/// Refuses a safetensors file whose header names a tensor twice: readers would each take another.
-fn names_once(path: &Path) -> Result<()> {
-    struct Once;
-    impl<'de> Deserialize<'de> for Once {
-        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-            deserializer.deserialize_map(Self)
-        }
-    }
-    impl<'de> Visitor<'de> for Once {
-        type Value = Self;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("tensors by name")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self, A::Error> {
-            let mut names = BTreeSet::new();
-            while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
-                if let Some(twice) = names.replace(name) {
-                    return Err(A::Error::custom(format!("it names `{twice}` twice")));
-                }
-            }
-            Ok(self)
-        }
-    }
-    let header = checkpoint::header_bytes(path)?;
-    serde_json::from_slice(&header).map(|Once| ()).map_err(|e| unreadable(path, &format!("its header: {e}")))
-}
-
-/// Most bytes of a text file that describes weights: an index, a configuration, a vocabulary.
-const LARGEST_TEXT: u64 = 64 << 20;
-
-/// The text of a file that describes weights.
-///
-/// # Errors
-/// If it cannot be read, is no UTF-8, or is larger than any such file is.
-pub fn text(path: &Path) -> Result<String> {
-    use std::io::Read;
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    if file.metadata().map_err(|e| Error::io(path, e))?.len() > LARGEST_TEXT {
-        return Err(Error::file(path, format!("has more than the {LARGEST_TEXT} bytes that are read of such a file")));
-    }
-    let mut text = String::new();
-    file.take(LARGEST_TEXT).read_to_string(&mut text).map_err(|e| Error::io(path, e))?;
-    Ok(text)
-}
-
-/// The names that weights have in a folder, best first.
-const WEIGHTS: [&str; 8] = [
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
-];
-
-fn read(mut store: impl ModuleStore<Error: fmt::Display>, path: &Path) -> Result<Tensors> {
-    store.get_all_tensors().cloned().map_err(|what| unreadable(path, &what.to_string()))
-}
-
-fn unreadable(path: &Path, what: &str) -> Error {
-    // A reader may quote the file, whatever its length.
-    let what: String = what.chars().take(500).collect();
-    Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors): {what}"))
-}
-
-/// The tensors that an index names, from the shards beside it.
-fn open_shards(index: &Path) -> Result<Tensors> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let Index { weight_map } = serde_json::from_str(&text(index)?)
-        .map_err(|e| Error::file(index, format!("is no index of shards (`weight_map` from tensor to file): {e}")))?;
-    let mut tensors = Tensors::new();
-    for shard in weight_map.values().collect::<BTreeSet<_>>() {
-        // A shard lies beside its index and nowhere else.
-        if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
-            return Err(Error::file(index, format!("names the shard `{shard}`, which is no plain file name")));
-        }
-        let path = index.with_file_name(shard);
-        if path.extension().is_some_and(|extension| extension == "json") {
-            return Err(Error::file(index, format!("names the shard `{shard}`, which is no file of tensors")));
-        }
-        tensors.extend(open(&path)?);
-    }
-    match weight_map.keys().find(|name| !tensors.contains_key(*name)) {
-        Some(name) => Err(Error::file(index, format!("names `{name}`, which its shard does not hold"))),
-        None => Ok(tensors),
-    }
-}
-
-/// Where the weights of `folder` lie in `path`: in that folder of a whole pipeline, or right there.
-fn within(path: &Path, folder: &str) -> PathBuf {
-    let inner = path.join(folder);
-    if !folder.is_empty() && inner.is_dir() { inner } else { path.to_path_buf() }
-}
-
-/// What became of every tensor of a foreign file.
+/// The outcome for every tensor of a foreign file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The format that was recognised.
+    /// The recognised format.
     pub format: String,
-    /// Container prefix under which the weights were found.
+    /// Container prefix of the weights.
     pub nesting: String,
     /// Tensors that became parameters: official name, our path.
     pub used: Vec<(String, String)>,
-    /// Tensors left out, and why.
+    /// Ignored tensors, and why.
     pub ignored: Vec<(String, String)>,
-    /// Parameters that the file lacks, and how they start.
+    /// Parameters that the file lacks, and their initial values.
     pub fresh: Vec<(String, Fresh)>,
 }
 
@@ -282,7 +69,7 @@ impl fmt::Display for Report {
         for (path, fresh) in &self.fresh {
             let how = match fresh {
                 Fresh::Zero => "starts at zero",
-                Fresh::Drawn => "starts as drawn",
+                Fresh::Initialized => "starts from its default initialization",
             };
             write!(f, "\n  new      {path}: {how}")?;
         }
@@ -291,50 +78,25 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The names of the used tensors; one that holds several parameters counts once.
+    /// Returns the names of the used tensors. A tensor that holds several parameters counts once.
     fn tensors_used(&self) -> BTreeSet<&str> {
         self.used.iter().map(|(name, _)| name.as_str()).collect()
     }
 }
 
-/// What a container of latent diffusion holds beside any one of its networks.
-pub const BESIDE_LATENT_DIFFUSION: &[(&str, &str)] = &[
-    ("model.diffusion_model.", "the backbone"),
-    ("state_dict.model.diffusion_model.", "the backbone"),
-    ("first_stage_model.", "the autoencoder"),
-    ("state_dict.first_stage_model.", "the autoencoder"),
-    ("cond_stage_model.", "the text encoder"),
-    ("state_dict.cond_stage_model.", "the text encoder"),
-    ("model_ema.", "the average of the weights, under names without dots"),
-    ("state_dict.model_ema.", "the average of the weights, under names without dots"),
-    ("loss.", "networks of the training loss"),
-    ("text_model.embeddings.position_ids", "numbers from 0 on"),
-    ("betas", SCHEDULE),
-    ("alphas_cumprod", SCHEDULE),
-    ("alphas_cumprod_prev", SCHEDULE),
-    ("posterior_variance", SCHEDULE),
-    ("posterior_log_variance_clipped", SCHEDULE),
-    ("posterior_mean_coef1", SCHEDULE),
-    ("posterior_mean_coef2", SCHEDULE),
-    ("optimizer_states", "optimizer state"),
-];
-const SCHEDULE: &str = "the noise schedule, which is computed";
-
-/// The name of a network's format where only one was ever published.
-pub const OFFICIAL: &str = "official";
-
-/// Puts the weights of an official file into a network that holds none yet, one tensor at a time. What the file may lack,
-/// and lacks, is drawn from `init`.
+/// Loads the weights of an official file into an uninitialized network, one tensor at a time. `init`
+/// initializes optional parameters that the file lacks.
 ///
 /// # Errors
-/// If the file has none of the formats, or a weight is missing, unknown, or of another shape: all of them are named.
+/// If the file matches none of the formats, or a weight is missing, unknown, or of another shape. The error
+/// names all of these weights.
 pub fn load<M: Module>(
     network: M,
-    formats: &[ForeignNames],
-    source: &Source,
-    (random, init): Drawing<'_>,
+    formats: &[OfficialNames],
+    source: &CheckpointSource,
+    (random, init): Initialization<'_>,
 ) -> Result<(M, Report)> {
-    let parameters = weights::parameters(&network);
+    let parameters = parameters::parameters(&network);
     let (path, file, names, nesting) = recognise(&parameters, formats, source)?;
     let path = &path;
     let mut report =
@@ -342,7 +104,7 @@ pub fn load<M: Module>(
     let (mut plan, mut considered) = (BTreeMap::new(), BTreeSet::new());
     let (mut problems, mut unknown) = (Vec::new(), Vec::new());
     for (own, shape, _) in &parameters {
-        let ForeignName { name, layout } = (names.of)(own);
+        let OfficialName { name, layout } = (names.of)(own);
         let name = format!("{nesting}{name}");
         considered.insert(name.clone());
         let wanted = layout.foreign_shape(shape);
@@ -362,7 +124,7 @@ pub fn load<M: Module>(
         if considered.contains(name) {
             continue;
         }
-        // Within the nesting, or elsewhere in the container.
+        // A name may be inside the nesting prefix or elsewhere in the container.
         let seen = name.strip_prefix(nesting).unwrap_or(name);
         let named = |part: &str| seen.starts_with(part) || name.ends_with(part);
         let why = names.ignored.iter().find(|(part, _)| named(part)).map(|(_, why)| (*why).to_string());
@@ -370,13 +132,13 @@ pub fn load<M: Module>(
         match (why, copy) {
             (Some(why), _) => report.ignored.push((name.clone(), why)),
             (None, Some(prefix)) => {
-                report.ignored.push((name.clone(), format!("the other weights, `{}`", prefix.trim_end_matches('.'))))
+                report.ignored.push((name.clone(), format!("the copy under `{}`", prefix.trim_end_matches('.'))))
             }
             (None, None) => unknown.push(format!("unknown `{name}` {:?}", file[name].shape.to_vec())),
         }
     }
     refuse(path, &problems, &unknown)?;
-    let network = weights::fill(network, random, init, &mut |own, shape| {
+    let network = parameters::fill(network, random, init, &mut |own, shape| {
         let Some((name, layout)) = plan.get(own) else { return Ok(names.fresh(own).and_then(|f| f.values(shape))) };
         let wrong = |what: String| Error::file(path, format!("`{name}`: {what}"));
         let data = bridge::to_data(&file[name]).map_err(|e| wrong(e.to_string()))?;
@@ -385,46 +147,34 @@ pub fn load<M: Module>(
     Ok((network, report))
 }
 
-/// The weights of an official file in a network of which no part may be missing.
+/// Loads the weights of an official file into a network. The file must contain every parameter.
 ///
 /// # Errors
-/// As [`load`].
-pub fn load_whole<M: Module>(network: M, formats: &[ForeignNames], path: &Path) -> Result<(M, Report)> {
-    load(network, formats, &Source::of(path), (&Random::new(0), &|_, _| Init::Zeros))
+/// See [`load`].
+pub fn load_whole<M: Module>(network: M, formats: &[OfficialNames], path: &Path) -> Result<(M, Report)> {
+    load(network, formats, &CheckpointSource::of(path), (&Random::new(0), &|_, _| Init::Zeros))
 }
 
-/// The format of that name, or the first.
-///
-/// # Errors
-/// If there is none: what, and which there are.
-pub fn format<'a>(formats: &'a [ForeignNames], name: Option<&str>) -> std::result::Result<&'a ForeignNames, String> {
-    let Some(name) = name else { return Ok(&formats[0]) };
-    formats.iter().find(|names| names.format == name).ok_or_else(|| {
-        let known: Vec<&str> = formats.iter().map(|names| names.format).collect();
-        format!("error: these weights have no format `{name}`\n  accepts  {}", known.join(", "))
-    })
-}
-
-/// The parameters of a network: path, shape, whether it is trained.
+/// The parameters of a network: path, shape, and whether it is trained.
 type Parameters = [(String, Vec<usize>, bool)];
 
-/// The file, its format, and the prefix under which the network's weights lie in it.
+/// Returns the path, the opened file, its format, and the prefix of the network's weights in it.
 fn recognise<'a>(
     parameters: &Parameters,
-    formats: &'a [ForeignNames],
-    source: &Source,
-) -> Result<(PathBuf, Tensors, &'a ForeignNames, &'static str)> {
-    let wanted = |names: &&ForeignNames| source.format.as_ref().is_none_or(|format| format == names.format);
-    let candidates: Vec<&ForeignNames> = formats.iter().filter(wanted).collect();
+    formats: &'a [OfficialNames],
+    source: &CheckpointSource,
+) -> Result<(PathBuf, Tensors, &'a OfficialNames, &'static str)> {
+    let wanted = |names: &&OfficialNames| source.format.as_ref().is_none_or(|format| format == names.format);
+    let candidates: Vec<&OfficialNames> = formats.iter().filter(wanted).collect();
     let Some(folder) = candidates.first().map(|names| names.folder) else {
         let known: Vec<&str> = formats.iter().map(|names| names.format).collect();
         let asked = source.format.as_deref().unwrap_or_default();
-        return Err(Error::file(&source.checkpoint, format!("no format `{asked}`; this network has {known:?}")));
+        return Err(Error::file(&source.checkpoint, format!("the network has no format `{asked}`, only {known:?}")));
     };
     let path = within(&source.checkpoint, folder);
     let file = open(&path)?;
-    // Under the prefix, and in the format, in which most parameters are found; of equals, the first.
-    let mut best: Option<(usize, &ForeignNames, &'static str)> = None;
+    // Choose the format and prefix that match the most parameters. On a tie, the first one wins.
+    let mut best: Option<(usize, &OfficialNames, &'static str)> = None;
     for names in &candidates {
         let theirs: Vec<String> = parameters.iter().map(|(own, ..)| (names.of)(own).name).collect();
         for prefix in names.nesting.iter().copied().chain([""]) {
@@ -437,27 +187,27 @@ fn recognise<'a>(
     if let Some((_, names, prefix)) = best {
         return Ok((path, file, names, prefix));
     }
-    let first = |names: &&ForeignNames| format!("`{}`", (names.of)(&parameters[0].0).name);
+    let first = |names: &&OfficialNames| format!("`{}`", (names.of)(&parameters[0].0).name);
     let sought: Vec<String> = candidates.iter().map(first).collect();
     let some: Vec<&str> = file.keys().take(3).map(String::as_str).collect();
-    let what = format!("holds no {}: it is no checkpoint of this network", sought.join(" and no "));
-    Err(Error::file(&path, format!("{what} (its first tensors are {some:?})")))
+    let what = format!("holds no {}, so it is not a checkpoint of this network", sought.join(" and no "));
+    Err(Error::file(&path, format!("{what}; its first tensors are {some:?}")))
 }
 
-/// Puts the numbers of a native checkpoint into a network that holds none yet, and may have grown new optional parameters
-/// since.
+/// Loads the values of a native checkpoint into an uninitialized network. The network may have new optional
+/// parameters that the checkpoint lacks.
 ///
 /// # Errors
-/// If a weight is missing, unknown, or of another shape: all of them are named.
+/// If a weight is missing, unknown, or of another shape. The error names all of these weights.
 pub fn adopt<M: Module>(
     network: M,
-    names: &ForeignNames,
+    names: &OfficialNames,
     mut from: BTreeMap<String, TensorData>,
     path: &Path,
-    (random, init): Drawing<'_>,
+    (random, init): Initialization<'_>,
 ) -> Result<(M, Report)> {
     let (mut report, mut problems) = (Report::default(), Vec::new());
-    for (own, shape, _) in weights::parameters(&network) {
+    for (own, shape, _) in parameters::parameters(&network) {
         match (from.get(&own), names.fresh(&own)) {
             (Some(data), _) if data.shape().to_vec() == shape => report.used.push((own.clone(), own)),
             (Some(data), _) => problems.push(format!("`{own}` is {:?}, not {shape:?}", data.shape().to_vec())),
@@ -469,15 +219,16 @@ pub fn adopt<M: Module>(
     let unknown: Vec<String> =
         from.keys().filter(|name| !used.contains(name)).map(|name| format!("unknown `{name}`")).collect();
     refuse(path, &problems, &unknown)?;
-    let network = weights::fill(network, random, init, &mut |own, shape| {
+    let network = parameters::fill(network, random, init, &mut |own, shape| {
         Ok(from.remove(own).or_else(|| names.fresh(own).and_then(|fresh| fresh.values(shape))))
     })?;
     Ok((network, report))
 }
 
-/// The first problems of a file as one error; nothing if there are none. What is wanted is named before what is not.
+/// Returns the first problems of a file as one error, or `Ok` if there are none. Problems of expected weights
+/// precede unknown tensors.
 fn refuse(path: &Path, problems: &[String], unknown: &[String]) -> Result<()> {
-    // A tensor that holds several parameters is named once.
+    // Several parameters may share one tensor. Name it once.
     let mut named = BTreeSet::new();
     let problems: Vec<&String> = problems.iter().filter(|problem| named.insert(*problem)).collect();
     let shown: Vec<&str> = problems.iter().copied().take(8).chain(unknown.iter().take(4)).map(String::as_str).collect();
@@ -486,49 +237,34 @@ fn refuse(path: &Path, problems: &[String], unknown: &[String]) -> Result<()> {
     }
     let more = problems.len() + unknown.len() - shown.len();
     let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-    Err(Error::file(path, format!("does not fit what the document describes:\n  {}{more}", shown.join("\n  "))))
+    Err(Error::file(path, format!("does not match the network in the document:\n  {}{more}", shown.join("\n  "))))
 }
 
-impl ForeignNames {
-    /// How the parameter at `path` starts where a file lacks it; `None` = a file must have it.
-    pub fn fresh(&self, path: &str) -> Option<Fresh> {
-        self.optional.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, fresh)| *fresh)
-    }
-}
-
-impl Fresh {
-    /// The numbers to put in place of those that would be drawn.
-    fn values(self, shape: &[usize]) -> Option<TensorData> {
-        let zeros = || TensorData::new(vec![0.0_f32; shape.iter().product()], shape.to_vec());
-        (self == Self::Zero).then(zeros)
-    }
-}
-
-/// Reads the weights of a network from the first path and writes them to the second under the names of `format`, or else
-/// of the first one.
+/// Reads the weights of a network from the first path and writes them to the second, under the names of the
+/// format `name`, or of the first format.
 ///
 /// # Errors
 /// If a file cannot be read or written, does not hold these weights, or the format is unknown.
 pub fn convert<M: Module>(
     network: M,
-    formats: &[ForeignNames],
+    formats: &[OfficialNames],
     [from, to]: [&Path; 2],
     name: Option<&str>,
 ) -> Result<Report> {
-    let names = format(formats, name).map_err(Error::Run)?;
+    let names = format(formats, name)?;
     let (network, report) = load_whole(network, formats, from)?;
     save(&network, names, to)?;
     Ok(report)
 }
 
-/// Writes a network under its official names and layouts, as safetensors.
+/// Writes a network as safetensors, under its official names and in its official layouts.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn save<M: Module>(network: &M, names: &ForeignNames, path: &Path) -> Result<()> {
+pub fn save<M: Module>(network: &M, names: &OfficialNames, path: &Path) -> Result<()> {
     let mut tensors: BTreeMap<String, BTreeMap<usize, TensorData>> = BTreeMap::new();
-    for (own, data) in weights::export(network) {
-        let ForeignName { name, layout } = (names.of)(&own);
+    for (own, data) in parameters::export(network) {
+        let OfficialName { name, layout } = (names.of)(&own);
         let index = if let Layout::Part { index, .. } = layout { index } else { 0 };
         tensors.entry(name).or_default().insert(index, layout.to_foreign(data));
     }
@@ -536,7 +272,7 @@ pub fn save<M: Module>(network: &M, names: &ForeignNames, path: &Path) -> Result
     save_tensors(&tensors.collect::<Vec<_>>(), path)
 }
 
-/// Tensors one after another along their first dimension.
+/// Concatenates tensors along their first dimension.
 fn concatenate(mut parts: Vec<TensorData>) -> TensorData {
     if parts.len() == 1 {
         return parts.remove(0);
@@ -547,103 +283,16 @@ fn concatenate(mut parts: Vec<TensorData>) -> TensorData {
     TensorData::new::<f32, _>(values, shape)
 }
 
-/// Writes named tensors as safetensors.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn save_tensors(tensors: &[(String, TensorData)], path: &Path) -> Result<()> {
-    let stored = tensors.iter().map(|(name, data)| {
-        let dtype = checkpoint::foreign_dtype(data.dtype());
-        (name.clone(), dtype, data.shape().to_vec(), data.as_bytes())
-    });
-    write_tensors(path, stored.collect(), None)
-}
-
-impl Layout {
-    /// Their numbers in our layout.
-    ///
-    /// # Errors
-    /// If their shape is not what this layout makes of `shape`.
-    pub fn to_own(&self, data: TensorData, shape: &[usize]) -> std::result::Result<TensorData, String> {
-        let (theirs, expected) = (data.shape().to_vec(), self.foreign_shape(shape));
-        if theirs != expected {
-            return Err(format!("is {theirs:?}; the document asks for {expected:?}"));
-        }
-        let values = data.try_into_vec::<f32>().map_err(|e| format!("{e:?}"))?;
-        let values = match self {
-            Self::Same | Self::Reshaped(_) => values,
-            Self::Part { index, of } => {
-                let count = values.len() / of;
-                values[index * count..(index + 1) * count].to_vec()
-            }
-            Self::Transposed => transpose(&values, theirs[0], theirs[1]),
-            Self::PatchConv { patch } => {
-                let (out, channels, places) = (theirs[0], theirs[1], patch * patch);
-                let at = |o: usize, channel: usize, place: usize| values[(o * channels + channel) * places + place];
-                let rows = (0..places).flat_map(|place| (0..channels).map(move |channel| (place, channel)));
-                rows.flat_map(|(place, channel)| (0..out).map(move |o| at(o, channel, place))).collect()
-            }
-        };
-        Ok(TensorData::new(values, shape.to_vec()))
-    }
-
-    /// The shape of their tensor for our parameter of the given shape.
-    fn foreign_shape(&self, shape: &[usize]) -> Vec<usize> {
-        match self {
-            Self::Same => shape.to_vec(),
-            Self::Transposed => vec![shape[1], shape[0]],
-            Self::PatchConv { patch } => vec![shape[1], shape[0] / (patch * patch), *patch, *patch],
-            Self::Reshaped(theirs) => theirs.clone(),
-            Self::Part { of, .. } => [&[shape[0] * of], &shape[1..]].concat(),
-        }
-    }
-
-    /// Our numbers in their layout; of a part, the part.
-    ///
-    /// # Panics
-    /// If they are not f32.
-    pub fn to_foreign(&self, data: TensorData) -> TensorData {
-        let shape = data.shape().to_vec();
-        match self {
-            Self::Same | Self::Part { .. } => data,
-            Self::Reshaped(theirs) => {
-                TensorData::new(data.try_into_vec::<f32>().expect("weights are f32"), theirs.clone())
-            }
-            Self::Transposed => {
-                let values = data.try_into_vec::<f32>().expect("weights are f32");
-                TensorData::new(transpose(&values, shape[0], shape[1]), [shape[1], shape[0]])
-            }
-            Self::PatchConv { patch } => {
-                let (places, out) = (patch * patch, shape[1]);
-                let channels = shape[0] / places;
-                let values = data.try_into_vec::<f32>().expect("weights are f32");
-                let at = |o: usize, channel: usize, place: usize| values[(place * channels + channel) * out + o];
-                let rows = (0..out).flat_map(|o| (0..channels).map(move |channel| (o, channel)));
-                let theirs =
-                    rows.flat_map(|(o, channel)| (0..places).map(move |place| at(o, channel, place))).collect();
-                TensorData::new::<f32, _>(theirs, [out, channels, *patch, *patch])
-            }
-        }
-    }
-}
-
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(values.len());
-    for column in 0..columns {
-        out.extend((0..rows).map(|row| values[row * columns + column]));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::nn::Linear;
+    use crate::nn::parameters::{Init, export, initialize};
     use crate::random::Random;
-    use crate::weights::{Init, export, initialize};
     use burn::tensor::Device;
+    use std::sync::Arc;
 
-    /// Queries, keys and values, fused in the file.
+    /// A network whose queries, keys and values are fused in the file.
     #[derive(Module, Debug)]
     struct Separate {
         q: Linear,
@@ -658,13 +307,13 @@ mod tests {
         initialize(network, &Random::new(seed), &|_, _| Init::Normal(1.0))
     }
 
-    fn fused() -> ForeignNames {
+    fn fused() -> OfficialNames {
         let name = |path: &str| {
             let (part, rest) = path.split_once('.').expect("a layer and its parameter");
             let index = ["q", "k", "v"].iter().position(|name| *name == part).expect("one of the three");
-            ForeignName { name: format!("qkv.{rest}"), layout: Layout::Part { index, of: 3 } }
+            OfficialName { name: format!("qkv.{rest}"), layout: Layout::Part { index, of: 3 } }
         };
-        ForeignNames {
+        OfficialNames {
             format: OFFICIAL,
             folder: "",
             of: Arc::new(name),
@@ -698,7 +347,7 @@ mod tests {
         save_tensors(&whole, &path).unwrap();
         let (_, report) = load_whole(separate(0), &[fused()], &path).unwrap();
         assert_eq!(report.ignored, [("model.count".to_string(), "a statistic".to_string())]);
-        // What is wanted and what is there, each named once.
+        // The refusal names each expected and each unknown tensor once.
         save_tensors(&[tensor("qkv.bias", &[9]), tensor("qkv.weight", &[3, 6]), tensor("other", &[2])], &path).unwrap();
         let refusal = load_whole(separate(0), &[fused()], &path).unwrap_err().to_string();
         std::fs::remove_file(&path).unwrap();

@@ -1,8 +1,11 @@
-//! What `torch.save` writes: looked at before a reader trusts it, and the tensors of Lightning containers.
+//! Files written by `torch.save`: checks them before another reader trusts them, and reads the tensors of
+//! Lightning containers.
 //!
-//! A zip holds `NAME/data.pkl`, a pickle that names the tensors, and `NAME/data/KEY`, their numbers; torch compresses
-//! nothing. Before 2020 five pickles and the numbers followed one another. Of a pickle only its shape is read: objects are
-//! places in a list that grows by at most one an opcode, so nothing nests, nothing is copied, and no code is run.
+//! A zip holds `NAME/data.pkl`, a pickle that names the tensors, and `NAME/data/KEY`, their values. torch
+//! compresses nothing. Files from before 2020 are five pickles followed by the values.
+//!
+//! Only the structure of a pickle is read. Its objects are entries of one list, which grows by at most one
+//! entry per opcode. Nothing nests, nothing is copied, and no code is run.
 
 use burn::tensor::DType;
 use std::collections::{BTreeMap, HashMap};
@@ -11,19 +14,19 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 use zip::{CompressionMethod, ZipArchive};
 
-/// Bytes of a pickle that are read at most: a tensor takes some 300.
+/// Largest size in bytes of a pickle that is read. A tensor takes about 300 bytes.
 const LARGEST_PICKLE: u64 = 8 << 20;
-/// What a file before 2020 begins with, behind two to ten bytes of its first pickle.
+/// Magic number of files from before 2020. It follows the first two to ten bytes of the first pickle.
 const LEGACY: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
-/// Pickles of such a file: magic number, protocol, system, tensors, keys of the storages.
+/// Number of pickles in such a file: magic number, protocol, system, tensors, keys of the storages.
 const LEGACY_PICKLES: usize = 5;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Refuses a file that would cost more than it holds, or that is no container of tensors at all.
+/// Refuses a file that would expand beyond its own size, or that is not a container of tensors.
 ///
 /// # Errors
-/// What is wrong with it.
+/// If the file is refused. The text says why.
 pub fn check(path: &Path) -> Result<()> {
     let mut start = Vec::new();
     let file = File::open(path).map_err(|e| e.to_string())?;
@@ -41,7 +44,8 @@ pub fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where each file of a zip lies: offset and size. None is compressed, and together they are no longer than the zip.
+/// Returns the offset and size of each file in a zip. It refuses compressed files, and files that together
+/// exceed the zip.
 fn entries(path: &Path) -> Result<BTreeMap<String, (u64, u64)>> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
@@ -52,50 +56,50 @@ fn entries(path: &Path) -> Result<BTreeMap<String, (u64, u64)>> {
         let name = entry.name().map_err(|e| e.to_string())?.into_owned();
         let size = entry.size();
         if entry.compression() != CompressionMethod::Stored || entry.compressed_size() != size || entry.encrypted() {
-            return Err(format!("`{name}` in it is compressed, which torch.save never does; save it anew"));
+            return Err(format!("its entry `{name}` is compressed, which torch.save never does; save it again"));
         }
         if name.ends_with("data.pkl") && size > LARGEST_PICKLE {
-            return Err(format!("`{name}` in it has {size} bytes, more than the {LARGEST_PICKLE} that are read"));
+            return Err(format!("its entry `{name}` has {size} bytes; the limit is {LARGEST_PICKLE}"));
         }
-        let start = entry.data_start().ok_or_else(|| format!("`{name}` in it begins nowhere"))?;
+        let start = entry.data_start().ok_or_else(|| format!("its entry `{name}` has no data"))?;
         total = total.saturating_add(size);
         if start.checked_add(size).is_none_or(|end| end > length) || total > length {
-            return Err(format!("`{name}` in it ends behind the end, or overlaps others"));
+            return Err(format!("its entry `{name}` exceeds the file or overlaps another entry"));
         }
         if entries.insert(name.clone(), (start, size)).is_some() {
-            return Err(format!("`{name}` is in it twice"));
+            return Err(format!("its entry `{name}` appears twice"));
         }
     }
     Ok(entries)
 }
 
-/// One tensor and where its numbers lie, contiguous, in the file.
+/// One tensor, and the position of its contiguous values in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Its type.
+    /// Element type.
     pub dtype: DType,
-    /// Its shape.
+    /// Shape.
     pub shape: Vec<usize>,
-    /// Offset and number of its bytes.
+    /// Offset and size of its values in bytes.
     pub place: (u64, usize),
 }
 
-/// The float tensors under `key` of a zip whose other entries need not be readable.
+/// Returns the float tensors under `key` of a zip. Other entries of the zip need not be readable.
 ///
 /// # Errors
-/// What is wrong with the file.
+/// If the file is invalid. The text says why.
 pub fn tensors(path: &Path, key: &str) -> Result<Vec<Stored>> {
     let entries = entries(path)?;
     let pickles = entries.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
-    let name = pickles.min_by_key(|name| name.len()).ok_or("no data.pkl is in it")?;
+    let name = pickles.min_by_key(|name| name.len()).ok_or("it has no data.pkl")?;
     let bytes = read(path, entries[name])?;
     let objects = Objects::of(&bytes)?;
     let root = name.strip_suffix("data.pkl").unwrap_or_default();
     let order = entries.get(&format!("{root}byteorder")).filter(|(_, size)| *size < 16);
     if order.map(|place| read(path, *place)).transpose()?.is_some_and(|order| order != b"little") {
-        return Err("its numbers are not little-endian".into());
+        return Err("its values are not little-endian".into());
     }
     let storage = |key: &str| entries.get(&format!("{root}data/{key}")).copied();
     let own = objects.entries(objects.root).find(|(name, _)| *name == key);
@@ -104,10 +108,10 @@ pub fn tensors(path: &Path, key: &str) -> Result<Vec<Stored>> {
     tensors.collect()
 }
 
-/// Bytes of a file.
+/// Reads bytes of a file.
 ///
 /// # Errors
-/// If they are not there.
+/// If the file is too short or cannot be read.
 pub fn read(path: &Path, (offset, size): (u64, impl TryInto<usize>)) -> Result<Vec<u8>> {
     use std::io::{Seek, SeekFrom};
     let mut file = File::open(path).map_err(|e| e.to_string())?;
@@ -116,9 +120,9 @@ pub fn read(path: &Path, (offset, size): (u64, impl TryInto<usize>)) -> Result<V
     Ok(bytes)
 }
 
-/// The next opcode and its operand. Source: `pickletools.py` of CPython.
+/// Splits off the next opcode and its operand. Source: `pickletools.py` of CPython.
 fn opcode<'a>(rest: &mut &'a [u8]) -> Result<(u8, &'a [u8])> {
-    let end = || format!("a pickle in it does not end, or not within {LARGEST_PICKLE} bytes");
+    let end = || format!("one of its pickles does not end within {LARGEST_PICKLE} bytes");
     let take = |rest: &mut &'a [u8], n: usize| rest.split_off(..n).ok_or_else(end);
     let sized = |rest: &mut &'a [u8], width: usize| {
         let mut length = [0; 8];
@@ -143,12 +147,13 @@ fn opcode<'a>(rest: &mut &'a [u8]) -> Result<(u8, &'a [u8])> {
         b'c' | b'i' => lines(rest, 2)?,
         0x81 | 0x85..=0x89 | 0x8f..=0x94 | 0x97 | 0x98 => &[],
         code if b".(012)NRQabdelotsu}]".contains(&code) => &[],
-        code => return Err(format!("a pickle in it has the unknown opcode {code:#04x}")),
+        code => return Err(format!("one of its pickles has the unknown opcode {code:#04x}")),
     };
     Ok((code, operand))
 }
 
-/// What the tensors of a pickle are made of; everything else is `Other`. Parts are places in [`Objects`].
+/// The objects that tensors are built from; every other object is `Other`. Components are indices into
+/// [`Objects`].
 #[derive(Clone, Debug)]
 enum Object<'a> {
     Other,
@@ -161,7 +166,7 @@ enum Object<'a> {
     Storage(usize),
 }
 
-/// All objects of a pickle, and which of them is the whole.
+/// All objects of a pickle, and the index of its root.
 struct Objects<'a> {
     all: Vec<Object<'a>>,
     root: usize,
@@ -172,7 +177,7 @@ impl<'a> Objects<'a> {
         let mut objects = Self { all: Vec::new(), root: 0 };
         let (mut stack, mut marks, mut memo): (Vec<usize>, Vec<usize>, HashMap<u64, usize>) = Default::default();
         let mut rest = pickle;
-        let missing = || "a pickle in it takes what it never gave".to_string();
+        let missing = || "one of its pickles uses an object that it never created".to_string();
         loop {
             let (code, operand) = opcode(&mut rest)?;
             let number = || operand.iter().rev().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte));
@@ -200,7 +205,8 @@ impl<'a> Objects<'a> {
                     stack.push(*stack.last().ok_or_else(missing)?);
                     continue;
                 }
-                // What is put into a dictionary is kept, what is put into a list or set, or given as a state, is not.
+                // Items added to a dictionary are kept. Items added to a list or set, and object states, are
+                // discarded.
                 b's' | b'u' => {
                     let items =
                         if code == b's' { pop(2)? } else { above(&mut stack, &mut marks).ok_or_else(missing)? };
@@ -231,7 +237,7 @@ impl<'a> Objects<'a> {
                 }
                 b'J' => Object::Number(i64::from(number() as u32 as i32)),
                 b'K' | b'M' => Object::Number(number() as i64),
-                // Eight bytes of a long number are read; longer ones count nothing here.
+                // Long integers of up to eight bytes are decoded. Longer ones become `Other`.
                 0x8a if operand.len() <= 8 => {
                     let unused = 64 - 8 * operand.len() as u32;
                     Object::Number((number() as i64).checked_shl(unused).map_or(0, |shifted| shifted >> unused))
@@ -263,7 +269,7 @@ impl<'a> Objects<'a> {
                 b'Q' => Object::Storage(pop(1)?[0]),
                 b'N' | 0x88 | 0x89 | b'G' | 0x8a | 0x8b | b'B' | b'C' | 0x8e | 0x96 | b']' | 0x8f => Object::Other,
                 code => {
-                    return Err(format!("a pickle in it has the opcode {code:#04x}, which torch.save never writes"));
+                    return Err(format!("one of its pickles has the opcode {code:#04x}, which torch.save never uses"));
                 }
             };
             stack.push(objects.all.len());
@@ -271,7 +277,7 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// The entries of a dictionary whose keys are texts.
+    /// Returns the entries of a dictionary whose keys are text.
     fn entries(&self, at: usize) -> impl Iterator<Item = (&'a str, usize)> {
         let entries: &[(usize, usize)] = if let Object::Dict(entries) = &self.all[at] { entries } else { &[] };
         entries.iter().filter_map(|(key, value)| match self.all[*key] {
@@ -280,17 +286,18 @@ impl<'a> Objects<'a> {
         })
     }
 
-    /// The parts of a tuple.
+    /// Returns the components of a tuple.
     fn parts(&self, at: usize) -> Option<Vec<&Object<'a>>> {
         let Object::Tuple(parts) = &self.all[at] else { return None };
         Some(parts.iter().map(|part| &self.all[*part]).collect())
     }
 
-    /// A tensor; `None` if the object is none, or holds no floats: positions and counts are no weights.
+    /// Returns a float tensor; `None` if the object is not a tensor or holds integers, because positions and
+    /// counts are not weights.
     fn tensor(&self, name: &str, at: usize, storage: &dyn Fn(&str) -> Option<(u64, u64)>) -> Result<Option<Stored>> {
         let Object::Call(class, arguments) = self.all[at] else { return Ok(None) };
         let Object::Class("torch._utils", "_rebuild_tensor_v2") = self.all[class] else { return Ok(None) };
-        let wrong = || format!("`{name}` is no tensor that lies within its numbers, one after another");
+        let wrong = || format!("`{name}` is not a contiguous tensor within its storage");
         let arguments = self.parts(arguments).ok_or_else(wrong)?;
         let [Object::Storage(kept), Object::Number(offset), Object::Tuple(shape), Object::Tuple(strides), ..] =
             arguments[..]
@@ -314,8 +321,9 @@ impl<'a> Objects<'a> {
             places.iter().map(number).collect::<Option<Vec<usize>>>()
         };
         let (shape, strides) = numbers(shape).zip(numbers(strides)).ok_or_else(wrong)?;
-        let (start, size) = storage(key).ok_or_else(|| format!("the numbers of `{name}` are not in it"))?;
-        // Row by row: a stride is the count of what lies behind; that of a single row is never used.
+        let (start, size) = storage(key).ok_or_else(|| format!("the storage of `{name}` is missing"))?;
+        // In a row-major tensor, each stride is the product of the later dimensions. The stride of a
+        // dimension of length 1 is never used.
         let mut count = 1_usize;
         for (n, stride) in shape.iter().zip(&strides).rev() {
             if *n > 1 && *stride != count {
@@ -336,7 +344,7 @@ impl<'a> Objects<'a> {
     }
 }
 
-/// What lies above the last mark, which is taken too.
+/// Pops the objects above the last mark, and the mark.
 fn above(stack: &mut Vec<usize>, marks: &mut Vec<usize>) -> Option<Vec<usize>> {
     let mark = marks.pop()?;
     (mark <= stack.len()).then(|| stack.split_off(mark))

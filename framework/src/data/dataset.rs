@@ -1,16 +1,19 @@
-//! Datasets: items with a condition, in a reproducible order.
+//! Datasets: items with a condition.
 
+use crate::checkpoint::facts::DatasetFacts;
+use crate::data::tokenizer::ImageShape;
 use crate::error::{Problems, Result};
 use crate::random::Random;
-use crate::tokenizer::ImageShape;
+use sha2::{Digest, Sha256};
 use std::fmt::Debug;
 
-/// What the items of a dataset are.
+/// Kind and shape of a dataset's items.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ItemKind {
-    /// Images of this shape, to be encoded by the tokenizer.
+    /// Images of this shape. The tokenizer encodes them.
     Images(ImageShape),
-    /// Latents that were encoded before: `[position, channel]` on a grid; the tokenizer decodes them to this shape.
+    /// Latents that were encoded in advance, `[position, channel]` on a grid. Their grid and channels
+    /// determine the shape of the images that the tokenizer decodes.
     Latents {
         /// Grid of positions: height, width.
         grid: [usize; 2],
@@ -19,12 +22,12 @@ pub enum ItemKind {
     },
 }
 
-/// What is known of a dataset.
+/// The properties of a dataset that are known before its items are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetInfo {
-    /// What its items are.
+    /// Kind and shape of the items.
     pub items: ItemKind,
-    /// Number of classes; `None` = unconditional or captioned.
+    /// Number of classes; `None` if the items have captions or no condition.
     pub num_classes: Option<usize>,
     /// Whether items carry a caption.
     pub captions: bool,
@@ -33,7 +36,7 @@ pub struct DatasetInfo {
 /// The condition of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Label {
-    /// None.
+    /// No condition.
     None,
     /// A class index.
     Class(usize),
@@ -41,10 +44,10 @@ pub enum Label {
     Caption(String),
 }
 
-/// One item: its numbers in raster order (`[C, H, W]` in [-1, 1] for images, `[position, channel]` for latents).
+/// One item of a dataset.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// The numbers.
+    /// Values in raster order: `[C, H, W]` in [-1, 1] for images, `[position, channel]` for latents.
     pub values: Vec<f32>,
     /// The condition.
     pub label: Label,
@@ -52,47 +55,47 @@ pub struct Item {
 
 /// The document entry of a dataset.
 pub trait DatasetConfig: Debug + Send + Sync {
-    /// Problems within this entry; pointers are relative to it.
+    /// Returns the problems within this entry. Pointers are relative to the entry.
     fn check(&self) -> Problems {
         Problems::new()
     }
 
-    /// What is known without opening a file; `None` if a file must be read first.
+    /// Returns what is known without opening a file; `None` if a file must be read first.
     fn info(&self) -> Option<DatasetInfo>;
 
-    /// Opens it.
+    /// Opens the dataset.
     ///
     /// # Errors
-    /// If a file is missing or is not what it should be.
+    /// If a file is missing or invalid.
     fn open(&self) -> Result<Box<dyn Dataset>>;
 }
 
 /// An open dataset.
 pub trait Dataset: Debug + Send + Sync {
-    /// What its items are.
+    /// Returns the properties of the dataset.
     fn info(&self) -> DatasetInfo;
 
-    /// Number of items, at least one.
+    /// Returns the number of items, at least one.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Returns whether the dataset is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// One item. Random augmentation draws from `random` with (index, epoch) and nothing else.
+    /// Reads one item. Random augmentation uses the streams of `random` for (index, epoch) only.
     ///
     /// # Errors
     /// If its file cannot be read or decoded.
     fn get(&self, index: usize, random: &Random, epoch: u64) -> Result<Item>;
 
-    /// The item as it is, without augmentation: what samples are compared with.
+    /// Reads one item without augmentation. Generated samples are compared with these items.
     ///
     /// # Errors
     /// If its file cannot be read or decoded.
     fn plain(&self, index: usize) -> Result<Item>;
 
-    /// The condition of an item, without its numbers where that is less work.
+    /// Reads the condition of an item. It skips the values if that is cheaper.
     ///
     /// # Errors
     /// If its file cannot be read or decoded.
@@ -100,18 +103,40 @@ pub trait Dataset: Debug + Send + Sync {
         Ok(self.plain(index)?.label)
     }
 
-    /// Whether [`Dataset::get`] mirrors an item left to right with probability 1/2.
+    /// Returns whether [`Dataset::get`] mirrors an item left to right with probability 1/2.
     fn mirrors(&self) -> bool {
         false
     }
 
-    /// What was left out when it was opened, and why: one sentence a reason. Told before training.
+    /// Returns what was left out on opening, and why, as one sentence per reason. It is printed before
+    /// training.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Names of the classes, in order, where the dataset has names.
+    /// Returns the class names in order, if the dataset has names.
     fn class_names(&self) -> Option<Vec<String>> {
         None
     }
+}
+
+/// Items whose content enters the fingerprint, evenly spread over the dataset.
+const FINGERPRINTED: usize = 16;
+
+/// Reads the facts of an open dataset. An unreadable item enters the fingerprint as such.
+pub fn facts(dataset: &dyn Dataset) -> DatasetFacts {
+    let (items, class_names) = (dataset.len(), dataset.class_names());
+    let mut hash = Sha256::new();
+    hash.update(format!("{:?} {items} {class_names:?}", dataset.info()));
+    for i in 0..items.min(FINGERPRINTED) {
+        match dataset.plain(i * items / items.min(FINGERPRINTED)) {
+            Ok(item) => {
+                hash.update(format!("{:?}", item.label));
+                item.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+            }
+            Err(_) => hash.update("unreadable"),
+        }
+    }
+    let fingerprint = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    DatasetFacts { class_names, items, fingerprint }
 }

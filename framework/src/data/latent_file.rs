@@ -1,20 +1,19 @@
-//! Files of encoded latents: what dataset `latents` reads and `unguided encode` writes.
+//! Files of encoded latents, which the dataset `latents` reads and `unguided encode` writes.
 //!
-//!   x, x_flip     float [N, C, H, W]   the latents, and those of the mirrored images
-//!   y             int64 `[N]`            the classes
-//!   captions      uint8 `[bytes]`        the captions one after another, UTF-8
-//!   caption_ends  int64 `[N]`            where each ends in `captions`
+//!   x, x_flip     float [N, C, H, W]   latents of the images, and of the mirrored images
+//!   y             int64 `[N]`            classes
+//!   captions      uint8 `[bytes]`        all captions in UTF-8, concatenated
+//!   caption_ends  int64 `[N]`            end of each caption in `captions`
 //!
-//! Everything but `x` may be absent.
+//! Only `x` is required.
 
-use crate::checkpoint::{self, foreign_dtype, write_tensors};
-use crate::dataset::{Dataset, Label};
+use crate::checkpoint::tensor_file::{foreign_dtype, header, write_tensors};
+use crate::data::dataset::{Dataset, Label};
+use crate::data::loader::{Batch, readable_or_none};
+use crate::data::tokenizer::ImageShape;
 use crate::error::{Error, Result};
-use crate::loader::{Batch, readable_or_none};
 use crate::nn::from_positions;
-use crate::pipeline::Pipeline;
 use crate::process::Latent;
-use crate::tokenizer::ImageShape;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::Dtype;
 use std::collections::HashMap;
@@ -23,16 +22,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-/// Name of the tensor of captions.
+/// Name of the tensor that holds the captions.
 pub const CAPTIONS: &str = "captions";
-/// Name of the tensor of their ends.
+/// Name of the tensor that holds the end of each caption.
 pub const CAPTION_ENDS: &str = "caption_ends";
-/// The one name in a file's metadata.
+/// The only key in a file's metadata.
 const ABOUT: &str = "unguided-latents-1";
 /// Batches read ahead of the encoder.
 const AHEAD: usize = 2;
 
-/// The items of one file, as they come.
+/// The items of one file, collected in memory.
 #[derive(Clone, Debug)]
 pub struct Shard {
     dtype: DType,
@@ -46,34 +45,35 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// An empty one for latents of shape C, H, W, kept in a float type.
+    /// Creates an empty shard for latents of shape C, H, W, stored in a float type.
     pub fn new(shape: [usize; 3], dtype: DType) -> Self {
         let (x, x_flip, captions) = (Vec::new(), Vec::new(), Vec::new());
         Self { dtype, shape, x, x_flip, y: Vec::new(), captions, caption_ends: Vec::new(), len: 0 }
     }
 
-    /// Number of items.
+    /// Returns the number of items.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether the shard has no items.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Encodes a batch of images of shape C, H, W, mirrored as well if asked, and adds it.
+    /// Encodes a batch of images of shape C, H, W and appends it. With `flip`, it also encodes the mirrored
+    /// images.
     ///
     /// # Errors
     /// If the tokenizer panics, or a latent is not finite in the shard's type.
     ///
     /// # Panics
-    /// If the tokenizer makes tokens, or latents of another shape.
+    /// If the tokenizer returns tokens, or latents of another shape.
     pub fn encode(
         &mut self,
         batch: &Batch,
         image: ImageShape,
-        pipeline: &Pipeline,
+        encode: &dyn Fn(Tensor<4>) -> Result<Latent>,
         flip: bool,
         device: &Device,
     ) -> Result<()> {
@@ -85,9 +85,9 @@ impl Shard {
         let values = TensorData::new(batch.values.clone(), [count, channels, height, width]);
         let images = Tensor::<4>::from_data(values, device);
         if flip {
-            self.x_flip.extend(self.bytes(pipeline.encode(images.clone().flip([3]))?)?);
+            self.x_flip.extend(self.bytes(encode(images.clone().flip([3]))?)?);
         }
-        self.x.extend(self.bytes(pipeline.encode(images)?)?);
+        self.x.extend(self.bytes(encode(images)?)?);
         for label in &batch.labels {
             match label {
                 Label::None => {}
@@ -102,9 +102,9 @@ impl Shard {
         Ok(())
     }
 
-    /// Latents `[B, C, H, W]` as they lie in the file.
+    /// Returns latents `[B, C, H, W]` as the bytes that the file stores.
     fn bytes(&self, latent: Latent) -> Result<Vec<u8>> {
-        let Latent::Values(x) = latent else { panic!("files of latents hold numbers, not tokens") };
+        let Latent::Values(x) = latent else { panic!("a latent file stores continuous latents, not tokens") };
         let [channels, height, width] = self.shape;
         let count = x.dims()[0];
         let x = from_positions(x, [height, width]);
@@ -113,13 +113,13 @@ impl Shard {
         match data.iter::<f32>().find(|value| !value.is_finite()) {
             None => Ok(data.as_bytes().to_vec()),
             Some(value) => {
-                let what = format!("a latent is {value} as {:?}; a wider type may hold it", self.dtype);
+                let what = format!("a latent value is {value} in type {:?}; use a wider type", self.dtype);
                 Err(Error::Run(what))
             }
         }
     }
 
-    /// Writes it, whole or not at all. `about` is kept in the file's metadata.
+    /// Writes the shard atomically. `about` is kept in the file's metadata.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -136,33 +136,34 @@ impl Shard {
             (CAPTION_ENDS, &integers, &ends),
             (CAPTIONS, &(Dtype::U8, vec![self.captions.len()]), &self.captions),
         ];
-        // Captions may all be empty; their ends are not.
+        // All captions may be empty strings, so the number of caption ends decides whether there are
+        // captions.
         let there = |name: &str, bytes: &[u8]| !bytes.is_empty() || (name == CAPTIONS && !ends.is_empty());
         let stored = all.into_iter().filter(|(name, _, bytes)| there(name, bytes));
         let stored = stored.map(|(name, (dtype, shape), bytes)| (name.to_string(), *dtype, shape.clone(), &bytes[..]));
-        // One entry alone has one order, so equal shards are equal files.
+        // A map with a single entry has only one order, so equal shards give identical files.
         let metadata = HashMap::from([(ABOUT.to_string(), about.to_string())]);
         write_tensors(path, stored.collect(), Some(metadata))
     }
 }
 
-/// What was said about a file when it was written; `None` if it is none of ours.
+/// Returns the `about` text of a latent file; `None` if the file was not written by [`Shard::write`].
 ///
 /// # Errors
 /// If the file cannot be read.
 pub fn about(path: &Path) -> Result<Option<String>> {
-    Ok(checkpoint::header(path)?.and_then(|mut metadata| metadata.remove(ABOUT)))
+    Ok(header(path)?.and_then(|mut metadata| metadata.remove(ABOUT)))
 }
 
-/// Reads the items of each range in order, in batches that do not cross its end, ahead of who asks for them. Items that
-/// cannot be read are left out.
+/// Reads the items of each range in order, on a thread that runs ahead of the receiver. A batch never crosses
+/// the end of a range. Unreadable items are left out.
 pub fn batches(dataset: Arc<dyn Dataset>, ranges: Vec<Range<usize>>, batch_size: usize) -> Receiver<Batch> {
     let (sender, batches) = sync_channel(AHEAD);
     std::thread::spawn(move || {
         for range in ranges {
             let indices: Vec<usize> = range.collect();
             for indices in indices.chunks(batch_size) {
-                // A closed channel is an encoder that failed.
+                // The channel is closed if the encoder failed.
                 if sender.send(readable_or_none(&*dataset, indices)).is_err() {
                     return;
                 }

@@ -1,11 +1,11 @@
-//! Batches in an order that is a function of (seed, position), read ahead on threads.
+//! Batches in an order that depends only on (seed, position), read ahead on threads.
 //!
-//! An item that cannot be read does not end a training: the next that can be read stands in its place, so the batch is a
-//! function of the dataset still, and the batch says what it left out.
+//! An unreadable item does not end a run: the next readable item replaces it. The batch is still a function
+//! of the dataset alone, and it reports the items that it skipped.
 
-use crate::dataset::{Dataset, Item, Label};
+use crate::data::dataset::{Dataset, Item, Label};
 use crate::error::{Error, Result};
-use crate::precision::MatmulPrecision;
+use crate::nn::precision::MatmulPrecision;
 use crate::random::{Random, permutation};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use std::sync::mpsc::{Receiver, sync_channel};
 /// The items of one batch.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Numbers of all items, item after item.
+    /// Values of all items, concatenated.
     pub values: Vec<f32>,
-    /// Their conditions.
+    /// Conditions of the items.
     pub labels: Vec<Label>,
-    /// Why items that belong here could not be read; others stand in their place.
+    /// Errors of the unreadable items. Other items replace them.
     pub skipped: Vec<String>,
 }
 
@@ -33,23 +33,24 @@ impl Batch {
     }
 }
 
-/// The order in which a run reads a dataset: every epoch is one permutation, and batches run on across epochs.
+/// The order in which a run reads a dataset. Every epoch is a permutation, and a batch may cross from one
+/// epoch into the next.
 pub struct Order {
     random: Random,
     len: usize,
-    /// The epoch looked at last: a permutation of a large dataset takes longer than reading a batch.
+    /// The cached epoch. To permute a large dataset takes longer than to read a batch.
     epoch: u64,
     permutation: Vec<usize>,
 }
 
 impl Order {
-    /// The order of `len` items, at least one.
+    /// Creates the order of `len` items, at least one.
     pub fn new(random: Random, len: usize) -> Self {
         let permutation = permutation(&random, "epoch", 0, len);
         Self { random, len, epoch: 0, permutation }
     }
 
-    /// The indices (and epochs) of batch `batch`.
+    /// Returns the (index, epoch) pairs of batch `batch`.
     pub fn batch(&mut self, batch_size: usize, batch: u64) -> Vec<(usize, u64)> {
         let (first, len) = (batch * batch_size as u64, self.len as u64);
         let index = |place: u64| {
@@ -63,28 +64,28 @@ impl Order {
     }
 }
 
-/// Indices of `most` of `len` items, or of all if there are no more, evenly spread and in order.
+/// Returns at most `most` indices of `len` items, evenly spaced and in order.
 pub fn spread(len: usize, most: usize) -> Vec<usize> {
     let count = len.min(most.max(1));
     (0..count).map(|i| (i as u128 * len as u128 / count as u128) as usize).collect()
 }
 
-/// Reads batches `from..to` ahead of the trainer, in order.
+/// Reads batches `from..to` in order, ahead of the trainer.
 pub struct Loader {
     batches: Receiver<Result<Batch>>,
 }
 
 impl Loader {
-    /// Batches kept ready.
+    /// Number of batches read ahead.
     const AHEAD: usize = 4;
 
-    /// Starts reading.
+    /// Starts reading on a thread.
     pub fn new(dataset: Arc<dyn Dataset>, random: Random, batch_size: usize, from: u64, to: u64) -> Self {
         let (sender, batches) = sync_channel(Self::AHEAD);
         std::thread::spawn(move || {
             let mut order = Order::new(random, dataset.len());
             for batch in from..to {
-                // A closed channel is a trainer that stopped.
+                // The channel is closed if the trainer stopped.
                 if sender.send(read(&*dataset, &random, &order.batch(batch_size, batch))).is_err() {
                     return;
                 }
@@ -93,23 +94,23 @@ impl Loader {
         Self { batches }
     }
 
-    /// The next batch.
+    /// Returns the next batch.
     ///
     /// # Errors
-    /// If more than half of its items cannot be read, or nothing can stand in for one of them.
+    /// If more than half of its items cannot be read, or an unreadable item has no replacement.
     ///
     /// # Panics
-    /// If called more often than there are batches.
+    /// If all batches were already returned.
     pub fn next_batch(&self) -> Result<Batch> {
-        self.batches.recv().expect("the trainer asks for as many batches as it announced")
+        self.batches.recv().expect("the trainer requests no more batches than the loader was created with")
     }
 }
 
-/// Items looked at in place of one that cannot be read.
+/// Number of items that are tried as a replacement for an unreadable one.
 const INSTEAD: usize = 64;
 
-/// The batch of these indices and epochs. Its items are read side by side; the result does not depend on by how many
-/// threads.
+/// Reads the batch at these (index, epoch) pairs. It reads items in parallel; the result does not depend on
+/// the number of threads.
 fn read(dataset: &dyn Dataset, random: &Random, places: &[(usize, u64)]) -> Result<Batch> {
     let get = |(index, epoch): (usize, u64)| match dataset.get(index, random, epoch) {
         Ok(item) => Ok((item, None)),
@@ -118,7 +119,8 @@ fn read(dataset: &dyn Dataset, random: &Random, places: &[(usize, u64)]) -> Resu
             None => Err(none_left(&error)),
         },
     };
-    // A thread that waits within a pass may take an item, but not with the pass's precision.
+    // rayon may run this item on a thread that is blocked inside a reduced-precision pass. Reset the
+    // thread-local precision first.
     let read: Vec<(Item, Option<Error>)> =
         places.par_iter().map(|place| MatmulPrecision::Highest.within(|| get(*place))).collect::<Result<_>>()?;
     let (items, errors): (Vec<Item>, Vec<Option<Error>>) = read.into_iter().unzip();
@@ -126,37 +128,35 @@ fn read(dataset: &dyn Dataset, random: &Random, places: &[(usize, u64)]) -> Resu
     few(Batch::of(items, skipped), places.len())
 }
 
-/// The next item that can be read.
+/// Returns the next readable item after `index`.
 fn instead(dataset: &dyn Dataset, index: usize, random: &Random, epoch: u64) -> Option<Item> {
     (1..=INSTEAD.min(dataset.len() - 1)).find_map(|i| dataset.get((index + i) % dataset.len(), random, epoch).ok())
 }
 
 fn none_left(error: &Error) -> Error {
-    Error::Run(format!(
-        "{error}. None of the next {INSTEAD} items can be read either; the dataset is not what it should be"
-    ))
+    Error::Run(format!("{error}. None of the next {INSTEAD} items can be read either; check the files of the dataset"))
 }
 
-/// Refuses a batch of which more than half could not be read. One item alone is no share.
+/// Refuses a batch if more than half of its items cannot be read. It never refuses a batch for a single item.
 fn few(batch: Batch, asked: usize) -> Result<Batch> {
     match batch.skipped.first() {
         Some(first) if batch.skipped.len() > (asked / 2).max(1) => Err(Error::Run(format!(
-            "{} of {asked} items of a batch cannot be read. The first: {first}",
+            "{} of {asked} items of a batch cannot be read. First error: {first}",
             batch.skipped.len()
         ))),
         _ => Ok(batch),
     }
 }
 
-/// The items `indices` as they are, without those that cannot be read.
+/// Reads the items `indices` without augmentation and leaves out unreadable ones.
 ///
 /// # Errors
-/// If more than half of them cannot be read.
+/// If more than half of the items cannot be read.
 pub fn readable(dataset: &dyn Dataset, indices: &[usize]) -> Result<Batch> {
     few(readable_or_none(dataset, indices), indices.len())
 }
 
-/// The items `indices` as they are, without those that cannot be read, how many these may be.
+/// Reads the items `indices` without augmentation and leaves out unreadable ones, however many they are.
 pub fn readable_or_none(dataset: &dyn Dataset, indices: &[usize]) -> Batch {
     let plain = |index: &usize| MatmulPrecision::Highest.within(|| dataset.plain(*index));
     let read: Vec<Result<Item>> = indices.par_iter().map(plain).collect();
@@ -173,9 +173,9 @@ pub fn readable_or_none(dataset: &dyn Dataset, indices: &[usize]) -> Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::{DatasetInfo, ItemKind};
+    use crate::data::dataset::{DatasetInfo, ItemKind};
 
-    /// Items that hold their index; the bad ones cannot be read.
+    /// Items whose value is their index; the bad ones cannot be read.
     #[derive(Debug)]
     struct Holes {
         len: usize,
@@ -218,13 +218,13 @@ mod tests {
         assert_eq!(batch.values, expected);
         assert_eq!(batch.skipped.len(), 3);
         assert!(batch.skipped.contains(&"item 9 is broken".to_string()));
-        // Any number of threads reads the same.
+        // The result is the same for any number of threads.
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let again = pool.install(|| read(&dataset, &random, &places)).unwrap();
             assert_eq!((again.values, again.skipped), (batch.values.clone(), batch.skipped.clone()));
         }
-        // Alone in its batch it is replaced as well.
+        // A bad item that is alone in its batch is replaced too.
         assert!(places.iter().all(|place| read(&dataset, &random, &[*place]).is_ok()));
     }
 
@@ -234,7 +234,7 @@ mod tests {
         let first = |dataset: &Holes, size| read(dataset, &random, &Order::new(random, dataset.len).batch(size, 0));
         let error = |dataset: &Holes, size: usize| first(dataset, size).unwrap_err().to_string();
         let most = Holes { len: 8, bad: vec![0, 1, 2, 3, 4] };
-        assert!(error(&most, 8).starts_with("5 of 8 items of a batch cannot be read. The first: item "));
+        assert!(error(&most, 8).starts_with("5 of 8 items of a batch cannot be read. First error: item "));
         let all = Holes { len: 2, bad: vec![0, 1] };
         assert!(error(&all, 1).contains("None of the next"));
         let half = Holes { len: 8, bad: vec![0, 1, 2, 3] };
@@ -257,7 +257,7 @@ mod tests {
             seen.sort_unstable();
             assert_eq!(seen, (0..8).collect::<Vec<_>>());
         }
-        // From the middle, as a resumed run reads.
+        // A resumed run starts in the middle of the order.
         assert_eq!(Order::new(random, 8).batch(6, 3), all[18..]);
         assert_ne!(all[..8], all[8..16].iter().map(|(i, _)| (*i, 0)).collect::<Vec<_>>());
     }

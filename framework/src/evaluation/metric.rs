@@ -1,105 +1,110 @@
-//! Metrics on samples.
+//! Metrics on samples: their trait, their input and their results.
 
-use crate::dataset::Label;
+use crate::data::tokenizer::ImageShape;
 use crate::error::{Problems, Result};
-use crate::tokenizer::ImageShape;
+use crate::evaluation::images::Images;
+use crate::evaluation::statistics::Statistics;
+use burn::tensor::Device;
 use std::fmt::Debug;
+use std::sync::Arc;
 
-/// Images as rows of numbers, with a class or a caption each where there are some.
-#[derive(Clone, Debug)]
-pub struct Images {
-    /// Numbers `[count, C, H, W]`, nominally in [-1, 1].
-    pub values: Vec<f32>,
-    /// Shape of one image, `[C, H, W]`.
-    pub shape: ImageShape,
-    /// The class of each image; empty where there are none.
-    pub classes: Vec<usize>,
-    /// The caption of each image; empty where there are none.
-    pub captions: Vec<String>,
-}
-
-impl Images {
-    /// No images of that shape.
-    pub fn none(shape: ImageShape) -> Self {
-        Self { values: Vec::new(), shape, classes: Vec::new(), captions: Vec::new() }
-    }
-
-    /// Adds images with their conditions.
-    pub fn extend(&mut self, values: impl IntoIterator<Item = f32>, labels: &[Label]) {
-        self.values.extend(values);
-        for label in labels {
-            match label {
-                Label::None => {}
-                Label::Class(class) => self.classes.push(*class),
-                Label::Caption(caption) => self.captions.push(caption.clone()),
-            }
-        }
-    }
-
-    /// Numbers of one image.
-    pub fn width(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.values.len() / self.width()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// The numbers of image `i`.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.values[i * self.width()..(i + 1) * self.width()]
-    }
-}
-
-/// One number of a report.
+/// One value of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurement {
-    /// Name, lower snake case.
+    /// Name in lower snake case.
     pub name: String,
-    /// Value.
+    /// Measured value.
     pub value: f64,
-    /// Unit and meaning, one phrase: "share of samples, higher is better".
+    /// Unit and meaning in one phrase, e.g. "share of samples, higher is better".
     pub meaning: String,
 }
 
-/// A metric. The document entry is the metric.
+/// A metric. The document entry itself implements this trait.
 pub trait Metric: Debug + Send + Sync {
-    /// Problems within this entry; pointers are relative to it.
+    /// Returns the problems within this entry. Pointers are relative to the entry.
     fn check(&self) -> Problems {
         Problems::new()
     }
 
-    /// Whether it needs the class of each sample.
+    /// Returns whether the metric needs the class of each sample.
     fn needs_classes(&self) -> bool {
         false
     }
 
-    /// Whether it needs the caption of each sample.
+    /// Returns whether the metric needs the caption of each sample.
     fn needs_captions(&self) -> bool {
         false
     }
 
-    /// Problems with samples of this shape; pointers are relative to the entry.
+    /// Returns the incompatibilities with samples of this shape. Pointers are relative to the entry.
     fn check_image(&self, image: ImageShape) -> Problems {
         let _ = image;
         Problems::new()
     }
 
-    /// Fewest samples of `width` numbers each that it can measure.
+    /// Returns the smallest number of samples, of `width` values each, that the metric can measure.
     fn least_samples(&self, width: usize) -> usize {
         let _ = width;
         1
     }
 
-    /// Measures `samples` against `real`, the training images.
+    /// Loads the weights of the metric's features, once, before it measures.
     ///
     /// # Errors
-    /// If there are too few samples for it, or too few classes, or captions that it cannot read.
-    fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>>;
+    /// If a file is missing or does not fit.
+    fn load(&mut self, device: &Device) -> Result<()> {
+        let _ = device;
+        Ok(())
+    }
+
+    /// Starts to accumulate the real images that samples are compared with.
+    fn reference(&self) -> Box<dyn Reference>;
+
+    /// Starts to accumulate samples, which are compared with the statistics of the real images.
+    ///
+    /// # Errors
+    /// If the statistics are of another metric or another setting.
+    fn start(&self, reference: Arc<Statistics>) -> Result<Box<dyn Accumulator>>;
+
+    /// Measures one batch of samples against one batch of real images.
+    ///
+    /// # Errors
+    /// If there are too few samples or classes, or a caption cannot be parsed.
+    fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
+        let mut reference = self.reference();
+        reference.update(real)?;
+        let mut accumulator = self.start(Arc::new(reference.finish()?))?;
+        accumulator.update(samples)?;
+        accumulator.finish()
+    }
+}
+
+/// Accumulates real images, batch by batch.
+pub trait Reference: Send {
+    /// Adds a batch.
+    ///
+    /// # Errors
+    /// If an image does not fit the metric.
+    fn update(&mut self, images: &Images) -> Result<()>;
+
+    /// Returns the statistics of all batches.
+    ///
+    /// # Errors
+    /// If there are too few images.
+    fn finish(self: Box<Self>) -> Result<Statistics>;
+}
+
+/// Accumulates samples, batch by batch.
+pub trait Accumulator: Send {
+    /// Adds a batch.
+    ///
+    /// # Errors
+    /// If a sample does not fit the metric.
+    fn update(&mut self, images: &Images) -> Result<()>;
+
+    /// Returns the measurements of all batches.
+    ///
+    /// # Errors
+    /// If there are too few samples.
+    fn finish(self: Box<Self>) -> Result<Vec<Measurement>>;
 }

@@ -1,4 +1,4 @@
-//! The product of rows with a weight, with its bias.
+//! The linear layer: rows times a weight matrix, with an optional bias.
 
 use super::math::{Number, chunks, room, total, vectorized};
 use super::matrix::{Matrix, MatrixMut, Rounding, multiply};
@@ -7,12 +7,12 @@ use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-/// Products of single numbers from which on all threads share a matrix product.
+/// Scalar multiplications from which on all threads share a matrix product.
 const WIDE: usize = 1 << 21;
-/// Rows whose bias gradients are added up together; fixed, so that sums have one order.
+/// Rows per partial sum of the bias gradient. The constant fixes the order of summation.
 const ROWS: usize = 64;
 
-/// `x W + b`. Inputs: `x` `[.., in]`, `weight` `[in, out]`, and `bias` `[out]` if there is one.
+/// Computes `x W + b`. Inputs: `x` `[.., in]`, `weight` `[in, out]`, and optionally `bias` `[out]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Affine {
     pub rounding: Rounding,
@@ -27,7 +27,7 @@ impl<const N: usize> Fused<N> for Affine {
         let [depth, width] = [0, 1].map(|i| inputs[1].shape()[i]);
         let mut shape = inputs[0].shape();
         let last = shape.num_dims() - 1;
-        assert_eq!(shape[last], depth, "width of the rows and of the weight's inputs");
+        assert_eq!(shape[last], depth, "width of `x` and first dimension of the weight");
         shape[last] = width;
         let rows = x.len() / depth;
         let mut y = room::<T>(rows * width);

@@ -1,4 +1,6 @@
-//! Attention that keeps two numbers a query: what its softmax was scaled by. The backward pass computes the weights again, a block of queries at a time, so memory grows with the length and not with its square.
+//! Attention that saves two values per query: the maximum logit and the inverse of the softmax denominator. The
+//! backward pass recomputes the attention weights from them, one block of queries at a time. Memory is
+//! therefore linear in the length, not quadratic.
 //!
 //! Source: arXiv:2205.14135 algorithms 1 and 4 (the recomputation; blocks here span all keys).
 
@@ -11,22 +13,22 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Attention weights that one block of queries holds: they stay in the cache of a core. Not fewer than 64 queries, though: a
-/// product of a few rows spends its time on packing the keys.
+/// Attention weights per block of queries; this many stay in the cache of a core. A block still has at least 64
+/// queries, because a product of fewer rows spends most of its time on packing the keys.
 const BLOCK: usize = 1 << 15;
 
-/// `softmax(scale q k^T) v`. Inputs: `q` `[B, heads, L, d]`, `k` and `v` `[B, heads, K, d]`.
+/// Computes `softmax(scale q k^T) v`. Inputs: `q` `[B, heads, L, d]`, `k` and `v` `[B, heads, K, d]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Attend {
     pub scale: f64,
-    /// Query `l` sees keys up to `K - L + l`.
+    /// Whether query `l` sees only the keys up to `K - L + l`.
     pub causal: bool,
-    /// `[B, heads, L, K]` or 1 in place of any of them, true = hidden.
+    /// `[B, heads, L, K]`, true = hidden. Any dimension may be 1, which broadcasts.
     pub mask: Option<FlexTensor>,
     pub rounding: Rounding,
 }
 
-/// A tensor `[B, heads, L, d]` whose rows may lie apart.
+/// A view of a tensor `[B, heads, L, d]` with contiguous rows and arbitrary other strides.
 #[derive(Clone, Copy)]
 struct Heads<'a, T> {
     values: &'a [T],
@@ -34,44 +36,44 @@ struct Heads<'a, T> {
 }
 
 impl<'a, T: Number> Heads<'a, T> {
-    /// Of a tensor that [`strided`] returned.
+    /// Creates a view of a tensor that [`strided`] returned.
     fn of(x: &'a FlexTensor) -> Self {
         let (layout, strides) = (x.layout(), x.layout().strides());
         let values = &x.storage::<T>()[layout.start_offset()..];
         Self { values, strides: [0, 1, 2].map(|i| strides[i] as usize) }
     }
 
-    /// Rows from `first` on of one head.
+    /// Returns the rows of one head from `first` on.
     fn rows(self, [b, h]: [usize; 2], first: usize) -> Matrix<'a, T> {
         let start = b * self.strides[0] + h * self.strides[1] + first * self.strides[2];
         Matrix { values: &self.values[start..], row: self.strides[2], column: 1 }
     }
 }
 
-/// A tensor `[B, heads, L, d]` whose rows are read where they lie; copied if they are not whole.
+/// Returns a tensor `[B, heads, L, d]` whose rows are contiguous; copies it otherwise.
 fn strided(x: FlexTensor) -> FlexTensor {
     let whole = x.layout().strides().iter().all(|stride| *stride >= 0) && x.layout().strides()[3] == 1;
     if whole { x } else { x.to_contiguous() }
 }
 
-/// Where threads write rows of a result `[B, heads, L, d]`, side by side those of different heads: so that heads merge
-/// without a copy.
+/// The destination for the rows of a result `[B, heads, L, d]`, shared by all threads. Rows of different heads
+/// are adjacent in memory, so that heads merge without a copy.
 #[derive(Clone, Copy)]
 struct Rows<T> {
     start: *mut T,
     dims: [usize; 4],
     strides: [usize; 3],
 }
-// SAFETY: a row is written by one thread: the one that has its head and block.
+// SAFETY: only one thread writes a row: the thread that processes its head and block.
 unsafe impl<T> Send for Rows<T> {}
 unsafe impl<T> Sync for Rows<T> {}
 
 impl<T: Number> Rows<T> {
-    /// In numbers that lie as `[B, L, parts, heads, d]`, the rows of part `part`.
+    /// Selects the rows of part `part` in memory with the layout `[B, L, parts, heads, d]`.
     fn of(values: *mut [T], dims: [usize; 4], (part, parts): (usize, usize)) -> Self {
         let [_, heads, length, width] = dims;
         let line = parts * heads * width;
-        assert_eq!(values.len(), dims.iter().product::<usize>() * parts, "room for all rows");
+        assert_eq!(values.len(), dims.iter().product::<usize>() * parts, "size of the result");
         Self {
             start: values.cast::<T>().wrapping_add(part * heads * width),
             dims,
@@ -79,26 +81,26 @@ impl<T: Number> Rows<T> {
         }
     }
 
-    /// Writes rows from `first` on of one head.
+    /// Writes `rows` of one head from row `first` on.
     fn write(self, [b, h]: [usize; 2], first: usize, rows: &[T]) {
         let [batch, heads, length, width] = self.dims;
-        assert!(b < batch && h < heads && first + rows.len() / width <= length, "rows within the result");
+        assert!(b < batch && h < heads && first + rows.len() / width <= length, "row index out of range");
         for (i, row) in rows.chunks_exact(width).enumerate() {
             let place = b * self.strides[0] + h * self.strides[1] + (first + i) * self.strides[2];
-            // SAFETY: within the result, as asserted, and no other thread has this row.
+            // SAFETY: the assertion above keeps the row within the result, and no other thread writes it.
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.start.add(place), width) };
         }
     }
 }
 
-/// Numbers that lie as `[B, L, parts, heads, d]`, seen as the `[B, heads, L, d]` of part `part`.
+/// Views memory with the layout `[B, L, parts, heads, d]` as the tensor `[B, heads, L, d]` of part `part`.
 fn view(values: FlexTensor, [batch, heads, length, width]: [usize; 4], (part, parts): (usize, usize)) -> FlexTensor {
     let line = (parts * heads * width) as isize;
     let strides = vec![length as isize * line, width as isize, line, 1];
     values.with_layout(Layout::new(Shape::new([batch, heads, length, width]), strides, part * heads * width))
 }
 
-/// Sizes of one call, and what a query may see.
+/// Sizes of one call, and the keys that each query may see.
 struct Scene<'a> {
     dims: [usize; 4],
     keys: usize,
@@ -106,16 +108,16 @@ struct Scene<'a> {
     mask: Option<Mask<'a>>,
 }
 
-/// Which keys are hidden, one byte each.
+/// The hidden keys, one byte per element.
 struct Mask<'a> {
     values: &'a [u8],
-    /// Of sample, head, query and key; 0 where one serves all.
+    /// Strides of sample, head, query and key; 0 where the mask broadcasts.
     strides: [isize; 4],
     offset: usize,
 }
 
 impl Mask<'_> {
-    /// Whether a key is hidden from query `row`.
+    /// Returns a function that tells whether a key is hidden from query `row`.
     fn of_row(&self, [b, h]: [usize; 2], row: usize) -> impl Fn(usize) -> bool {
         let place = [b, h, row].iter().zip(self.strides).map(|(i, stride)| *i as isize * stride).sum::<isize>();
         let start = self.offset as isize + place;
@@ -135,17 +137,18 @@ impl<'a> Scene<'a> {
         Self { dims: [q[0], q[1], q[2], q[3]], keys: k[2], causal: op.causal, mask: op.mask.as_ref().map(bytes) }
     }
 
-    /// Queries of a block.
+    /// Returns the number of queries per block.
     fn block(&self) -> usize {
         (BLOCK / self.keys.max(1)).clamp(64, 256).min(self.dims[2])
     }
 
-    /// Keys that query `row` may see at the most.
+    /// Returns how many keys query `row` may see if no mask hides any.
     fn seen(&self, row: usize) -> usize {
         if self.causal { (row + 1 + self.keys).saturating_sub(self.dims[2]).min(self.keys) } else { self.keys }
     }
 
-    /// Keys up to the last that any of `rows` sees: those behind are left out of their block.
+    /// Returns the number of keys up to the last one that any of `rows` sees. Later keys are skipped for this
+    /// block.
     fn reach(&self, head: [usize; 2], rows: Range<usize>) -> usize {
         let end = self.seen(rows.end - 1);
         let Some(mask) = &self.mask else { return end };
@@ -153,11 +156,12 @@ impl<'a> Scene<'a> {
             let hidden = mask.of_row(head, row);
             (0..end).rev().find(|key| !hidden(*key)).map_or(0, |key| key + 1)
         };
-        // One key at the least: rows that see nothing have weights of zero.
+        // Keep at least one key: a row that sees no key gets weight zero for it.
         rows.map(last).max().unwrap_or_default().max(1).min(end)
     }
 
-    /// Sets the logits of what `row` must not see to minus infinity. `logits` has one number a key.
+    /// Sets the logits of the keys that are hidden from `row` to minus infinity. `logits` has one value per
+    /// key.
     fn hide<T: Number>(&self, [b, h]: [usize; 2], row: usize, logits: &mut [T]) {
         let hidden = T::of(f64::NEG_INFINITY);
         let seen = self.seen(row).min(logits.len());
@@ -172,7 +176,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// `work(head, scratch)` for every pair of sample and head.
+    /// Calls `work([sample, head])` for every pair of sample and head, in parallel if there is enough work.
     fn heads(&self, work: impl Fn([usize; 2]) + Sync) {
         let [batch, heads, length, _] = self.dims;
         let head = |i: usize| work([i / heads, i % heads]);
@@ -185,7 +189,7 @@ impl<'a> Scene<'a> {
 }
 
 impl Fused<3> for Attend {
-    /// Of every query its highest logit and the inverse of its softmax's denominator, `[B, heads, L, 2]`.
+    /// Maximum logit and inverse softmax denominator of every query, `[B, heads, L, 2]`.
     type Saved = FlexTensor;
 
     fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, FlexTensor) {
@@ -219,7 +223,7 @@ impl Fused<3> for Attend {
             );
             rows_of_output.write(head, first, &mixed);
         };
-        // Those of one head after the other, each in blocks.
+        // One part per head and block of queries. A block never crosses from one head to the next.
         let mut parts: Vec<&mut [T]> =
             scales.chunks_mut(2 * length).flat_map(|head| head.chunks_mut(2 * block)).collect();
         if batch * heads * length * scene.keys < GRAIN {
@@ -248,13 +252,13 @@ impl Fused<3> for Attend {
         let mut wanted = wanted.into_iter();
         results.map(|(values, dims)| {
             let shape = Shape::new([dims[0], dims[2], dims[1] * dims[3]]);
-            wanted.next().expect("one of three").then(|| view(tensor(values, shape), dims, (0, 1)))
+            wanted.next().expect("there are three flags").then(|| view(tensor(values, shape), dims, (0, 1)))
         })
     }
 }
 
 impl Attend {
-    /// A product on this thread alone: heads have one each.
+    /// Multiplies on the current thread alone, because each thread processes its own head.
     fn multiply<T: Number>(
         &self,
         shape: [usize; 3],
@@ -308,8 +312,9 @@ impl Attend {
                             for weight in weights.iter_mut() {
                                 *weight = (*weight - highest).exp() * inverse;
                             }
-                            // Slopes less their mean may be far smaller than both. What rounding left in the mean, and the
-                            // weights' sum, which is not quite one, is the mean of those differences.
+                            // Softmax backward needs `slope - sum(weight * slope)`. A single subtraction
+                            // cancels badly when the difference is tiny, and the rounded weights do not sum to
+                            // exactly 1, so subtract the weighted mean twice.
                             for _ in 0..2 {
                                 let mean = sum(keys, |k| weights[k] * slopes[k]);
                                 slopes.iter_mut().for_each(|slope| *slope = *slope - mean);
@@ -334,8 +339,8 @@ impl Attend {
     }
 }
 
-/// [`Attend`] on queries, keys and values as one linear map makes them. Input: `[B, L, 3 heads d]`, output
-/// `[B, L, heads d]`.
+/// [`Attend`] on the packed queries, keys and values that a single linear layer computes. Input:
+/// `[B, L, 3 heads d]`, output `[B, L, heads d]`.
 #[derive(Clone, Debug)]
 pub(crate) struct AttendPacked {
     pub attend: Attend,
@@ -347,7 +352,7 @@ impl AttendPacked {
         [shape[0], self.heads, shape[1], width_of_head(shape[2], self.heads)]
     }
 
-    /// Queries, keys and values, as they lie in row-major numbers.
+    /// Returns views of the queries, keys and values in a row-major tensor.
     fn parts(&self, x: FlexTensor) -> [FlexTensor; 3] {
         let dims = self.dims(&x.shape());
         [0, 1, 2].map(|part| view(x.clone(), dims, (part, 3)))
@@ -355,7 +360,7 @@ impl AttendPacked {
 }
 
 impl Fused<1> for AttendPacked {
-    /// As of [`Attend`].
+    /// The same as for [`Attend`].
     type Saved = FlexTensor;
 
     fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
@@ -384,20 +389,20 @@ impl Fused<1> for AttendPacked {
     }
 }
 
-/// The whole of a row-major matrix.
+/// Returns the whole of a row-major matrix.
 fn all<T>(values: &mut [T], width: usize) -> MatrixMut<'_, T> {
     MatrixMut { values, row: width }
 }
 
-/// Turns logits into weights and returns the highest logit and the inverse of the denominator. A row that sees nothing has
-/// weight 0; one with NaN is all NaN.
+/// Replaces logits by attention weights; returns the maximum logit and the inverse of the denominator. A row
+/// that sees no key gets weight 0; a row with NaN becomes all NaN.
 fn softmax<T: Number>(row: &mut [T]) -> [T; 2] {
     vectorized(
         #[inline(always)]
         || {
             let highest = maximum(row);
             if highest == T::of(f64::NEG_INFINITY) {
-                // NaN is never the highest, and must not pass for hidden.
+                // [`maximum`] ignores NaN; a row of NaN must not be treated as hidden.
                 let weight = row.iter().find(|x| x.to_f64().is_nan()).copied().unwrap_or(T::of(0.0));
                 row.fill(weight);
                 return [weight; 2];

@@ -1,5 +1,5 @@
-//! bf16 as kernels take it: they compute in f32 and round what they return. Sums are then as exact as f32's, and a processor
-//! without bf16 arithmetic runs at the speed of f32.
+//! bf16 support of the kernels: they compute in f32 and round their results. Sums are then as precise as in
+//! f32, and a processor without bf16 arithmetic runs at the speed of f32.
 
 use super::math::{GRAIN, Number, chunks, room, vectorized};
 use super::{Fused, dense, tensor};
@@ -10,13 +10,13 @@ use burn::tensor::DType;
 use half::bf16;
 use rayon::prelude::*;
 
-/// The same numbers as f32; those that are not bf16 stay as they are.
+/// Converts a bf16 tensor to f32; returns a tensor of another type unchanged.
 pub(super) fn widened(x: FlexTensor) -> FlexTensor {
     if x.dtype() != DType::BF16 {
         return x;
     }
     let x = x.to_contiguous();
-    let numbers = x.as_slice::<bf16>().expect("row-major numbers");
+    let numbers = x.as_slice::<bf16>().expect("`to_contiguous` returned a row-major tensor");
     let mut wide = room::<f32>(numbers.len());
     chunks(&mut wide, GRAIN, |i, wide| {
         vectorized(
@@ -31,7 +31,7 @@ pub(super) fn widened(x: FlexTensor) -> FlexTensor {
     tensor(wide, x.shape())
 }
 
-/// f32 numbers rounded to the nearest bf16, ties to even, if `dtype` is that; else as they are.
+/// Rounds an f32 tensor to the nearest bf16, ties to even, if `dtype` is bf16; returns it unchanged otherwise.
 pub(super) fn narrowed(x: FlexTensor, dtype: DType) -> FlexTensor {
     if dtype != DType::BF16 {
         return x;
@@ -52,7 +52,7 @@ pub(super) fn narrowed(x: FlexTensor, dtype: DType) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(narrow), Layout::contiguous(x.shape()), DType::BF16)
 }
 
-/// Without a branch, so that a loop over it fills a vector register.
+/// Rounds to the nearest bf16, ties to even. It has no branch, so that the compiler vectorizes a loop over it.
 #[inline(always)]
 fn rounded(x: f32) -> bf16 {
     let bits = x.to_bits();
@@ -62,7 +62,7 @@ fn rounded(x: f32) -> bf16 {
     bf16::from_bits(if x.is_nan() { quiet } else { nearest } as u16)
 }
 
-/// f32 numbers as bf16; their gradient is f32.
+/// Rounds f32 to bf16. The gradient stays f32.
 #[derive(Clone, Debug)]
 pub(crate) struct Narrow;
 

@@ -1,5 +1,6 @@
-//! Convolution as matrix products: the patches of one image, or of several small ones, spread out as columns, times the
-//! weights; or products of transformed tiles where they are fewer.
+//! Convolution as matrix products. The patches of one image, or of several small images, become the columns of
+//! a matrix (im2col), which is multiplied by the weights. A large enough 3x3 convolution uses Winograd tiles
+//! instead, which take fewer multiplications.
 
 mod winograd;
 
@@ -14,18 +15,21 @@ use std::borrow::Cow;
 use std::ops::Range;
 use winograd::Winograd;
 
-/// Columns that a product should have: images with fewer positions share one, so that the weights are read for all of them.
+/// Target number of columns per product. Images with fewer positions share a product, so that the weights are
+/// read only once for all of them.
 const COLUMNS: usize = 256;
-/// Products from which on threads take one each; fewer are shared.
+/// Number of products from which on each thread computes its own. With fewer products, all threads share each
+/// one.
 const MANY: usize = 4;
-/// Parts of a batch whose weight gradients are added up apart; fixed, so that sums have one order.
+/// Parts of a batch with separate partial sums of the weight gradient. The constant fixes the order of
+/// summation.
 const PARTS: usize = 8;
 
-/// A convolution. Inputs: `x` `[B, in, H, W]`, `weight` `[out, in, k, k]`, `bias` `[out]`.
+/// A 2-D convolution. Inputs: `x` `[B, in, H, W]`, `weight` `[out, in, k, k]`, `bias` `[out]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Convolve {
     pub stride: usize,
-    /// Zeros before and after each axis.
+    /// Number of zeros before and after each axis.
     pub padding: (usize, usize),
     pub rounding: Rounding,
 }
@@ -37,7 +41,7 @@ struct Sizes {
     inputs: usize,
     outputs: usize,
     kernel: usize,
-    /// Height and width.
+    /// Height and width of the input.
     from: [usize; 2],
     to: [usize; 2],
     stride: usize,
@@ -48,37 +52,39 @@ impl Sizes {
     fn area(&self) -> usize {
         self.from[0] * self.from[1]
     }
-    /// Columns of an image: output positions.
+    /// Returns the number of output positions of an image, which is its number of columns.
     fn positions(&self) -> usize {
         self.to[0] * self.to[1]
     }
-    /// Rows of the columns: numbers of a patch.
+    /// Returns the number of elements per patch, which is the number of rows of the column matrix.
     fn patch(&self) -> usize {
         self.inputs * self.kernel * self.kernel
     }
-    /// Numbers of an image, before and after.
+    /// Returns the number of elements of an image in the input and in the output.
     fn image(&self) -> [usize; 2] {
         [self.inputs * self.area(), self.outputs * self.positions()]
     }
-    /// Images that share a product.
+    /// Returns the number of images that share a product.
     fn group(&self) -> usize {
         (COLUMNS / self.positions()).clamp(1, self.batch.max(1))
     }
-    /// Products of the batch.
+    /// Returns the number of products of the batch.
     fn groups(&self) -> usize {
         self.batch.div_ceil(self.group())
     }
-    /// Each product is shared among threads: there are too few for a thread to take one.
+    /// Returns whether all threads share each product. This is so if there are too few products for one per
+    /// thread.
     fn wide(&self) -> bool {
         self.groups() < MANY
     }
-    /// An image is its own columns.
+    /// Returns whether the column matrix equals the image.
     fn pointwise(&self) -> bool {
         self.kernel == 1 && self.stride == 1 && self.from == self.to
     }
 
-    /// For place (ky, kx) of the kernel and output row `y`: the row of the image it reads, the first and last output column
-    /// that lies on the image, and the image's column at the first.
+    /// For position (ky, kx) of the kernel and output row `y`, returns the input row, the range of output
+    /// columns whose input pixel is within the image, and the input column of the first of them. Returns `None`
+    /// if there is no such column.
     #[inline(always)]
     fn span(&self, ky: usize, kx: usize, y: usize) -> Option<(usize, Range<usize>, usize)> {
         let row = (y * self.stride + ky).checked_sub(self.before).filter(|row| *row < self.from[0])?;
@@ -88,7 +94,8 @@ impl Sizes {
         (first < end).then(|| (row, first..end, first * self.stride + kx - self.before))
     }
 
-    /// What the rows of one channel read of its plane: calls `f(row, place in the row, place in the plane)`.
+    /// Calls `f(row, range in the row, start in the plane)` for every range that the rows of one channel read
+    /// from its plane.
     #[inline(always)]
     fn spans(&self, mut f: impl FnMut(usize, Range<usize>, usize)) {
         for row in 0..self.kernel * self.kernel {
@@ -103,16 +110,17 @@ impl Sizes {
 }
 
 impl Convolve {
-    /// Matrix units multiply columns faster than transforms are computed, and rounded tiles would err more.
+    /// Returns the Winograd convolution where it is faster. Matrix units are not combined with it: they
+    /// multiply columns faster than the tiles can be transformed, and rounded tiles would have a larger error.
     fn winograd(&self, sizes: Sizes) -> Option<Winograd> {
         Winograd::of(sizes).filter(|_| !self.rounding.has_units())
     }
 
     fn sizes(&self, x: &Shape, weight: &Shape) -> Sizes {
-        assert!(x[1] == weight[1] && weight[2] == weight[3], "images {x:?}, kernel {weight:?}");
+        assert!(x[1] == weight[1] && weight[2] == weight[3], "shapes do not match: images {x:?}, kernel {weight:?}");
         let to = |side: usize| {
             let room = (side + self.padding.0 + self.padding.1).checked_sub(weight[2]);
-            room.expect("the kernel is no larger than the padded image") / self.stride + 1
+            room.expect("the padded image is at least as large as the kernel") / self.stride + 1
         };
         Sizes {
             batch: x[0],
@@ -127,18 +135,20 @@ impl Convolve {
     }
 }
 
-/// One row of the columns of a convolution that keeps the size: the image's plane, shifted as a whole. What the shift
-/// carries from one line of the plane to the next lies on `edges`, and is no part of the row.
+/// One row of the column matrix of a convolution that keeps the image size: the image plane, shifted as a
+/// whole. The shift also moves pixels from one line of the plane to the next. These pixels are at `edges` and
+/// must be cleared.
 struct Shifted {
-    /// Place in the row, and in the plane, of what both hold.
+    /// The common elements of row and plane, as ranges in each.
     row: Range<usize>,
     plane: Range<usize>,
-    /// Columns of every line that no pixel reaches.
+    /// Columns of each line that read outside the image.
     edges: Range<usize>,
 }
 
 impl Sizes {
-    /// Of one channel, in the order of the kernel; `None` unless height and width stay.
+    /// Returns the shifts of one channel, in the order of the kernel, or `None` if the convolution changes
+    /// height or width.
     fn shifts(&self) -> Option<Vec<Shifted>> {
         let [height, width] = self.from;
         if self.stride != 1 || self.from != self.to {
@@ -153,7 +163,7 @@ impl Sizes {
                 left @ ..0 => 0..left.unsigned_abs().min(width),
                 right => width.saturating_sub(right as usize)..width,
             };
-            // A shift by more than the whole plane leaves nothing of it.
+            // A shift by more than the size of the plane leaves no common elements.
             let both = |by: isize| if start < end { (start + by) as usize..(end + by) as usize } else { 0..0 };
             Shifted { row: both(0), plane: both(shift), edges }
         };
@@ -169,7 +179,7 @@ fn clear_edges<T: Number>(row: &mut [T], width: usize, edges: &Range<usize>) {
     }
 }
 
-/// `work(i, piece)` for every piece of `size` numbers, on all threads if `wide`.
+/// Calls `work(i, piece)` for every piece of `size` elements, on all threads if `wide`.
 fn pieces<T: Number>(all: &mut [T], size: usize, wide: bool, work: impl Fn(usize, &mut [T]) + Sync) {
     if wide {
         all.par_chunks_exact_mut(size).enumerate().for_each(|(i, piece)| work(i, piece));
@@ -178,7 +188,8 @@ fn pieces<T: Number>(all: &mut [T], size: usize, wide: bool, work: impl Fn(usize
     }
 }
 
-/// Spreads images out, side by side; `columns` holds zeros wherever a patch reaches over the edge, and keeps them.
+/// Writes the patches of `images` to `columns` (im2col), one image after another. `columns` must contain zeros
+/// wherever a patch extends beyond the image, because not all of these elements are written.
 fn spread<T: Number>(images: &[T], columns: &mut [T], sizes: Sizes) {
     let (area, positions, image) = (sizes.area(), sizes.positions(), sizes.image()[0]);
     let width = images.len() / image * positions;
@@ -207,7 +218,8 @@ fn spread<T: Number>(images: &[T], columns: &mut [T], sizes: Sizes) {
     });
 }
 
-/// Adds columns back to the pixels they came from. What lies over the edge is lost, in `columns` too.
+/// Adds `columns` to the pixels from which they were copied (col2im). Elements outside the image are dropped,
+/// and may be cleared in `columns`.
 fn gather<T: Number>(columns: &mut [T], images: &mut [T], sizes: Sizes) {
     let (area, positions) = (sizes.area(), sizes.positions());
     let width = images.len() / sizes.image()[0] * positions;
@@ -245,7 +257,7 @@ fn gather<T: Number>(columns: &mut [T], images: &mut [T], sizes: Sizes) {
     });
 }
 
-/// Images `[n, rows, positions]` as one matrix `[rows, n positions]`.
+/// Concatenates images `[n, rows, positions]` into one matrix `[rows, n positions]`.
 fn side_by_side<T: Number>(images: &[T], positions: usize, count: usize) -> Cow<'_, [T]> {
     if count == 1 {
         return Cow::Borrowed(images);
@@ -260,13 +272,15 @@ fn side_by_side<T: Number>(images: &[T], positions: usize, count: usize) -> Cow<
     Cow::Owned(all)
 }
 
-/// Room for the columns of a group, zeros where patches reach over the edge; none if the images are their own.
+/// Allocates the column matrix of a group, filled with zeros. Returns an empty vector if the images themselves
+/// are the column matrix.
 fn columns<T: Number>(sizes: Sizes) -> Vec<T> {
     let own = sizes.pointwise() && sizes.group() == 1;
     vec![T::of(0.0); if own { 0 } else { sizes.patch() * sizes.group() * sizes.positions() }]
 }
 
-/// The columns of some images: their own numbers, or in `place`.
+/// Returns the column matrix of `images`: the images themselves if `place` is empty, otherwise computed in
+/// `place`.
 fn spread_into<'a, T: Number>(images: &'a [T], place: &'a mut [T], sizes: Sizes) -> &'a [T] {
     if place.is_empty() {
         return images;
@@ -274,7 +288,7 @@ fn spread_into<'a, T: Number>(images: &'a [T], place: &'a mut [T], sizes: Sizes)
     let count = images.len() / sizes.image()[0];
     let place = &mut place[..sizes.patch() * count * sizes.positions()];
     if count < sizes.group() {
-        // The last group is smaller: its zeros lie elsewhere.
+        // The last group is smaller, so its zeros are at other positions.
         place.fill(T::of(0.0));
     }
     spread(images, place, sizes);
@@ -288,7 +302,7 @@ impl Fused<3> for Convolve {
         let inputs = inputs.map(dense::<T>);
         let sizes = self.sizes(&inputs[0].shape(), &inputs[1].shape());
         let [x, weight, bias] = inputs.each_ref().map(numbers::<T>);
-        assert_eq!(bias.len(), sizes.outputs, "numbers of the bias");
+        assert_eq!(bias.len(), sizes.outputs, "length of the bias");
         let shape = Shape::new([sizes.batch, sizes.outputs, sizes.to[0], sizes.to[1]]);
         if let Some(winograd) = self.winograd(sizes) {
             return (tensor(winograd.forward([x, weight, bias]), shape), ());
@@ -336,7 +350,7 @@ impl Fused<3> for Convolve {
         let (inputs, grad) = (inputs.map(dense::<T>), dense::<T>(grad));
         let (shape, kernels) = (inputs[0].shape(), inputs[1].shape());
         let sizes = self.sizes(&shape, &kernels);
-        assert!(sizes.batch > 0, "a gradient of at least one image");
+        assert!(sizes.batch > 0, "the gradient of an empty batch is not defined");
         let [x, weight, _] = inputs.each_ref().map(numbers::<T>);
         let grad = numbers::<T>(&grad);
         let shapes = [shape, kernels, Shape::new([sizes.outputs])];
@@ -348,7 +362,7 @@ impl Fused<3> for Convolve {
         }
         let (patch, positions, [from, to], wide) = (sizes.patch(), sizes.positions(), sizes.image(), sizes.wide());
         let (zero, one) = (T::of(0.0), T::of(1.0));
-        // Images of a part, a multiple of those of a group. Products that share threads need no parts.
+        // Images per part, a multiple of the group size. One part is enough if all threads share each product.
         let part = if wide { sizes.batch } else { sizes.groups().div_ceil(PARTS) * sizes.group() };
         let of_part = |(p, mut of_x): (usize, Option<&mut [T]>)| {
             let mut place = columns(sizes);

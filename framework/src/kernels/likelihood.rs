@@ -1,4 +1,4 @@
-//! Log-probabilities of tokens from logits, without a table of all log-probabilities.
+//! Log-probabilities of the given tokens, without a table of the log-probabilities of all tokens.
 
 use super::math::{Number, maximum, room, sum, vectorized};
 use super::{Fused, dense, numbers, tensor};
@@ -8,16 +8,16 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// `x[id] - log(sum(exp(x)))` of every row. Input: logits `[.., V]`; output `[.., 1]`.
+/// Computes `x[id] - log(sum(exp(x)))` of every row. Input: logits `[.., V]`; output `[.., 1]`.
 #[derive(Clone, Debug)]
 pub(crate) struct LogProbability {
-    /// One a row, below `V`.
+    /// One token id per row, below `V`.
     pub ids: Arc<[usize]>,
 }
 
 impl Fused<1> for LogProbability {
-    /// Each row's highest logit and its sum of exponentials of what is left, apart: the logarithm of all would round away
-    /// digits of every probability where logits are large.
+    /// The maximum logit of each row, and the sum of `exp(x - maximum)`. They are stored separately: where the
+    /// logits are large, the single value `maximum + log(sum)` would lose digits of every probability.
     type Saved = FlexTensor;
 
     fn forward<T: Number>(&self, [x]: [FlexTensor; 1]) -> (FlexTensor, FlexTensor) {
@@ -26,7 +26,7 @@ impl Fused<1> for LogProbability {
         let last = shape.num_dims() - 1;
         let width = std::mem::replace(&mut shape[last], 1);
         let values = numbers::<T>(&x);
-        assert_eq!(values.len(), self.ids.len() * width, "one id for each row of logits");
+        assert_eq!(values.len(), self.ids.len() * width, "one token id per row of logits");
         let normalizer = |x: &[T]| {
             vectorized(
                 #[inline(always)]

@@ -1,7 +1,7 @@
-//! Numbers that kernels compute with, and the loops over them.
+//! Element types of the kernels, and loops over slices of them.
 //!
-//! A loop is written once, on plain numbers; [`vectorized`] has it compiled for every instruction set that matters and
-//! picks one as the program runs.
+//! A loop is written once, in scalar code. [`vectorized`] compiles it for every relevant instruction set and
+//! selects one at run time.
 
 use burn::tensor::{DType, Element};
 use pulp::Simd;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
-/// f32 or f64.
+/// The element type of a computation: f32 or f64.
 pub trait Number:
     Element
     + bytemuck::Pod
@@ -26,32 +26,33 @@ pub trait Number:
     + Sync
     + 'static
 {
-    /// Its data type.
+    /// The corresponding data type.
     const DTYPE: DType;
-    /// A vector register of them.
+    /// A vector register of elements.
     type Vector<S: Simd>: Copy;
-    /// A register filled with `value`.
+    /// Fills a register with `value`.
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
-    /// `a b + c`, rounded once where the processor can.
+    /// Computes `a b + c`, with a single rounding where the processor supports it.
     fn multiply_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
-    /// Itself, wider.
+    /// Converts to f64.
     fn to_f64(self) -> f64;
-    /// Rows become columns.
+    /// Transposes a square.
     #[inline(always)]
     fn turn(square: [[Self; 4]; 4]) -> [[Self; 4]; 4] {
         [0, 1, 2, 3].map(|row| [0, 1, 2, 3].map(|column| square[column][row]))
     }
-    /// Nearest to `value`.
+    /// Rounds `value` to the nearest representable value.
     fn of(value: f64) -> Self;
-    /// e to the power of it.
+    /// Returns `e^x`.
     fn exp(self) -> Self;
-    /// The standard normal distribution up to it, and its density there.
+    /// Returns the cumulative distribution function and the density of the standard normal distribution at
+    /// `self`.
     fn normal(self) -> [Self; 2];
-    /// Its root.
+    /// Returns the square root.
     fn sqrt(self) -> Self;
-    /// Its natural logarithm.
+    /// Returns the natural logarithm.
     fn ln(self) -> Self;
-    /// 1 / (1 + exp(-x)).
+    /// Returns `1 / (1 + exp(-x))`.
     #[inline(always)]
     fn sigmoid(self) -> Self {
         Self::of(1.0) / (Self::of(1.0) + (-self).exp())
@@ -110,7 +111,7 @@ impl Number for f32 {
     fn multiply_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
         simd.mul_add_e_f32s(a, b, c)
     }
-    /// In registers: the compiler would move number by number.
+    /// Transposes in registers; the compiler would move the elements one by one.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn turn(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
@@ -133,15 +134,16 @@ impl Number for f32 {
         value as f32
     }
 
-    /// Within 2 units in the last place; 0 below -87.3 (where f32 would be subnormal), infinite above 88.37. Without a
-    /// branch, so that a loop over it fills a vector register.
+    /// Computes `e^x` within 2 units in the last place. The result is 0 below -87.3, where f32 would be
+    /// subnormal, and infinite above 88.37. The function has no branch, so that the compiler vectorizes a loop
+    /// over it.
     ///
-    /// Source: 2^n times the Taylor polynomial of degree 6 on half a step of ln 2.
+    /// Source: `2^n` times the Taylor polynomial of degree 7 on `[-ln(2) / 2, ln(2) / 2]`.
     #[inline(always)]
     fn exp(self) -> Self {
-        /// 1.5 * 2^23: adding it rounds to an integer, which then lies in the low bits.
+        /// 1.5 * 2^23: adding it rounds to an integer, which is then stored in the low bits.
         const ROUND: f32 = 12_582_912.0;
-        /// ln 2 in two parts; products of the first with |n| < 256 are exact.
+        /// ln 2 as a sum of two parts; products of the first part with |n| < 256 are exact.
         const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
         let rounded = self * std::f32::consts::LOG2_E + ROUND;
         let n = rounded - ROUND;
@@ -154,14 +156,16 @@ impl Number for f32 {
         } else if self > 88.37 {
             f32::INFINITY
         } else {
-            // NaN comes out of the polynomial.
+            // The polynomial propagates NaN.
             value
         }
     }
 
-    /// The first within 3e-7: 1.5e-7 of the formula, and the rounding of numbers near 1/2.
+    /// The absolute error of the distribution function is at most 3e-7: 1.5e-7 from the formula, and the rest
+    /// from rounding values near 1/2.
     ///
-    /// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26, whose exponential is the density's.
+    /// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26. The density uses the same
+    /// exponential as the formula.
     #[inline(always)]
     fn normal(self) -> [Self; 2] {
         const TAIL: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
@@ -181,20 +185,21 @@ impl Number for f32 {
     }
 }
 
-/// Numbers that one thread takes at a time; below it a second thread costs more than it saves.
+/// Elements per work item. With fewer elements in total, a second thread costs more than it saves.
 pub const GRAIN: usize = 1 << 14;
 
-/// Runs `work`, compiled for the processor's instruction set. Mark the closure `#[inline(always)]`.
+/// Runs `work`, compiled for the instruction set of the processor. Mark the closure `#[inline(always)]`.
 #[inline(always)]
 pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
-/// Running sums of a sum.
+/// Partial sums per sum.
 const LANES: usize = 16;
 
-/// The sum of `term(i)` for `i < n`, in 16 running sums that are added at the end: a vector register's worth, whatever
-/// the processor, so that all processors add in one order.
+/// Returns the sum of `term(i)` for `i < n`. It keeps 16 partial sums and adds them at the end. 16 is at least
+/// the width of a vector register, and it is the same for every processor, so that every processor adds in the
+/// same order.
 #[inline(always)]
 pub fn sum<T: Number>(n: usize, term: impl Fn(usize) -> T) -> T {
     let mut lanes = [T::of(0.0); LANES];
@@ -211,7 +216,8 @@ pub fn sum<T: Number>(n: usize, term: impl Fn(usize) -> T) -> T {
     added(lanes, rest)
 }
 
-/// Replaces each number of `x` by e to the power of it less `highest`; returns their sum, added up as in [`sum`].
+/// Replaces each element of `x` by `exp(x - highest)` and returns the sum of the results, added in the order of
+/// [`sum`].
 #[inline(always)]
 pub fn exponentials<T: Number>(x: &mut [T], highest: T) -> T {
     let mut lanes = [T::of(0.0); LANES];
@@ -230,7 +236,7 @@ pub fn exponentials<T: Number>(x: &mut [T], highest: T) -> T {
     added(lanes, rest)
 }
 
-/// Running sums, and that of what fills no register, together.
+/// Adds the partial sums and `rest`, the sum of the elements after the last whole group of lanes.
 #[inline(always)]
 fn added<T: Number>(mut lanes: [T; LANES], rest: T) -> T {
     let mut width = LANES / 2;
@@ -244,10 +250,12 @@ fn added<T: Number>(mut lanes: [T; LANES], rest: T) -> T {
     rest + lanes[0]
 }
 
-/// Room for `n` numbers, each of which a kernel then writes: without a pass over memory that sets them to zero.
+/// Allocates `n` elements without setting them to zero. The kernel must write every element before it reads
+/// any.
 pub fn room<T: Number>(n: usize) -> Vec<T> {
     let mut room = Vec::with_capacity(n);
-    // SAFETY: the capacity is `n`, every pattern of bits is a number, and nothing is read before it is written.
+    // SAFETY: the capacity is `n`, every bit pattern is a valid value, and no element is read before it is
+    // written.
     #[allow(clippy::uninit_vec)]
     unsafe {
         room.set_len(n);
@@ -255,7 +263,7 @@ pub fn room<T: Number>(n: usize) -> Vec<T> {
     room
 }
 
-/// The largest of `x`; minus infinity if there is none.
+/// Returns the maximum of `x`, or minus infinity if `x` is empty. Ignores NaN.
 #[inline(always)]
 pub fn maximum<T: Number>(x: &[T]) -> T {
     let mut lanes = [T::of(f64::NEG_INFINITY); LANES];
@@ -268,7 +276,8 @@ pub fn maximum<T: Number>(x: &[T]) -> T {
     rest.iter().chain(&lanes).fold(T::of(f64::NEG_INFINITY), |highest, x| if *x > highest { *x } else { highest })
 }
 
-/// `work(i, chunk)` for every chunk of `size` numbers of `out`, on threads where that pays.
+/// Calls `work(i, chunk)` for every chunk of `size` elements of `out`, in parallel from [`GRAIN`] elements on.
+/// Returns the results in order.
 pub fn chunks<T: Number, R: Send>(
     out: &mut [T],
     size: usize,
@@ -280,10 +289,10 @@ pub fn chunks<T: Number, R: Send>(
     out.par_chunks_mut(size).enumerate().map(|(i, chunk)| work(i, chunk)).collect()
 }
 
-/// Adds vectors of equal length, in their order.
+/// Adds vectors of equal length, in order.
 pub fn total<T: Number>(parts: impl IntoIterator<Item = Vec<T>>) -> Vec<T> {
     let mut parts = parts.into_iter();
-    let mut all = parts.next().expect("at least one part");
+    let mut all = parts.next().expect("there is at least one part");
     let others: Vec<Vec<T>> = parts.collect();
     let add = |(i, all): (usize, &mut [T])| {
         for other in &others {

@@ -1,10 +1,12 @@
-//! Products of matrices that lie in memory with any strides.
+//! Products of strided matrices.
 //!
-//! A product is cut into tiles, one thread each. A tile packs a block of `b` that fits the second cache into panels, as wide
-//! as some vector registers, and takes rows of `a` that fit the first cache along them; the innermost loop keeps
-//! [`ROWS`] rows of a panel's width of `out` in registers. A number of `out` is added up in the order of `k`, in blocks and
-//! runs that follow from `k` alone: neither tiles nor threads change a bit of it. Where bf16 is precise enough, a processor's
-//! matrix units take the tile.
+//! A product is split into tiles, one thread per tile. A tile packs a block of `b` that fits the L2 cache into
+//! panels, each a few vector registers wide, and multiplies them with rows of `a` that fit the L1 cache. The
+//! innermost loop keeps [`ROWS`] rows of `out`, one panel wide, in registers.
+//!
+//! An element of `out` is summed in the order of `k`, in blocks and runs that depend on `k` alone. The result
+//! is therefore bit-identical for every split into tiles and every number of threads. Where bf16 is precise
+//! enough, the matrix units of the processor compute the tile.
 //!
 //! Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
@@ -20,71 +22,73 @@ use rayon::prelude::*;
 use std::any::TypeId;
 use std::cell::RefCell;
 
-/// A matrix that is read: where it starts, and how far apart its rows and its columns lie.
+/// A read-only matrix with the given row and column strides.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
-    /// From its first number on.
+    /// The elements, starting with the first one of the matrix.
     pub values: &'a [T],
-    /// Numbers from one row to the next.
+    /// Stride of the rows, in elements.
     pub row: usize,
-    /// Numbers from one column to the next.
+    /// Stride of the columns, in elements.
     pub column: usize,
 }
 
 impl<'a, T> Matrix<'a, T> {
-    /// Rows of `width` numbers, one after the other.
+    /// Creates a row-major matrix with rows of `width` elements.
     pub fn rows(values: &'a [T], width: usize) -> Self {
         Self { values, row: width, column: 1 }
     }
 
-    /// Rows become columns.
+    /// Returns the transposed matrix.
     pub fn transposed(self) -> Self {
         Self { values: self.values, row: self.column, column: self.row }
     }
 
-    /// From a row and a column of it on.
+    /// Returns the submatrix that starts at the given row and column.
     fn from(self, [row, column]: [usize; 2]) -> Self {
         Self { values: &self.values[row * self.row + column * self.column..], ..self }
     }
 
-    /// Where the number in `row` and `column` lies.
+    /// Returns the address of the element in `row` and `column`.
     fn at(&self, row: usize, column: usize) -> *const T {
         self.values.as_ptr().wrapping_add(row * self.row + column * self.column)
     }
 
-    /// Asserts that `[rows, columns]` of it lie within its numbers.
+    /// Asserts that a matrix of `[rows, columns]` fits into `values`.
     fn assert_holds(&self, [rows, columns]: [usize; 2]) {
         let last = (rows - 1) * self.row + (columns - 1) * self.column;
-        assert!(last < self.values.len(), "a matrix within its numbers");
+        assert!(last < self.values.len(), "the matrix exceeds its values");
     }
 }
 
-/// A matrix that is written: row-major, `row` numbers from one row to the next.
+/// A mutable row-major matrix with the row stride `row`.
 pub struct MatrixMut<'a, T> {
-    /// From its first number on.
+    /// The elements, starting with the first one of the matrix.
     pub values: &'a mut [T],
-    /// Numbers from one row to the next.
+    /// Stride of the rows, in elements.
     pub row: usize,
 }
 
-/// What the factors of a product may be rounded to where a processor multiplies those faster.
+/// The types to which the factors of a product may be rounded where the processor multiplies such values
+/// faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
-    /// Factors stay as they are.
+    /// The factors are not rounded.
     None,
-    /// To bf16.
+    /// The factors may be rounded to bf16.
     Bf16,
-    /// To bf16 or to f16, whichever is faster; sums of a few products may be f16's. Numbers beyond f16's 65,504 are lost.
+    /// The factors may be rounded to bf16 or f16, whichever is faster. Sums of a few products may be computed
+    /// in f16. Values beyond 65,504, the maximum of f16, overflow to infinity.
     Half,
 }
 
 impl Rounding {
-    /// Of products that stand for those of a data type.
+    /// Returns the rounding for tensors of `dtype`.
     pub fn of(dtype: DType) -> Self {
         if dtype == DType::BF16 { Self::Bf16 } else { Self::None }
     }
 
-    /// Whether this processor has matrix units for factors so rounded.
+    /// Returns whether this processor has matrix units that multiply such rounded factors.
     pub fn has_units(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self != Self::None && amx::available();
@@ -93,43 +97,47 @@ impl Rounding {
     }
 }
 
-/// Rows of `out` that the innermost loop keeps in registers, by 4 registers' width where there are 32 registers and 2 where
-/// there are 16: 24 and 12 running sums, more than the processor's latency asks for.
+/// Rows of `out` that the innermost loop keeps in registers. Each row takes 4 registers where there are 32, and
+/// 2 where there are 16: 24 or 12 running sums, more than the latency of the processor requires.
 const ROWS: usize = 6;
-/// Rows of `a` to a packed panel where its columns lie together: [`ROWS`], and room to a power of two.
+/// Row slots per packed panel of `a` if its columns are contiguous: [`ROWS`], rounded up to a power of two.
 const ACROSS: usize = 8;
-/// Numbers to a block in the direction of `k`: panels of `a` fit the first cache.
+/// Elements per block in the direction of `k`; panels of `a` then fit the L1 cache.
 const DEEP: usize = 384;
-/// Bytes of a row of a block of `b`: a block, `DEEP` rows, fits the second cache.
+/// Bytes per row of a block of `b`; a block of `DEEP` rows fits the L2 cache.
 const BROAD: usize = 2048;
-/// Numbers from one row of a packed panel of `a` to the next: a little more than `DEEP`, lest all rows fall on one set of
-/// the cache.
+/// Row stride of a packed panel of `a`, in elements. It is a little more than `DEEP`, so that not all rows map
+/// to the same cache set.
 const STRIDE: usize = DEEP + 16;
-/// Rows of `a` that are packed at a time where its columns lie together.
+/// Rows of `a` that are packed at a time if its columns are contiguous.
 const TALL: usize = 96;
-/// Up to how many rows of `a` `b` is read where it lies: packing it would take as long as the product.
+/// Maximum number of rows of `a` for which `b` is not packed: packing would take as long as the product.
 const FEW: usize = 16;
-/// Bytes of a `b` that comes from memory: few rows of `a` then follow its rows, as memory is read the fastest.
+/// Size of `b`, in bytes, above which it is assumed to be in main memory and not in a cache. With few rows of
+/// `a`, the product then reads `b` row by row, which is the fastest way to read memory.
 const CACHE: usize = 1 << 20;
-/// Bytes of a row of `b` that few rows of `a` follow at a time: their sums stay in a cache near by.
+/// Bytes per row of `b` that a row-by-row pass reads; the sums of the pass then stay in a near cache.
 const LONG: usize = 4096;
-/// Rows of a tile at the most: packing its blocks of `b` is then a thousandth of its work.
+/// Maximum number of rows per tile, before rounding. Packing the blocks of `b` then takes a thousandth of the
+/// tile's work.
 const TILE: usize = 1024;
-/// Columns below which tiles are not cut further.
+/// Minimum tile width in columns, before rounding, for splits that only serve to occupy all threads.
 const LEAST: usize = 128;
-/// Tiles for each thread at the least, so that a thread that is held up holds up little.
+/// Minimum number of tiles per thread. A delayed thread then delays the product only a little.
 const TILES: usize = 3;
-/// Numbers that widths of tiles are multiples of: a panel's on every processor. Those of matrix units' heights, too.
+/// Tile widths are multiples of this number, and so are tile heights for matrix units. It is a multiple of the
+/// panel width on every processor.
 const UNIT: usize = 64;
-/// Products that a register adds up before they are added to a total: a longer sum rounds more. A multiple of [`STEPS`].
+/// Products that a register sums before the sum is added to the total; a longer sum would round more. A
+/// multiple of [`STEPS`].
 const RUN: usize = 64;
-/// Steps of `k` in the body of the innermost loop.
+/// Unrolled steps of `k` in the innermost loop.
 const STEPS: usize = 4;
-/// Steps of `k` by which numbers of `b` are asked for ahead, and those of `a` that are packed.
+/// Prefetch distance, in steps of `k`, for `b` and for the part of `a` that is being packed.
 const AHEAD: usize = 8;
 
-/// `out = keep out + factor a b`. Shapes: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. On all threads if `wide`, else on
-/// this one.
+/// Computes `out = keep out + factor a b`. Shapes: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. Either the rows
+/// or the columns of `a` must be contiguous. Uses all threads if `wide`, otherwise the current thread.
 pub fn multiply<T: Number>(
     [m, k, n]: [usize; 3],
     a: Matrix<'_, T>,
@@ -148,7 +156,7 @@ pub fn multiply<T: Number>(
     }
     a.assert_holds([m, k]);
     b.assert_holds([k, n]);
-    assert!(out.row >= n && (m - 1) * out.row + n <= out.values.len(), "a product within its numbers");
+    assert!(out.row >= n && (m - 1) * out.row + n <= out.values.len(), "the product exceeds the values of `out`");
     let start = Start(out.values.as_mut_ptr());
     let follow = b.column == 1 && m <= FEW && k * n * size_of::<T>() > CACHE;
     let arithmetic = Arithmetic::of([m, k, n], a, b, rounding);
@@ -182,21 +190,21 @@ pub fn multiply<T: Number>(
     });
 }
 
-/// What computes a product.
+/// The instructions that compute a product.
 #[derive(Clone, Copy)]
 enum Arithmetic {
-    /// The vectors of the numbers' own type.
+    /// Vector instructions of the element type.
     Own,
     /// Matrix units.
     #[cfg(target_arch = "x86_64")]
     Units,
-    /// Vectors of f16.
+    /// Vector instructions on f16.
     #[cfg(target_arch = "x86_64")]
     F16,
 }
 
 impl Arithmetic {
-    /// The fastest that `rounding` allows.
+    /// Returns the fastest arithmetic that `rounding` and the layouts allow.
     #[cfg(target_arch = "x86_64")]
     fn of<T: Number>([m, ..]: [usize; 3], a: Matrix<'_, T>, b: Matrix<'_, T>, rounding: Rounding) -> Self {
         let rounds = rounding != Rounding::None && TypeId::of::<T>() == TypeId::of::<f32>() && m > FEW;
@@ -215,7 +223,7 @@ impl Arithmetic {
         Self::Own
     }
 
-    /// Numbers that heights of tiles are multiples of.
+    /// Returns the unit of tile heights; every height except the last is a multiple of this unit.
     fn rows(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -225,38 +233,40 @@ impl Arithmetic {
     }
 }
 
-/// Columns of a block of `b`.
+/// Returns the number of columns per block of `b`.
 const fn broad<T>() -> usize {
     BROAD / size_of::<T>()
 }
 
-/// Numbers to a block in the direction of `k`: blocks are nearly equal, and follow from `k` alone, as the order of a sum does.
+/// Returns the number of elements per block in the direction of `k`. All blocks are nearly equal. The size
+/// depends on `k` alone, because it determines the order of summation.
 const fn deep(k: usize) -> usize {
     k.div_ceil(k.div_ceil(DEEP))
 }
 
-/// Numbers of a vector register.
+/// Returns the number of elements per vector register.
 const fn lanes<T: Number, S: Simd>() -> usize {
     size_of::<T::Vector<S>>() / size_of::<T>()
 }
 
-/// Where part `part` of `parts` nearly equal ones of `0..n` begins, and its length: all but the last are multiples of `unit`.
+/// Splits `0..n` into `parts` nearly equal parts and returns the start and length of part `part`. All lengths
+/// but the last are multiples of `unit`.
 fn cut(n: usize, unit: usize, parts: usize, part: usize) -> [usize; 2] {
     let place = |part: usize| (n.div_ceil(unit) * part / parts * unit).min(n);
     [place(part), place(part + 1) - place(part)]
 }
 
-/// A line of the cache.
+/// A cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "written and read as numbers")] [u8; 64]);
+struct Line(#[expect(dead_code, reason = "accessed as elements of the packed type")] [u8; 64]);
 
 thread_local! {
-    /// Where this thread packs.
+    /// The packing buffer of this thread.
     static ROOM: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Where `numbers` numbers have room in `lines`, which grow to it.
+/// Returns the start of a buffer for `numbers` elements in `lines`, which grows if necessary.
 fn room_in<T>(lines: &mut Vec<Line>, numbers: usize) -> *mut T {
     let needed = (numbers * size_of::<T>()).div_ceil(size_of::<Line>());
     if lines.len() < needed {
@@ -265,7 +275,7 @@ fn room_in<T>(lines: &mut Vec<Line>, numbers: usize) -> *mut T {
     lines.as_mut_ptr().cast()
 }
 
-/// Where threads write their tiles.
+/// The start of `out`, shared by the threads that write its tiles.
 #[derive(Clone, Copy)]
 struct Start<T>(*mut T);
 // SAFETY: tiles do not overlap.
@@ -278,23 +288,23 @@ impl<T> Start<T> {
     }
 }
 
-/// A product that one thread computes. `out` lies within memory that is this tile's alone.
+/// A part of a product that one thread computes. No other thread accesses the memory of this tile's `out`.
 struct Tile<'a, T> {
     shape: [usize; 3],
     a: Matrix<'a, T>,
     b: Matrix<'a, T>,
-    /// Where it begins, and how far apart its rows lie.
+    /// Start and row stride.
     out: (*mut T, usize),
     keep: bool,
     factor: T,
-    /// Whether the rows of `b` are followed, if its columns lie together.
+    /// Whether `b` is read row by row; requires contiguous rows of `b`.
     follow: bool,
     room: &'a mut Vec<Line>,
 }
 
 #[cfg(target_arch = "x86_64")]
 impl<'a, T: Number> Tile<'a, T> {
-    /// The same tile, of numbers that are f32.
+    /// Casts the tile to f32, which must be its element type.
     fn of_f32(self) -> Tile<'a, f32> {
         let matrix = |x: Matrix<'a, T>| Matrix { values: bytemuck::cast_slice(x.values), row: x.row, column: x.column };
         let Self { shape, a, b, out, keep, factor, follow, room } = self;
@@ -308,7 +318,7 @@ impl<T: Number> WithSimd for Tile<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // SAFETY: `multiply` asserted that the tile's matrices lie within their numbers.
+        // SAFETY: `multiply` asserted that the matrices of the tile are within bounds.
         unsafe {
             if self.follow {
                 self.follow(simd);
@@ -322,8 +332,10 @@ impl<T: Number> WithSimd for Tile<'_, T> {
 }
 
 impl<T: Number> Tile<'_, T> {
+    /// Computes the tile from packed panels.
+    ///
     /// # Safety
-    /// Its three matrices lie within their numbers.
+    /// All three matrices are within bounds.
     #[inline(always)]
     unsafe fn compute<S: Simd, const VECTORS: usize>(self, simd: S) {
         let [m, k, n] = self.shape;
@@ -341,7 +353,8 @@ impl<T: Number> Tile<'_, T> {
             let b = self.b.from([top, left]);
             for j in (0..width).step_by(panel) {
                 if !(bare && j + panel <= width) {
-                    // SAFETY: the panel begins within `b`, and there is room for `panel` columns more than a block's.
+                    // SAFETY: the panel starts within `b`, and the buffer has room for `panel` columns more
+                    // than a block has.
                     unsafe {
                         let columns = panel.min(width - j);
                         pack_b::<T, S, VECTORS>(simd, b.from([0, j]), [depth, columns], packed_b.add(j * depth));
@@ -351,16 +364,16 @@ impl<T: Number> Tile<'_, T> {
             for i in (0..m).step_by(TALL) {
                 let a = self.a.from([i, top]);
                 let height = TALL.min(m - i);
-                // Columns of `a` that lie together are read where they lie if a single panel of `b` needs them.
+                // Skip packing of contiguous columns of `a` if only one panel of `b` needs them.
                 let direct = together && width <= panel;
                 if together && !direct {
-                    // SAFETY: there is room for `ACROSS` numbers for every `ROWS` rows.
+                    // SAFETY: the buffer has room for `ACROSS` elements per `ROWS` rows.
                     unsafe { pack_a(a, [height, depth], packed_a) };
                 }
                 for row in (0..height).step_by(ROWS) {
                     let rows = ROWS.min(height - row);
-                    // SAFETY: all of it lies within `a`, `b`, `out` and their packed copies; what the innermost loop reads
-                    // beyond `rows` lies in the copies.
+                    // SAFETY: all accesses are within `a`, `b`, `out` and the packed copies. The innermost loop
+                    // reads beyond `rows` only within the copies.
                     unsafe {
                         let a = match (together, direct) {
                             (false, _) => {
@@ -391,7 +404,7 @@ impl<T: Number> Tile<'_, T> {
                                 keep: self.keep || top > 0,
                                 factor: self.factor,
                             };
-                            // Registers that `columns` fill.
+                            // Number of registers that `columns` fill.
                             match columns.div_ceil(lanes) {
                                 1 => block.compute::<S, 1>(simd, together),
                                 2 => block.compute::<S, 2>(simd, together),
@@ -405,10 +418,11 @@ impl<T: Number> Tile<'_, T> {
         }
     }
 
-    /// Few rows of `a`: follows the rows of `b` through memory, some at a time, and adds to all sums on the way.
+    /// Computes a tile with few rows of `a`. Reads the rows of `b` in memory order, several at a time, and
+    /// updates all sums on the way.
     ///
     /// # Safety
-    /// Its three matrices lie within their numbers, and columns of `b` lie together.
+    /// All three matrices are within bounds, and the rows of `b` are contiguous.
     #[inline(always)]
     unsafe fn follow<S: Simd>(self, simd: S) {
         let [m, k, n] = self.shape;
@@ -419,7 +433,7 @@ impl<T: Number> Tile<'_, T> {
         for (left, top) in (0..n).step_by(long).flat_map(|left| (0..k).step_by(deep).map(move |top| (left, top))) {
             let (width, bottom) = (long.min(n - left), k.min(top + deep));
             let across = width.next_multiple_of(lanes);
-            // SAFETY: all of it lies within `a`, `b`, `out` and the room for sums.
+            // SAFETY: all accesses are within `a`, `b`, `out` and the buffer of the sums.
             unsafe {
                 for i in (0..m * across).step_by(lanes) {
                     write::<T, S>(sums.add(i), lanes, T::splat(simd, T::of(0.0)));
@@ -454,11 +468,11 @@ impl<T: Number> Tile<'_, T> {
     }
 }
 
-/// Adds `ROWS` rows of `a` times `STEPS` rows of `b`, `width` numbers of each, to sums that end on whole registers.
-/// Returns `ROWS`.
+/// Adds `ROWS` rows of `a` times `STEPS` rows of `b`, `width` columns wide, to the sums. Each row of sums is
+/// padded to whole registers. Returns `ROWS`.
 ///
 /// # Safety
-/// All of it lies within the matrices, and there is room for sums up to a whole register.
+/// All accesses are within the matrices, and the padded sums are within their buffer.
 #[inline(always)]
 unsafe fn follow<T: Number, S: Simd, const ROWS: usize, const STEPS: usize>(
     simd: S,
@@ -468,7 +482,7 @@ unsafe fn follow<T: Number, S: Simd, const ROWS: usize, const STEPS: usize>(
     width: usize,
 ) -> usize {
     let lanes = lanes::<T, S>();
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut factors = [[T::splat(simd, T::of(0.0)); STEPS]; ROWS];
         for (row, factors) in factors.iter_mut().enumerate() {
@@ -495,13 +509,13 @@ unsafe fn follow<T: Number, S: Simd, const ROWS: usize, const STEPS: usize>(
     ROWS
 }
 
-/// A register that begins with `n` numbers, zeros behind them.
+/// Reads `n` elements into the start of a register and fills the rest with zeros.
 ///
 /// # Safety
-/// They can be read; unaligned.
+/// `n` elements can be read. They need not be aligned to a register.
 #[inline(always)]
 unsafe fn read<T: Number, S: Simd>(simd: S, from: *const T, n: usize) -> T::Vector<S> {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if n == lanes::<T, S>() {
             return from.cast::<T::Vector<S>>().read_unaligned();
@@ -512,13 +526,13 @@ unsafe fn read<T: Number, S: Simd>(simd: S, from: *const T, n: usize) -> T::Vect
     }
 }
 
-/// Writes the first `n` numbers of a register.
+/// Writes the first `n` elements of a register.
 ///
 /// # Safety
-/// They can be written; unaligned.
+/// `n` elements can be written. They need not be aligned to a register.
 #[inline(always)]
 unsafe fn write<T: Number, S: Simd>(to: *mut T, n: usize, numbers: T::Vector<S>) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if n == lanes::<T, S>() {
             return to.cast::<T::Vector<S>>().write_unaligned(numbers);
@@ -527,15 +541,15 @@ unsafe fn write<T: Number, S: Simd>(to: *mut T, n: usize, numbers: T::Vector<S>)
     }
 }
 
-/// Copies `n` numbers, few enough that a call would take as long.
+/// Copies `n` elements inline; for so few, the call of `memcpy` would take as long as the copy.
 ///
 /// # Safety
-/// They can be read and written, and do not overlap.
+/// The elements can be read and written, and the ranges do not overlap.
 #[inline(always)]
 unsafe fn copy<T: Number, S: Simd>(from: *const T, to: *mut T, n: usize) {
     let lanes = lanes::<T, S>();
     let whole = n / lanes * lanes;
-    // SAFETY: the caller's; registers are read and written unaligned.
+    // SAFETY: guaranteed by the caller; register accesses are unaligned.
     unsafe {
         for i in (0..whole).step_by(lanes) {
             to.add(i).cast::<T::Vector<S>>().write_unaligned(from.add(i).cast::<T::Vector<S>>().read_unaligned());
@@ -546,37 +560,38 @@ unsafe fn copy<T: Number, S: Simd>(from: *const T, to: *mut T, n: usize) {
     }
 }
 
-/// Packs `[rows, depth]` of `a`, whose columns lie together: for every [`ROWS`] rows, `depth` times [`ACROSS`] numbers.
+/// Packs `[rows, depth]` of `a`, whose columns are contiguous. Each panel holds [`ROWS`] rows and has `depth`
+/// columns of [`ACROSS`] slots.
 ///
 /// # Safety
-/// The rows lie within `a`, and there is room for them.
+/// The rows are within `a`, and the buffer has room for them.
 #[inline(always)]
 unsafe fn pack_a<T: Number>(a: Matrix<'_, T>, [rows, depth]: [usize; 2], packed: *mut T) {
-    // Panels whose rows and the two behind them can be read at once.
+    // Panels of which a whole column of `ACROSS` slots can be read at once.
     let whole = if rows >= ACROSS { (rows - ACROSS) / ROWS + 1 } else { 0 };
     for k in 0..depth {
         for row in (0..rows).step_by(size_of::<Line>() / size_of::<T>()) {
             prefetch(a.at(row, k + AHEAD));
         }
         for panel in 0..whole {
-            // SAFETY: as the caller's; numbers have no alignment beyond their own.
+            // SAFETY: guaranteed by the caller; an array of `T` has the alignment of `T`.
             unsafe {
                 let numbers = a.at(panel * ROWS, k).cast::<[T; ACROSS]>().read();
                 packed.add((panel * depth + k) * ACROSS).cast::<[T; ACROSS]>().write(numbers);
             }
         }
         for row in whole * ROWS..rows {
-            // SAFETY: as the caller's.
+            // SAFETY: guaranteed by the caller.
             unsafe { *packed.add((row / ROWS * depth + k) * ACROSS + row % ROWS) = *a.at(row, k) };
         }
     }
 }
 
-/// Packs `[depth, columns]` of `b` as `depth` rows of `VECTORS` registers, of which those that the columns fill are written,
-/// zeros at their ends.
+/// Packs `[depth, columns]` of `b` as `depth` rows of `VECTORS` registers. Writes only the registers that the
+/// columns fill, and fills the rest of the last one with zeros.
 ///
 /// # Safety
-/// The columns lie within `b`, and there is room for them.
+/// The columns are within `b`, and the buffer has room for them.
 #[inline(always)]
 unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
     simd: S,
@@ -584,13 +599,14 @@ unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
     [depth, columns]: [usize; 2],
     packed: *mut T,
 ) {
-    /// Rows and columns that are turned at a time.
+    /// Side of a square that is transposed at once.
     const TURN: usize = 4;
-    /// Numbers of a column that are turned before the next columns are: in a cache line, which might not stay till later.
+    /// Elements of a column that are transposed before the next columns: one cache line, which might be evicted
+    /// otherwise.
     const LINE: usize = 16;
     let lanes = lanes::<T, S>();
     let panel = VECTORS * lanes;
-    // SAFETY: as the caller's; registers are read and written unaligned.
+    // SAFETY: guaranteed by the caller; register accesses are unaligned.
     unsafe {
         if b.column == 1 && columns == panel {
             for k in 0..depth {
@@ -627,15 +643,15 @@ unsafe fn pack_b<T: Number, S: Simd, const VECTORS: usize>(
     }
 }
 
-/// `size` rows and columns of `out`, kept in registers while `depth` products are added to them.
+/// A block of `size` rows and columns of `out`, kept in registers while `depth` products are added to each
+/// element.
 struct Block<T> {
     depth: usize,
-    /// Where it begins, and how far apart its columns lie; rows follow one another if columns lie together, and are
-    /// [`STRIDE`] apart if not.
+    /// Start and column stride. The row stride is 1 if the columns are contiguous, otherwise [`STRIDE`].
     a: (*const T, usize),
-    /// Where it begins, and how far apart its rows lie.
+    /// Start and row stride.
     b: (*const T, usize),
-    /// Where it begins, and how far apart its rows lie.
+    /// Start and row stride.
     out: (*mut T, usize),
     size: [usize; 2],
     keep: bool,
@@ -643,11 +659,13 @@ struct Block<T> {
 }
 
 impl<T: Number> Block<T> {
+    /// Computes the block. `together` tells whether the columns of `a` are contiguous.
+    ///
     /// # Safety
-    /// [`ROWS`] rows of `a` and `VECTORS` registers of each row of `b` can be read, and `size` of `out` be written.
+    /// [`ROWS`] rows of `a` and `VECTORS` registers of each row of `b` can be read, and `size` of `out` can be written.
     #[inline(always)]
     unsafe fn compute<S: Simd, const VECTORS: usize>(self, simd: S, together: bool) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match together {
                 true => self.add_up::<S, VECTORS, 1>(simd),
@@ -656,15 +674,15 @@ impl<T: Number> Block<T> {
         }
     }
 
-    /// With rows of `a` that are `APART` numbers apart.
+    /// Computes the block. The row stride of `a` is `APART`.
     ///
     /// # Safety
-    /// As [`Block::compute`].
+    /// As for [`Block::compute`].
     #[inline(always)]
     unsafe fn add_up<S: Simd, const VECTORS: usize, const APART: usize>(self, simd: S) {
         let lanes = lanes::<T, S>();
         let ((mut a, step), (mut b, next)) = (self.a, self.b);
-        // A step known to the compiler needs no register.
+        // A stride that is known at compile time needs no register.
         let step = if APART == 1 { step } else { 1 };
         let zeros = [[T::splat(simd, T::of(0.0)); VECTORS]; ROWS];
         for row in 0..ROWS {
@@ -677,17 +695,17 @@ impl<T: Number> Block<T> {
         while left > 0 {
             let mut sums = zeros;
             if left >= RUN {
-                // The compiler knows how many.
+                // This loop has a constant number of iterations, so that the compiler can unroll it.
                 for _ in 0..RUN / STEPS {
                     for _ in 0..STEPS {
-                        // SAFETY: the caller's.
+                        // SAFETY: guaranteed by the caller.
                         unsafe { add::<T, S, VECTORS, APART>(simd, a, b, next, &mut sums) };
                         (a, b) = (a.wrapping_add(step), b.wrapping_add(next));
                     }
                 }
             } else {
                 for _ in 0..left {
-                    // SAFETY: the caller's.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { add::<T, S, VECTORS, APART>(simd, a, b, next, &mut sums) };
                     (a, b) = (a.wrapping_add(step), b.wrapping_add(next));
                 }
@@ -700,14 +718,14 @@ impl<T: Number> Block<T> {
             }
         }
         if self.size == [ROWS, VECTORS * lanes] {
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             unsafe { self.write::<S, VECTORS>(simd, &totals, self.out) };
             return;
         }
         let mut copy = zeros;
         let copy = (copy.as_mut_ptr().cast::<T>(), VECTORS * lanes);
         let [rows, columns] = self.size;
-        // SAFETY: `size` lies within `copy` and, by the caller, within `out`.
+        // SAFETY: `size` is within `copy` and, as the caller guarantees, within `out`.
         unsafe {
             for row in 0..rows {
                 let (from, to) = (self.out.0.add(row * self.out.1), copy.0.add(row * copy.1));
@@ -721,10 +739,10 @@ impl<T: Number> Block<T> {
         }
     }
 
-    /// Writes the sums, times the factor, or adds them to what stands there.
+    /// Writes the sums times `factor` to `out`, or adds them to `out` if `keep`.
     ///
     /// # Safety
-    /// [`ROWS`] rows of `VECTORS` registers can be written to `out`.
+    /// [`ROWS`] rows of `VECTORS` registers can be written to `out`, and read from it if `keep`.
     #[inline(always)]
     unsafe fn write<S: Simd, const VECTORS: usize>(
         &self,
@@ -736,7 +754,7 @@ impl<T: Number> Block<T> {
         let (factor, zero) = (T::splat(simd, self.factor), T::splat(simd, T::of(0.0)));
         for (row, sums) in sums.iter().enumerate() {
             for (vector, sum) in sums.iter().enumerate() {
-                // SAFETY: the caller's; registers are read and written unaligned.
+                // SAFETY: guaranteed by the caller; register accesses are unaligned.
                 unsafe {
                     let out = out.add(row * apart + vector * lanes).cast::<T::Vector<S>>();
                     let old = if self.keep { out.read_unaligned() } else { zero };
@@ -750,7 +768,7 @@ impl<T: Number> Block<T> {
 /// Adds one column of `a` times one row of `b` to the sums.
 ///
 /// # Safety
-/// [`ROWS`] numbers of `a`, `APART` apart, and `VECTORS` registers of `b` can be read.
+/// [`ROWS`] elements of `a`, `APART` apart, and `VECTORS` registers of `b` can be read.
 #[inline(always)]
 unsafe fn add<T: Number, S: Simd, const VECTORS: usize, const APART: usize>(
     simd: S,
@@ -763,11 +781,11 @@ unsafe fn add<T: Number, S: Simd, const VECTORS: usize, const APART: usize>(
     let mut numbers = [T::splat(simd, T::of(0.0)); VECTORS];
     for (vector, numbers) in numbers.iter_mut().enumerate() {
         prefetch(b.wrapping_add(AHEAD * next + vector * lanes));
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         *numbers = unsafe { b.add(vector * lanes).cast::<T::Vector<S>>().read_unaligned() };
     }
     for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         let factor = T::splat(simd, unsafe { *a.add(row * APART) });
         for (sum, numbers) in sums.iter_mut().zip(&numbers) {
             *sum = T::multiply_add(simd, factor, *numbers, *sum);
@@ -775,11 +793,11 @@ unsafe fn add<T: Number, S: Simd, const VECTORS: usize, const APART: usize>(
     }
 }
 
-/// Asks for the cache line of an address, which need not be valid.
+/// Prefetches the cache line of an address, which need not be valid.
 #[inline(always)]
 fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; it reads nothing.
+    // SAFETY: a prefetch is only a hint and never faults.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }
@@ -791,16 +809,16 @@ fn prefetch<T>(address: *const T) {
 mod tests {
     use super::*;
 
-    /// Numbers from -8 to 8, so that sums of some hundred products are exact in both types.
+    /// Values from -8 to 8, so that sums of several hundred products are exact in both types.
     fn numbers<T: Number>(n: usize, seed: usize) -> Vec<T> {
         (0..n).map(|i| T::of((((i * 7 + seed) * 2_654_435_761 % 4_294_967_296) >> 20) as f64 % 17.0 - 8.0)).collect()
     }
 
-    /// A product that is exactly its sums, and what lies beside it in `out`, which stays.
+    /// A product with exact sums. `out` has padding after each row, which must not change.
     pub(super) struct Case<T> {
         shape: [usize; 3],
         factors: [Vec<T>; 2],
-        /// Whether columns of `a` and of `b` lie together.
+        /// Whether the columns of `a` and of `b` are contiguous.
         across: [bool; 2],
         keep_and_factor: (bool, T),
         before: Vec<T>,
@@ -815,7 +833,7 @@ mod tests {
             let mut after = std::mem::take(&mut case.after);
             let [a, b] = case.matrices();
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                // SAFETY: within the matrices.
+                // SAFETY: the indices are within the matrices.
                 let sum: T = (0..k).map(|l| unsafe { *a.at(i, l) * *b.at(l, j) }).sum();
                 let out = &mut after[i * case.row() + j];
                 *out = if keep { *out + factor * sum } else { factor * sum };
@@ -836,7 +854,7 @@ mod tests {
             self.shape[2] + 3
         }
 
-        /// What `write` writes is the product.
+        /// Checks that `write` writes the product.
         fn check(&self, how: &str, write: impl FnOnce([Matrix<'_, T>; 2], &mut [T])) {
             let mut written = self.before.clone();
             write(self.matrices(), &mut written);
@@ -848,7 +866,7 @@ mod tests {
             );
         }
 
-        /// What `compute` makes of the product as one tile is the product.
+        /// Checks that `compute` computes the product as a single tile.
         pub fn check_tile(&self, follow: bool, compute: impl FnOnce(Tile<'_, T>)) {
             self.check(&format!("one tile, follow {follow}"), |[a, b], out| {
                 let ((keep, factor), out) = (self.keep_and_factor, (out.as_mut_ptr(), self.row()));
@@ -857,7 +875,8 @@ mod tests {
         }
     }
 
-    /// Factors are rounded by `rounded`, wherever they stand: a product with the identity shows each.
+    /// Checks that `rounded` rounds both factors. A product with the identity matrix shows every rounded
+    /// element.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn check_rounding(across: [bool; 2], rounded: fn(f32) -> f32, compute: impl Fn(Tile<'_, f32>)) {
         const SIDE: usize = 32;
@@ -874,14 +893,14 @@ mod tests {
             let (out, room) = ((written.as_mut_ptr(), SIDE), &mut Vec::new());
             compute(Tile { shape: [SIDE; 3], a, b, out, keep: false, factor: 1.0, follow: false, room });
             for (i, j) in (0..SIDE).flat_map(|i| (0..SIDE).map(move |j| (i, j))) {
-                // SAFETY: within the matrix.
+                // SAFETY: the indices are within the matrix.
                 let number = unsafe { *factors[place].at(i, j) };
-                assert_eq!(written[i * SIDE + j], rounded(number), "of {number}");
+                assert_eq!(written[i * SIDE + j], rounded(number), "rounding of {number}");
             }
         }
     }
 
-    /// The product holds by one thread and by all and with the registers of other processors.
+    /// Checks the product on one thread and on all threads, and with the registers of other processors.
     fn holds<T: Number>(shape: [usize; 3], across: [bool; 2], keep: bool) {
         let case = Case::new(shape, across, (keep, T::of(2.0)));
         for wide in [false, true] {
@@ -913,7 +932,8 @@ mod tests {
         }
     }
 
-    /// One is lost beside 2^24 in f32: only those of the first number's run are, and none of the others.
+    /// In f32, adding 1 to 2^24 has no effect. Only the ones in the same run as the large value are lost; later
+    /// runs are summed exactly.
     #[test]
     fn a_long_sum_rounds_as_little_as_its_runs() {
         const LARGE: f32 = 16_777_216.0;
@@ -929,7 +949,7 @@ mod tests {
     fn products_are_their_sums() {
         let few = [1, 5, 6, 7, 16, 31, FEW + 1];
         let small = few.iter().flat_map(|m| [1, 3, 17].map(|k| [1, 16, 33, 65].map(|n| [*m, k, n]))).flatten();
-        // Around the sizes of blocks and tiles.
+        // Sizes around the block and tile sizes.
         let large = [[TALL + 5, DEEP + 1, 65], [13, 2 * DEEP + 7, BROAD / 4 + 70], [TILE + 7, 5, 130], [200, 70, 1100]];
         for (case, shape) in small.chain(large).enumerate() {
             for layout in 0..4 {

@@ -1,11 +1,13 @@
-//! Fused kernels of the CPU backend, with their backward passes: what the layers of [`crate::nn`] run on where they can.
+//! Fused kernels of the CPU backend, with their backward passes. The layers of [`crate::nn`] run on them.
 //!
-//! A layer asks for its kernel. On another backend, or for a data type that has none, the answer is `None`, and
-//! the layer composes the same function from tensor operations; the tests below hold both to one another. A kernel
-//! divides its work by shapes alone and adds parts in a fixed order, so its bits depend neither on the run nor on the
-//! number of threads.
+//! A layer calls its kernel first. The kernel returns `None` on another backend or for an unsupported data
+//! type; the layer then composes the same function from tensor operations. The tests below compare both forms.
 //!
-//! Adding one: implement [`Fused`] on slices of [`Number`], call it from the layer, and give it a test of its own.
+//! A kernel divides its work by shape alone and adds partial sums in a fixed order, so its result is
+//! bit-identical for every run and every number of threads.
+//!
+//! To add a kernel: implement [`Fused`] on slices of [`Number`], call it from the layer, and give it a test of
+//! its own.
 
 mod affine;
 mod attention;
@@ -27,7 +29,9 @@ pub(crate) use conv::Convolve;
 pub(crate) use likelihood::LogProbability;
 pub(crate) use math::chunks;
 pub(crate) use matrix::Rounding;
+pub use norm::GroupNormConfig;
 pub(crate) use norm::{GatedAdd, GroupNormalize, Normalize};
+pub use pointwise::Activation;
 pub(crate) use pointwise::{Activate, Gate, GatePair};
 pub(crate) use rotary::Turn;
 pub(crate) use unit::{SHORTEST, UnitHeads};
@@ -48,17 +52,18 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// A function of `N` tensors with its derivative, on the CPU.
+/// A function of `N` CPU tensors with its derivative.
 pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
-    /// What the backward pass needs of the forward pass beside the inputs.
+    /// Results of the forward pass that the backward pass needs in addition to the inputs.
     type Saved: Clone + Debug + Send + 'static;
-    /// The inputs that the backward pass needs. They are kept by reference, bf16 as it is.
+    /// Which inputs the backward pass needs. They are kept by reference and are not converted: bf16 stays bf16.
     const NEEDED: [bool; N] = [true; N];
 
-    /// The output, and what is kept of it if a gradient is asked for.
+    /// Computes the output and the values to save for the backward pass.
     fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
 
-    /// The gradient of each input that is `wanted`, from the output's. Inputs that are not needed are empty.
+    /// Computes the gradient of each `wanted` input from the gradient of the output. An input that is not in
+    /// [`Fused::NEEDED`] is an empty tensor.
     fn backward<T: Number>(
         &self,
         inputs: [FlexTensor; N],
@@ -67,7 +72,7 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
         wanted: [bool; N],
     ) -> [Option<FlexTensor>; N];
 
-    /// [`Fused::forward`] on numbers of `dtype`: bf16 is computed in f32.
+    /// Calls [`Fused::forward`] on inputs of `dtype`; bf16 is computed in f32.
     fn forward_any(&self, dtype: DType, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved) {
         let inputs = inputs.map(bf16::widened);
         let (output, saved) = match dtype {
@@ -77,7 +82,7 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
         (bf16::narrowed(output, dtype), saved)
     }
 
-    /// [`Fused::backward`] for inputs of `dtype`.
+    /// Calls [`Fused::backward`] for inputs of `dtype`.
     fn backward_any(
         &self,
         dtype: DType,
@@ -95,13 +100,14 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
     }
 }
 
-/// A tensor of any rank, as kernels take it.
+/// Returns a tensor of any rank as the handle that kernels take.
 pub(crate) fn handle<const D: usize>(x: &Tensor<D>) -> DispatchTensor {
     x.clone().into_dispatch()
 }
 
-/// One function a kernel and number of inputs, `None` as [`run`] says. They are compiled here, once: layers are generic
-/// over the rank, and would carry the kernels into every crate that calls one.
+/// Generates one non-generic entry point per kernel and arity; each returns `None` when [`run`] does. Layers
+/// are generic over tensor rank; calling the generic `run` from them would monomorphise every kernel again in
+/// each plugin crate.
 macro_rules! entries {
     ($($name:ident: $op:ty, $inputs:literal;)*) => {
         $(pub(crate) fn $name(op: $op, inputs: [DispatchTensor; $inputs]) -> Option<DispatchTensor> {
@@ -129,14 +135,14 @@ entries! {
     narrow: Narrow, 1;
 }
 
-/// The data type of the inputs, if they are all on the CPU backend and all of one type that kernels are made for.
+/// Returns the data type of the inputs if all of them are on the CPU backend and have the same supported type.
 fn common(inputs: &[DispatchTensor]) -> Option<DType> {
     let dtype = inputs[0].dtype();
     let has_kernel = matches!(dtype, DType::F32 | DType::F64 | DType::BF16);
     (has_kernel && inputs.iter().all(|input| input.dtype() == dtype && on_cpu(&input.kind))).then_some(dtype)
 }
 
-/// Runs `op`; `None` where there is no kernel for the inputs.
+/// Runs `op`. Returns `None` if there is no kernel for the inputs.
 fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Option<DispatchTensor> {
     let dtype = common(&inputs)?;
     let context = inputs.iter().fold(DispatchAutodiffContext::Disabled, |all, input| all.merge(input.autodiff));
@@ -158,32 +164,32 @@ fn run<const N: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Optio
     Some(DispatchTensor { kind, autodiff: context })
 }
 
-/// A tensor without numbers.
+/// Returns an empty tensor.
 fn nothing() -> FlexTensor {
     tensor::<f32>(Vec::new(), Shape::new([0]))
 }
 
-/// Whether a tensor is on the CPU backend, tracked or not.
+/// Returns whether a tensor is on the CPU backend, tracked by autodiff or not.
 fn on_cpu(kind: &DispatchTensorKind) -> bool {
     match kind {
         DispatchTensorKind::Flex(_) => true,
         DispatchTensorKind::Autodiff(inner) => on_cpu(inner),
-        #[allow(unreachable_patterns)] // With the CPU as the only backend there is no other kind.
+        #[allow(unreachable_patterns)] // There is no other kind if the CPU is the only backend.
         _ => false,
     }
 }
 
-/// The numbers of a mask, one byte each; `None` if they are elsewhere or lie otherwise.
+/// Returns a mask with one byte per element. Returns `None` on another backend or for another element size.
 pub(crate) fn bytes(mask: &Tensor<4, Bool>) -> Option<FlexTensor> {
     constant(mask.clone().into_dispatch().kind).filter(|mask| mask.dtype().size() == 1)
 }
 
-/// The numbers of a table that nobody trains, row-major; `None` if they are elsewhere.
+/// Returns a constant table, row-major. Returns `None` on another backend.
 pub(crate) fn table<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
     constant(x.clone().into_dispatch().kind).map(|table| bf16::widened(table.to_contiguous()))
 }
 
-/// Indices as they lie; `None` if they are elsewhere.
+/// Returns the indices in row-major order. Returns `None` on another backend.
 pub(crate) fn indices<const D: usize>(x: &Tensor<D, Int>) -> Option<Arc<[usize]>> {
     let x = constant(x.clone().into_dispatch().kind)?.to_contiguous();
     match x.dtype() {
@@ -193,7 +199,7 @@ pub(crate) fn indices<const D: usize>(x: &Tensor<D, Int>) -> Option<Arc<[usize]>
     }
 }
 
-/// A tensor on the CPU that is not on the tape.
+/// Returns the CPU tensor if autodiff does not track it.
 fn constant(kind: DispatchTensorKind) -> Option<FlexTensor> {
     match kind {
         DispatchTensorKind::Flex(BackendTensor::Bool(x) | BackendTensor::Int(x) | BackendTensor::Float(x)) => Some(x),
@@ -208,7 +214,7 @@ fn plain(kind: DispatchTensorKind) -> FlexTensor {
         DispatchTensorKind::Flex(tensor) => tensor.float(),
         DispatchTensorKind::Autodiff(inner) => plain(*inner),
         #[allow(unreachable_patterns)]
-        other => unreachable!("{other:?} is not on the CPU"),
+        other => unreachable!("{other:?} is not a CPU tensor"),
     }
 }
 
@@ -220,7 +226,7 @@ fn lifted(kind: DispatchTensorKind) -> FloatTensor<Autodiff<Flex>> {
     }
 }
 
-/// What the tape holds of a fused operation.
+/// A fused operation on the autodiff tape.
 #[derive(Debug)]
 struct Step<F>(PhantomData<F>);
 
@@ -234,37 +240,40 @@ impl<const N: usize, F: Fused<N>> Backward<Flex, N> for Step<F> {
         let of_inputs = op.backward_any(dtype, inputs, saved, grad, wanted);
         for (parent, grad) in ops.parents.into_iter().zip(of_inputs) {
             if let Some(parent) = parent {
-                grads.register::<Flex>(parent.id, grad.expect("a gradient for every input that wants one"));
+                grads.register::<Flex>(parent.id, grad.expect("the kernel returns a gradient for every wanted input"));
             }
         }
     }
 }
 
-/// Width of a head where queries, keys and values lie side by side in rows of `width`.
+/// Returns the width of a head if each row of `width` elements holds queries, then keys, then values.
 fn width_of_head(width: usize, heads: usize) -> usize {
-    assert!(heads > 0 && width.is_multiple_of(3 * heads), "rows of {width} in three parts of {heads} heads each");
+    assert!(
+        heads > 0 && width.is_multiple_of(3 * heads),
+        "cannot split rows of width {width} into queries, keys and values of {heads} heads"
+    );
     width / 3 / heads
 }
 
-/// The numbers of a tensor, row-major; copies those that lie otherwise.
+/// Returns a row-major tensor; copies the elements if their layout differs.
 fn dense<T: Number>(x: FlexTensor) -> FlexTensor {
     if x.as_slice::<T>().is_some() { x } else { x.to_contiguous() }
 }
 
-/// Row-major numbers that are all of their memory.
+/// Returns a row-major tensor whose storage holds exactly its elements; copies them otherwise.
 fn whole<T: Number>(x: FlexTensor) -> FlexTensor {
     let all = x.is_contiguous() && x.storage::<T>().len() == x.shape().num_elements();
     if all { x } else { x.to_contiguous() }
 }
 
-/// The numbers of a tensor that [`dense`] returned.
+/// Returns the elements of a tensor that [`dense`] returned.
 fn numbers<T: Number>(x: &FlexTensor) -> &[T] {
-    x.as_slice().expect("a dense tensor of its own data type")
+    x.as_slice().expect("the tensor is dense and its elements have type `T`")
 }
 
-/// A tensor of new numbers, row-major.
+/// Creates a row-major tensor from `values`.
 fn tensor<T: Number>(values: Vec<T>, shape: Shape) -> FlexTensor {
-    assert_eq!(values.len(), shape.num_elements(), "numbers of a tensor {shape:?}");
+    assert_eq!(values.len(), shape.num_elements(), "element count of shape {shape:?}");
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), T::DTYPE)
 }
 

@@ -1,32 +1,41 @@
-//! Normalisation with what follows it in one pass: of rows (layer and RMS norm, with affine parameters or one modulation
-//! a sample) and of groups of channels (group norm, with silu).
+//! Normalisation fused with the operation that follows it. Rows: layer norm and RMS norm, with affine
+//! parameters or with one modulation per sample. Groups of channels: group norm, optionally with silu.
 
 use super::math::{Number, chunks, room, sum, total, vectorized};
+use super::pointwise::Activation;
 use super::pointwise::evaluate;
 use super::{Fused, dense, numbers, tensor};
-use crate::nn::{Activation, GroupNormConfig};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-/// Rows whose parameter gradients are added up together; fixed, so that sums have one order.
+/// Settings of a group normalisation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormConfig {
+    /// Number of groups; divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+/// Rows per partial sum of the parameter gradients. The constant fixes the order of summation.
 const ROWS: usize = 32;
 
-/// `(x - mean) / sqrt(variance + epsilon) (offset + scale) + shift` over the last dimension; the mean is left out unless
-/// `centred`. Inputs: `x` `[.., D]`, then `scale` and `shift` `[G, D]` as far as given: row `r` of `R` takes row
-/// `r G / R` of them.
+/// Computes `(x - mean) / sqrt(variance + epsilon) (offset + scale) + shift` over the last dimension; the mean
+/// is not subtracted unless `centred`. Inputs: `x` `[.., D]`, then optionally `scale` and `shift` `[G, D]`. Of
+/// `R` rows of `x`, row `r` uses row `r G / R` of `scale` and `shift`.
 #[derive(Clone, Debug)]
 pub(crate) struct Normalize {
     pub epsilon: f64,
-    /// Layer norm takes the mean away; RMS norm does not.
+    /// Whether the mean is subtracted: true for layer norm, false for RMS norm.
     pub centred: bool,
     /// Added to `scale`: 1 for a modulation, 0 for a weight.
     pub offset: f64,
 }
 
 impl<const N: usize> Fused<N> for Normalize {
-    /// Mean and inverse deviation of every row.
+    /// Mean and inverse standard deviation of every row.
     type Saved = FlexTensor;
 
     fn forward<T: Number>(&self, inputs: [FlexTensor; N]) -> (FlexTensor, FlexTensor) {
@@ -98,7 +107,7 @@ impl<const N: usize> Fused<N> for Normalize {
             vectorized(
                 #[inline(always)]
                 || {
-                    // Of the scale, then of the shift.
+                    // Gradient of the scale, then of the shift.
                     let mut parts = vec![zero; if parameters { 2 * width } else { 0 }];
                     let mut inner = vec![zero; width];
                     for (j, of_x) in of_x.chunks_exact_mut(width).enumerate() {
@@ -134,7 +143,7 @@ impl<const N: usize> Fused<N> for Normalize {
             )
         };
         let mut of_x = room::<T>(x.len());
-        // Group by group, so that a block never crosses from one group's parameters to the next one's.
+        // Process each group separately, so that all rows of a block share the same parameters.
         let group = |(g, of_x): (usize, &mut [T])| {
             total(chunks(of_x, ROWS * width, |i, of_x| block(g * of_group + i * ROWS, of_x)))
         };
@@ -153,11 +162,11 @@ impl<const N: usize> Fused<N> for Normalize {
 
 fn rows_of_group<T>(rows: usize, scale: Option<&[T]>, width: usize) -> usize {
     let groups = scale.map_or(1, |scale| scale.len() / width);
-    debug_assert!(rows.is_multiple_of(groups), "{rows} rows in {groups} groups");
+    debug_assert!(rows.is_multiple_of(groups), "{rows} rows do not divide into {groups} groups");
     (rows / groups).max(1)
 }
 
-/// `[mean, 1 / sqrt(variance + epsilon)]`; the mean is 0 unless `centred`.
+/// Returns `[mean, 1 / sqrt(variance + epsilon)]`; the mean is 0 unless `centred`.
 #[inline(always)]
 fn moments<T: Number>(x: &[T], epsilon: T, centred: bool) -> [T; 2] {
     let count = T::of(x.len() as f64);
@@ -166,8 +175,8 @@ fn moments<T: Number>(x: &[T], epsilon: T, centred: bool) -> [T; 2] {
     [mean, T::of(1.0) / (variance + epsilon).sqrt()]
 }
 
-/// Group normalisation with weight and bias of each channel, and silu behind it if asked for. Inputs: `x`
-/// `[B, C, H, W]`, `weight` and `bias` `[C]`.
+/// Normalises groups of channels, applies a weight and a bias per channel, and then silu if `silu` is set.
+/// Inputs: `x` `[B, C, H, W]`, `weight` and `bias` `[C]`.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupNormalize {
     pub config: GroupNormConfig,
@@ -175,7 +184,7 @@ pub(crate) struct GroupNormalize {
 }
 
 impl Fused<3> for GroupNormalize {
-    /// Mean and inverse deviation of every group.
+    /// Mean and inverse standard deviation of every group.
     type Saved = FlexTensor;
 
     fn forward<T: Number>(&self, inputs: [FlexTensor; 3]) -> (FlexTensor, FlexTensor) {
@@ -230,7 +239,7 @@ impl Fused<3> for GroupNormalize {
         let members = channels / self.config.groups;
         let silu = self.silu;
         let mut of_x = room::<T>(x.len());
-        // Of every sample and channel: the gradient of its weight and of its bias.
+        // Per sample and channel: the gradients of the weight and of the bias.
         let parts = chunks(&mut of_x, members * area, |i, of_x| {
             let place = i * members * area;
             let (x, grad) = (&x[place..][..members * area], &grad[place..][..members * area]);
@@ -282,7 +291,7 @@ impl Fused<3> for GroupNormalize {
     }
 }
 
-/// `x + gate y`, with one gate a sample. Inputs: `x` and `y` `[G, .., D]`, `gate` `[G, D]`.
+/// Computes `x + gate y` with one gate vector per sample. Inputs: `x` and `y` `[G, .., D]`, `gate` `[G, D]`.
 #[derive(Clone, Debug)]
 pub(crate) struct GatedAdd;
 

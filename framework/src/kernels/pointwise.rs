@@ -1,17 +1,29 @@
-//! Curves between linear layers: silu and the forms of gelu, alone and as a gate.
+//! Activation functions: silu and the variants of gelu, plain and as a gate.
 
 use super::math::{GRAIN, Number, chunks, room, vectorized};
 use super::{Fused, dense, numbers, tensor};
-use crate::nn::Activation;
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 
-/// A curve's value at a number, and its slope there.
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`. Source: arXiv:1606.08415 sec. 4.
+    Silu,
+    /// `x / 2 (1 + erf(x / sqrt(2)))`. Source: arXiv:1606.08415 sec. 2.
+    Gelu,
+    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`. Source: arXiv:1606.08415 sec. 2.
+    GeluTanh,
+    /// `x sigmoid(1.702 x)`, used by CLIP. Source: arXiv:1606.08415 sec. 2.
+    GeluQuick,
+}
+
+/// An activation function; `at` returns its value and its slope at `x`.
 trait Evaluate: Copy + Send + Sync {
     fn at<T: Number>(self, x: T) -> (T, T);
 }
 
-/// `x sigmoid(u(x))`.
+/// Returns the value and the slope of `x sigmoid(u(x))`.
 #[inline(always)]
 fn swish<T: Number>(x: T, u: T, slope_of_u: T) -> (T, T) {
     let s = u.sigmoid();
@@ -60,7 +72,7 @@ impl Evaluate for GeluQuick {
     }
 }
 
-/// Calls `$body` with the curve as a type of its own, so that each gets a loop of its own.
+/// Calls `$body` with a separate type per activation function, so that each has its own compiled loop.
 macro_rules! with_curve {
     ($curve:expr, $name:ident => $body:expr) => {
         match $curve {
@@ -84,26 +96,26 @@ macro_rules! with_curve {
     };
 }
 
-/// Value and slope of a curve at `x`, for kernels that end in one.
+/// Returns the value and the slope of an activation function at `x`, for kernels that end in one.
 #[inline(always)]
 pub(super) fn evaluate<T: Number>(activation: Activation, x: T) -> (T, T) {
     with_curve!(activation, curve => curve.at(x))
 }
 
-/// Numbers that a thread takes at a time.
+/// Elements per work item.
 const PIECE: usize = GRAIN;
 
-/// `y[i] = f([x0[i], x1[i], ..])` over slices of one length.
+/// Computes `y[i] = f([x0[i], x1[i], ..])` over slices of equal length.
 fn zip_map<const N: usize, T: Number>(inputs: [&[T]; N], f: impl Fn([T; N]) -> T + Copy + Send + Sync) -> Vec<T> {
     let mut out = room(inputs[0].len());
-    assert!(inputs.iter().all(|input| input.len() == out.len()), "as many numbers each");
+    assert!(inputs.iter().all(|input| input.len() == out.len()), "inputs of equal length");
     chunks(&mut out, PIECE, |i, out| {
         let inputs = inputs.map(|input| &input[i * PIECE..]);
         vectorized(
             #[inline(always)]
             move || {
-                // Slices of one length that the compiler sees: a check of bounds in the loop would keep it from filling
-                // vector registers, at ten times the cost.
+                // Make the equal length visible to the compiler. Otherwise bounds checks in the loop prevent
+                // vectorization, and the loop takes ten times as long.
                 let count = out.len();
                 let inputs = inputs.map(|input| &input[..count]);
                 for i in 0..count {
@@ -115,7 +127,7 @@ fn zip_map<const N: usize, T: Number>(inputs: [&[T]; N], f: impl Fn([T; N]) -> T
     out
 }
 
-/// `curve(x)`.
+/// Applies `curve(x)` to each element.
 #[derive(Clone, Debug)]
 pub(crate) struct Activate(pub Activation);
 
@@ -144,12 +156,12 @@ impl Fused<1> for Activate {
     }
 }
 
-/// `a curve(b)` of the halves `[a, b]` of the last dimension. Input: `[.., 2 D]`, output `[.., D]`.
+/// Computes `a curve(b)` of the halves `[a, b]` of the last dimension. Input: `[.., 2 D]`, output `[.., D]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(pub Activation);
 
 impl Gate {
-    /// Rows that a thread takes at a time.
+    /// Returns the number of rows per work item.
     fn rows(width: usize) -> usize {
         (PIECE / width).max(1)
     }
@@ -217,7 +229,7 @@ impl Fused<1> for Gate {
     }
 }
 
-/// `curve(a) b` of two tensors of one shape.
+/// Computes `curve(a) b` of two tensors of equal shape.
 #[derive(Clone, Debug)]
 pub(crate) struct GatePair(pub Activation);
 

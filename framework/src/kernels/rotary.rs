@@ -1,4 +1,4 @@
-//! Rotation of queries and keys that lie beside their values.
+//! Rotary position embedding of queries and keys that are packed with their values.
 
 use super::math::{GRAIN, Number, chunks, room, vectorized};
 use super::{Fused, dense, numbers, tensor};
@@ -6,8 +6,9 @@ use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 
-/// Turns the pairs `(2 i, 2 i + 1)` of every head of the queries and keys, and leaves the values as they are. Input:
-/// `[B, L, 3 heads d]`. `cos` and `sin` are `[L, d]`; the sine's sign is that of its term.
+/// Rotates the pairs `(2 i, 2 i + 1)` of every query and key head; copies the values. Input:
+/// `[B, L, 3 heads d]`. `cos` and `sin` are `[L, d]`. `sin` includes the sign of its term: negative at `2 i`,
+/// positive at `2 i + 1`.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
     pub cos: FlexTensor,
@@ -15,15 +16,19 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// `x` turned, or turned `back`: the rotation's transpose, which takes the other sine of each pair.
+    /// Returns `x` rotated. `back` applies the transpose of the rotation: each element of a pair uses the sine
+    /// of the other.
     fn turned<T: Number>(&self, x: FlexTensor, back: bool) -> FlexTensor {
         let x = dense::<T>(x);
         let shape = x.shape();
         let [length, width] = [shape[1], shape[2]];
         let [cos, sin] = [&self.cos, &self.sin].map(numbers::<T>);
         let head = self.cos.shape()[1];
-        assert_eq!([&self.cos, &self.sin].map(TensorMetadata::shape), [[length, head]; 2].map(Shape::new), "the table");
-        assert!(head.is_multiple_of(2) && width.is_multiple_of(3 * head), "rows of {width}, heads of {head}");
+        assert_eq!([&self.cos, &self.sin].map(TensorMetadata::shape), [[length, head]; 2].map(Shape::new), "tables");
+        assert!(
+            head.is_multiple_of(2) && width.is_multiple_of(3 * head),
+            "cannot split rows of width {width} into queries, keys and values with heads of even width {head}"
+        );
         let x = numbers::<T>(&x);
         let rows = (GRAIN / width).max(1);
         let mut y = room::<T>(x.len());

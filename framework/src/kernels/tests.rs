@@ -1,5 +1,6 @@
-//! Every kernel against the composed form of its layer: values, gradients of all inputs, any shape, inputs that lie
-//! otherwise than row-major, masks; the same bits for any number of threads.
+//! Compares every kernel with the composed form of its layer: values and gradients of all inputs, for many
+//! shapes, inputs that are not row-major, and masks. Also checks that the result is bit-identical for any
+//! number of threads.
 
 use super::*;
 use crate::nn::{Activation, GroupNormConfig, Span, composed};
@@ -9,17 +10,18 @@ use proptest::prelude::*;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// A kernel where it must be one.
+/// Runs an operation that must have a kernel.
 fn fused<const N: usize, const D: usize, F: Fused<N>>(op: F, inputs: [DispatchTensor; N]) -> Tensor<D> {
-    Tensor::from_dispatch(run(op, inputs).expect("a kernel for f32 and f64 on the CPU"))
+    Tensor::from_dispatch(run(op, inputs).expect("every operation has a kernel for f32 and f64 on the CPU"))
 }
 
 thread_local! {
-    /// Which draw of the inputs is meant; see [`hold`].
+    /// Index of the current set of random inputs; see [`hold`].
     static DRAW: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Normal numbers as a tensor on the tape. `turned` lies transposed in its last two dimensions.
+/// Returns a tensor of normal random values with a gradient. If `turned`, its last two dimensions are
+/// transposed in memory.
 fn normal<const D: usize>(name: &str, shape: [usize; D], dtype: DType, turned: bool) -> Tensor<D> {
     let values: Vec<f64> =
         Random::new(7).normal(name, DRAW.get(), 0, shape.iter().product()).into_iter().map(f64::from).collect();
@@ -37,26 +39,27 @@ fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
     x.into_data().convert::<f64>().try_into_vec().unwrap()
 }
 
-/// Output and gradients of one function.
+/// The output and the gradients of one function.
 type Derivatives = Vec<Vec<f64>>;
 
-/// A gradient to ask for; see [`of`].
+/// Reads one gradient; see [`of`].
 type Wanted<'a> = &'a dyn Fn(&Gradients) -> Option<Vec<f64>>;
 
-/// The output of `f` and the gradient of a fixed weighting of it by every input.
+/// Returns the output, and for every input the gradient of a fixed weighted sum of the output.
 fn derivatives<const D: usize>(inputs: &[Wanted<'_>], output: Tensor<D>) -> Derivatives {
     let weights = normal("upstream", output.dims(), output.dtype(), false).detach();
     let grads = (output.clone() * weights).sum().backward();
     std::iter::once(values(output.detach())).chain(inputs.iter().filter_map(|grad| grad(&grads))).collect()
 }
 
-/// The gradient of `x`, when it is asked for.
+/// Returns a function that reads the gradient of `x`.
 fn of<const D: usize>(x: &Tensor<D>) -> impl Fn(&Gradients) -> Option<Vec<f64>> + use<D> {
     let x = x.clone();
     move |grads| x.grad(grads).map(values)
 }
 
-/// Largest difference, relative to the largest number of its tensor, of the output and of every gradient.
+/// Returns the largest difference of the output and of every gradient, relative to the largest value of each
+/// tensor.
 fn apart(a: &Derivatives, b: &Derivatives) -> Vec<f64> {
     assert_eq!(a.len(), b.len());
     let largest = |x: &[f64]| x.iter().fold(1e-30, |largest: f64, v| largest.max(v.abs()));
@@ -69,32 +72,34 @@ fn apart(a: &Derivatives, b: &Derivatives) -> Vec<f64> {
     a.iter().zip(b).map(pair).collect()
 }
 
-/// Draws of the inputs that are judged together. Of one draw an error relative to the result is chance: a small result may
-/// be what nearly equal numbers leave of each other.
+/// Number of sets of random inputs that are compared together. For a single set, the error relative to the
+/// result is random: the result may be the small difference of nearly equal values.
 const DRAWS: u64 = 16;
 
-/// Holds the output and every gradient of a kernel to its composed form over all draws: 1e-12 in f64; in f32 as near to f64
-/// as the composed form, or within a few units in the last place of the largest number.
+/// Compares the output and every gradient of a kernel with the composed form over all sets of inputs. In f64
+/// the tolerance is 1e-12. In f32 the error against f64 may be up to twice the error of the composed form, or
+/// 1e-6 of the largest value.
 fn hold(what: &str, kernel: impl Fn(DType) -> Derivatives, composed: impl Fn(DType) -> Derivatives) {
     let all = |form: &dyn Fn(DType) -> Derivatives, dtype| {
         let mut draws = (0..DRAWS).map(|draw| {
             DRAW.set(draw);
             form(dtype)
         });
-        let mut all = draws.next().expect("a draw");
+        let mut all = draws.next().expect("there is at least one set of inputs");
         draws.for_each(|draw| all.iter_mut().zip(draw).for_each(|(all, values)| all.extend(values)));
         DRAW.set(0);
         all
     };
     let exact = all(&composed, DType::F64);
     let wide = apart(&all(&kernel, DType::F64), &exact);
-    assert!(wide.iter().all(|wide| *wide < 1e-12), "{what}: {wide:?} in f64");
+    assert!(wide.iter().all(|wide| *wide < 1e-12), "{what}: errors {wide:?} in f64");
     let [ours, theirs] = [apart(&all(&kernel, DType::F32), &exact), apart(&all(&composed, DType::F32), &exact)];
     let near = ours.iter().zip(&theirs).all(|(ours, theirs)| *ours < (2.0 * theirs).max(1e-6));
-    assert!(near, "{what}: {ours:?} in f32, composed {theirs:?}, of the output and every gradient");
+    assert!(near, "{what}: errors {ours:?} of output and gradients in f32, composed {theirs:?}");
 }
 
-/// Holds a convolution of `x`'s shape by `[outputs, kernel]` to its composed form.
+/// Compares a convolution with its composed form, for images of shape `x` and weights of size
+/// `[outputs, kernel]`.
 fn hold_convolution(
     x: [usize; 4],
     [outputs, kernel]: [usize; 2],
@@ -153,8 +158,8 @@ proptest! {
         );
     }
 
-    // Not below 8: the gradient of a normalized row of 2 or 3 numbers is what two nearly equal numbers leave of each other,
-    // and in f32 its error is chance in both forms.
+    // The width is at least 8. The gradient of a normalized row of 2 or 3 elements is the small difference of
+    // two nearly equal values, and its error in f32 is random in both forms.
     #[test]
     fn row_norms(groups in 1_usize..4, rows in 1_usize..70, width in 8_usize..80, turned: bool) {
         let x = |dtype| normal("x", [groups, rows, width], dtype, turned);
@@ -227,7 +232,7 @@ proptest! {
         hold("rotation", |dtype| both(true, dtype), |dtype| both(false, dtype));
     }
 
-    // Heads of 8 and more, as with the norms of rows.
+    // The head width is at least 8 for the same reason as in `row_norms`.
     #[test]
     fn unit_queries_and_keys(batch in 1_usize..4, length in 1_usize..90, heads in 1_usize..4, head in 8_usize..40, turned: bool) {
         let both = |kernel: bool, dtype| {
@@ -302,7 +307,7 @@ proptest! {
         hold_convolution([batch, inputs, height, width], [outputs, kernel], stride, padding, turned);
     }
 
-    // Large enough for transformed tiles.
+    // Large enough for Winograd tiles.
     #[test]
     fn convolutions_of_many_channels(
         batch in 1_usize..4, inputs in 14_usize..22, outputs in 14_usize..22,
@@ -319,7 +324,8 @@ proptest! {
         let keys = queries + more;
         let mask = (masked > 0).then(|| {
             if masked == 2 {
-                // Levels of five, as in coarse-to-fine generation: no query of a block may see the last keys.
+                // Levels of five tokens, as in coarse-to-fine generation: possibly no query of a block sees the
+                // last keys.
                 let level = |i: usize, of: usize| (i / 5) as f32 / of as f32;
                 let hidden: Vec<bool> = (0..queries * keys)
                     .map(|i| level(i % keys, keys) > level(i / keys, queries) / 2.0)
@@ -327,13 +333,13 @@ proptest! {
                 let mask = TensorData::new(hidden, [1, 1, queries, keys]);
                 return Tensor::<4, Bool>::from_data(mask, &Device::flex()).expand([batch, heads, queries, keys]);
             }
-            // Never all of a row: its first key stays visible.
+            // The first key of each row stays visible, so that no row is hidden completely.
             let hidden = normal("mask", [batch, heads, queries, keys], DType::F32, false).detach().inner().greater_elem(0.8);
             let first = Tensor::<1, burn::tensor::Int>::arange(0..keys as i64, &Device::flex()).equal_elem(0);
             hidden.bool_and(first.bool_not().unsqueeze::<4>().expand([batch, heads, queries, keys]))
         });
         let both = |f: &dyn Fn([Tensor<4>; 3]) -> Tensor<4>, dtype| {
-            // Heads as layers split them: rows of different heads lie side by side.
+            // Split the heads as the layers do: rows of different heads are adjacent in memory.
             let part = |name, length| {
                 let x = normal(name, [batch, length, heads, width], dtype, turned && heads * width > 1);
                 (x.clone(), x.swap_dims(1, 2))
@@ -386,21 +392,21 @@ fn shapes_that_do_not_belong_together_are_refused() {
     let attend = || Attend { causal: false, mask: None, scale: 1.0, rounding };
     let table = |shape: [usize; 2]| {
         let of = Tensor::<2>::ones(shape, &Device::flex());
-        super::table(&of).expect("on the CPU")
+        super::table(&of).expect("the table is on the CPU")
     };
     let refused: [(&str, &dyn Fn()); 9] = [
-        ("a weight of another width", &|| drop(run(Affine { rounding }, [of(&[4, 3]), of(&[6, 5])]))),
-        ("rows of two", &|| drop(run(Affine { rounding }, [of(&[4, 6]), of(&[3, 5])]))),
+        ("a weight of another height", &|| drop(run(Affine { rounding }, [of(&[4, 3]), of(&[6, 5])]))),
+        ("rows of double width", &|| drop(run(Affine { rounding }, [of(&[4, 6]), of(&[3, 5])]))),
         ("a longer bias", &|| drop(run(Affine { rounding }, [of(&[4, 3]), of(&[3, 5]), of(&[6])]))),
-        ("heads that do not fit", &|| drop(run(UnitHeads, [of(&[1, 1, 30]), of(&[3])]))),
-        ("a table of more places", &|| {
+        ("an indivisible width", &|| drop(run(UnitHeads, [of(&[1, 1, 30]), of(&[3])]))),
+        ("a table of more positions", &|| {
             let [cos, sin] = [table([6, 4]), table([6, 4])];
             drop(run(Turn { cos, sin }, [of(&[1, 4, 12])]));
         }),
-        ("packed heads that do not fit", &|| {
+        ("an indivisible packed width", &|| {
             drop(run(AttendPacked { attend: attend(), heads: 3 }, [of(&[1, 2, 30])]));
         }),
-        ("wider values", &|| {
+        ("values wider than the keys", &|| {
             drop(run(attend(), [of(&[1, 2, 3, 4]), of(&[1, 2, 3, 4]), of(&[1, 2, 3, 5])]));
         }),
         ("gates of another width", &|| drop(run(GatePair(Activation::Silu), [of(&[2, 3]), of(&[2, 5])]))),
@@ -410,7 +416,7 @@ fn shapes_that_do_not_belong_together_are_refused() {
         }),
     ];
     for (what, run) in refused {
-        assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "{what}");
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "{what} is accepted");
     }
 }
 
@@ -446,7 +452,7 @@ fn exp_and_the_normal_distribution_in_f32() {
     assert!(normal < 3e-7, "{normal:e}");
 }
 
-/// Bits of values and gradients with a pool of so many threads.
+/// Returns values and gradients that were computed by the given number of threads.
 fn bits(threads: usize) -> Vec<Derivatives> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let rounding = Rounding::None;
@@ -487,7 +493,7 @@ fn bits(threads: usize) -> Vec<Derivatives> {
             let (x, ids) = (normal("logits", [2, 300, 77], DType::F32, false), (0..600).map(|i| i % 77).collect());
             derivatives(&[&of(&x)], fused::<1, 3, _>(LogProbability { ids }, [handle(&x)]))
         };
-        // By columns and by transformed tiles.
+        // The first four use im2col, the last two Winograd tiles.
         let convolutions = [[2, 17], [13, 17], [2, 9], [14, 9]].map(|[batch, side]| conv(12, batch, side));
         let of_tiles = [[2, 17], [13, 17]].map(|[batch, side]| conv(24, batch, side));
 
@@ -500,7 +506,7 @@ fn bits(threads: usize) -> Vec<Derivatives> {
 fn threads_change_no_bit() {
     let one = bits(1);
     for threads in [2, 3, 8] {
-        assert!(bits(threads) == one, "{threads} threads give other bits than one");
+        assert!(bits(threads) == one, "{threads} threads and one thread give different bits");
     }
 }
 
@@ -519,7 +525,7 @@ fn a_constant_gets_no_gradient_and_a_network_without_tape_none_at_all() {
     assert!(a.grad(&grads).is_some() && b.grad(&grads).is_none());
     let plain: Tensor<2> = fused(Activate(Activation::Silu), [handle(&a.inner())]);
     assert!(!plain.device().is_autodiff());
-    // A constant off the tape beside a parameter on it.
+    // A constant without autodiff together with a tracked parameter.
     let mixed: Tensor<2> = fused(
         GatePair(Activation::Silu),
         [handle(&b.clone().inner()), handle(&normal("c", [2, 3], DType::F32, false))],
@@ -546,13 +552,13 @@ fn updates_are_their_formulas() {
         let mixed = values(x.clone() * 0.9 + grad.clone() * 0.1);
         let pairs = [(updated.to_vec(), expected), (vec![average], vec![mixed])];
         assert!(pairs.iter().flat_map(|(ours, theirs)| apart(ours, theirs)).all(|apart| apart < close));
-        // The reference adds 60,000 numbers one by one, and rounds as often.
+        // The reference adds 60,000 values one by one, with as many roundings.
         let sum: f64 = values(grad.clone()).iter().map(|g| g * g).sum();
         assert!((square_sum(handle(&grad)).unwrap() / sum - 1.0).abs() < close.max(1e-12));
     }
 }
 
-/// Tiles of several images at a time, and some rows of one.
+/// The groups contain several images, or some rows of one image.
 #[test]
 fn convolutions_of_many_tiles() {
     hold_convolution([5, 17, 40, 38], [18, 3], 1, (1, 1), false);
@@ -588,9 +594,10 @@ fn kernels_of_bf16_are_those_of_f32_on_rounded_numbers() {
         let [narrow, wide] = [DType::BF16, DType::F32].map(kernel);
         for (narrow, wide) in narrow.iter().zip(&wide) {
             let largest = wide.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
-            // Half a unit in the last of eight bits, twice: of the gradient that comes in and of the result.
+            // The tolerance is twice half a unit in the last place of bf16 (8 bits): once for the rounded
+            // incoming gradient, once for the rounded result.
             assert!(narrow.iter().zip(wide).all(|(a, b)| (a - b).abs() <= largest / 128.0));
-            assert!(narrow.iter().zip(wide).any(|(a, b)| a != b), "rounded");
+            assert!(narrow.iter().zip(wide).any(|(a, b)| a != b), "not rounded");
         }
     }
 }
@@ -602,7 +609,7 @@ fn narrow_numbers_are_those_of_the_cast() {
         let narrow = if kernel { fused(Narrow, [handle(&x)]) } else { x.clone().cast(DType::BF16) };
         assert_eq!(narrow.dtype(), DType::BF16);
         let loss = (narrow.clone() * normal("upstream", [70, 301], DType::BF16, false).detach()).sum();
-        let grad = x.grad(&loss.backward()).expect("a gradient of the numbers");
+        let grad = x.grad(&loss.backward()).expect("`x` has a gradient");
         assert_eq!(grad.dtype(), DType::F32);
         [values(narrow.detach()), values(grad)]
     };
@@ -613,8 +620,9 @@ fn narrow_numbers_are_those_of_the_cast() {
 fn the_optimizer_writes_weights_and_moments_where_they_are() {
     let device = Device::flex().autodiff();
     let layer = crate::nn::Linear::new(64, 64, &device);
-    let mut layer = crate::weights::initialize(layer, &Random::new(0), &|_, _| crate::weights::Init::Normal(1.0));
-    let mut optimizer = crate::optimizer::OptimizerConfig::default().init(&[]).unwrap();
+    let mut layer =
+        crate::nn::parameters::initialize(layer, &Random::new(0), &|_, _| crate::nn::parameters::Init::Normal(1.0));
+    let mut optimizer = crate::optimization::optimizer::OptimizerConfig::default().init(&[]).unwrap();
     let place = |layer: &crate::nn::Linear| plain(handle(&layer.weight.val()).kind).storage::<f32>().as_ptr();
     let first = place(&layer);
     for _ in 0..3 {

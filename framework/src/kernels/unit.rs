@@ -1,19 +1,20 @@
-//! Queries and keys of unit length, beside their values.
+//! Normalisation of queries and keys to unit length, packed with their values.
 
 use super::math::{GRAIN, Number, chunks, room, sum, total, vectorized};
 use super::{Fused, dense, numbers, tensor, width_of_head};
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 
-/// Divides every head's queries and keys by their length, which counts as [`SHORTEST`] at the least, multiplies the
-/// queries by their head's factor, and leaves the values as they are. Inputs: `[.., 3 heads d]`, factors `[heads]`.
+/// Divides the queries and keys of every head by their length, or by [`SHORTEST`] if that is larger; multiplies
+/// the queries by the factor of their head; copies the values. Inputs: `[.., 3 heads d]`, factors `[heads]`.
 #[derive(Clone, Debug)]
 pub(crate) struct UnitHeads;
 
-/// A vector shorter than this stays shorter than one.
+/// Lower bound of the divisor: a shorter vector does not reach unit length.
 pub(crate) const SHORTEST: f64 = 1e-12;
 
-/// `[1 / length, how much of it moves with the vector]`: the latter 1, or 0 where the length is at its floor.
+/// Returns `[1 / max(length, SHORTEST), slope]`. `slope` is 1 where the divisor depends on the vector, and 0
+/// where [`SHORTEST`] replaces the length.
 #[inline(always)]
 fn inverse_length<T: Number>(x: &[T]) -> [T; 2] {
     let length = sum(x.len(), |k| x[k] * x[k]).sqrt();
@@ -21,13 +22,13 @@ fn inverse_length<T: Number>(x: &[T]) -> [T; 2] {
     if length > shortest { [one / length, one] } else { [one / shortest, zero] }
 }
 
-/// Rows of width `width` that one thread takes at a time; follows from the shape alone, as gradients of the factors are added
-/// up by it.
+/// Returns the number of rows per work item. It depends on the shape alone, because the gradients of the
+/// factors are summed per work item in a fixed order.
 fn rows(width: usize) -> usize {
     (GRAIN / width).max(1)
 }
 
-/// Width of the queries and keys, and of a head, in rows of three parts.
+/// Returns the combined width of queries and keys, and the width of a head.
 fn widths(width: usize, heads: usize) -> [usize; 2] {
     let head = width_of_head(width, heads);
     [2 * heads * head, head]

@@ -1,5 +1,5 @@
-//! What a training step does to every number of a network: AdamW, the running average, the norm of the gradient. One pass
-//! over memory each, on all threads; none is on the tape.
+//! Operations of a training step on all weights of a network: AdamW, the running average and the norm of the
+//! gradient. Each is a single pass over memory on all threads, without autodiff.
 
 use super::math::{GRAIN, Number, sum, vectorized};
 use super::{common, dense, numbers, plain, whole};
@@ -8,7 +8,7 @@ use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, Disp
 use burn::tensor::DType;
 use rayon::prelude::*;
 
-/// One step of AdamW, with its bias corrections worked out.
+/// One step of AdamW, with precomputed bias corrections.
 ///
 ///   m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   x <- (1 - decay) x - rate m / (root sqrt(v) + epsilon)
 ///
@@ -22,8 +22,8 @@ pub(crate) struct AdamwStep {
     pub decay: f64,
 }
 
-/// The numbers of tensors that there are kernels for; others come back as they are.
-#[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
+/// Returns the data type and the CPU tensors, or the inputs unchanged if there is no kernel for them.
+#[allow(clippy::result_large_err)] // The caller uses the returned inputs at once.
 fn opened<const N: usize>(inputs: [DispatchTensor; N]) -> Result<(DType, [FlexTensor; N]), [DispatchTensor; N]> {
     match common(&inputs).filter(|dtype| *dtype != DType::BF16) {
         Some(dtype) => Ok((dtype, inputs.map(|input| plain(input.kind)))),
@@ -36,9 +36,12 @@ fn untracked(x: FlexTensor) -> DispatchTensor {
     DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled }
 }
 
-/// The parameter and both moments behind a step. Inputs: parameter, gradient, first and second moment, which come back
-/// where there is no kernel. What nobody else holds is written in place.
-#[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
+/// Computes the parameter and both moments after a step. Inputs: parameter, gradient, first and second moment.
+/// A tensor that has no other owner is updated in place.
+///
+/// # Errors
+/// Returns the inputs if there is no kernel for them.
+#[allow(clippy::result_large_err)] // The caller uses the returned inputs at once.
 pub(crate) fn adamw(step: AdamwStep, inputs: [DispatchTensor; 4]) -> Result<[DispatchTensor; 3], [DispatchTensor; 4]> {
     let (dtype, inputs) = opened(inputs)?;
     Ok(match dtype {
@@ -71,9 +74,11 @@ impl AdamwStep {
     }
 }
 
-/// `decay average + (1 - decay) x` of `[average, x]`, in place if nobody else holds the average. They come back where
-/// there is no kernel.
-#[allow(clippy::result_large_err)] // What comes back goes into the composed form at once.
+/// Computes `decay average + (1 - decay) x` of `[average, x]`, in place if the average has no other owner.
+///
+/// # Errors
+/// Returns the inputs if there is no kernel for them.
+#[allow(clippy::result_large_err)] // The caller uses the returned inputs at once.
 pub(crate) fn lerp(inputs: [DispatchTensor; 2], decay: f64) -> Result<DispatchTensor, [DispatchTensor; 2]> {
     fn run<T: Number>([average, x]: [FlexTensor; 2], decay: f64) -> DispatchTensor {
         let (mut average, x) = (whole::<T>(average), dense::<T>(x));
@@ -94,7 +99,7 @@ pub(crate) fn lerp(inputs: [DispatchTensor; 2], decay: f64) -> Result<DispatchTe
     })
 }
 
-/// The sum of the squares of all numbers; `None` where there is no kernel.
+/// Returns the sum of the squares of all elements, or `None` if there is no kernel.
 pub(crate) fn square_sum(x: DispatchTensor) -> Option<f64> {
     fn run<T: Number>(x: FlexTensor) -> f64 {
         let x = dense::<T>(x);
@@ -104,7 +109,7 @@ pub(crate) fn square_sum(x: DispatchTensor) -> Option<f64> {
                 move || sum(x.len(), |i| x[i] * x[i]),
             )
         };
-        // Pieces are added in their order, in f64.
+        // Add the partial sums in order, in f64.
         let pieces: Vec<T> = numbers::<T>(&x).par_chunks(GRAIN).map(piece).collect();
         pieces.into_iter().map(|piece| piece.to_f64()).sum()
     }

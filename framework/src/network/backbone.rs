@@ -1,80 +1,83 @@
-//! The network: its document entry ([`BackboneConfig`]), its weights ([`Backbone`]), and the box around them.
+//! The traits of a network: its document entry ([`BackboneConfig`]), its forward pass ([`Backbone`]), and the box
+//! that erases its type ([`BoxBackbone`]).
 
-use crate::bridge::{self, DynMapper, DynVisitor};
-use crate::condition::{Condition, ConditionKind};
+use crate::checkpoint::names::OfficialNames;
 use crate::error::Problems;
-use crate::foreign::ForeignNames;
+use crate::network::condition::{Condition, ConditionShape};
+use crate::network::dyn_module::{self, DynMapper, DynVisitor};
+use crate::nn::hooks::Hooked;
+use crate::nn::parameters::Init;
 use crate::process::{Input, LatentShape, Process};
-use crate::weights::Init;
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What a backbone, as configured, can be given. Pairs are checked against it before anything is built.
+/// The inputs that a configured backbone accepts. The check phase compares the other parts with them before anything
+/// is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepts {
-    /// The kind of condition it reads.
-    pub condition: ConditionKind,
-    /// Number of classes, for [`ConditionKind::Class`]; the null class is one more.
-    pub num_classes: Option<usize>,
-    /// Width of text features, for [`ConditionKind::Text`]; number of distinct tokens, for [`ConditionKind::Tokens`].
-    pub text_width: Option<usize>,
-    /// Most tokens of a text; `None` = any number.
-    pub text_length: Option<usize>,
-    /// Whether it reads the guidance number of [`Control::guidance`].
+    /// Condition that the network reads.
+    pub condition: ConditionShape,
+    /// Whether the network reads the guidance number of [`Control::guidance`].
     pub guidance_input: bool,
-    /// Which document field switches the guidance input on, e.g. `/guidance_input`.
+    /// JSON pointer, within the entry, of the field that switches the guidance input on, e.g. `/guidance_input`;
+    /// empty if there is no such field.
     pub guidance_field: &'static str,
-    /// Whether it predicts a variance beside the latent's channels.
+    /// Whether the network also predicts a variance, in the channels after those of the latent.
     pub variance: bool,
-    /// Whether its attention and blocks honour [`Control::perturb`].
-    pub perturbation: bool,
-    /// Whether it honours [`Control::cache`].
+    /// Layers that [`Control::hooks`] can reach.
+    pub hooks: HookSites,
+    /// Whether the network uses [`Control::cache`].
     pub cache: bool,
 }
 
-/// A change to the forward pass of one branch, for guidance by a perturbed model.
-///
-/// Source: arXiv:2403.17377 (identity attention), arXiv:2408.00760 (blurred queries), arXiv:2508.12880 (dropped blocks).
-#[derive(Clone, Debug, PartialEq)]
-pub enum Perturbation {
-    /// Self-attention of these blocks becomes the identity map: its output is `V`.
-    IdentityAttention(Vec<usize>),
-    /// These blocks are skipped.
-    SkipBlocks(Vec<usize>),
-    /// The tokens entering these blocks are permuted by the given order.
-    PermuteTokens(Vec<usize>, Vec<usize>),
+impl Accepts {
+    /// Returns the number of classes, for a class condition.
+    pub fn num_classes(&self) -> Option<usize> {
+        self.condition.num_classes()
+    }
 }
 
-/// What accompanies an input through the network.
+/// The layers of a network that the hooks of a pass can reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HookSites {
+    /// Number of blocks. Each has a self-attention layer. Block indices follow the order of execution.
+    pub blocks: usize,
+    /// Whether each block also attends to a text.
+    pub text_attention: bool,
+    /// Whether the cached keys and values of decoding pass through [`crate::nn::hooks::Hooks::cached`].
+    pub decode_cache: bool,
+}
+
+/// Everything other than the input and the condition that a forward pass takes.
 #[derive(Clone, Debug, Default)]
 pub struct Control {
-    /// The guidance number the objective trained the network on (`beta` or scale), one a sample; `None` =
-    /// the term is left out, which is not the same as 0.
+    /// Guidance number per sample: the value that the objective trains the network on (`beta` or scale). `None` omits
+    /// the term, which differs from the value 0.
     pub guidance: Option<Vec<f64>>,
-    /// Changes to the forward pass.
-    pub perturb: Vec<Perturbation>,
-    /// What the network keeps from one step of a decoding to the next. With it, predictions are those of the positions
-    /// (of a masked process: of the places) that it has not yet read.
+    /// Hooks that read or change the forward pass.
+    pub hooks: Hooked,
+    /// State that the network keeps between decoding steps. With a cache, the network predicts only the positions
+    /// that it has not read yet; in a masked process, only the requested places.
     pub cache: Option<Cache>,
 }
 
 impl Control {
-    /// A control that carries one guidance number a sample.
+    /// Creates a control with a guidance number per sample, without hooks or cache.
     pub fn guided(guidance: Option<Vec<f64>>) -> Self {
         Self { guidance, ..Self::default() }
     }
 
-    /// What accompanies the samples `rows`, in that order.
+    /// Selects the samples `rows`, in that order.
     pub fn select(&self, rows: &[usize]) -> Self {
         let guidance = self.guidance.as_ref().map(|all| rows.iter().map(|row| all[*row]).collect());
         Self { guidance, ..self.clone() }
     }
 }
 
-/// What a network keeps while it decodes one batch: keys and values of every attention layer over the positions read so
-/// far, or the features of a masked sequence. A handle: clones share what is kept.
+/// The state that a network keeps while it decodes one batch: keys and values of every attention layer for the
+/// positions read so far, or the features of a masked sequence. This is a handle: clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Cache(Arc<Mutex<Kept>>);
 
@@ -87,20 +90,21 @@ struct Kept {
 
 impl Cache {
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().expect("no holder of a cache panics")
+        self.0.lock().expect("no thread panics while it holds this lock")
     }
 
-    /// Positions read so far.
+    /// Returns the number of positions read so far.
     pub fn read(&self) -> usize {
         self.kept().read
     }
 
-    /// Notes that positions up to `read` have gone through every layer.
+    /// Records that the first `read` positions have passed through every layer.
     pub fn advance(&self, read: usize) {
         self.kept().read = read;
     }
 
-    /// Appends keys and values `[B, heads, new, d]` of layer `layer`, and returns all so far.
+    /// Appends the keys and values `[B, heads, new, d]` of layer `layer`. Returns the keys and values of all positions
+    /// so far.
     pub fn extend(&self, layer: usize, keys: Tensor<4>, values: Tensor<4>) -> [Tensor<4>; 2] {
         let layers = &mut self.kept().layers;
         if layer == layers.len() {
@@ -112,7 +116,7 @@ impl Cache {
         layers[layer].clone()
     }
 
-    /// The features kept, or those that `make` makes now.
+    /// Returns the stored features. Computes them with `make` on the first call.
     pub fn features(&self, make: impl FnOnce() -> Tensor<3>) -> Tensor<3> {
         let kept = self.kept().features.clone();
         kept.unwrap_or_else(|| {
@@ -123,38 +127,40 @@ impl Cache {
     }
 }
 
-/// The weights of a network and its forward pass. Implement it for a `#[derive(Module)]` struct.
+/// The weights of a network and its forward pass. Implement this trait for a `#[derive(Module)]` struct.
 pub trait Backbone: Debug + Send + Sync {
-    /// The prediction, `[B, position, channel]`; channels beyond the latent's (a learned variance) follow it. A sample's does
-    /// not depend on its batch: passes without the tape come in micro-batches, on several threads at once.
+    /// Computes the prediction, `[B, position, channel]`. Channels of a learned variance follow the latent's channels.
+    ///
+    /// The prediction of a sample must not depend on the rest of the batch: passes without the tape run in
+    /// micro-batches, on several threads at once.
     fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3>;
 }
 
-/// A network with the module operations that a trait object needs. Implemented for every
-/// `Backbone + Module`; there is nothing to write.
+/// A network with the module operations that a trait object needs. Every `Backbone + Module` implements it
+/// automatically.
 pub trait BackboneModule: Backbone + DynModule {}
 
 impl<M: Backbone + Module + Sync + 'static> BackboneModule for M {}
 
 /// The operations of [`Module`] that a boxed backbone needs.
 pub trait DynModule {
-    /// A copy that shares its tensors.
+    /// Clones the network; the copy shares the tensors.
     fn clone_dyn(&self) -> Box<dyn BackboneModule>;
     /// Visits every parameter.
     fn visit_dyn(&self, visitor: &mut dyn DynVisitor);
     /// Maps every parameter.
     fn map_dyn(self: Box<Self>, mapper: &mut dyn DynMapper) -> Box<dyn BackboneModule>;
-    /// Moves to a device.
+    /// Moves the network to a device.
     fn to_device_dyn(self: Box<Self>, device: &Device) -> Box<dyn BackboneModule>;
-    /// Moves to a device, as new leaves of the gradient graph.
+    /// Moves the network to a device. Its parameters become new leaves of the autodiff graph.
     fn fork_dyn(self: Box<Self>, device: &Device) -> Box<dyn BackboneModule>;
-    /// With gradient tracking.
+    /// Enables gradient tracking.
     fn train_dyn(self: Box<Self>) -> Box<dyn BackboneModule>;
-    /// Without gradient tracking; shares its tensors.
+    /// Returns a copy without gradient tracking that shares the tensors.
     fn valid_dyn(&self) -> Box<dyn BackboneModule>;
-    /// With every reparameterization applied for good.
+    /// Merges every reparameterization permanently into its parameter.
     fn materialize_dyn(self: Box<Self>) -> Box<dyn BackboneModule>;
-    /// The devices that hold parameters.
+    /// Adds the devices that hold parameters to `devices`.
     fn devices_dyn(&self, devices: Devices) -> Devices;
 }
 
@@ -163,10 +169,10 @@ impl<M: Backbone + Module + Sync + 'static> DynModule for M {
         Box::new(self.clone())
     }
     fn visit_dyn(&self, visitor: &mut dyn DynVisitor) {
-        bridge::visit_module(self, visitor);
+        dyn_module::visit_module(self, visitor);
     }
     fn map_dyn(self: Box<Self>, mapper: &mut dyn DynMapper) -> Box<dyn BackboneModule> {
-        Box::new(bridge::map_module(*self, mapper))
+        Box::new(dyn_module::map_module(*self, mapper))
     }
     fn to_device_dyn(self: Box<Self>, device: &Device) -> Box<dyn BackboneModule> {
         Box::new((*self).to_device(device))
@@ -188,7 +194,7 @@ impl<M: Backbone + Module + Sync + 'static> DynModule for M {
     }
 }
 
-/// Any backbone's weights, as a Burn [`Module`]: optimizers, records and stores work on it unchanged.
+/// A backbone of any type as a Burn [`Module`]. Optimizers, records and stores work on it unchanged.
 #[derive(Debug)]
 pub struct BoxBackbone(Box<dyn BackboneModule>);
 
@@ -231,10 +237,10 @@ impl Module for BoxBackbone {
         Self(self.0.materialize_dyn())
     }
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        bridge::visit(|visitor| self.0.visit_dyn(visitor), visitor);
+        dyn_module::visit(|visitor| self.0.visit_dyn(visitor), visitor);
     }
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        Self(bridge::map(|mapper| self.0.map_dyn(mapper), mapper))
+        Self(dyn_module::map(|mapper| self.0.map_dyn(mapper), mapper))
     }
 }
 
@@ -245,43 +251,45 @@ impl ModuleDisplayDefault for BoxBackbone {
 }
 impl ModuleDisplay for BoxBackbone {}
 
-/// The document entry of a backbone: sizes in, network out.
+/// The document entry of a backbone. It describes the network by its sizes and creates it.
 pub trait BackboneConfig: Debug + Send + Sync {
-    /// Problems within this entry; pointers are relative to it.
+    /// Returns the problems within this entry. Pointers are relative to the entry.
     fn check(&self) -> Problems {
         Problems::new()
     }
 
-    /// What the network can be given.
+    /// Returns the inputs that the network accepts.
     fn accepts(&self) -> Accepts;
 
-    /// The clean latent it models.
+    /// Returns the shape of the clean latents that the network models.
     fn latent_shape(&self) -> LatentShape;
 
-    /// The process it is trained on.
+    /// Returns the process that the network is trained on.
     fn process(&self) -> Box<dyn Process>;
 
-    /// The network, with its parameters not yet allocated: they are drawn by [`crate::weights::initialize`] from
-    /// [`BackboneConfig::initializer`], or read from a checkpoint.
+    /// Creates the network without allocating its parameters. [`crate::nn::parameters::initialize`] fills them as
+    /// [`BackboneConfig::initializer`] specifies, or they are read from a checkpoint.
     fn init(&self, device: &Device) -> BoxBackbone;
 
-    /// How the parameter at `path` is drawn.
+    /// Returns the initial distribution of the parameter at `path`.
     fn initializer(&self, path: &str, shape: &[usize]) -> Init;
 
-    /// The published formats of its weights; the one that `convert` writes unless asked comes first.
-    fn formats(&self) -> Vec<ForeignNames>;
+    /// Returns the published formats of the weights. `convert` writes the first one by default.
+    fn formats(&self) -> Vec<OfficialNames>;
 
-    /// Our clock for the times that the official network takes.
+    /// Converts the official network's time to ours (0 = data, 1 = noise).
     fn t_of_native(&self, native: f64) -> f64;
 
-    /// A prediction as the official network answers it: a flow that runs the other way has velocities of the other sign.
+    /// Converts a prediction to the convention of the official network. A flow whose time runs the other way has
+    /// velocities of the opposite sign.
     fn to_native(&self, prediction: Tensor<3>) -> Tensor<3> {
         prediction
     }
 
-    /// Floating-point operations of one forward pass of one sample (multiply and add counted apart).
+    /// Returns the floating-point operations per sample of one forward pass. A multiply-add counts as two.
     fn flops(&self) -> f64;
 
-    /// Numbers held for the backward pass of one sample: the estimate behind `check`'s memory line.
+    /// Estimates the number of tensor elements per sample that are kept for the backward pass. `check` uses it for its
+    /// memory estimate.
     fn activations(&self) -> f64;
 }

@@ -1,35 +1,55 @@
-//! What a picture is asked to show: a class, a text, or nothing.
+//! Conditions of generation: a class, a text, or none.
 
 use crate::nn;
 use burn::tensor::Tensor;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-/// The kinds of condition a backbone can take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ConditionKind {
-    /// No condition at all.
+/// The condition that a network reads, or that a conditioner produces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConditionShape {
+    /// No condition.
     None,
-    /// One of `num_classes` classes.
-    Class,
-    /// Features of a text, `[L, D]`.
-    Text,
-    /// Token ids of a text, `[L]`, for a backbone with a text encoder of its own.
-    Tokens,
+    /// One of `count` classes, or the null class.
+    Class {
+        /// Number of classes, without the null class.
+        count: usize,
+    },
+    /// Features of a text, `[length, width]`.
+    Text {
+        /// Number of tokens per text: the largest number that a network reads, or the number that a conditioner
+        /// produces; `None` = any number.
+        length: Option<usize>,
+        /// Width of the features.
+        width: usize,
+    },
+    /// Token ids of a text, `[length]`, for a network that contains its own text encoder.
+    Tokens {
+        /// Number of tokens per text: the largest number that a network reads, or the number that a conditioner
+        /// produces; `None` = any number.
+        length: Option<usize>,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
 }
 
-impl ConditionKind {
-    /// Whether it comes from captions, through a conditioner.
+impl ConditionShape {
+    /// Returns whether a conditioner makes the condition from captions.
     pub fn is_text(self) -> bool {
-        matches!(self, Self::Text | Self::Tokens)
+        matches!(self, Self::Text { .. } | Self::Tokens { .. })
+    }
+
+    /// Returns the number of classes of a class condition.
+    pub fn num_classes(self) -> Option<usize> {
+        match self {
+            Self::Class { count } => Some(count),
+            _ => None,
+        }
     }
 }
 
-/// The condition of a batch, one entry a sample. `None` inside is the null condition.
+/// The condition of a batch, one entry per sample. An inner `None` is the null condition.
 #[derive(Clone, Debug)]
 pub enum Condition {
-    /// An unconditional model's batch of that many samples.
+    /// The batch of an unconditional model; holds the number of samples.
     None(usize),
     /// A class index, or null.
     Class(Vec<Option<usize>>),
@@ -39,12 +59,12 @@ pub enum Condition {
         features: Tensor<3>,
         /// Features of the null text.
         null: Tensor<3>,
-        /// Which samples hold the null features: a network may have learned a null of its own.
+        /// Which samples hold the null features. A network with a learned null embedding substitutes it there.
         dropped: Vec<bool>,
     },
-    /// Token ids of a text; all are of one length.
+    /// Token ids of texts. All texts have the same length.
     Tokens {
-        /// Ids of every sample; a dropped sample holds those of the null text.
+        /// Ids of every sample; a dropped sample holds the ids of the null text.
         ids: Vec<Vec<usize>>,
         /// Ids of the null text.
         null: Vec<usize>,
@@ -52,7 +72,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// Number of samples.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         match self {
             Self::None(n) => *n,
@@ -62,17 +82,27 @@ impl Condition {
         }
     }
 
-    /// Whether the batch is empty.
+    /// Returns whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The null condition for as many samples.
+    /// Returns which samples have the null condition.
+    pub fn is_null(&self) -> Vec<bool> {
+        match self {
+            Self::None(n) => vec![true; *n],
+            Self::Class(classes) => classes.iter().map(Option::is_none).collect(),
+            Self::Text { dropped, .. } => dropped.clone(),
+            Self::Tokens { ids, null } => ids.iter().map(|ids| ids == null).collect(),
+        }
+    }
+
+    /// Returns the null condition for the same number of samples.
     pub fn null(&self) -> Self {
         self.dropped(&vec![true; self.len()])
     }
 
-    /// The same condition with null where `drop` is true.
+    /// Replaces the condition with null where `drop` is true.
     pub fn dropped(&self, drop: &[bool]) -> Self {
         match self {
             Self::None(n) => Self::None(*n),
@@ -100,7 +130,7 @@ impl Condition {
         }
     }
 
-    /// The conditions of the samples `rows`, in that order; a row may appear more than once.
+    /// Selects the conditions of the samples `rows`, in that order. A row may appear more than once.
     pub fn select(&self, rows: &[usize]) -> Self {
         match self {
             Self::None(_) => Self::None(rows.len()),
@@ -116,7 +146,7 @@ impl Condition {
         }
     }
 
-    /// Which samples have the same condition in both. Features of texts are not compared: none is the same.
+    /// Returns which samples have the same condition in both. Text features are not compared; they count as different.
     pub fn same(&self, other: &Self) -> Vec<bool> {
         match (self, other) {
             (Self::Class(a), Self::Class(b)) => a.iter().zip(b).map(|(a, b)| a == b).collect(),
@@ -128,7 +158,7 @@ impl Condition {
         }
     }
 
-    /// The samples of `self` followed by those of `other`.
+    /// Concatenates the samples of `self` and `other`.
     ///
     /// # Panics
     /// If the two are of different kinds.
@@ -144,11 +174,11 @@ impl Condition {
             (Self::Tokens { ids: a, null }, Self::Tokens { ids: b, .. }) => {
                 Self::Tokens { ids: a.iter().chain(b).cloned().collect(), null: null.clone() }
             }
-            _ => panic!("conditions of different kinds in one batch"),
+            _ => panic!("conditions of different kinds cannot be concatenated"),
         }
     }
 
-    /// The class table's rows, with null as row `num_classes` (the last): `[B]`.
+    /// Returns the row of the class embedding table for each sample, `[B]`. Null is row `num_classes`, the last one.
     ///
     /// # Panics
     /// If the condition is a text.
@@ -157,7 +187,7 @@ impl Condition {
             Self::None(n) => vec![num_classes as i64; *n],
             Self::Class(classes) => classes.iter().map(|class| class.unwrap_or(num_classes) as i64).collect(),
             Self::Text { .. } | Self::Tokens { .. } => {
-                panic!("a class-conditional backbone was given a text; the check phase refuses that")
+                panic!("a class-conditional backbone received a text; the check phase rejects such pairs")
             }
         }
     }

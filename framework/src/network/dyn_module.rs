@@ -1,19 +1,19 @@
-//! Object-safe twins of Burn's module traits, so that a boxed backbone is a [`Module`] like any other.
+//! Object-safe counterparts of Burn's module traits, so that a boxed backbone implements [`Module`].
 //!
-//! `ModuleVisitor` and `ModuleMapper` have methods that are generic in the tensor's rank. Here a parameter
-//! crosses the trait object as `(rank, Any)` and is given its rank back on the other side.
+//! `ModuleVisitor` and `ModuleMapper` have methods that are generic over the tensor's rank, so they cannot be trait
+//! objects. Here a parameter crosses the trait object as `(rank, Any)`, and the other side restores its static rank.
 
 use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bool, Int, Tensor};
 use std::any::Any;
 
-/// A parameter on its way through a trait object, by reference.
+/// A reference to a parameter with its rank erased, to pass it through a trait object.
 pub struct ParamRef<'a> {
     rank: usize,
     param: &'a dyn Any,
 }
 
-/// A parameter on its way through a trait object, by value.
+/// An owned parameter with its rank erased, to pass it through a trait object.
 pub struct ParamBox {
     rank: usize,
     param: Box<dyn Any + Send>,
@@ -31,7 +31,7 @@ pub trait DynVisitor {
     fn flag(&mut self, param: &Param<Flag>);
     /// Enters the field `name`.
     fn enter(&mut self, name: &str, container: &str);
-    /// Leaves it.
+    /// Leaves the field `name`.
     fn exit(&mut self, name: &str, container: &str);
 }
 
@@ -47,11 +47,11 @@ pub trait DynMapper {
     fn flag(&mut self, param: Param<Flag>) -> Param<Flag>;
     /// Enters the field `name`.
     fn enter(&mut self, name: &str, container: &str);
-    /// Leaves it.
+    /// Leaves the field `name`.
     fn exit(&mut self, name: &str, container: &str);
 }
 
-const RANK_KEPT: &str = "a parameter keeps its rank and kind through the bridge";
+const RANK_KEPT: &str = "the erased rank and kind match the parameter";
 
 fn unbox<T: 'static>(param: ParamBox) -> T {
     *param.param.downcast().expect(RANK_KEPT)
@@ -101,7 +101,7 @@ macro_rules! with_rank {
     };
 }
 
-/// Lends a `&mut dyn DynVisitor` to code that wants a `ModuleVisitor`.
+/// Adapts a `&mut dyn DynVisitor` to `ModuleVisitor`.
 struct Visit<'a>(&'a mut dyn DynVisitor);
 
 impl ModuleVisitor for Visit<'_> {
@@ -125,7 +125,7 @@ impl ModuleVisitor for Visit<'_> {
     }
 }
 
-/// Lends a `ModuleVisitor` to code that wants a `&mut dyn DynVisitor`.
+/// Adapts a `ModuleVisitor` to `DynVisitor`.
 struct VisitDyn<'a, V>(&'a mut V);
 
 impl<V: ModuleVisitor> DynVisitor for VisitDyn<'_, V> {
@@ -149,7 +149,7 @@ impl<V: ModuleVisitor> DynVisitor for VisitDyn<'_, V> {
     }
 }
 
-/// Lends a `&mut dyn DynMapper` to code that wants a `ModuleMapper`.
+/// Adapts a `&mut dyn DynMapper` to `ModuleMapper`.
 struct Map<'a>(&'a mut dyn DynMapper);
 
 impl ModuleMapper for Map<'_> {
@@ -173,7 +173,7 @@ impl ModuleMapper for Map<'_> {
     }
 }
 
-/// Lends a `ModuleMapper` to code that wants a `&mut dyn DynMapper`.
+/// Adapts a `ModuleMapper` to `DynMapper`.
 struct MapDyn<'a, M>(&'a mut M);
 
 impl<M: ModuleMapper> DynMapper for MapDyn<'_, M> {
@@ -200,12 +200,12 @@ impl<M: ModuleMapper> DynMapper for MapDyn<'_, M> {
     }
 }
 
-/// Hands a visitor through a trait object's `visit_dyn`.
+/// Passes a visitor to a trait object's `visit_dyn`.
 pub(crate) fn visit(visit_dyn: impl FnOnce(&mut dyn DynVisitor), visitor: &mut impl ModuleVisitor) {
     visit_dyn(&mut VisitDyn(visitor));
 }
 
-/// Hands a mapper through a trait object's `map_dyn`.
+/// Passes a mapper to a trait object's `map_dyn`.
 pub(crate) fn map<T>(map_dyn: impl FnOnce(&mut dyn DynMapper) -> T, mapper: &mut impl ModuleMapper) -> T {
     map_dyn(&mut MapDyn(mapper))
 }

@@ -1,28 +1,29 @@
-//! Passes without the tape, in micro-batches: some samples go all the way through the network on one thread, others on the
-//! next.
+//! Passes without the tape in micro-batches: each thread takes some samples through the whole network.
 //!
-//! A pass of many small samples is many short operations, and all threads meet behind each of them. Samples do not depend
-//! on one another, so threads that share the samples out meet once, each finds what it wrote last in a cache of its own,
-//! and only the activations of the samples under way are held.
+//! A pass over many small samples consists of many short operations. If the threads share each operation, they
+//! synchronise after each one. Samples are independent, so threads that share the samples synchronise only once. Each
+//! thread also finds its recent results in its own CPU cache, and memory holds only the activations of the samples in
+//! progress.
 
-use crate::backbone::{Backbone, Control};
-use crate::condition::Condition;
-use crate::precision::MatmulPrecision;
+use crate::network::backbone::{Backbone, Control};
+use crate::network::condition::Condition;
+use crate::nn::precision::MatmulPrecision;
 use crate::process::Input;
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Positions of a micro-batch at the least: the rows that a product's other factor is packed for.
+/// Smallest number of positions in a micro-batch: enough rows to amortise the packing of the weights in each matrix
+/// product.
 const POSITIONS: usize = 2048;
 
-/// [`Backbone::predict`], in micro-batches where that is faster. For passes without the tape.
+/// Runs [`Backbone::predict`], in micro-batches where that is faster. For passes without the tape.
 pub fn predict(network: &dyn Backbone, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
     let samples = input.len();
     let count = count(input, control);
     if count == 1 {
         return network.predict(input, condition, control);
     }
-    // The setting is a thread's.
+    // `MatmulPrecision` is thread-local; copy it to the workers.
     let precision = MatmulPrecision::of_this_thread();
     let pass = |rows: Vec<usize>| {
         precision.within(|| network.predict(&input.select(&rows), &condition.select(&rows), &control.select(&rows)))
@@ -32,11 +33,12 @@ pub fn predict(network: &dyn Backbone, input: &Input, condition: &Condition, con
     Tensor::cat(all, 0)
 }
 
-/// Micro-batches of a pass: a power of two, which threads share evenly. It follows from the shape alone, and not from the
-/// number of threads, lest that change what is computed.
+/// Returns the number of micro-batches of a pass, a power of two, so that threads share them evenly. The number depends
+/// only on the shape, not on the number of threads, so that results do not depend on the machine.
 fn count(input: &Input, control: &Control) -> usize {
-    // What a cache keeps is the whole batch's; other devices do not wait for threads of ours.
-    if control.cache.is_some() || input.device() != Device::flex() {
+    // A cache stores the whole batch, and hooks may record values. Devices other than the CPU run operations
+    // asynchronously, so host threads gain nothing.
+    if control.cache.is_some() || control.hooks.is_some() || input.device() != Device::flex() {
         return 1;
     }
     let most = (input.len() * input.positions() / POSITIONS).min(input.len());
@@ -46,22 +48,23 @@ fn count(input: &Input, control: &Control) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::Cache;
+    use crate::network::backbone::Cache;
     use crate::nn::affine;
-    use crate::precision::rounding;
+    use crate::nn::precision::rounding;
     use crate::random::{Random, tensor};
     use burn::tensor::DType;
     use std::sync::Mutex;
 
-    /// Adds to a sample what it is told about it, and notes the sizes of its batches and their precision.
+    /// Adds the time, class and guidance number of a sample to the sample. Records the size and precision of every
+    /// batch.
     #[derive(Debug, Default)]
     struct Noting(Mutex<Vec<(usize, String)>>);
 
     impl Backbone for Noting {
         fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
-            let Input::Noisy { x_t, t } = input else { panic!("of another kind") };
+            let Input::Noisy { x_t, t } = input else { panic!("expected a noisy input") };
             let classes = condition.class_rows(1000);
-            let numbers = control.guidance.as_deref().expect("one a sample");
+            let numbers = control.guidance.as_deref().expect("one guidance number per sample");
             assert!(t.len() == classes.len() && t.len() == numbers.len());
             self.0.lock().unwrap().push((t.len(), format!("{:?}", rounding(x_t))));
             let told: Vec<f64> = (0..t.len()).map(|i| t[i] + classes[i] as f64 + numbers[i]).collect();
@@ -107,12 +110,12 @@ mod tests {
 
     #[test]
     fn layers_give_the_same_bits() {
-        /// One layer, over positions one after the other.
+        /// One linear layer, applied to each position.
         #[derive(Debug)]
         struct Layer(Tensor<2>);
         impl Backbone for Layer {
             fn predict(&self, input: &Input, _: &Condition, _: &Control) -> Tensor<3> {
-                let Input::Noisy { x_t, .. } = input else { panic!("of another kind") };
+                let Input::Noisy { x_t, .. } = input else { panic!("expected a noisy input") };
                 affine(x_t.clone(), self.0.clone(), None)
             }
         }

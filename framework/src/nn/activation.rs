@@ -1,39 +1,26 @@
-//! Curves between linear layers.
+//! Activation functions.
 
 use super::composed;
-use crate::kernels::{self, Activate, Gate, GatePair, handle};
+use crate::kernels::{self, Activate, Activation, Gate, GatePair, handle};
 use burn::tensor::Tensor;
 
-/// A curve between two linear layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x sigmoid(x)`. Source: arXiv:1606.08415 sec. 4.
-    Silu,
-    /// `x / 2 (1 + erf(x / sqrt(2)))`. Source: arXiv:1606.08415 sec. 2.
-    Gelu,
-    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`. Source: arXiv:1606.08415 sec. 2.
-    GeluTanh,
-    /// `x sigmoid(1.702 x)`, CLIP's. Source: arXiv:1606.08415 sec. 2.
-    GeluQuick,
-}
-
-/// The curve of every number.
+/// Applies an activation function to every element.
 pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
     kernels::activate(Activate(activation), [handle(&x)])
         .map(Tensor::from_dispatch)
         .unwrap_or_else(|| composed::activate(x, activation))
 }
 
-/// `a activation(b)` of the halves `[a, b]` of the last dimension. Shapes: `[.., 2 D]` to `[.., D]`.
+/// Computes `a activation(b)` of the halves `[a, b]` of the last dimension. Shapes: `[.., 2 D]` to `[.., D]`.
 ///
-/// Source: arXiv:2002.05202 eq. 5 (GEGLU), with one map to both halves.
+/// Source: arXiv:2002.05202 eq. 5 (GEGLU), where a single linear layer computes both halves.
 pub fn gate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
     kernels::gate(Gate(activation), [handle(&x)])
         .map(Tensor::from_dispatch)
         .unwrap_or_else(|| composed::gate(x, activation))
 }
 
-/// `activation(a) b`, two tensors of one shape.
+/// Computes `activation(a) b` of two tensors of equal shape.
 ///
 /// Source: arXiv:2002.05202 eq. 5 (SwiGLU).
 pub fn gate_pair<const D: usize>(a: Tensor<D>, b: Tensor<D>, activation: Activation) -> Tensor<D> {
@@ -42,7 +29,7 @@ pub fn gate_pair<const D: usize>(a: Tensor<D>, b: Tensor<D>, activation: Activat
         .unwrap_or_else(|| composed::activate(a, activation) * b)
 }
 
-/// `x sigmoid(x)`.
+/// Computes `x sigmoid(x)`.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activate(x, Activation::Silu)
 }

@@ -1,74 +1,13 @@
-use super::{Linear, composed};
-use crate::backbone::Perturbation;
+//! Attention as functions: on separate queries, keys and values, or on packed ones.
+
+use super::composed::{self, Span};
 use crate::kernels::{self, Attend, AttendPacked, UnitHeads, handle};
-use crate::precision::rounding;
+use crate::nn::precision::rounding;
 use burn::backend::flex::FlexTensor;
-use burn::module::Module;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, Tensor};
 
-/// Sizes of a self-attention layer.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionConfig {
-    /// Width in and out.
-    pub width: usize,
-    /// Number of heads; divides the width.
-    pub num_heads: usize,
-}
-
-/// Multi-head self-attention with one fused query-key-value projection.
-///
-/// Source: arXiv:1706.03762 sec. 3.2.
-#[derive(Module, Debug)]
-pub struct Attention {
-    /// `[D, 3 D]`: queries, keys, values.
-    pub qkv: Linear,
-    /// `[D, D]`.
-    pub proj: Linear,
-    #[module(skip)]
-    num_heads: usize,
-}
-
-impl Attention {
-    /// Allocates nothing.
-    pub fn new(config: AttentionConfig, device: &Device) -> Self {
-        let AttentionConfig { width, num_heads } = config;
-        Self { qkv: Linear::new(width, 3 * width, device), proj: Linear::new(width, width, device), num_heads }
-    }
-
-    /// Shapes: `x` `[B, L, D]`; `mask` `[B, heads, L, L]`, true = hidden. `perturb` holds the changes
-    /// that concern block `block`.
-    pub fn forward(
-        &self,
-        x: Tensor<3>,
-        mask: Option<Tensor<4, Bool>>,
-        perturb: &[Perturbation],
-        block: usize,
-    ) -> Tensor<3> {
-        let width = x.dims()[2];
-        let qkv = self.qkv.forward(x);
-        let identity =
-            perturb.iter().any(|p| matches!(p, Perturbation::IdentityAttention(blocks) if blocks.contains(&block)));
-        let mixed = if identity {
-            // The attention map is the identity: each token keeps its own value (arXiv:2403.17377 eq. 9).
-            qkv.narrow(2, 2 * width, width)
-        } else {
-            attend_packed(qkv, self.num_heads, Span::All, mask, None)
-        };
-        self.proj.forward(mixed)
-    }
-}
-
-/// Which keys a query sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Span {
-    /// All of them.
-    All,
-    /// Those up to its own place; the last query stands at the last key.
-    Causal,
-}
-
-/// `softmax(q k^T scale) v`. Shapes: `q` `[B, heads, L, d]`, `k` and `v` `[B, heads, K, d]`; `mask` `[B, heads, L, K]`,
-/// true = hidden. `scale` is `1 / sqrt(d)` unless it is given.
+/// Computes `softmax(q k^T scale) v`. Shapes: `q` `[B, heads, L, d]`, `k` and `v` `[B, heads, K, d]`; `mask`
+/// `[B, heads, L, K]`, true = hidden. The default of `scale` is `1 / sqrt(d)`.
 ///
 /// Source: arXiv:1706.03762 eq. 1.
 pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: Option<f64>) -> Tensor<4> {
@@ -80,8 +19,8 @@ pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool
     fused.map(Tensor::from_dispatch).unwrap_or_else(|| composed::attend([q, k, v], span, mask, scale))
 }
 
-/// [`attend`] on queries, keys and values that lie side by side. Shapes: `qkv` `[B, L, 3 D]`, `mask` `[B, heads, L, L]`, to
-/// `[B, L, D]`.
+/// Computes [`attend`] on packed queries, keys and values. Shapes: `qkv` `[B, L, 3 D]`, `mask`
+/// `[B, heads, L, L]`, to `[B, L, D]`.
 pub fn attend_packed(
     qkv: Tensor<3>,
     num_heads: usize,
@@ -101,17 +40,18 @@ pub fn attend_packed(
     })
 }
 
-/// Queries and keys of unit length, each head's queries then times its factor; values stay as they are. Vectors shorter than
-/// 1e-12 are divided by that. Shapes: `qkv` `[B, L, 3 D]`, `factors` `[heads]`, to `[B, L, 3 D]`.
+/// Normalises queries and keys to unit length, then multiplies the queries of each head by its factor. The
+/// values do not change. A vector shorter than 1e-12 is divided by 1e-12. Shapes: `qkv` `[B, L, 3 D]`,
+/// `factors` `[heads]`, to `[B, L, 3 D]`.
 ///
-/// Source: arXiv:2010.04245 sec. 2.3, with a learned factor for each head.
+/// Source: arXiv:2010.04245 sec. 2.3, with a learned factor per head.
 pub fn unit_heads(qkv: Tensor<3>, factors: Tensor<1>) -> Tensor<3> {
     kernels::unit_heads(UnitHeads, [handle(&qkv), handle(&factors)])
         .map(Tensor::from_dispatch)
         .unwrap_or_else(|| composed::unit_heads(qkv, factors))
 }
 
-/// A mask as kernels take it; `None` if they cannot.
+/// Converts an optional mask for the kernels. Returns `None` if kernels do not support it.
 fn hidden(mask: Option<&Tensor<4, Bool>>) -> Option<Option<FlexTensor>> {
     match mask {
         Some(mask) => kernels::bytes(mask).map(Some),
@@ -119,13 +59,13 @@ fn hidden(mask: Option<&Tensor<4, Bool>>) -> Option<Option<FlexTensor>> {
     }
 }
 
-/// `[B, L, D]` to `[B, heads, L, D / heads]`.
+/// Splits heads. Shapes: `[B, L, D]` to `[B, heads, L, D / heads]`.
 pub fn heads(x: Tensor<3>, num_heads: usize) -> Tensor<4> {
     let [batch, length, width] = x.dims();
     x.reshape([batch, length, num_heads, width / num_heads]).swap_dims(1, 2)
 }
 
-/// `[B, heads, L, d]` to `[B, L, heads d]`.
+/// Merges heads. Shapes: `[B, heads, L, d]` to `[B, L, heads d]`.
 pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     let [batch, num_heads, length, width] = x.dims();
     x.swap_dims(1, 2).reshape([batch, length, num_heads * width])

@@ -1,4 +1,4 @@
-//! The convolutional encoder and decoder of images that VQGAN, latent diffusion, VAR, MAR and LlamaGen share.
+//! The convolutional image encoder and decoder of VQGAN, latent diffusion, VAR, MAR and LlamaGen.
 //!
 //!   residual   shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + shift)))
 //!   attention  x + proj_out(attention(q(n), k(n), v(n))),  n = norm(x), over the H W positions
@@ -6,17 +6,18 @@
 //!   decoder    conv_in; middle; every level, coarsest first: residual blocks, then twice the size; conv_out as above
 //!   middle     residual, attention, residual
 //!
-//! Source: arXiv:2012.09841 app. A, arXiv:2112.10752. Parameters bear the names of the latent-diffusion code;
+//! Source: arXiv:2012.09841 app. A, arXiv:2112.10752. Parameters have the names of the latent-diffusion code;
 //! level 0 is the finest, in the encoder and in the decoder.
 
-use super::conv::{Conv2d, GroupNorm, GroupNormConfig, from_positions, to_positions, upsample_nearest};
-use super::{Span, attend, heads, merge_heads};
+use super::attention::{attend, heads, merge_heads};
+use super::composed::Span;
+use super::conv::{Conv2d, GroupNorm, from_positions, to_positions, upsample_nearest};
 use crate::error::{Problem, Problems};
-use crate::tokenizer::ImageShape;
+use crate::kernels::GroupNormConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-/// The normalisation of every published autoencoder of this family.
+/// The normalisation settings of every published autoencoder of this family.
 const NORM: GroupNormConfig = GroupNormConfig { groups: 32, epsilon: 1e-6 };
 
 /// Sizes of an encoder or a decoder.
@@ -26,55 +27,56 @@ pub struct AutoencoderConfig {
     pub image_channels: usize,
     /// Width of the first layer; a multiple of 32.
     pub ch: usize,
-    /// Width of each level as a multiple of `ch`, finest first. Each level but the last halves height and width.
+    /// Width of each level as a multiple of `ch`, finest first. Every level except the last halves height and
+    /// width.
     pub ch_mult: Vec<usize>,
-    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    /// Number of residual blocks per level of the encoder. A level of the decoder has one more.
     pub num_res_blocks: usize,
-    /// Levels with attention behind each residual block. The middle always has one.
+    /// Levels with attention after each residual block. The middle always has attention.
     pub attention: Vec<usize>,
 }
 
 impl AutoencoderConfig {
-    /// Problems of `ch` and `ch_mult`; pointers are relative to an entry that has these fields.
+    /// Checks `ch` and `ch_mult`. The pointers of the problems are relative to the entry that has these fields.
     pub fn check(&self) -> Problems {
         let mut problems = Problems::new();
         if self.ch == 0 || !self.ch.is_multiple_of(NORM.groups) {
             problems.push(
-                Problem::new("/ch", format!("`ch` = {} is no multiple of {}", self.ch, NORM.groups))
-                    .accepts(format!("a multiple of {}: channels are normalised in so many groups", NORM.groups)),
+                Problem::new("/ch", format!("`ch` = {} is not a multiple of {}", self.ch, NORM.groups))
+                    .accepts(format!("a multiple of {}, the number of normalisation groups", NORM.groups)),
             );
         }
         if self.ch_mult.is_empty() || self.ch_mult.contains(&0) {
             problems.push(
-                Problem::new("/ch_mult", format!("`ch_mult` = {:?} has a level without channels", self.ch_mult))
+                Problem::new("/ch_mult", format!("`ch_mult` = {:?} is empty or contains 0", self.ch_mult))
                     .accepts("at least one level, each 1 or more"),
             );
         }
         problems
     }
 
-    /// Side of the square of pixels that one latent position stands for.
+    /// Returns the side length, in pixels, of the square that one latent position represents.
     pub fn stride(&self) -> usize {
         1 << (self.ch_mult.len() - 1)
     }
 
-    /// Height and width of the latent of an image.
+    /// Returns the height and width of the latent of an image.
     ///
     /// # Errors
-    /// If its channels or its size are not the network's.
-    pub fn grid(&self, image: ImageShape) -> Result<[usize; 2], Problems> {
+    /// Returns a problem if the network does not support the number of channels or the size of the image.
+    pub fn grid(&self, image: [usize; 3]) -> Result<[usize; 2], Problems> {
         let ([channels, height, width], stride) = (image, self.stride());
         let fits = |side: usize| side > 0 && side.is_multiple_of(stride);
         if channels == self.image_channels && fits(height) && fits(width) {
             return Ok([height / stride, width / stride]);
         }
-        let what = format!("images of {channels} channels, {height}x{width} pixels, cannot be encoded");
+        let what = format!("cannot encode images with {channels} channels and {height}x{width} pixels");
         let accepts = format!("{} channels, height and width multiples of {stride}", self.image_channels);
         Err(vec![Problem::new("", what).accepts(accepts)])
     }
 
-    /// The image of a latent.
-    pub fn image(&self, grid: [usize; 2]) -> ImageShape {
+    /// Returns the shape of the image of a latent.
+    pub fn image(&self, grid: [usize; 2]) -> [usize; 3] {
         [self.image_channels, grid[0] * self.stride(), grid[1] * self.stride()]
     }
 
@@ -87,25 +89,25 @@ impl AutoencoderConfig {
     }
 }
 
-/// Two convolutions beside a shortcut. A width that changes is mapped by a 1x1 convolution.
+/// Two convolutions with a shortcut. If the width changes, the shortcut is a 1x1 convolution.
 ///
 /// Source: arXiv:1512.03385 (residual blocks), in the order of arXiv:1603.05027.
 #[derive(Module, Debug)]
 pub struct ResidualBlock {
     /// Before the first convolution.
     pub norm1: GroupNorm,
-    /// To the new width.
+    /// To the output width.
     pub conv1: Conv2d,
-    /// Before the second.
+    /// Before the second convolution.
     pub norm2: GroupNorm,
-    /// At the new width.
+    /// At the output width.
     pub conv2: Conv2d,
-    /// Where the width changes.
+    /// The shortcut, if the width changes.
     pub nin_shortcut: Option<Conv2d>,
 }
 
 impl ResidualBlock {
-    /// Allocates nothing.
+    /// Creates the block. Its parameters are not allocated yet.
     pub fn new(inputs: usize, outputs: usize, norm: GroupNormConfig, device: &Device) -> Self {
         Self {
             norm1: GroupNorm::new(inputs, norm, device),
@@ -116,8 +118,8 @@ impl ResidualBlock {
         }
     }
 
-    /// Shapes: `x` `[B, in, H, W]` to `[B, out, H, W]`; `shift` `[B, out]` is added between the convolutions: what a
-    /// diffusion network says of time.
+    /// Applies the block. Shapes: `x` `[B, in, H, W]` to `[B, out, H, W]`; `shift` `[B, out]` is added between
+    /// the convolutions. A diffusion network passes its time embedding as `shift`.
     pub fn forward(&self, x: Tensor<4>, shift: Option<Tensor<2>>) -> Tensor<4> {
         let mut hidden = self.conv1.forward(self.norm1.forward_silu(x.clone()));
         if let Some(shift) = shift {
@@ -131,10 +133,10 @@ impl ResidualBlock {
     }
 }
 
-/// Self-attention of one head over the positions of an image; all maps are 1x1 convolutions.
+/// Self-attention with one head over the positions of an image. All projections are 1x1 convolutions.
 #[derive(Module, Debug)]
 pub struct AttentionBlock {
-    /// Before the maps.
+    /// Before the projections.
     pub norm: GroupNorm,
     /// Queries.
     pub q: Conv2d,
@@ -142,18 +144,18 @@ pub struct AttentionBlock {
     pub k: Conv2d,
     /// Values.
     pub v: Conv2d,
-    /// What comes back.
+    /// Output projection.
     pub proj_out: Conv2d,
 }
 
 impl AttentionBlock {
-    /// Allocates nothing.
+    /// Creates the block. Its parameters are not allocated yet.
     pub fn new(width: usize, norm: GroupNormConfig, device: &Device) -> Self {
         let conv = || Conv2d::new(width, width, 1, device);
         Self { norm: GroupNorm::new(width, norm, device), q: conv(), k: conv(), v: conv(), proj_out: conv() }
     }
 
-    /// Shapes: `[B, C, H, W]` to the same.
+    /// Applies the block. Shapes: `[B, C, H, W]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let normal = self.norm.forward(x.clone());
@@ -163,7 +165,7 @@ impl AttentionBlock {
     }
 }
 
-/// The convolution that halves or doubles height and width.
+/// The convolution of a level that halves or doubles height and width.
 #[derive(Module, Debug)]
 pub struct Resample {
     /// 3x3.
@@ -173,22 +175,22 @@ pub struct Resample {
 /// The residual blocks of one level of an encoder.
 #[derive(Module, Debug)]
 pub struct Down {
-    /// One after another.
+    /// The residual blocks, in order.
     pub block: Vec<ResidualBlock>,
-    /// Behind each of them, or none.
+    /// One attention block after each residual block, or none.
     pub attn: Vec<AttentionBlock>,
-    /// To half the size; the coarsest level has none. Zeros are added behind the last row and column only.
+    /// Halves the size; absent in the coarsest level. Pads with zeros only after the last row and column.
     pub downsample: Option<Resample>,
 }
 
 /// The residual blocks of one level of a decoder.
 #[derive(Module, Debug)]
 pub struct Up {
-    /// One after another.
+    /// The residual blocks, in order.
     pub block: Vec<ResidualBlock>,
-    /// Behind each of them, or none.
+    /// One attention block after each residual block, or none.
     pub attn: Vec<AttentionBlock>,
-    /// To twice the size; the finest level has none.
+    /// Doubles the size; absent in the finest level.
     pub upsample: Option<Resample>,
 }
 
@@ -203,7 +205,7 @@ pub struct Middle {
     pub block_2: ResidualBlock,
 }
 
-/// `count` residual blocks of a level, and attention behind each if the level has it.
+/// Creates `count` residual blocks of a level, and one attention block for each if the level has attention.
 fn blocks(
     config: &AutoencoderConfig,
     level: usize,
@@ -241,23 +243,24 @@ impl Middle {
     }
 }
 
-/// Images to features.
+/// The encoder, which maps images to features.
 #[derive(Module, Debug)]
 pub struct Encoder {
-    /// To the first width.
+    /// To the width of the first layer.
     pub conv_in: Conv2d,
-    /// Finest level first.
+    /// The levels, finest first.
     pub down: Vec<Down>,
     /// At the coarsest size.
     pub mid: Middle,
     /// Before the last convolution.
     pub norm_out: GroupNorm,
-    /// To the features.
+    /// To the channels of the features.
     pub conv_out: Conv2d,
 }
 
 impl Encoder {
-    /// Allocates nothing. `outputs` = channels of the features: twice the latent's where it has a variance.
+    /// Creates the encoder. `outputs` is the number of feature channels: twice the number of latent channels if
+    /// the encoder predicts a variance. The parameters are not allocated yet.
     pub fn new(config: &AutoencoderConfig, outputs: usize, device: &Device) -> Self {
         let level = |level: usize| {
             let inputs = if level == 0 { config.ch } else { config.width(level - 1) };
@@ -276,7 +279,7 @@ impl Encoder {
         }
     }
 
-    /// Shapes: `[B, C, H, W]` to `[B, outputs, H / stride, W / stride]`.
+    /// Encodes images. Shapes: `[B, C, H, W]` to `[B, outputs, H / stride, W / stride]`.
     pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
         let mut x = self.conv_in.forward(image);
         for level in &self.down {
@@ -289,23 +292,24 @@ impl Encoder {
     }
 }
 
-/// Features to images.
+/// The decoder, which maps latents to images.
 #[derive(Module, Debug)]
 pub struct Decoder {
-    /// To the coarsest width.
+    /// To the width of the coarsest level.
     pub conv_in: Conv2d,
     /// At the coarsest size.
     pub mid: Middle,
-    /// Finest level first; run from the last.
+    /// The levels, finest first; they run in reverse order.
     pub up: Vec<Up>,
     /// Before the last convolution.
     pub norm_out: GroupNorm,
-    /// To the image.
+    /// To the channels of the image.
     pub conv_out: Conv2d,
 }
 
 impl Decoder {
-    /// Allocates nothing. `inputs` = channels of the latent.
+    /// Creates the decoder. `inputs` is the number of channels of the latent. The parameters are not allocated
+    /// yet.
     pub fn new(config: &AutoencoderConfig, inputs: usize, device: &Device) -> Self {
         let coarsest = config.coarsest();
         let level = |level: usize| {
@@ -324,7 +328,7 @@ impl Decoder {
         }
     }
 
-    /// Shapes: `[B, inputs, h, w]` to `[B, C, h stride, w stride]`.
+    /// Decodes latents. Shapes: `[B, inputs, h, w]` to `[B, C, h stride, w stride]`.
     pub fn forward(&self, latent: Tensor<4>) -> Tensor<4> {
         let mut x = self.mid.forward(self.conv_in.forward(latent));
         for level in self.up.iter().rev() {
@@ -340,8 +344,8 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::parameters::{Init, initialize, parameters};
     use crate::random::{Random, tensor};
-    use crate::weights::{Init, initialize, parameters};
     use burn::tensor::DType;
 
     fn config() -> AutoencoderConfig {
@@ -376,7 +380,7 @@ mod tests {
         let features = encoder.forward(tensor(&values, [2, 3, 8, 12], DType::F32, &device));
         assert_eq!(features.dims(), [2, 8, 2, 3]);
         assert_eq!(decoder.forward(features.narrow(1, 0, 4)).dims(), [2, 3, 8, 12]);
-        // Attention at the coarsest level and in the middle, behind every block of the level.
+        // Attention is after every block of the coarsest level, and in the middle.
         let attended = |module: &[(String, Vec<usize>, bool)]| {
             module.iter().filter(|(path, ..)| path.ends_with("q.weight")).map(|(path, ..)| path.clone()).collect()
         };

@@ -1,13 +1,21 @@
-//! The functions that have a kernel (see [`crate::kernels`]), composed from tensor operations: what every other backend
-//! and data type runs, and what the kernels' tests compare with.
+//! The functions that have a kernel (see [`crate::kernels`]), composed from tensor operations. Every other
+//! backend and data type runs them, and the tests of the kernels compare with them.
 
-use super::{Activation, GroupNormConfig, Span};
-use crate::kernels::SHORTEST;
+use crate::kernels::{Activation, GroupNormConfig, SHORTEST};
 use burn::tensor::module::{attention, conv2d};
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
-use burn::tensor::{Bool, DType, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
-/// f32 for half-width types; f32 and f64 as they are.
+/// The keys that a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// All keys.
+    All,
+    /// The keys up to the position of the query. The last query is at the position of the last key.
+    Causal,
+}
+
+/// Converts f16 and bf16 to f32; returns other types unchanged.
 pub fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(DType::F32),
@@ -20,7 +28,7 @@ pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<
     match activation {
         Activation::Silu => x.clone() * activation::sigmoid(x),
         Activation::Gelu => activation::gelu(x),
-        // x/2 (1 + tanh(u/2)) = x sigmoid(u), the same function in fewer passes over memory.
+        // x/2 (1 + tanh(u/2)) = x sigmoid(u): the second form takes fewer passes over memory.
         Activation::GeluTanh => {
             const LINEAR: f64 = 1.595_769_121_605_730_7; // 2 sqrt(2 / pi)
             let u = (x.clone() * x.clone() * (LINEAR * 0.044_715) + LINEAR) * x.clone();
@@ -32,11 +40,12 @@ pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<
 
 /// See [`super::gate`].
 pub fn gate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
-    let [a, b] = x.chunk(2, D - 1).try_into().expect("two equal halves");
+    let [a, b] = x.chunk(2, D - 1).try_into().expect("`chunk` returned two halves");
     a * activate(b, activation)
 }
 
-/// `(x - mean) / sqrt(variance + epsilon)` over the last dimension; the mean is left out unless `centred`.
+/// Computes `(x - mean) / sqrt(variance + epsilon)` over the last dimension; the mean is not subtracted unless
+/// `centred`.
 pub fn normalize<const D: usize>(x: Tensor<D>, epsilon: f64, centred: bool) -> Tensor<D> {
     let dtype = x.dtype();
     let x = widen(x);
@@ -101,7 +110,7 @@ pub fn log_probabilities(logits: Tensor<3>, ids: Tensor<2, Int>) -> Tensor<3> {
     activation::log_softmax(logits, 2).gather(2, ids.unsqueeze_dim(2))
 }
 
-/// See [`super::GroupNorm`]; through silu if asked for.
+/// See [`super::GroupNorm`]; followed by silu if `silu`.
 pub fn group_norm(
     x: Tensor<4>,
     weight: Tensor<1>,
@@ -114,7 +123,7 @@ pub fn group_norm(
     let x = widen(x).reshape([batch, groups, members * area]);
     let centred = x.clone() - x.mean_dim(2);
     let variance = (centred.clone() * centred.clone()).mean_dim(2);
-    // One factor a channel: the deviation and the weight in a single pass over memory.
+    // Combine the deviation and the weight into one factor per channel, for a single pass over memory.
     let factor =
         (widen(weight).reshape([1, groups, members]) / (variance + epsilon).sqrt()).reshape([batch, channels, 1]);
     let normal = centred.reshape([batch, channels, area]) * factor + widen(bias).reshape([1, channels, 1]);
@@ -131,4 +140,21 @@ pub fn conv(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, stride: usize, pad
 pub fn attend([q, k, v]: [Tensor<4>; 3], span: Span, mask: Option<Tensor<4, Bool>>, scale: f64) -> Tensor<4> {
     let options = AttentionModuleOptions { scale: Some(scale), is_causal: span == Span::Causal, ..Default::default() };
     attention(q, k, v, mask, None, options)
+}
+
+/// Computes the attention map `softmax(q k^T scale)`, `[B, heads, L, K]`, which the fused kernels never hold.
+pub fn attention_map([q, k]: [Tensor<4>; 2], span: Span, mask: Option<Tensor<4, Bool>>, scale: f64) -> Tensor<4> {
+    let [batch, heads, queries, _] = q.dims();
+    let keys = k.dims()[2];
+    let mut scores = q.matmul(k.swap_dims(2, 3)) * scale;
+    if span == Span::Causal {
+        // The last query is at the position of the last key.
+        let hidden: Vec<bool> = (0..queries * keys).map(|i| i % keys > i / keys + keys - queries).collect();
+        let hidden = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, queries, keys]), &scores.device());
+        scores = scores.mask_fill(hidden.expand([batch, heads, queries, keys]), f64::NEG_INFINITY);
+    }
+    if let Some(mask) = mask {
+        scores = scores.mask_fill(mask, f64::NEG_INFINITY);
+    }
+    activation::softmax(scores, 3)
 }

@@ -1,15 +1,16 @@
-//! Layers of images `[B, C, H, W]`: convolution, group normalisation, resizing.
+//! Layers for images `[B, C, H, W]`: convolution, group normalisation, resizing.
 
-use super::{composed, parameter};
-use crate::kernels::{self, Convolve, GroupNormalize, handle};
-use crate::precision::rounding;
+use super::composed;
+use super::parameters::parameter;
+use crate::kernels::{self, Convolve, GroupNormConfig, GroupNormalize, handle};
+use crate::nn::precision::rounding;
 use crate::random::tensor;
 use burn::module::{Module, Param};
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
 
-/// A convolution. `weight` is `[out, in, k, k]`, `bias` `[out]`.
+/// A 2-D convolution.
 #[derive(Module, Debug)]
 pub struct Conv2d {
     /// `[out, in, k, k]`.
@@ -23,7 +24,8 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// With a kernel of odd side, moved by one and padded by half of it: height and width stay.
+    /// Creates a convolution with stride 1 and a padding of half the kernel size; for an odd kernel size,
+    /// height and width stay the same. The parameters are not allocated yet.
     pub fn new(inputs: usize, outputs: usize, kernel: usize, device: &Device) -> Self {
         Self {
             weight: parameter([outputs, inputs, kernel, kernel], device),
@@ -33,13 +35,13 @@ impl Conv2d {
         }
     }
 
-    /// The same weights, moved by `stride`, with `padding` zeros before and after each axis.
+    /// Sets the stride and the number of zeros before and after each axis.
     pub fn with_stride(mut self, stride: usize, padding: (usize, usize)) -> Self {
         (self.stride, self.padding) = (stride, padding);
         self
     }
 
-    /// Shapes: `[B, in, H, W]` to `[B, out, h, w]`.
+    /// Convolves images. Shapes: `[B, in, H, W]` to `[B, out, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         let kernel = Convolve { stride: self.stride, padding: self.padding, rounding: rounding(&x) };
@@ -49,19 +51,10 @@ impl Conv2d {
     }
 }
 
-/// How channels are normalised together.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GroupNormConfig {
-    /// Number of groups; divides the channels.
-    pub groups: usize,
-    /// Added to the variance.
-    pub epsilon: f64,
-}
-
-/// Group normalisation: `weight (x - mean) / sqrt(variance + epsilon) + bias`, mean and variance of each group of
-/// channels over its positions.
+/// Group normalisation: `weight (x - mean) / sqrt(variance + epsilon) + bias`. Mean and variance are taken over
+/// the positions and channels of each group.
 ///
-/// Source: arXiv:1803.08494. Statistics in f32 or wider, whatever the data type.
+/// Source: arXiv:1803.08494. Statistics are computed in f32 or f64 for every data type.
 #[derive(Module, Debug)]
 pub struct GroupNorm {
     /// `[C]`.
@@ -75,17 +68,17 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Allocates nothing.
+    /// Creates the layer. Its parameters are not allocated yet.
     pub fn new(channels: usize, GroupNormConfig { groups, epsilon }: GroupNormConfig, device: &Device) -> Self {
         Self { weight: parameter([channels], device), bias: parameter([channels], device), groups, epsilon }
     }
 
-    /// Shapes: `[B, C, H, W]` to the same.
+    /// Normalises images. Shapes: `[B, C, H, W]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.normalize(x, false)
     }
 
-    /// [`super::silu`] of the same.
+    /// Normalises images and applies [`super::silu`].
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
         self.normalize(x, true)
     }
@@ -99,24 +92,23 @@ impl GroupNorm {
     }
 }
 
-/// Every pixel twice in height and in width.
+/// Doubles height and width by repeating pixels.
 pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
     interpolate(x, InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]))
 }
 
-/// How an image is given another size: each axis by itself, as a matrix.
+/// A method of resizing images. Each axis is resized separately, as a product with a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resampling {
-    /// The mean of the pixels that an output pixel touches.
+    /// The mean of the input pixels that overlap the output pixel.
     Area,
-    /// Cubic convolution with a = -0.75; pixels are areas (corners are not aligned), edges repeat.
-    ///
-    /// Source: Keys, "Cubic convolution interpolation for digital image processing" (1981), eq. 4.
+    /// Cubic convolution with a = -0.75. Pixels are areas (corners are not aligned), and pixels at the edges
+    /// repeat.
     Bicubic,
 }
 
 impl Resampling {
-    /// The weights of one axis, `[to, from]` row-major; each row sums to one.
+    /// Returns the weights of one axis, `[to, from]` row-major; each row sums to one.
     pub fn weights(self, from: usize, to: usize) -> Vec<f64> {
         let mut weights = vec![0.0; to * from];
         for (i, row) in weights.chunks_exact_mut(from).enumerate() {
@@ -139,7 +131,7 @@ impl Resampling {
     }
 }
 
-/// Keys' kernel with a = -0.75.
+/// Evaluates the kernel of Keys with a = -0.75.
 fn cubic(distance: f64) -> f64 {
     const A: f64 = -0.75;
     let d = distance.abs();
@@ -150,13 +142,13 @@ fn cubic(distance: f64) -> f64 {
     }
 }
 
-/// Gives an image the size `to`, (height, width).
+/// Resizes images to the height and width `to`.
 pub fn resize(x: Tensor<4>, to: [usize; 2], resampling: Resampling) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
     if [height, width] == to {
         return x;
     }
-    // The last axis, which then becomes the one before.
+    // Resizes the last axis and swaps it with the previous one.
     let axis = |x: Tensor<4>, other: usize, from: usize, to: usize| {
         let weights = tensor::<2>(&resampling.weights(from, to), [to, from], x.dtype(), &x.device().inner());
         let resized = x.reshape([batch * channels * other, from]).matmul(weights.transpose());
@@ -165,13 +157,13 @@ pub fn resize(x: Tensor<4>, to: [usize; 2], resampling: Resampling) -> Tensor<4>
     axis(axis(x, height, width, to[1]), to[1], height, to[0])
 }
 
-/// `[B, C, H, W]` to `[B, H W, C]`, positions in raster order.
+/// Flattens the positions in raster order. Shapes: `[B, C, H, W]` to `[B, H W, C]`.
 pub fn to_positions(x: Tensor<4>) -> Tensor<3> {
     let [batch, channels, height, width] = x.dims();
     x.reshape([batch, channels, height * width]).swap_dims(1, 2)
 }
 
-/// `[B, H W, C]` to `[B, C, H, W]`.
+/// Inverts [`to_positions`]. Shapes: `[B, H W, C]` to `[B, C, H, W]`.
 pub fn from_positions(x: Tensor<3>, [height, width]: [usize; 2]) -> Tensor<4> {
     let [batch, _, channels] = x.dims();
     x.swap_dims(1, 2).reshape([batch, channels, height, width])
@@ -180,8 +172,8 @@ pub fn from_positions(x: Tensor<3>, [height, width]: [usize; 2]) -> Tensor<4> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::parameters::{Init, initialize};
     use crate::random::Random;
-    use crate::weights::{Init, initialize};
     use burn::tensor::DType;
     use proptest::prelude::*;
 
@@ -196,7 +188,7 @@ mod tests {
 
     #[test]
     fn halving_convolution_pads_behind_only() {
-        // A kernel of ones counts the pixels it covers: the last row and column reach over the edge.
+        // A kernel of ones counts the pixels that it covers. The last row and column extend beyond the edge.
         let ones = |module| {
             initialize(module, &Random::new(0), &|path, _| match path {
                 "weight" => Init::Ones,
@@ -237,12 +229,12 @@ mod tests {
 
     #[test]
     fn area_and_cubic_weights_of_small_sizes() {
-        // Three pixels from four: each touches two.
+        // Three pixels from four: each output pixel overlaps two input pixels.
         assert_eq!(
             Resampling::Area.weights(4, 3),
             [[0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.5, 0.5]].concat()
         );
-        // Half-way between two pixels: -3/32, 19/32, 19/32, -3/32.
+        // The kernel half-way between two pixels: -3/32, 19/32, 19/32, -3/32.
         let middle = &Resampling::Bicubic.weights(4, 8)[3 * 4..4 * 4];
         let quarter = |d: f64| cubic(d);
         let expected = [quarter(1.25), quarter(0.25), quarter(0.75), quarter(1.75)];
@@ -272,7 +264,7 @@ mod tests {
 
     #[test]
     fn resizing_treats_height_and_width_apart() {
-        // One row of 1, 2, 3 and one of 4, 5, 6, to one column of means.
+        // The rows are 1, 2, 3 and 4, 5, 6.
         let x = tensor::<4>(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1, 1, 2, 3], DType::F64, &Device::flex());
         assert_eq!(resize(x.clone(), [2, 1], Resampling::Area).dims(), [1, 1, 2, 1]);
         assert_eq!(numbers(resize(x.clone(), [1, 3], Resampling::Area)), [2.5, 3.5, 4.5]);

@@ -1,29 +1,51 @@
-use super::{Linear, silu};
+//! Embeddings: patches, positions, time and guidance numbers.
+
+use super::activation::silu;
+use super::linear::Linear;
 use crate::kernels::chunks;
 use crate::random::tensor;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-/// Sinusoids of each value: `[cos(v f_i)], [sin(v f_i)]`, `f_i = 10000^(-i / (dim / 2))`; `[n, dim]` row-major.
+/// The initialization of embeddings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbeddingInit {
+    /// Normal with standard deviation 0.02, as published. Suits wide networks and hundreds of thousands of
+    /// training steps.
+    #[default]
+    Published,
+    /// Tables with unit variance and Xavier-initialized layers. A narrow network then learns its condition in
+    /// hundreds of training steps.
+    UnitVariance,
+}
+
+/// Computes sinusoids of each value: `[cos(v f_i)], [sin(v f_i)]`, `f_i = 10000^(-i / (dim / 2))`; `[n, dim]`
+/// row-major.
 ///
-/// Computed in f64: at 1000 beta or t = 999 an f32 argument has already lost four digits.
-/// Source: arXiv:1706.03762 sec. 3.5, in the order of the DiT code.
+/// Computed in f64: at 1000 beta or t = 999, an f32 argument has already lost four digits. Source:
+/// arXiv:1706.03762 sec. 3.5, in the order of the DiT code.
 pub fn sinusoid(values: &[f64], dim: usize) -> Vec<f64> {
     let half = dim / 2;
     waves(values, half, half, |sine, cosine| [cosine, sine])
 }
 
-/// Sinusoids of guidance: `[sin(1000 w f_i)], [cos(1000 w f_i)]` of `w = scale - 1`, `f_i = 10000^(-i / (dim / 2 - 1))`;
-/// `[n, dim]` row-major. Sines first, and the last frequency is 1 / 10000: not the order of [`sinusoid`].
+/// Computes sinusoids of the guidance `w = scale - 1`: `[sin(1000 w f_i)], [cos(1000 w f_i)]`,
+/// `f_i = 10000^(-i / (dim / 2 - 1))`; `[n, dim]` row-major. Unlike in [`sinusoid`], sines come first, and the
+/// last frequency is 1 / 10000.
 ///
-/// Source: arXiv:2310.04378 (the guidance embedding of latent consistency models), as Stable Diffusion's networks read it.
+/// Source: arXiv:2310.04378 (the guidance embedding of latent consistency models), in the order that Stable
+/// Diffusion uses.
 pub fn guidance_sinusoid(w: &[f64], dim: usize) -> Vec<f64> {
     let half = dim / 2;
     let w: Vec<f64> = w.iter().map(|w| 1000.0 * w).collect();
     waves(&w, half, half - 1, |sine, cosine| [sine, cosine])
 }
 
-/// For each value sine and cosine of it times `10000^(-i / steps)`, `i < half`, in the halves of a row as `order` puts them.
+/// Computes the sine and cosine of each value times `10000^(-i / steps)`, `i < half`. `order` maps them to the
+/// first and second half of a row.
 fn waves(values: &[f64], half: usize, steps: usize, order: impl Fn(f64, f64) -> [f64; 2] + Sync) -> Vec<f64> {
     let frequencies: Vec<f64> = (0..half).map(|i| (-(10_000_f64.ln()) * i as f64 / steps as f64).exp()).collect();
     let mut table = vec![0.0; values.len() * 2 * half];
@@ -37,7 +59,8 @@ fn waves(values: &[f64], half: usize, steps: usize, order: impl Fn(f64, f64) -> 
     table
 }
 
-/// 2-D sine-cosine position table `[grid * grid, dim]`: sin x, cos x, sin y, cos y, x = column.
+/// Computes the 2-D sine-cosine position table `[height * width, dim]`: sin x, cos x, sin y, cos y, where x is
+/// the column and y the row.
 ///
 /// Source: arXiv:2212.09748 (fixed positions as in arXiv:2111.06377).
 pub fn sincos_2d(grid: [usize; 2], dim: usize) -> Vec<f32> {
@@ -56,23 +79,24 @@ pub fn sincos_2d(grid: [usize; 2], dim: usize) -> Vec<f32> {
     table
 }
 
-/// A number a sample, as a vector: sinusoid, linear, silu, linear.
+/// The embedding of one number per sample: sinusoid, linear, silu, linear.
 ///
 /// Source: arXiv:2212.09748 sec. 3.2; the guidance input of arXiv:2501.15420 uses the same layer.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedder {
-    /// From the sinusoid.
+    /// From the sinusoid to the output width.
     pub mlp_0: Linear,
-    /// To the width.
+    /// At the output width.
     pub mlp_2: Linear,
-    /// Adds a projected sinusoid of the guidance number before `mlp_0` (GFT's `linear` input).
+    /// Projects a sinusoid of the guidance number, which is added before `mlp_0` (the `linear` input of GFT).
     pub cond_proj: Option<Linear>,
     #[module(skip)]
     frequencies: usize,
 }
 
 impl TimestepEmbedder {
-    /// `frequencies` = width of the sinusoid; `guidance` = width of the guidance sinusoid, if there is one.
+    /// Creates the layer with the output width `width`. `frequencies` is the width of the sinusoid, and
+    /// `guidance` the width of the guidance sinusoid, if there is one. The parameters are not allocated yet.
     pub fn new(width: usize, frequencies: usize, guidance: Option<usize>, device: &Device) -> Self {
         Self {
             mlp_0: Linear::new(frequencies, width, device),
@@ -82,9 +106,11 @@ impl TimestepEmbedder {
         }
     }
 
-    /// Shapes: `values` `[B]` to `[B, D]`. `guidance` holds the sinusoids that [`TimestepEmbedder::cond_proj`] reads, row-major.
+    /// Embeds `values`. Shapes: `values` `[B]` to `[B, D]`. `guidance` holds the sinusoids for
+    /// [`TimestepEmbedder::cond_proj`], row-major.
     ///
-    /// A number that all samples have (a time while sampling, a guidance number of 1) is embedded once.
+    /// A value that is the same for all samples (a time while sampling, a guidance number of 1) is embedded
+    /// only once.
     pub fn forward(&self, values: &[f64], guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
         if let ([first, rest @ ..], None) = (values, guidance)
             && !rest.is_empty()
@@ -105,14 +131,15 @@ impl TimestepEmbedder {
     }
 }
 
-/// `[B, H W, C]` to patches `[B, h w, p p C]`, in raster order, channel last.
+/// Groups positions into patches, both in raster order, channel last. Shapes: `[B, H W, C]` to
+/// `[B, h w, p p C]`.
 pub fn to_patches(x: Tensor<3>, grid: [usize; 2], patch: usize) -> Tensor<3> {
     let [batch, _, channels] = x.dims();
     let [h, w] = [grid[0] / patch, grid[1] / patch];
     x.reshape([batch, h, patch, w, patch * channels]).swap_dims(2, 3).reshape([batch, h * w, patch * patch * channels])
 }
 
-/// The inverse of [`to_patches`]; `grid` is that of the positions.
+/// Inverts [`to_patches`]; `grid` is the height and width in positions.
 pub fn from_patches(x: Tensor<3>, grid: [usize; 2], patch: usize) -> Tensor<3> {
     let [batch, _, width] = x.dims();
     let [h, w] = [grid[0] / patch, grid[1] / patch];
@@ -120,7 +147,7 @@ pub fn from_patches(x: Tensor<3>, grid: [usize; 2], patch: usize) -> Tensor<3> {
     x.reshape([batch, h, w, patch, patch * channels]).swap_dims(2, 3).reshape([batch, h * w * patch * patch, channels])
 }
 
-/// Patches, linearly embedded.
+/// A linear embedding of patches.
 #[derive(Module, Debug)]
 pub struct PatchEmbed {
     /// `[p p C, D]`.
@@ -132,12 +159,12 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// `grid` is the latent's.
+    /// Creates the layer; `grid` is the height and width of the latent. The parameters are not allocated yet.
     pub fn new(grid: [usize; 2], patch: usize, channels: usize, width: usize, device: &Device) -> Self {
         Self { proj: Linear::new(patch * patch * channels, width, device), grid, patch }
     }
 
-    /// Shapes: `[B, H W, C]` to `[B, h w, D]`.
+    /// Embeds the patches of a latent. Shapes: `[B, H W, C]` to `[B, h w, D]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         self.proj.forward(to_patches(x, self.grid, self.patch))
     }
@@ -154,7 +181,7 @@ mod tests {
         let x = tensor::<3>(&values, [2, 24, 3], DType::F64, &Device::flex());
         let patches = to_patches(x.clone(), [4, 6], 2);
         assert_eq!(patches.dims(), [2, 6, 12]);
-        // First patch: pixels (0,0), (0,1), (1,0), (1,1) = positions 0, 1, 6, 7.
+        // The first patch has the pixels (0,0), (0,1), (1,0), (1,1), which are the positions 0, 1, 6, 7.
         let first = patches.clone().slice([0..1, 0..1, 0..12]).into_data().try_to_vec::<f64>().unwrap();
         assert_eq!(first, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 18.0, 19.0, 20.0, 21.0, 22.0, 23.0]);
         let back = from_patches(patches, [4, 6], 2).into_data().try_to_vec::<f64>().unwrap();

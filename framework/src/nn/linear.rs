@@ -1,10 +1,12 @@
-use super::{Activation, activate, gate_pair, parameter};
+use super::activation::{activate, gate_pair};
+use super::parameters::parameter;
+use crate::kernels::Activation;
 use crate::kernels::{self, Affine, handle};
-use crate::precision::rounding;
+use crate::nn::precision::rounding;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, module::linear};
 
-/// `x W + b`. `weight` is `[in, out]`, `bias` `[out]`.
+/// A linear layer, `x W + b`.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[in, out]`.
@@ -14,28 +16,28 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// With a bias.
+    /// Creates a layer with a bias. Its parameters are not allocated yet.
     pub fn new(inputs: usize, outputs: usize, device: &Device) -> Self {
         Self { weight: parameter([inputs, outputs], device), bias: Some(parameter([outputs], device)) }
     }
 
-    /// Without a bias.
+    /// Creates a layer without a bias. Its parameters are not allocated yet.
     pub fn without_bias(inputs: usize, outputs: usize, device: &Device) -> Self {
         Self { weight: parameter([inputs, outputs], device), bias: None }
     }
 
-    /// The data type it computes in.
+    /// Returns the data type of the weight, in which the layer computes.
     pub fn dtype(&self) -> DType {
         self.weight.val().dtype()
     }
 
-    /// Shapes: `[.., in]` to `[.., out]`.
+    /// Computes `x W + b`. Shapes: `[.., in]` to `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         affine(x, self.weight.val(), self.bias.as_ref().map(Param::val))
     }
 }
 
-/// `x W + b`. Shapes: `x` `[.., in]`, `weight` `[in, out]`, `bias` `[out]`, to `[.., out]`.
+/// Computes `x W + b`. Shapes: `x` `[.., in]`, `weight` `[in, out]`, `bias` `[out]`, to `[.., out]`.
 pub fn affine<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     let kernel = Affine { rounding: rounding(&x) };
     let fused = match &bias {
@@ -45,7 +47,7 @@ pub fn affine<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
     fused.map(Tensor::from_dispatch).unwrap_or_else(|| linear(x, weight, bias))
 }
 
-/// A table of vectors, one a row.
+/// A table of vectors, one per row.
 #[derive(Module, Debug)]
 pub struct Embedding {
     /// `[rows, D]`.
@@ -53,12 +55,12 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Allocates nothing.
+    /// Creates the table. Its parameter is not allocated yet.
     pub fn new(rows: usize, width: usize, device: &Device) -> Self {
         Self { weight: parameter([rows, width], device) }
     }
 
-    /// Shapes: `ids` `[B, L]` to `[B, L, D]`.
+    /// Looks up the rows of `ids`. Shapes: `ids` `[B, L]` to `[B, L, D]`.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let [batch, length] = ids.dims();
         let weight = self.weight.val();
@@ -66,7 +68,7 @@ impl Embedding {
         weight.select(0, ids.reshape([batch * length])).reshape([batch, length, width])
     }
 
-    /// Shapes: `rows` `[B]` to `[B, D]`.
+    /// Looks up `rows`. Shapes: `rows` `[B]` to `[B, D]`.
     pub fn rows(&self, rows: &[i64]) -> Tensor<2> {
         let weight = self.weight.val();
         let rows = Tensor::<1, Int>::from_data(rows, &weight.device().inner());
@@ -74,45 +76,46 @@ impl Embedding {
     }
 }
 
-/// `w2(silu(w1(x)) w3(x))`, without biases.
+/// A gated MLP without biases, `w2(silu(w1(x)) w3(x))`.
 ///
 /// Source: arXiv:2002.05202 eq. 6 (SwiGLU).
 #[derive(Module, Debug)]
 pub struct GatedMlp {
-    /// To the hidden width, through silu.
+    /// To the hidden width; followed by silu.
     pub w1: Linear,
-    /// Back.
+    /// Back to the input width.
     pub w2: Linear,
-    /// To the hidden width: what is gated.
+    /// To the hidden width; multiplied by the gate.
     pub w3: Linear,
 }
 
 impl GatedMlp {
-    /// Width in and out, and hidden width.
+    /// Creates the layer; `width` is the input and output width. Its parameters are not allocated yet.
     pub fn new(width: usize, hidden: usize, device: &Device) -> Self {
         let to = || Linear::without_bias(width, hidden, device);
         Self { w1: to(), w2: Linear::without_bias(hidden, width, device), w3: to() }
     }
 
-    /// Shapes: `[B, L, D]` to the same.
+    /// Applies the layer. Shapes: `[B, L, D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         self.w2.forward(gate_pair(self.w1.forward(x.clone()), self.w3.forward(x), Activation::Silu))
     }
 }
 
-/// `fc2(activation(fc1(x)))`.
+/// An MLP with one hidden layer, `fc2(activation(fc1(x)))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// To the hidden width.
     pub fc1: Linear,
-    /// And back.
+    /// Back to the input width.
     pub fc2: Linear,
     #[module(skip)]
     activation: Activation,
 }
 
 impl Mlp {
-    /// Width in and out, and hidden width; with the tanh form of gelu.
+    /// Creates the layer with the tanh form of gelu; `width` is the input and output width. Its parameters are
+    /// not allocated yet.
     pub fn new(width: usize, hidden: usize, device: &Device) -> Self {
         Self {
             fc1: Linear::new(width, hidden, device),
@@ -121,12 +124,12 @@ impl Mlp {
         }
     }
 
-    /// The same with another curve.
+    /// Replaces the activation function.
     pub fn with_activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
     }
 
-    /// Shapes: `[B, L, D]` to the same.
+    /// Applies the layer. Shapes: `[B, L, D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         self.fc2.forward(activate(self.fc1.forward(x), self.activation))
     }

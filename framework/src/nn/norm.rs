@@ -1,11 +1,12 @@
-use super::{composed, parameter};
+use super::composed;
+use super::parameters::parameter;
 use crate::kernels::{self, GatedAdd, Normalize, handle};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-/// Layer normalisation without affine parameters over the last dimension.
+/// Computes layer normalisation over the last dimension, without affine parameters.
 ///
-/// Source: arXiv:1607.06450. Statistics in f32 or wider, whatever the data type.
+/// Source: arXiv:1607.06450. Statistics are computed in f32 or f64 for every data type.
 pub fn layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64) -> Tensor<D> {
     let kernel = Normalize { epsilon, centred: true, offset: 0.0 };
     kernels::normalize(kernel, [handle(&x)])
@@ -13,8 +14,8 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, epsilon: f64) -> Tensor<D> {
         .unwrap_or_else(|| composed::normalize(x, epsilon, true))
 }
 
-/// [`layer_norm`]`(x) (1 + scale) + shift`. Shapes: `x` `[G, .., D]`; `shift` and `scale` `[G, D]`, one for everything
-/// that lies under an index of the first dimension: a sample, as a rule.
+/// Computes [`layer_norm`]`(x) (1 + scale) + shift`. Shapes: `x` `[G, .., D]`; `shift` and `scale` `[G, D]`.
+/// Each index of the first dimension, usually a sample, has its own shift and scale.
 ///
 /// Source: arXiv:2212.09748 sec. 3.2 (adaLN).
 pub fn adaptive_layer_norm<const D: usize>(
@@ -29,7 +30,7 @@ pub fn adaptive_layer_norm<const D: usize>(
         .unwrap_or_else(|| composed::adaptive_layer_norm(x, epsilon, shift, scale))
 }
 
-/// `x + gate y`. Shapes: `x` and `y` `[G, .., D]`, `gate` `[G, D]`, as in [`adaptive_layer_norm`].
+/// Computes `x + gate y`. Shapes: `x` and `y` `[G, .., D]`, `gate` `[G, D]`, as in [`adaptive_layer_norm`].
 ///
 /// Source: arXiv:2212.09748 sec. 3.2 (adaLN-zero).
 pub fn gated_add<const D: usize>(x: Tensor<D>, y: Tensor<D>, gate: Tensor<2>) -> Tensor<D> {
@@ -38,26 +39,26 @@ pub fn gated_add<const D: usize>(x: Tensor<D>, y: Tensor<D>, gate: Tensor<2>) ->
         .unwrap_or_else(|| composed::gated_add(x, y, gate))
 }
 
-/// Layer normalisation with a factor and a shift of each channel: [`layer_norm`]`(x) weight + bias`.
+/// Layer normalisation with a weight and a bias per channel: [`layer_norm`]`(x) weight + bias`.
 ///
 /// Source: arXiv:1607.06450.
 #[derive(Module, Debug)]
 pub struct LayerNorm {
-    /// `[D]`, one at the start.
+    /// `[D]`, initially one.
     pub weight: Param<Tensor<1>>,
-    /// `[D]`, zero at the start.
+    /// `[D]`, initially zero.
     pub bias: Param<Tensor<1>>,
     #[module(skip)]
     epsilon: f64,
 }
 
 impl LayerNorm {
-    /// `epsilon` is added to the variance.
+    /// Creates the layer. `epsilon` is added to the variance. The parameters are not allocated yet.
     pub fn new(width: usize, epsilon: f64, device: &Device) -> Self {
         Self { weight: parameter([width], device), bias: parameter([width], device), epsilon }
     }
 
-    /// Shapes: `[.., D]` to the same.
+    /// Normalises the last dimension. Shapes: `[.., D]` to the same.
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
         let [weight, bias] = [self.weight.val().unsqueeze::<2>(), self.bias.val().unsqueeze()];
         let kernel = Normalize { epsilon: self.epsilon, centred: true, offset: 0.0 };
@@ -67,24 +68,24 @@ impl LayerNorm {
     }
 }
 
-/// `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension.
+/// RMS normalisation: `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension.
 ///
-/// Source: arXiv:1910.07467 eq. 4. Statistics in f32 or wider, whatever the data type.
+/// Source: arXiv:1910.07467 eq. 4. Statistics are computed in f32 or f64 for every data type.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// `[D]`, one at the start.
+    /// `[D]`, initially one.
     pub weight: Param<Tensor<1>>,
     #[module(skip)]
     epsilon: f64,
 }
 
 impl RmsNorm {
-    /// `epsilon` is added to the mean square.
+    /// Creates the layer. `epsilon` is added to the mean square. The parameter is not allocated yet.
     pub fn new(width: usize, epsilon: f64, device: &Device) -> Self {
         Self { weight: parameter([width], device), epsilon }
     }
 
-    /// Shapes: `[.., D]` to the same.
+    /// Normalises the last dimension. Shapes: `[.., D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let weight = self.weight.val().unsqueeze::<2>();
         let kernel = Normalize { epsilon: self.epsilon, centred: false, offset: 0.0 };

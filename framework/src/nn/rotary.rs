@@ -3,27 +3,30 @@ use crate::kernels::{self, Turn, handle};
 use crate::random::tensor;
 use burn::tensor::{DType, Device, Tensor};
 
-/// Rotations of queries and keys by their place on a grid: cosines and signed sines, each `[L, d]`.
+/// Rotary embeddings: rotations of queries and keys by their position on a grid. The tables hold cosines and
+/// signed sines, each `[L, d]`.
 ///
-/// Of the pairs of a head, the first half turns with the row and the second with the column, by
-/// `place * base^(-2 i / (d / 2))`. Source: arXiv:2104.09864 eq. 15; in two dimensions arXiv:2406.06525.
+/// The first half of the pairs of a head rotate with the row, the second half with the column. The angle of
+/// pair `i` of a half is `position * base^(-2 i / (d / 2))`. Source: arXiv:2104.09864 eq. 15; in two dimensions
+/// arXiv:2406.06525.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     cos: Tensor<2>,
     sin: Tensor<2>,
 }
 
-/// What a sequence's entry is rotated by.
+/// The position of a sequence element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// The released LlamaGen multiplies queries and keys of its condition by zero: they attend evenly.
+    /// No position. The released LlamaGen multiplies the queries and keys of its condition by zero, so that all
+    /// keys get equal attention.
     Nowhere,
-    /// Row and column.
+    /// Row and column on the grid.
     At(usize, usize),
 }
 
 impl Rotary {
-    /// The table of a sequence, for heads of width `d` (a multiple of 4).
+    /// Creates the tables of a sequence, for heads of width `d` (a multiple of 4).
     pub fn new(places: &[Place], d: usize, base: f64, dtype: DType, device: &Device) -> Self {
         let quarter = d / 4;
         let frequency = |i: usize| base.powf(-2.0 * i as f64 / (d / 2) as f64);
@@ -46,8 +49,8 @@ impl Rotary {
         Self { cos: table(&cos), sin: table(&sin) }
     }
 
-    /// Queries, keys and values that lie side by side, `[B, L, 3 heads d]`, to the same: of every head of queries and keys,
-    /// pairs `(2 i, 2 i + 1)` are turned.
+    /// Rotates the pairs `(2 i, 2 i + 1)` of every query and key head. The values do not change. Shapes: packed
+    /// queries, keys and values `[B, L, 3 heads d]` to the same.
     pub fn turn(&self, qkv: Tensor<3>) -> Tensor<3> {
         kernels::table(&self.cos)
             .zip(kernels::table(&self.sin))

@@ -1,14 +1,18 @@
-//! The text encoder of CLIP: token ids to features.
+//! The text encoder of CLIP, which maps token ids to features.
 //!
 //!   x = E[ids] + P;   each layer: x + attention(n1(x)), causal;  x + fc2(quick_gelu(fc1(n2(x))));   norm at the end
 //!
 //! Source: arXiv:2103.00020 sec. 2.4 and the released code.
 
-use super::{Activation, Embedding, LayerNorm, Linear, Mlp, Span, attend, heads, merge_heads};
+use super::attention::{attend, heads, merge_heads};
+use super::composed::Span;
+use super::linear::{Embedding, Linear, Mlp};
+use super::norm::LayerNorm;
+use crate::kernels::Activation;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 
-/// Epsilon of every layer norm.
+/// The epsilon of every layer norm.
 const EPSILON: f64 = 1e-5;
 
 /// Sizes of a text encoder.
@@ -16,19 +20,19 @@ const EPSILON: f64 = 1e-5;
 pub struct TextEncoderConfig {
     /// Number of distinct tokens.
     pub vocab_size: usize,
-    /// Longest text, in tokens.
+    /// Maximum length of a text, in tokens.
     pub length: usize,
     /// Width of the features.
     pub width: usize,
     /// Hidden width of the MLP.
     pub hidden: usize,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
-    /// Attention heads of a layer; divides the width.
+    /// Number of attention heads per layer; divides the width.
     pub num_heads: usize,
 }
 
-/// Self-attention with projections of their own.
+/// Self-attention with separate projections of queries, keys and values.
 #[derive(Module, Debug)]
 pub struct TextAttention {
     /// Queries.
@@ -37,35 +41,35 @@ pub struct TextAttention {
     pub k_proj: Linear,
     /// Values.
     pub v_proj: Linear,
-    /// What comes back.
+    /// Output projection.
     pub out_proj: Linear,
     #[module(skip)]
     num_heads: usize,
 }
 
-/// One layer.
+/// One transformer layer.
 #[derive(Module, Debug)]
 pub struct TextLayer {
     /// Before the attention.
     pub layer_norm1: LayerNorm,
-    /// Over the tokens so far.
+    /// Causal self-attention.
     pub self_attn: TextAttention,
     /// Before the MLP.
     pub layer_norm2: LayerNorm,
-    /// Of each token by itself.
+    /// Applied to each token separately.
     pub mlp: Mlp,
 }
 
-/// The encoder. Fields are named as in the official files.
+/// The text encoder. The fields have the names of the official checkpoints.
 #[derive(Module, Debug)]
 pub struct TextEncoder {
     /// `[vocabulary, D]`.
     pub token_embedding: Embedding,
     /// `[length, D]`.
     pub position_embedding: Embedding,
-    /// One after another.
+    /// The layers, in order.
     pub layers: Vec<TextLayer>,
-    /// At the end.
+    /// After the last layer.
     pub final_layer_norm: LayerNorm,
 }
 
@@ -78,7 +82,7 @@ impl TextAttention {
 }
 
 impl TextEncoder {
-    /// Allocates nothing.
+    /// Creates the encoder. Its parameters are not allocated yet.
     pub fn new(config: &TextEncoderConfig, device: &Device) -> Self {
         let TextEncoderConfig { vocab_size, length, width, hidden, layers, num_heads } = *config;
         let linear = || Linear::new(width, width, device);
@@ -99,7 +103,7 @@ impl TextEncoder {
         }
     }
 
-    /// Shapes: `ids` `[B, L]` to `[B, L, D]`, of every token, padding included.
+    /// Computes the features of every token, padding included. Shapes: `ids` `[B, L]` to `[B, L, D]`.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let length = ids.dims()[1];
         let positions = self.position_embedding.weight.val().narrow(0, 0, length).unsqueeze_dim(0);

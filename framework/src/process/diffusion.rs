@@ -1,45 +1,49 @@
-//! The variance-preserving diffusion process of DDPM, continued between its table's times.
+//! The variance-preserving diffusion process of DDPM, extended to continuous time.
 //!
 //!   x_t = alpha_t x + sigma_t eps,   alpha_t^2 + sigma_t^2 = 1,   alpha_{t_i}^2 = prod_{j <= i} (1 - beta_j)
 //!
-//! Source: arXiv:2006.11239 eq. 4 (linear), arXiv:2102.09672 eq. 17 (cosine), arXiv:2206.00927 sec. 3 (log alpha
-//! piecewise linear between the table's times `t_i = (i + 1) / T`).
+//! `log alpha` is piecewise linear between the training times `t_i = (i + 1) / T`.
+//!
+//! Source: arXiv:2006.11239 eq. 4 (linear), arXiv:2102.09672 eq. 17 (cosine), arXiv:2206.00927 sec. 3
+//! (interpolation).
 
-use crate::path::{Coefficients, Pair, Path, Prediction, join};
+use crate::process::learned_variance::{self, Step};
+use crate::process::path::{Coefficients, NoisePath, Pair, Prediction, join};
 use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, mean_scored, score};
 use crate::random::{Random, per_sample, tensor};
-use crate::variance::{self, Step};
 use burn::tensor::Tensor;
 use rand::RngExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How the noise of each training time is chosen.
+/// Noise schedule: the beta of each training time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Betas {
-    /// From 1e-4 to 0.02 (at 1000 steps), evenly.
+    /// Evenly spaced from 1e-4 to 0.02. The end points hold for 1000 steps and scale with 1000 / T.
     Linear,
-    /// `alpha_bar(s) = cos^2((s + 0.008) / 1.008 pi / 2)`, betas capped at 0.999.
+    /// `alpha_bar(s) = cos^2((s + 0.008) / 1.008 pi / 2)`, with betas capped at 0.999.
     Cosine,
-    /// Square roots from sqrt(0.00085) to sqrt(0.012), evenly: latent diffusion's.
+    /// Evenly spaced square roots from sqrt(0.00085) to sqrt(0.012), as in latent diffusion. The betas at the end
+    /// points scale as in `linear`.
     ScaledLinear,
 }
 
-/// What the network of a variance-preserving process predicts.
+/// The quantity that the network of a variance-preserving process predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VpPrediction {
-    /// The noise.
+    /// The noise `eps`.
     Eps,
-    /// `alpha_t eps - sigma_t x`.
+    /// `v = alpha_t eps - sigma_t x`.
     V,
-    /// The clean latent. A network that is narrower than its patches cannot carry their noise through; this one need not.
+    /// The clean latent `x`. A network narrower than its patches cannot represent their noise, so it cannot
+    /// predict `eps` or `v`. It can predict `x`.
     /// Source: arXiv:2511.13720 sec. 3.
     X,
 }
 
-/// The variance-preserving process: noise schedule, number of training times, prediction.
+/// Settings of the variance-preserving process: noise schedule, number of training times, prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VpConfig {
@@ -50,10 +54,10 @@ pub struct VpConfig {
     #[serde(default = "thousand")]
     #[schemars(range(min = 2, max = 100_000))]
     pub timesteps: usize,
-    /// What the network predicts.
+    /// The quantity that the network predicts.
     #[serde(default = "eps")]
     pub prediction: VpPrediction,
-    /// Also train the variance channels of a `learn_sigma` network, by the variational bound of each step.
+    /// Also trains the variance channels of a `learn_sigma` network, with the variational bound of each step.
     #[serde(default)]
     pub variance_loss: bool,
 }
@@ -75,10 +79,10 @@ impl Default for VpConfig {
 }
 
 impl VpConfig {
-    /// The betas of the training times, in f64; `[T]`.
+    /// Computes the betas of the training times in f64, `[T]`.
     pub fn betas(&self) -> Vec<f64> {
         let n = self.timesteps;
-        // The published end points belong to 1000 steps; fewer steps take larger ones.
+        // The published end points hold for 1000 steps. Fewer steps need larger betas.
         let stretch = 1000.0 / n as f64;
         let even = |from: f64, to: f64| move |i: usize| from + (to - from) * i as f64 / (n - 1) as f64;
         match self.betas {
@@ -96,7 +100,7 @@ impl VpConfig {
         }
     }
 
-    /// The process these settings describe.
+    /// Builds the process from these settings.
     pub fn process(&self) -> Vp {
         let mut log_alpha_bar = 0.0;
         let log_alpha = self
@@ -116,7 +120,8 @@ impl VpConfig {
     }
 }
 
-/// The variance-preserving process, ready to corrupt and score.
+/// The variance-preserving process with its schedule computed, ready to corrupt latents and score
+/// predictions.
 #[derive(Clone, Debug)]
 pub struct Vp {
     /// `log alpha` at `t_i = (i + 1) / T`.
@@ -126,22 +131,23 @@ pub struct Vp {
 }
 
 impl Vp {
-    /// The time of the table's index `i`, which may lie between two: `t = (i + 1) / T`.
+    /// Returns the time of table index `i`: `t = (i + 1) / T`. The index may be fractional.
     pub fn t_of_index(&self, i: f64) -> f64 {
         (i + 1.0) / self.log_alpha.len() as f64
     }
 
-    /// The (fractional) index of a time, as the published networks take it: `i = t T - 1`.
+    /// Returns the table index of a time: `i = t T - 1`. Published networks read this index, which may be
+    /// fractional.
     pub fn index_of_t(&self, t: f64) -> f64 {
         t * self.log_alpha.len() as f64 - 1.0
     }
 
-    /// Number of training times.
+    /// Returns the number of training times.
     pub fn times(&self) -> usize {
         self.log_alpha.len()
     }
 
-    /// The step of the chain at a training time.
+    /// Returns the discrete step of the diffusion chain at the training time nearest to `t`.
     fn step_of(&self, t: f64) -> Step {
         let index = (self.index_of_t(t).round().max(0.0) as usize).min(self.log_alpha.len() - 1);
         let alpha = |i: usize| self.log_alpha[i].exp();
@@ -152,15 +158,16 @@ impl Vp {
             alpha_bar_before: if index == 0 { 1.0 } else { alpha(index - 1).powi(2) },
             log_posterior: 0.0,
         };
-        // The first posterior variance is 0; its logarithm is taken from the next time, as published.
+        // The first posterior variance is 0, so its logarithm is taken from the second time, as published.
         Step { log_posterior: plain(index.max(1)).posterior().ln(), ..plain(index) }
     }
 
-    /// `log alpha` at `t` and its derivative: linear between the table's times, and from 0 at t = 0.
+    /// Returns `log alpha` at `t` and its derivative. It is piecewise linear between the training times and 0
+    /// at t = 0.
     fn log_alpha_at(&self, t: f64) -> (f64, f64) {
         let n = self.log_alpha.len();
         let place = t * n as f64;
-        // A time of the table must read its own entry: t T is an integer only up to rounding.
+        // Rounding can move t T off its integer. A training time must still read its own table entry.
         let near = place.round();
         let place = if (place - near).abs() < 1e-9 * n as f64 { near } else { place };
         let upper = (place.ceil() as usize).clamp(1, n);
@@ -170,11 +177,11 @@ impl Vp {
     }
 }
 
-impl Path for Vp {
+impl NoisePath for Vp {
     fn at(&self, t: f64) -> Coefficients {
         let (log_alpha, slope) = self.log_alpha_at(t);
         let alpha = log_alpha.exp();
-        // exp_m1 keeps sigma exact where alpha is close to 1.
+        // `exp_m1` keeps sigma accurate where alpha is close to 1.
         let sigma = (-(2.0 * log_alpha).exp_m1()).max(0.0).sqrt();
         Coefficients { alpha, sigma, d_alpha: alpha * slope, d_sigma: -alpha * alpha * slope / sigma }
     }
@@ -188,7 +195,7 @@ impl Path for Vp {
     }
 
     fn interval(&self) -> [f64; 2] {
-        // Before its first training time the network was never asked, and the velocity has no bound.
+        // Below the first training time the network is untrained, and the velocity is unbounded at t = 0.
         [1.0 / self.log_alpha.len() as f64, 1.0]
     }
 }
@@ -204,7 +211,7 @@ impl Process for Vp {
 
     fn corrupt(&self, x: &Latent, random: &Random, step: u64) -> Example {
         let Latent::Values(x) = x else {
-            panic!("a continuous process was given tokens; the check phase refuses that")
+            panic!("a continuous process received tokens; the check phase refuses this pair")
         };
         let shape @ [batch, positions, channels] = x.dims();
         let mut stream = random.stream("t", 0, step);
@@ -224,12 +231,12 @@ impl Process for Vp {
         let (Input::Noisy { x_t, t } | Input::Masked { x_t, t, .. }, Target::Values(target)) =
             (&example.input, &example.target)
         else {
-            panic!("a continuous process was given tokens")
+            panic!("a continuous process received tokens")
         };
         let channels = target.dims()[2];
         let steps: Vec<Step> = t.iter().map(|t| self.step_of(*t)).collect();
         let (predicted, extra) = (prediction.clone().narrow(2, 0, channels), prediction.narrow(2, channels, channels));
-        let bound = variance::bound(self.prediction, &steps, x_t.clone(), target.clone(), predicted, extra);
+        let bound = learned_variance::bound(self.prediction, &steps, x_t.clone(), target.clone(), predicted, extra);
         simple + mean_scored(bound, example)
     }
 
@@ -237,22 +244,22 @@ impl Process for Vp {
         Likelihood::Bound
     }
 
-    /// Minus half the squared error summed over positions and channels: the bound of arXiv:2006.11239
-    /// eq. 12 with its weights set to one (eq. 14).
+    /// Computes minus half the squared error, summed over positions and channels. This is the bound of
+    /// arXiv:2006.11239 eq. 12 with its weights set to one (eq. 14).
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
-        let Target::Values(target) = &example.target else { panic!("a continuous process was given tokens as target") };
+        let Target::Values(target) = &example.target else { panic!("a continuous process received token targets") };
         let [_, positions, channels] = target.dims();
         score(prediction, example) * (-0.5 * (positions * channels) as f64)
     }
 
-    fn path(&self) -> Option<&dyn Path> {
+    fn path(&self) -> Option<&dyn NoisePath> {
         Some(self)
     }
 }
 
 impl Vp {
-    /// The example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`, `t` `[B]`, or row-major
-    /// `[B, position]` where each position has a time of its own.
+    /// Builds the example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`; `t`
+    /// `[B]`, or row-major `[B, position]` if each position has its own time.
     pub fn example(&self, x: Tensor<3>, eps: Tensor<3>, t: Vec<f64>) -> Example {
         let at: Vec<Coefficients> = t.iter().map(|t| self.at(*t)).collect();
         let alpha = per_sample(&at.iter().map(|c| c.alpha).collect::<Vec<_>>(), &x);
@@ -302,7 +309,7 @@ mod tests {
         #[test]
         fn derivatives_are_slopes(i in 1usize..999, within in 0.2..0.8f64) {
             let vp = VpConfig::default().process();
-            // Away from the knots, where log alpha has a corner.
+            // Stay away from the knots, where log alpha has a corner.
             let t = (i as f64 + within) / 1000.0;
             let h = 1e-7;
             let (before, at, after) = (vp.at(t - h), vp.at(t), vp.at(t + h));

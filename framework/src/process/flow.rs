@@ -1,14 +1,15 @@
-//! Interpolants between data and noise, and flows along them.
+//! Flow processes along an interpolant between data and noise.
 //!
 //!   x_t = alpha_t x + sigma_t eps,   velocity = d x_t / d t = d_alpha_t x + d_sigma_t eps
 //!
 //!   linear: alpha = 1 - t, sigma = t      gvp: alpha = cos(pi t / 2), sigma = sin(pi t / 2)
 //!   vp:     log alpha = -(b_1 - b_0) t^2 / 4 - b_0 t / 2, sigma^2 = 1 - alpha^2, b_0 = 0.1, b_1 = 20
 //!
-//! Source: arXiv:2401.08740 (SiT) sec. 2 and app. B, arXiv:2210.02747 (linear), arXiv:2011.13456 eq. 33 (vp). Those run
-//! from noise at 0 to data at 1: their time is 1 - t, their velocity has the other sign.
+//! Source: arXiv:2401.08740 (SiT) sec. 2 and app. B, arXiv:2210.02747 (linear), arXiv:2011.13456 eq. 33 (vp).
+//! These papers run from noise at 0 to data at 1: their time is 1 - t, and their velocity has the opposite
+//! sign.
 
-use crate::path::{Coefficients, Pair, Path, Prediction, join};
+use crate::process::path::{Coefficients, NoisePath, Pair, Prediction, join};
 use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
 use crate::random::{Random, per_sample, tensor};
 use burn::tensor::Tensor;
@@ -17,78 +18,78 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;
 
-/// The curve from data to noise.
+/// Curve `(alpha_t, sigma_t)` from data to noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Curve {
-    /// A straight line.
+    /// Straight line: `alpha = 1 - t`, `sigma = t`.
     #[default]
     Linear,
-    /// A quarter circle.
+    /// Quarter circle: `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`.
     Gvp,
-    /// The variance-preserving diffusion in continuous time.
+    /// Variance-preserving diffusion in continuous time.
     Vp,
 }
 
-/// What the network of a flow predicts.
+/// The quantity that the network of a flow predicts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FlowPrediction {
-    /// `d x_t / d t`.
+    /// The velocity `d x_t / d t`.
     #[default]
     Velocity,
-    /// The noise.
+    /// The noise `eps`.
     Eps,
-    /// `-eps / sigma_t`.
+    /// The score `-eps / sigma_t`.
     Score,
 }
 
-/// What the squared error of a noise or score prediction is weighed by.
+/// Weight of the squared error of a noise or score prediction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
-    /// One: the error of the noise.
+    /// Weight 1 on the squared error of the noise.
     #[default]
     None,
-    /// As much as the velocity it stands for would count.
+    /// The weight at which the loss equals the squared error of the velocity.
     Velocity,
-    /// The weight that makes it a bound of the likelihood.
+    /// The weight at which the loss bounds the likelihood.
     Likelihood,
 }
 
-/// A flow: its curve, what its network predicts, and how errors are weighed.
+/// Settings of a flow: its curve, the network's prediction, and the weight of its error.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InterpolantConfig {
     /// The curve from data to noise.
     #[serde(default)]
     pub path: Curve,
-    /// What the network predicts.
+    /// The quantity that the network predicts.
     #[serde(default)]
     pub prediction: FlowPrediction,
-    /// What errors are weighed by; of noise and score predictions only.
+    /// Weight of the squared error. It applies to noise and score predictions only.
     #[serde(default)]
     pub weighting: Weighting,
 }
 
 impl InterpolantConfig {
-    /// The process these settings describe.
+    /// Builds the process from these settings.
     pub fn process(&self) -> Interpolant {
         Interpolant(self.clone())
     }
 }
 
-/// A flow, ready to corrupt and score.
+/// A flow process, ready to corrupt latents and score predictions.
 #[derive(Clone, Debug)]
 pub struct Interpolant(InterpolantConfig);
 
-/// Published: how far from the ends a noise or score prediction is trained and sampled.
+/// Published margin: noise and score predictions are trained and sampled this far from both ends of [0, 1].
 const MARGIN: f64 = 1e-3;
-/// Published: how far from the data the vp curve is trained.
+/// Published margin: the vp curve is trained this far from the data.
 const VP_MARGIN: f64 = 1e-5;
 
 impl Interpolant {
-    /// First and last time of training.
+    /// Returns the first and last training time.
     fn trained(&self) -> [f64; 2] {
         match (self.0.path, self.0.prediction) {
             (Curve::Vp, _) => [VP_MARGIN, 1.0],
@@ -97,10 +98,10 @@ impl Interpolant {
         }
     }
 
-    /// The weight of a sample's squared error.
+    /// Returns the weight of the squared error of a sample at time `t`.
     fn weight(&self, t: f64) -> f64 {
         let Coefficients { alpha, sigma, d_alpha, d_sigma } = self.at(t);
-        // Half the squared diffusion of the forward process with these marginals.
+        // Half the squared diffusion coefficient of the forward process with these marginals.
         let diffusion = sigma * d_sigma - d_alpha / alpha * sigma * sigma;
         let of_noise = match self.0.weighting {
             Weighting::None => 1.0,
@@ -114,12 +115,13 @@ impl Interpolant {
         }
     }
 
-    /// The example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`, `t` `[B]`.
+    /// Builds the example with the given noise and times. Shapes: `x`, `eps` `[B, position, channel]`, `t`
+    /// `[B]`.
     pub fn example(&self, x: Tensor<3>, eps: Tensor<3>, t: Vec<f64>) -> Example {
         let at: Vec<Coefficients> = t.iter().map(|t| self.at(*t)).collect();
         let each = |f: fn(&Coefficients) -> f64| per_sample(&at.iter().map(f).collect::<Vec<_>>(), &x);
         let x_t = x.clone() * each(|c| c.alpha) + eps.clone() * each(|c| c.sigma);
-        let target = match Path::prediction(self) {
+        let target = match NoisePath::prediction(self) {
             Prediction::Velocity => x.clone() * each(|c| c.d_alpha) + eps * each(|c| c.d_sigma),
             Prediction::Score => eps * each(|c| -1.0 / c.sigma),
             kind => join(kind, Pair { x: x.clone(), eps }, at[0]),
@@ -133,7 +135,7 @@ impl Interpolant {
     }
 }
 
-impl Path for Interpolant {
+impl NoisePath for Interpolant {
     fn at(&self, t: f64) -> Coefficients {
         match self.0.path {
             Curve::Linear => Coefficients { alpha: 1.0 - t, sigma: t, d_alpha: -1.0, d_sigma: 1.0 },
@@ -179,11 +181,11 @@ impl Process for Interpolant {
     }
 
     fn prediction(&self) -> Prediction {
-        Path::prediction(self)
+        NoisePath::prediction(self)
     }
 
     fn corrupt(&self, x: &Latent, random: &Random, step: u64) -> Example {
-        let Latent::Values(x) = x else { panic!("a flow was given tokens; the check phase refuses that") };
+        let Latent::Values(x) = x else { panic!("a flow received tokens; the check phase refuses this pair") };
         let shape @ [batch, positions, channels] = x.dims();
         let mut stream = random.stream("t", 0, step);
         let [first, last] = self.trained();
@@ -198,7 +200,7 @@ impl Process for Interpolant {
         if self.0.prediction == FlowPrediction::Velocity {
             return plain;
         }
-        let Input::Noisy { t, .. } = &example.input else { panic!("a flow was given tokens") };
+        let Input::Noisy { t, .. } = &example.input else { panic!("a flow received tokens") };
         let weights: Vec<f64> = t.iter().map(|t| self.weight(*t)).collect();
         let weights = per_sample(&weights, &plain);
         plain * weights
@@ -208,15 +210,15 @@ impl Process for Interpolant {
         Likelihood::Bound
     }
 
-    /// Minus half the squared error of the loss summed over positions and channels: a bound with its weights replaced by
-    /// those of training.
+    /// Computes minus half the loss, summed over positions and channels. This is a bound on the
+    /// log-likelihood with its weights replaced by the training weights.
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
-        let Target::Values(target) = &example.target else { panic!("a flow was given tokens as target") };
+        let Target::Values(target) = &example.target else { panic!("a flow received token targets") };
         let [_, positions, channels] = target.dims();
         self.loss(prediction, example) * (-0.5 * (positions * channels) as f64)
     }
 
-    fn path(&self) -> Option<&dyn Path> {
+    fn path(&self) -> Option<&dyn NoisePath> {
         Some(self)
     }
 }

@@ -1,27 +1,28 @@
-//! Training the variance channels of a learned-range network: the variational bound of each step, with the mean stopped.
+//! Trains the variance channels of a learned-range network with the variational bound of each step. The mean
+//! is detached.
 //!
 //!   log v(x_t) = s log beta_t + (1 - s) log beta~_t,   s = (o + 1) / 2 of the network's extra channels o
-//!   L_t = KL(q(x_{t-1} | x_t, x) | N(mu, v)),   L_0 = -log p(x | x_1) of images in 256 grey values; bits per dimension
+//!   L_t = KL(q(x_{t-1} | x_t, x) | N(mu, v)),   L_0 = -log p(x | x_1) of 8-bit images; in bits per dimension
 //!
-//! Source: arXiv:2102.09672 eq. 15-16 (learned range, stopped mean); arXiv:2006.11239 eq. 13 (decoder).
+//! Source: arXiv:2102.09672 eq. 15-16 (learned range, detached mean); arXiv:2006.11239 eq. 13 (decoder).
 
-use crate::path::Prediction;
+use crate::process::path::Prediction;
 use crate::random::per_sample;
 use burn::tensor::Tensor;
 use std::f64::consts::{LN_2, PI};
 
-/// What the bound of one training time needs.
+/// One step of the diffusion chain, as its variational bound needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     /// Index of the training time, from 0.
     pub index: usize,
-    /// `alpha_t` of the time.
+    /// `alpha_t` at this time.
     pub alpha: f64,
-    /// `sigma_t` of the time.
+    /// `sigma_t` at this time.
     pub sigma: f64,
-    /// `alpha^2` of the time before; 1 before the first.
+    /// `alpha^2` at the previous time; 1 at index 0.
     pub alpha_bar_before: f64,
-    /// Log of the posterior's variance; of the first time, that of the second.
+    /// Log of the posterior variance. Index 0 uses the value of index 1, because its own variance is 0.
     pub log_posterior: f64,
 }
 
@@ -30,23 +31,24 @@ impl Step {
         self.alpha * self.alpha
     }
 
-    /// `beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}`.
+    /// Computes `beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}`.
     pub fn beta(&self) -> f64 {
         1.0 - self.alpha_bar() / self.alpha_bar_before
     }
 
-    /// Variance of `q(x_{t-1} | x_t, x)`.
+    /// Computes the variance of `q(x_{t-1} | x_t, x)`.
     pub fn posterior(&self) -> f64 {
         self.beta() * (1.0 - self.alpha_bar_before) / (1.0 - self.alpha_bar())
     }
 }
 
-/// The bound of each position in bits per dimension, `[B, position]`. All of `[B, position, channel]`: `x_t`, the `target`
-/// and the `predicted` eps, v or x (its gradient is not followed), and the `extra` channels. `steps` are one a sample, or one
-/// a position (row-major).
+/// Computes the variational bound of each position in bits per dimension, `[B, position]`.
+///
+/// Shapes: `x_t`, `target`, `predicted` (eps, v or x, detached here) and the variance channels `extra` are
+/// `[B, position, channel]`. `steps` has one entry per sample, or one per position (row-major).
 ///
 /// # Panics
-/// For other predictions than eps, v and x.
+/// If `kind` is not eps, v or x.
 pub fn bound(
     kind: Prediction,
     steps: &[Step],
@@ -57,7 +59,8 @@ pub fn bound(
 ) -> Tensor<2> {
     let like = x_t.clone();
     let each = |f: &dyn Fn(&Step) -> f64| per_sample(&steps.iter().map(f).collect::<Vec<_>>(), &like);
-    // x and eps are linear in the prediction at one x_t, so the clean latents differ by a multiple of what they do.
+    // At one x_t, the clean latent is linear in the prediction. A prediction error times a factor is the
+    // error of x.
     let factors = |s: &Step| match kind {
         Prediction::Eps => [1.0 / s.alpha, -s.sigma / s.alpha],
         Prediction::V => [s.alpha, -s.sigma],
@@ -73,7 +76,7 @@ pub fn bound(
         + (log_posterior - log_variance.clone()).exp()
         + mean_apart.clone() * mean_apart * log_variance.clone().neg().exp())
         * 0.5;
-    // At the first time the mean is the predicted clean latent itself.
+    // At the first time, the mean is the predicted clean latent itself.
     let x = x_t * each(&of_state) + target * each(&of_prediction);
     let decoder = -discretized(x, apart, log_variance * 0.5);
     let first = each(&|s| f64::from(u8::from(s.index == 0)));
@@ -82,10 +85,12 @@ pub fn bound(
     bits.mean_dim(2).reshape([batch, positions])
 }
 
-/// Log-probability of images in steps of 2 / 255 under a normal that is `apart` from them.
+/// Computes the log-probability of 8-bit pixel values (bins of width 2 / 255) under a normal distribution
+/// with mean `x - apart`.
 fn discretized(x: Tensor<3>, apart: Tensor<3>, log_deviation: Tensor<3>) -> Tensor<3> {
     let inverse = log_deviation.neg().exp();
-    // The usual approximation of the normal's distribution function, which published numbers rest on.
+    // Tanh approximation of the normal CDF. Published likelihoods use it, so an exact CDF would not reproduce
+    // them.
     let below = |at: Tensor<3>| {
         let cube = at.clone() * at.clone() * at.clone();
         ((at + cube * 0.044715) * (2.0 / PI).sqrt()).tanh() * 0.5 + 0.5
@@ -102,7 +107,7 @@ fn discretized(x: Tensor<3>, apart: Tensor<3>, log_deviation: Tensor<3>) -> Tens
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::{Coefficients, Pair, join, split};
+    use crate::process::path::{Coefficients, Pair, join, split};
     use crate::random::{Random, tensor};
     use burn::tensor::{DType, Device};
 

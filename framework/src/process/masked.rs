@@ -1,84 +1,43 @@
-//! The masked process: of each sample's tokens some are hidden, and a small diffusion process draws each of those.
+//! The masked process: some tokens of each sample are hidden, and a small diffusion head predicts each hidden
+//! token.
 //!
-//!   hidden tokens: the first ceil(r L) of a random order,   r ~ N(1, 0.25^2) within [mask_ratio_min, 1], one a step
-//!   loss = mean over the hidden tokens, each `repeats` times, of the head's loss at a noise and a time of its own
+//!   hidden tokens: the first ceil(r L) of a random order,   r ~ N(1, 0.25^2) in [mask_ratio_min, 1], one r per step
+//!   loss = mean over the hidden tokens, each repeated `repeats` times with its own noise and time, of the head's loss
 //!
-//! The published loss weighs the other tokens with zero; they are left out here, which is the same mean.
+//! The published loss gives visible tokens weight zero. This code leaves them out, which gives the same mean.
+//!
 //! Source: arXiv:2406.11838 sec. 3.4 and 4.2, and its code (ratio, repeats).
 
-use crate::nn::{gather, to_patches};
-use crate::path::Prediction;
-use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
+use crate::nn::gather;
+use crate::process::diffusion::Vp;
+use crate::process::patches::Patches;
+use crate::process::path::Prediction;
+use crate::process::{Example, Family, Head, Input, Latent, Likelihood, Process, Progress, Target, score};
 use crate::random::{Random, order_of, tensor};
-use crate::vp::Vp;
 use burn::tensor::Tensor;
 use rand::RngExt;
 
-/// Standard deviation of the hidden share.
+/// Standard deviation of the share of hidden tokens.
 const DEVIATION: f64 = 0.25;
 
-/// How a latent is cut into tokens: squares of `patch` positions a side, in raster order. A token's numbers are those of
-/// its first channel, row by row, then of the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patches {
-    /// Height and width of the latent, in positions.
-    pub grid: [usize; 2],
-    /// Side of a token, in positions; divides both.
-    pub patch: usize,
-}
-
-impl Patches {
-    /// Number of tokens, L.
-    pub fn tokens(&self) -> usize {
-        self.grid[0] * self.grid[1] / (self.patch * self.patch)
-    }
-
-    /// `[B, position, channel]` to `[B, token, channel of a token]`.
-    pub fn cut(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, _, channels] = x.dims();
-        let (tokens, square) = (self.tokens(), self.patch * self.patch);
-        // Patches lie channel last.
-        let patches = to_patches(x, self.grid, self.patch).reshape([batch, tokens, square, channels]);
-        patches.swap_dims(2, 3).reshape([batch, tokens, channels * square])
-    }
-
-    /// The inverse of [`Patches::cut`].
-    pub fn join(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let [batch, _, width] = tokens.dims();
-        let ([height, _], patch) = (self.grid, self.patch);
-        let (channels, [h, w]) = (width / (patch * patch), self.grid.map(|side| side / patch));
-        let split = tokens.reshape([batch, h, w, channels, patch, patch]).permute([0, 1, 4, 2, 5, 3]);
-        split.reshape([batch, height * w * patch, channels])
-    }
-}
-
-/// What the head of a masked process does, for the samplers.
-#[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
-    /// The process that draws one token.
-    pub process: &'a dyn Process,
-    /// What a token is.
-    pub patches: Patches,
-}
-
-/// The masked process, ready to corrupt and score.
+/// The masked process, ready to corrupt latents and score predictions.
 #[derive(Clone, Debug)]
 pub struct Masked {
-    /// What a token is.
+    /// How a latent is cut into tokens.
     pub patches: Patches,
-    /// Smallest share of tokens that is hidden.
+    /// Smallest share of hidden tokens.
     pub mask_ratio_min: f64,
-    /// Times and noises of every hidden token.
+    /// Number of (noise, time) pairs per hidden token.
     pub repeats: usize,
-    /// The process of the head.
+    /// The head's diffusion process over one token.
     pub head: Vp,
 }
 
 impl Masked {
-    /// Number of tokens to hide at `step`, at least one.
+    /// Returns the number of tokens to hide at `step`, at least one.
     fn hidden(&self, random: &Random, step: u64) -> usize {
         let mut stream = random.stream("mask ratio", 0, step);
-        // By rejection: a truncated normal has no elementary inverse.
+        // Rejection sampling, because a truncated normal has no elementary inverse CDF.
         let below_one = loop {
             let [distance, u] = [stream.random::<f64>() * (1.0 - self.mask_ratio_min), stream.random()];
             if u < (-0.5 * (distance / DEVIATION).powi(2)).exp() {
@@ -89,8 +48,10 @@ impl Masked {
         (((1.0 - below_one) * tokens as f64).ceil() as usize).clamp(1, tokens)
     }
 
-    /// The example in which of each sample the given `hidden` tokens are hidden. Shapes: `x` `[B, L, D]`, `hidden` row-major
-    /// `[B, n]`, `eps` `[B, repeats n, D]`, `t` row-major `[B, repeats n]`: all hidden tokens, then all again.
+    /// Builds the example in which the given `hidden` tokens of each sample are hidden.
+    ///
+    /// Shapes: `x` `[B, L, D]`, `hidden` row-major `[B, n]`, `eps` `[B, repeats n, D]`, `t` row-major
+    /// `[B, repeats n]`. The hidden tokens appear in order, and the whole list is repeated `repeats` times.
     pub fn example(&self, x: Tensor<3>, hidden: &[usize], eps: Tensor<3>, t: Vec<f64>) -> Example {
         let [batch, length, _] = x.dims();
         let count = hidden.len() / batch;
@@ -119,7 +80,7 @@ impl Process for Masked {
 
     fn corrupt(&self, x: &Latent, random: &Random, step: u64) -> Example {
         let Latent::Values(x) = x else {
-            panic!("a masked process of continuous tokens was given ids; the check phase refuses that")
+            panic!("a masked process of continuous tokens received token ids; the check phase refuses this pair")
         };
         let x = self.patches.cut(x.clone());
         let [batch, length, width] = x.dims();
@@ -142,10 +103,10 @@ impl Process for Masked {
         Likelihood::Bound
     }
 
-    /// L times the mean over the hidden tokens of the head's bound: that of arXiv:2110.02037 at one number of hidden
-    /// tokens, with the weights of the head's times set to one.
+    /// Computes L times the mean over the hidden tokens of the head's bound. This is the bound of
+    /// arXiv:2110.02037 at one number of hidden tokens, with the weights of the head's times set to one.
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
-        let Target::Values(target) = &example.target else { panic!("a masked process was given ids as target") };
+        let Target::Values(target) = &example.target else { panic!("a masked process received token targets") };
         score(prediction, example) * (-0.5 * (self.patches.tokens() * target.dims()[2]) as f64)
     }
 
@@ -157,7 +118,7 @@ impl Process for Masked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vp::VpConfig;
+    use crate::process::diffusion::VpConfig;
     use burn::tensor::{DType, Device};
 
     fn numbers(x: Tensor<3>) -> Vec<f64> {
@@ -179,7 +140,8 @@ mod tests {
         let x = ramp([2, 24, 3]);
         let tokens = patches.cut(x.clone());
         assert_eq!(tokens.dims(), [2, 6, 12]);
-        // Positions 0, 1, 6, 7 of channel 0, then of 1, then of 2: a number is 3 position + channel.
+        // Positions 0, 1, 6, 7 of channel 0, then of channels 1 and 2. The ramp's value is 3 position +
+        // channel.
         let first = numbers(tokens.clone().slice([0..1, 0..1, 0..12]));
         assert_eq!(first, [0.0, 3.0, 18.0, 21.0, 1.0, 4.0, 19.0, 22.0, 2.0, 5.0, 20.0, 23.0]);
         assert_eq!(numbers(patches.join(tokens)), numbers(x));
@@ -190,10 +152,11 @@ mod tests {
         let process = masked(Patches { grid: [64, 64], patch: 1 });
         let shares: Vec<f64> = (0..20_000).map(|step| process.hidden(&Random::new(0), step) as f64 / 4096.0).collect();
         assert!(shares.iter().all(|share| (0.7..=1.0).contains(share)));
-        // 1 - 0.25 (phi(0) - phi(1.2)) / (Phi(1.2) - Phi(0)), and half of ceil's rounding.
+        // The mean is 1 - 0.25 (phi(0) - phi(1.2)) / (Phi(1.2) - Phi(0)), plus half a token because ceil
+        // rounds up.
         let mean = shares.iter().sum::<f64>() / shares.len() as f64;
         let expected = 1.0 - 0.25 * (0.398_942 - 0.194_186) / 0.384_930 + 0.5 / 4096.0;
-        assert!((mean - expected).abs() < 0.002, "{mean} against {expected}");
+        assert!((mean - expected).abs() < 0.002, "{mean}, expected {expected}");
     }
 
     #[test]
@@ -208,6 +171,6 @@ mod tests {
             assert!(places.iter().all(|place| mask[*place]) && places[..count] == places[count..]);
         }
         assert_eq!(example.progress, Progress::PerSample(vec![(16 - count) as f64 / 16.0; 3]));
-        assert_ne!(places[..count], places[2 * count..3 * count], "each sample has an order of its own");
+        assert_ne!(places[..count], places[2 * count..3 * count], "each sample has its own order");
     }
 }

@@ -1,31 +1,41 @@
-//! What one training example is, and how a prediction is scored against it.
+//! Processes: they turn a clean latent into a training example and score a prediction against it.
+//! This file holds the trait and its types. Each other file holds one family, or the mathematics of one
+//! family, and can be changed alone.
+
+pub mod diffusion;
+pub mod flow;
+pub mod learned_variance;
+pub mod masked;
+pub mod patches;
+pub mod path;
+pub mod tokens;
 
 use crate::kernels::{self, LogProbability, handle};
-use crate::masked::Head;
 use crate::nn::{self, composed};
-use crate::path::{Path, Prediction};
+use crate::process::path::{NoisePath, Prediction};
 use crate::random::Random;
 use burn::tensor::{Device, Int, Tensor, activation};
+use patches::Patches;
 use std::fmt::Debug;
 
-/// The families of generative process.
+/// Families of generative processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// `x_t = alpha_t x + sigma_t eps`, all positions at one time: diffusion and flows.
+    /// `x_t = alpha_t x + sigma_t eps`, with all positions at the same time: diffusion and flows.
     Continuous,
-    /// Tokens in raster order, each from those before it.
+    /// Tokens in raster order. Each token depends on the previous ones.
     NextToken,
-    /// Token maps of growing resolution, each from those before it.
+    /// Token maps of growing resolution. Each map depends on the coarser ones.
     NextLevel,
-    /// Continuous tokens in random order, each drawn by a small diffusion head.
+    /// Continuous tokens in random order. A small diffusion head samples each token.
     Masked,
 }
 
 impl Family {
-    /// All of them.
+    /// All families.
     pub const ALL: [Self; 4] = [Self::Continuous, Self::NextToken, Self::NextLevel, Self::Masked];
 
-    /// Its name in tables and messages.
+    /// Returns the family's name in tables and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Continuous => "continuous",
@@ -35,43 +45,44 @@ impl Family {
         }
     }
 
-    /// Whether its predictions are logits.
+    /// Returns whether the family's predictions are logits.
     pub fn has_logits(self) -> bool {
         matches!(self, Self::NextToken | Self::NextLevel)
     }
 }
 
-/// Shape of a clean latent: positions on a grid (height, width), and channels or vocabulary.
+/// Shape of a clean latent: a grid of positions, and the channels or vocabulary per position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LatentShape {
-    /// Height and width of the position grid; of the finest one, where there are levels.
+    /// Height and width of the position grid; for a pyramid, of its finest level.
     pub grid: [usize; 2],
-    /// Channels of a continuous latent, or of the features that feed the levels of a token pyramid; 1 for other tokens.
+    /// Channels of a continuous latent, or of the features that feed the levels of a pyramid; 1 for other
+    /// tokens.
     pub channels: usize,
-    /// Vocabulary of tokens; `None` for a continuous latent.
+    /// Vocabulary size of tokens; `None` for a continuous latent.
     pub vocabulary: Option<usize>,
-    /// Sides of the square token maps of a pyramid, coarse to fine; empty without levels.
+    /// Side lengths of the square token maps of a pyramid, coarse to fine; empty if there are no levels.
     pub levels: Vec<usize>,
 }
 
 impl LatentShape {
-    /// A continuous latent.
+    /// Returns the shape of a continuous latent.
     pub fn values(grid: [usize; 2], channels: usize) -> Self {
         Self { grid, channels, vocabulary: None, levels: Vec::new() }
     }
 
-    /// Tokens in raster order.
+    /// Returns the shape of tokens in raster order.
     pub fn tokens(grid: [usize; 2], vocabulary: usize) -> Self {
         Self { grid, channels: 1, vocabulary: Some(vocabulary), levels: Vec::new() }
     }
 
-    /// Token maps of the given sides, and the channels of the features that feed them.
+    /// Returns the shape of a token pyramid with the given side lengths and feature channels.
     pub fn pyramid(sides: &[usize], vocabulary: usize, channels: usize) -> Self {
         let side = sides.last().copied().unwrap_or_default();
         Self { grid: [side; 2], channels, vocabulary: Some(vocabulary), levels: sides.to_vec() }
     }
 
-    /// Number of positions, of all levels together.
+    /// Returns the number of positions, summed over all levels.
     pub fn positions(&self) -> usize {
         if self.levels.is_empty() {
             return self.grid[0] * self.grid[1];
@@ -79,30 +90,30 @@ impl LatentShape {
         self.levels.iter().map(|side| side * side).sum()
     }
 
-    /// Numbers of one prediction that guidance acts on: the vocabulary, or the channels.
+    /// Returns the width of a prediction that guidance acts on: the vocabulary size, or the channels.
     pub fn width(&self) -> usize {
         self.vocabulary.unwrap_or(self.channels)
     }
 }
 
-/// A clean latent.
+/// A batch of clean latents.
 #[derive(Clone, Debug)]
 pub enum Latent {
     /// Continuous `x`, `[B, position, channel]`, positions in raster order.
     Values(Tensor<3>),
     /// Tokens, `[B, position]`, in decoding order (raster order, or level by level).
     Ids(Tensor<2, Int>),
-    /// Tokens level by level, and what feeds each level's predictions.
+    /// Tokens level by level, with the features from which each level is predicted.
     Levels {
         /// Token ids, `[B, position]`.
         ids: Tensor<2, Int>,
-        /// Features, `[B, position, channel]`; those of the first level are not read.
+        /// Features, `[B, position, channel]`; the first level's features are not read.
         features: Tensor<3>,
     },
 }
 
 impl Latent {
-    /// Number of samples.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         match self {
             Self::Values(x) => x.dims()[0],
@@ -110,61 +121,65 @@ impl Latent {
         }
     }
 
-    /// Whether the batch is empty.
+    /// Returns whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The token ids, `[B, position]`.
+    /// Returns the token ids, `[B, position]`.
     ///
     /// # Panics
-    /// If the latent is continuous; the check phase refuses such pairs.
+    /// If the latent is continuous. The check phase refuses such pairs.
     pub fn ids(self) -> Tensor<2, Int> {
         match self {
             Self::Ids(ids) | Self::Levels { ids, .. } => ids,
-            Self::Values(_) => panic!("a continuous latent was taken for tokens"),
+            Self::Values(_) => panic!("a continuous latent has no token ids"),
         }
     }
 }
 
-/// What a backbone reads.
+/// The network input of a backbone.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// A noisy latent and its time. The time is kept on the host in f64: schedules and sinusoids of
-    /// large arguments are computed from it without rounding.
+    /// A noisy latent and its time. The time stays on the host in f64, so that schedules and sinusoids of
+    /// large arguments are computed without rounding it.
     Noisy {
         /// `x_t`, `[B, position, channel]`.
         x_t: Tensor<3>,
-        /// Time in [0, 1], 0 = data, 1 = noise; `[B]`.
+        /// Time in [0, 1], where 0 = data and 1 = noise; `[B]`.
         t: Vec<f64>,
     },
-    /// Tokens from the first on, `[B, position]`; each is predicted from those before it, so the last is not read.
+    /// Tokens in raster order, `[B, position]`. Each token is predicted from the previous ones, so the last
+    /// is not read.
     Tokens {
         /// Token ids.
         ids: Tensor<2, Int>,
     },
-    /// What feeds the levels from the first on; those of the first level are not read.
+    /// Features from which the levels are predicted. The first level's features are not read.
     Levels {
-        /// Features, level after level, `[B, position, channel]`.
+        /// Features level by level, `[B, position, channel]`.
         features: Tensor<3>,
     },
-    /// Continuous tokens, which of them are hidden, and the noisy tokens of the head.
+    /// Continuous tokens, a mask of the hidden ones, and the noisy tokens that the head reads.
     Masked {
-        /// Continuous tokens `[B, token, channel]`, as [`crate::masked::Patches`] cuts them; hidden ones are not read.
+        /// Continuous tokens, `[B, token, channel]`, as cut by [`crate::process::patches::Patches`]. Hidden
+        /// tokens are not read.
         x: Tensor<3>,
-        /// Which are hidden, row-major `[B, token]`: as many of each sample.
+        /// Mask of the hidden tokens, row-major `[B, token]`. Every sample has the same number of hidden
+        /// tokens.
         hidden: Vec<bool>,
-        /// Places of the tokens that the head predicts, row-major `[B, n]`; a token may appear more than once.
+        /// Indices of the tokens that the head predicts, row-major `[B, n]`; a token may appear more than
+        /// once.
         places: Vec<usize>,
         /// The head's noisy tokens, `[B, n, channel]`.
         x_t: Tensor<3>,
-        /// The head's time of each, row-major `[B, n]`.
+        /// The head's time for each noisy token, row-major `[B, n]`.
         t: Vec<f64>,
     },
 }
 
 impl Input {
-    /// Number of samples.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         match self {
             Self::Noisy { x_t, .. } => x_t.dims()[0],
@@ -174,12 +189,12 @@ impl Input {
         }
     }
 
-    /// Whether the batch is empty.
+    /// Returns whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Positions of a sample: of a masked process, tokens.
+    /// Returns the number of positions per sample; for a masked process, the number of tokens.
     pub fn positions(&self) -> usize {
         match self {
             Self::Noisy { x_t: x, .. } | Self::Levels { features: x } | Self::Masked { x, .. } => x.dims()[1],
@@ -187,7 +202,7 @@ impl Input {
         }
     }
 
-    /// Where it lies.
+    /// Returns the device that holds the input.
     pub fn device(&self) -> Device {
         match self {
             Self::Noisy { x_t: x, .. } | Self::Levels { features: x } | Self::Masked { x, .. } => x.device(),
@@ -195,7 +210,7 @@ impl Input {
         }
     }
 
-    /// The samples `rows`, in that order.
+    /// Returns the samples `rows`, in that order.
     pub fn select(&self, rows: &[usize]) -> Self {
         fn of<T: Copy>(all: &[T], batch: usize, rows: &[usize]) -> Vec<T> {
             let each = all.len() / batch;
@@ -218,38 +233,38 @@ impl Input {
     }
 }
 
-/// What a prediction is scored against.
+/// The target that a prediction is scored against.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// Regression on `[B, position, channel]`.
+    /// Regression target, `[B, position, channel]`.
     Values(Tensor<3>),
-    /// Classification on `[B, position]`.
+    /// Classification target, `[B, position]`.
     Ids(Tensor<2, Int>),
 }
 
-/// How far decoding is, in [0, 1], where a prediction is made.
+/// Decoding progress in [0, 1] at each prediction: 0 = noise or first token, 1 = data.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Progress {
-    /// One number a sample: 1 - t for diffusion. `[B]`.
+    /// One value per sample, `[B]`; `1 - t` for diffusion.
     PerSample(Vec<f64>),
-    /// One number a position, shared by the batch: the token families. `[position]`.
+    /// One value per position, shared by the batch, `[position]`; used by the token families.
     PerPosition(Vec<f64>),
 }
 
-/// One draw of training examples, one a sample of the batch.
+/// A batch of training examples, one per sample.
 #[derive(Clone, Debug)]
 pub struct Example {
-    /// What the backbone reads.
+    /// The network input.
     pub input: Input,
-    /// What its prediction is scored against.
+    /// The target of the prediction.
     pub target: Target,
-    /// How far decoding is where each sample is predicted.
+    /// Decoding progress at each prediction.
     pub progress: Progress,
-    /// Which positions are scored, `[B, position]` of zeros and ones; `None` = all of them.
+    /// Mask of the scored positions, `[B, position]` of zeros and ones; `None` scores all positions.
     pub scored: Option<Tensor<2>>,
 }
 
-/// The likelihood that a process can give.
+/// The likelihood that a process can compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Likelihood {
     /// The exact log-likelihood of the tokens.
@@ -258,45 +273,56 @@ pub enum Likelihood {
     Bound,
 }
 
-/// Turns a clean latent into a training example and scores predictions. It belongs to the backbone.
+/// The token head of a masked process, as samplers need it.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// The process over one token, from which the head samples it.
+    pub process: &'a dyn Process,
+    /// How a latent is cut into tokens.
+    pub patches: Patches,
+}
+
+/// Turns a clean latent into a training example and scores predictions. Each backbone has its own process.
 pub trait Process: Debug + Send + Sync {
-    /// Which samplers and input variants apply.
+    /// Returns the family, which decides the samplers and input variants that apply.
     fn family(&self) -> Family;
 
-    /// What the backbone's numbers are.
+    /// Returns the quantity that the backbone predicts.
     fn prediction(&self) -> Prediction;
 
-    /// One draw of examples for `x`. All randomness comes from `random` at `step`.
+    /// Corrupts `x` into training examples. All randomness comes from `random` at `step`.
     fn corrupt(&self, x: &Latent, random: &Random, step: u64) -> Example;
 
-    /// Loss of each sample, `[B]`, weighted as in the process's paper.
+    /// Computes the loss per sample, `[B]`, weighted as in the process's paper.
     fn loss(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
         score(prediction, example)
     }
 
-    /// What [`Process::log_likelihood`] returns.
+    /// Returns the kind of likelihood that [`Process::log_likelihood`] computes.
     fn likelihood(&self) -> Likelihood;
 
-    /// Log-likelihood (or its bound) of each sample in nats, `[B]`.
+    /// Computes the log-likelihood (or its bound) per sample in nats, `[B]`.
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1>;
 
-    /// `alpha_t` and `sigma_t`, for the continuous family.
-    fn path(&self) -> Option<&dyn Path> {
+    /// Returns the noise path `alpha_t`, `sigma_t` of the continuous family.
+    fn path(&self) -> Option<&dyn NoisePath> {
         None
     }
 
-    /// How a latent is cut into tokens, and the process that draws one of them, for the masked family.
+    /// Returns the token head of the masked family: how a latent is cut into tokens, and the process over one
+    /// token.
     fn head(&self) -> Option<Head<'_>> {
         None
     }
 }
 
-/// Mean squared error or mean cross-entropy of each sample, `[B]`.
+/// Computes the mean squared error or mean cross-entropy per sample, `[B]`.
 ///
-/// A prediction may carry more channels than the target (a learned variance): they are not scored.
+/// A prediction may have more channels than the target (a learned variance). The extra channels are not
+/// scored.
 ///
 /// # Panics
-/// If prediction and target disagree in batch or positions: a bug in the backbone.
+/// If prediction and target disagree in batch or positions, which is a bug in the backbone.
 pub fn score(prediction: Tensor<3>, example: &Example) -> Tensor<1> {
     match &example.target {
         Target::Values(target) => squared_error(prediction, target.clone(), example),
@@ -304,8 +330,8 @@ pub fn score(prediction: Tensor<3>, example: &Example) -> Tensor<1> {
     }
 }
 
-/// Mean squared difference of two predictions of each sample, `[B]`, over the scored positions and the latent's
-/// channels (or the vocabulary).
+/// Computes the mean squared difference of two predictions per sample, `[B]`, over the scored positions and
+/// the latent's channels (or the vocabulary).
 pub fn squared_error(prediction: Tensor<3>, other: Tensor<3>, example: &Example) -> Tensor<1> {
     let [batch, positions, mut channels] = prediction.dims();
     if let Target::Values(target) = &example.target {
@@ -315,8 +341,8 @@ pub fn squared_error(prediction: Tensor<3>, other: Tensor<3>, example: &Example)
     mean_scored((error.clone() * error).mean_dim(2).reshape([batch, positions]), example)
 }
 
-/// Mean Kullback-Leibler divergence `KL(softmax(teacher) | softmax(student))` of each sample, `[B]`, nats, over the
-/// scored positions.
+/// Computes the mean Kullback-Leibler divergence `KL(softmax(teacher) | softmax(student))` per sample in
+/// nats, `[B]`, over the scored positions.
 pub fn divergence(student: Tensor<3>, teacher: Tensor<3>, example: &Example) -> Tensor<1> {
     let [batch, positions, _] = student.dims();
     let (student, teacher) = (activation::log_softmax(student, 2), activation::log_softmax(teacher, 2));
@@ -324,7 +350,7 @@ pub fn divergence(student: Tensor<3>, teacher: Tensor<3>, example: &Example) -> 
     mean_scored(each.reshape([batch, positions]), example)
 }
 
-/// Mean over the scored positions, `[B]`, of one number a position, `[B, position]`.
+/// Averages `each`, `[B, position]`, over the scored positions. Returns `[B]`.
 pub(crate) fn mean_scored(each: Tensor<2>, example: &Example) -> Tensor<1> {
     let [batch, _] = each.dims();
     match &example.scored {
@@ -336,11 +362,35 @@ pub(crate) fn mean_scored(each: Tensor<2>, example: &Example) -> Tensor<1> {
     }
 }
 
-/// Log-probability of each token, `[B, position]`, from logits `[B, position, vocabulary]`.
+/// Computes the log-probability of each token, `[B, position]`, from logits `[B, position, vocabulary]`.
 pub fn log_probabilities(logits: Tensor<3>, ids: &Tensor<2, Int>) -> Tensor<2> {
     let [batch, positions, _] = logits.dims();
     let fused =
         kernels::indices(ids).and_then(|ids| kernels::log_probability(LogProbability { ids }, [handle(&logits)]));
     let each = fused.map(Tensor::from_dispatch).unwrap_or_else(|| composed::log_probabilities(logits, ids.clone()));
     each.reshape([batch, positions])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::tensor;
+    use burn::tensor::DType;
+    use burn::tensor::Device;
+
+    #[test]
+    fn inputs_are_selected_sample_by_sample() {
+        let x = tensor::<3>(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [3, 2, 1], DType::F64, &Device::flex());
+        let input = Input::Masked {
+            x_t: x.clone(),
+            x,
+            hidden: vec![true, false, false, true, true, true],
+            places: vec![0, 1, 2, 3, 4, 5],
+            t: vec![0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
+        };
+        let Input::Masked { x, hidden, places, t, .. } = input.select(&[2, 0]) else { panic!("not a masked input") };
+        assert_eq!(x.into_data().try_into_vec::<f64>().unwrap(), [4.0, 5.0, 0.0, 1.0]);
+        assert_eq!((hidden, places), (vec![true, true, true, false], vec![4, 5, 0, 1]));
+        assert_eq!(t, [0.4, 0.5, 0.0, 0.1]);
+    }
 }

@@ -1,13 +1,16 @@
-//! `x_t = alpha_t x + sigma_t eps`: the schedule's numbers, and conversions between what networks predict.
+//! The noise path `x_t = alpha_t x + sigma_t eps`: its coefficients, and conversions between prediction
+//! types.
 //!
-//! Time: **0 = data, 1 = noise**. Source: arXiv:2303.08797 (interpolants), arXiv:2202.00512 (v), arXiv:2011.13456 (score).
+//! Time: **0 = data, 1 = noise**.
+//!
+//! Source: arXiv:2303.08797 (interpolants), arXiv:2202.00512 (v), arXiv:2011.13456 (score).
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 
-/// What a network's output is. Guidance acts linearly on it.
+/// The quantity that a network predicts. Guidance acts linearly on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
@@ -17,52 +20,53 @@ pub enum Prediction {
     V,
     /// The clean latent `x`.
     X,
-    /// `d x_t / d t = d_alpha_t x + d_sigma_t eps`.
+    /// The velocity `d x_t / d t = d_alpha_t x + d_sigma_t eps`.
     Velocity,
-    /// `-eps / sigma_t`.
+    /// The score `-eps / sigma_t`.
     Score,
     /// Logits over a vocabulary.
     Logits,
 }
 
-/// The schedule at one time.
+/// The coefficients of the noise path at one time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coefficients {
     /// `alpha_t`.
     pub alpha: f64,
     /// `sigma_t`.
     pub sigma: f64,
-    /// Derivative of `alpha_t` by `t`.
+    /// Derivative of `alpha_t` with respect to `t`.
     pub d_alpha: f64,
-    /// Derivative of `sigma_t` by `t`.
+    /// Derivative of `sigma_t` with respect to `t`.
     pub d_sigma: f64,
 }
 
-/// A schedule of noise on the continuous clock.
-pub trait Path: Debug + Send + Sync {
-    /// `alpha_t`, `sigma_t` and their derivatives at `t` in [0, 1].
+/// A noise schedule in continuous time.
+pub trait NoisePath: Debug + Send + Sync {
+    /// Returns `alpha_t`, `sigma_t` and their derivatives at `t` in [0, 1].
     fn at(&self, t: f64) -> Coefficients;
 
-    /// What the network's numbers are.
+    /// Returns the quantity that the network predicts.
     fn prediction(&self) -> Prediction;
 
-    /// Number of training times where the schedule is a table: `t_i = (i + 1) / n`, `i` in `0..n`.
+    /// Returns the number n of training times if the schedule is a table: `t_i = (i + 1) / n`, `i` in `0..n`.
     fn table(&self) -> Option<usize>;
 
-    /// Times between which a sampler may ask the network: at the data, and at the noise.
+    /// Returns the time interval in which a sampler may evaluate the network: the end at the data, then the
+    /// end at the noise.
     fn interval(&self) -> [f64; 2] {
         [0.0, 1.0]
     }
 
-    /// Half the log signal-to-noise ratio, `log(alpha_t / sigma_t)`; decreasing in `t`.
+    /// Computes half the log signal-to-noise ratio, `log(alpha_t / sigma_t)`. It decreases in `t`.
     fn lambda(&self, t: f64) -> f64 {
         let c = self.at(t);
         (c.alpha / c.sigma).ln()
     }
 
-    /// The time at which [`Path::lambda`] has the given value.
+    /// Returns the time at which [`NoisePath::lambda`] has the given value.
     fn t_of_lambda(&self, lambda: f64) -> f64 {
-        // lambda falls strictly from +inf at 0, so bisection to the last bit of f64 is exact and enough.
+        // `lambda` decreases strictly from +inf at t = 0, so bisection finds the time to the last bit of f64.
         let (mut low, mut high) = (0.0_f64, 1.0_f64);
         for _ in 0..200 {
             let middle = 0.5 * (low + high);
@@ -72,7 +76,7 @@ pub trait Path: Debug + Send + Sync {
     }
 }
 
-/// The pair every prediction determines together with `x_t`.
+/// The clean latent and the noise. A prediction and `x_t` together determine both.
 #[derive(Clone, Debug)]
 pub struct Pair<const D: usize> {
     /// The clean latent.
@@ -81,18 +85,18 @@ pub struct Pair<const D: usize> {
     pub eps: Tensor<D>,
 }
 
-/// `x` and `eps` from a prediction of the given kind at one time.
+/// Computes `x` and `eps` from a prediction of the given kind at one time.
 ///
 /// Solves `x_t = alpha x + sigma eps` together with the definition of the prediction.
 ///
 /// # Panics
-/// For logits, which determine neither.
+/// If `kind` is logits, which determine neither.
 pub fn split<const D: usize>(kind: Prediction, value: Tensor<D>, x_t: Tensor<D>, c: Coefficients) -> Pair<D> {
     let Coefficients { alpha, sigma, d_alpha, d_sigma } = c;
     match kind {
         Prediction::Eps => Pair { x: (x_t - value.clone() * sigma) / alpha, eps: value },
         Prediction::X => Pair { eps: (x_t - value.clone() * alpha) / sigma, x: value },
-        // alpha^2 + sigma^2 need not be 1: the inverse of [[alpha, sigma], [-sigma, alpha]].
+        // alpha^2 + sigma^2 need not be 1, so this is the inverse of [[alpha, sigma], [-sigma, alpha]].
         Prediction::V => {
             let norm = alpha * alpha + sigma * sigma;
             Pair { x: (x_t.clone() * alpha - value.clone() * sigma) / norm, eps: (x_t * sigma + value * alpha) / norm }
@@ -106,14 +110,14 @@ pub fn split<const D: usize>(kind: Prediction, value: Tensor<D>, x_t: Tensor<D>,
             }
         }
         Prediction::Score => split(Prediction::Eps, value * -sigma, x_t, c),
-        Prediction::Logits => panic!("logits are no prediction of a continuous latent"),
+        Prediction::Logits => panic!("logits do not predict a continuous latent"),
     }
 }
 
-/// The prediction of the given kind from `x` and `eps`.
+/// Computes the prediction of the given kind from `x` and `eps`.
 ///
 /// # Panics
-/// For logits.
+/// If `kind` is logits.
 pub fn join<const D: usize>(kind: Prediction, pair: Pair<D>, c: Coefficients) -> Tensor<D> {
     let Pair { x, eps } = pair;
     match kind {
@@ -122,11 +126,11 @@ pub fn join<const D: usize>(kind: Prediction, pair: Pair<D>, c: Coefficients) ->
         Prediction::V => eps * c.alpha - x * c.sigma,
         Prediction::Velocity => x * c.d_alpha + eps * c.d_sigma,
         Prediction::Score => eps / -c.sigma,
-        Prediction::Logits => panic!("logits are no prediction of a continuous latent"),
+        Prediction::Logits => panic!("logits do not predict a continuous latent"),
     }
 }
 
-/// A prediction of one kind as another, at the same `x_t` and time.
+/// Converts a prediction from one kind to another, at the same `x_t` and time.
 pub fn convert<const D: usize>(
     from: Prediction,
     to: Prediction,
@@ -150,7 +154,7 @@ mod tests {
     proptest! {
         #[test]
         fn conversions_round_trip(x in -3.0..3.0, eps in -3.0..3.0, angle in 0.05..1.5f64, stretch in 0.5..2.0f64) {
-            // Any schedule with alpha, sigma > 0: a curve that is not variance preserving unless stretch is 1.
+            // Any schedule with alpha, sigma > 0. It is variance preserving only if `stretch` is 1.
             let c = Coefficients {
                 alpha: angle.cos() * stretch, sigma: angle.sin(), d_alpha: -angle.sin() * stretch, d_sigma: angle.cos(),
             };

@@ -1,120 +1,73 @@
-//! The training loop, read top to bottom: batch, corruption, loss, gradient, step, average, checkpoint.
+//! The training loop: batch, corruption, loss, gradient, optimizer step, weight average, checkpoint.
 
-use crate::backbone::{Backbone, BoxBackbone, Control};
+use crate::blame;
+use crate::checkpoint::facts::DatasetFacts;
 use crate::checkpoint::{self, Checkpoint};
-use crate::condition::Condition;
-use crate::dataset::Dataset;
+use crate::data::dataset::{Dataset, facts};
+use crate::data::loader::{Batch, Loader};
 use crate::error::{Error, Result};
-use crate::guard;
-use crate::loader::{Batch, Loader};
-use crate::microbatch;
-use crate::objective::{Context, Draw, Memory, Models, Partial, Role};
-use crate::optimizer::{clip_global_norm, learning_rate};
+use crate::network::backbone::BoxBackbone;
+use crate::network::condition::Condition;
+use crate::nn::parameters;
+use crate::nn::precision::CastAll;
+use crate::objective::context::{Context, Memory};
+use crate::optimization::optimizer::{clip_global_norm, learning_rate};
 use crate::pipeline::Pipeline;
+use crate::pipeline::train_config::{Precision, TrainConfig};
 use crate::plugin::Kind;
-use crate::precision::{CastAll, MatmulPrecision};
-use crate::process::{Input, Latent};
+use crate::process::Latent;
 use crate::random::Random;
-use crate::train_config::{Precision, TrainConfig};
-use crate::weights;
-use crate::workers::{Pass, Workers, workers};
+use crate::training::events::{End, Evaluator, Events, StepReport};
+use crate::training::networks::{Choices, Networks, Reference};
+use crate::training::workers::{Pass, Workers, workers};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Bytes, DType, Device, Tensor};
-use rand::RngExt;
-use std::collections::BTreeMap;
+use burn::tensor::{Bytes, Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// What the trainer tells about one step.
-#[derive(Clone, Debug, Default)]
-pub struct StepReport {
-    /// Steps done, from 1.
-    pub step: usize,
-    /// Mean loss.
-    pub loss: f64,
-    /// L2 norm of all gradients before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Samples seen by the step.
-    pub samples: usize,
-    /// Why items could not be read; others stood in for them.
-    pub skipped: Vec<String>,
-    /// Seconds the step took.
-    pub seconds: f64,
-    /// What the objective logged: means.
-    pub logged: BTreeMap<String, f64>,
-}
-
-/// Called by the trainer; the command line draws, prints and samples here.
-pub trait Events {
-    /// One step is done.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn step(&mut self, report: &StepReport) -> Result<()>;
-
-    /// The averaged (or plain) weights after `step` steps, every `sample_every` steps. Answers with the document's
-    /// metrics on samples of them, where `measure` asks for it.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn sample(&mut self, network: &BoxBackbone, step: usize, measure: bool) -> Result<BTreeMap<String, f64>>;
-
-    /// A checkpoint was written.
-    fn saved(&mut self, path: &Path, step: usize);
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// All steps are done.
-    Done,
-    /// It was asked to stop and saved first.
-    Interrupted(usize),
-}
-
-/// The networks a run begins with.
+/// The networks and the checkpoint with which a run starts.
 pub struct Start {
-    /// The weights to train, on [`tracking`]'s device.
+    /// Weights to train, on the device that [`tracking`] returns.
     pub online: BoxBackbone,
-    /// The frozen reference or teacher, for objectives that need one.
-    pub reference: Option<BoxBackbone>,
-    /// Where an interrupted run goes on.
+    /// Frozen reference or teacher, for objectives that need one.
+    pub reference: Option<Reference>,
+    /// Checkpoint from which an interrupted run continues.
     pub resume: Option<Checkpoint>,
 }
 
-/// The device that records gradients as the document asks.
+/// Returns the autodiff device, with gradient checkpointing if the document enables it.
 pub fn tracking(train: &TrainConfig, device: &Device) -> Device {
     let tracked = device.clone().autodiff();
     if train.gradient_checkpointing { tracked.gradient_checkpointing() } else { tracked }
 }
 
-/// The state of a run: weights, average, optimizer, step.
+/// The state of a run: weights, their average, optimizer state, step.
 pub struct Trainer {
     pipeline: Arc<Pipeline>,
     folder: PathBuf,
     device: Device,
-    /// Absent only while the optimizer writes it in place.
+    /// `None` only while the optimizer updates the weights in place.
     online: Option<BoxBackbone>,
+    /// Facts of the dataset, once it is read.
+    dataset: Option<DatasetFacts>,
     ema: Option<BoxBackbone>,
-    reference: Option<BoxBackbone>,
+    reference: Option<Reference>,
     optimizer: ModuleOptimizer,
     workers: Box<dyn Workers>,
     memory: Memory,
     step: usize,
-    /// Sum of the losses since the last regular checkpoint, and their number.
+    /// Sum and number of the losses since the last regular checkpoint.
     since_saved: (f64, usize),
 }
 
 impl Trainer {
-    /// A fresh run, or one that goes on. Checkpoints go to `folder`.
+    /// Creates the trainer of a new or a resumed run. Checkpoints are written to `folder`.
     ///
     /// # Errors
-    /// If the checkpoint does not belong to this pipeline.
+    /// If the checkpoint does not belong to this pipeline, or the optimizer's settings are invalid.
     pub fn new(pipeline: Arc<Pipeline>, folder: &Path, device: &Device, start: Start) -> Result<Self> {
         let train = &pipeline.train;
         let mut online = start.online;
@@ -126,9 +79,9 @@ impl Trainer {
             if !train.saves_at(step) {
                 since_saved = from.losses;
             }
-            online = weights::restore(online, from.model)?;
+            online = parameters::restore(online, from.model)?;
             if let (Some(network), Some(values)) = (ema.take(), from.ema) {
-                ema = Some(weights::restore(network, values)?);
+                ema = Some(parameters::restore(network, values)?);
             }
             if !from.optimizer.is_empty() {
                 optimizer = optimizer
@@ -140,6 +93,7 @@ impl Trainer {
             folder: folder.to_path_buf(),
             device: device.clone(),
             online: Some(online),
+            dataset: None,
             ema,
             reference: start.reference,
             optimizer,
@@ -151,35 +105,43 @@ impl Trainer {
         })
     }
 
-    /// Steps done.
+    /// Returns the number of completed steps.
     pub fn step(&self) -> usize {
         self.step
     }
 
-    /// The weights to sample from: the average where there is one.
+    /// Returns the weights to sample with: the average if there is one, otherwise the weights in training.
     pub fn sampling_network(&self) -> BoxBackbone {
         self.ema.clone().unwrap_or_else(|| self.online().valid())
     }
 
     fn online(&self) -> &BoxBackbone {
-        self.online.as_ref().expect("there between two steps of the optimizer")
+        self.online.as_ref().expect("the weights are present except during an optimizer step")
     }
 
     /// Trains until all steps are done, or until `stop` is set.
     ///
     /// # Errors
-    /// If most items of a batch cannot be read, a number is not finite, or a file cannot be written. The last checkpoint stays.
-    pub fn run(&mut self, dataset: Arc<dyn Dataset>, stop: &AtomicBool, events: &mut dyn Events) -> Result<End> {
+    /// If most items of a batch cannot be read, a loss or gradient is not finite, a plugin panics, or a file cannot be
+    /// written. The last checkpoint is kept.
+    pub fn run(
+        &mut self,
+        dataset: Arc<dyn Dataset>,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+        evaluator: &mut dyn Evaluator,
+    ) -> Result<End> {
         let pipeline = self.pipeline.clone();
         let train = &pipeline.train;
         let passes = train.accumulate;
         let random = Random::new(train.seed);
         let info = dataset.info();
+        self.dataset = Some(facts(&*dataset));
         let all = (self.step * passes) as u64..(train.steps * passes) as u64;
         let loader = Loader::new(dataset, random, train.batch_size, all.start, all.end);
         let newest = self.folder.join(checkpoint::file_name(self.step));
         if train.saves_at(self.step) && newest.exists() {
-            // A run that was killed may have ended right behind it.
+            // The process may have been killed after writing this checkpoint but before pruning the old ones.
             self.settle(&newest)?;
         }
         while self.step < train.steps {
@@ -211,19 +173,21 @@ impl Trainer {
             if !norm.is_finite() {
                 return Err(self.not_finite("the gradient"));
             }
-            let online = self.online.take().expect("there between two steps of the optimizer");
+            let online = self.online.take().expect("the weights are present except during an optimizer step");
             self.online = Some(self.optimizer.step(report.learning_rate, online, gradients));
             if let (Some(ema), Some(config)) = (self.ema.take(), &train.ema) {
-                self.ema = Some(weights::average(ema, self.online(), config.decay_at(self.step)));
+                self.ema = Some(parameters::average(ema, self.online(), config.decay_at(self.step)));
             }
             self.step += 1;
             self.since_saved = (self.since_saved.0 + report.loss, self.since_saved.1 + 1);
             report.seconds = start.elapsed().as_secs_f64();
             events.step(&report)?;
             if train.sample_every.is_some_and(|every| self.step.is_multiple_of(every)) {
-                let measure = pipeline.objective.needs().measurements;
-                let measured = events.sample(&self.sampling_network(), self.step, measure)?;
-                pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
+                events.sample(&self.sampling_network(), self.step)?;
+                if pipeline.objective.needs().measurements {
+                    let measured = evaluator.evaluate(&self.sampling_network(), self.step)?;
+                    pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
+                }
             }
             let stopping = stop.load(Ordering::SeqCst) && self.step < train.steps;
             if stopping || train.saves_at(self.step) {
@@ -237,15 +201,15 @@ impl Trainer {
         Ok(End::Done)
     }
 
-    /// Loss and gradient of one forward pass; draw `draw` of the run's randomness.
+    /// Computes loss and gradient of one forward pass. `draw_index` selects the random numbers of the pass.
     ///
     /// # Errors
-    /// If a plugin panics or the loss is not finite.
-    pub fn pass(&self, latents: &Latent, condition: &Condition, random: &Random, draw: u64) -> Result<Pass> {
+    /// If a plugin panics, the number of losses is not the batch size, or the loss is not finite.
+    pub fn pass(&self, latents: &Latent, condition: &Condition, random: &Random, draw_index: u64) -> Result<Pass> {
         let train = &self.pipeline.train;
         let process = self.pipeline.process();
-        let example = process.corrupt(latents, random, draw);
-        // Threads that share leaves of one gradient graph lock each other out: each has leaves of its own.
+        let example = process.corrupt(latents, random, draw_index);
+        // Threads that share leaves of the autodiff graph block each other on its locks. Give each pass its own leaves.
         let online = match train.workers {
             1 => self.online().clone(),
             _ => self.online().clone().fork(&tracking(train, &self.device)),
@@ -263,16 +227,16 @@ impl Trainer {
             reference: self.reference.as_ref(),
             stopped_precision: train.stopped_matmul_precision,
         };
-        let choices = Choices { random, draw };
-        let condition = (condition, self.pipeline.backbone.accepts().num_classes);
+        let choices = Choices { random, draw_index };
+        let condition = (condition, self.pipeline.backbone.accepts().num_classes());
         let context = Context::new(&example, condition, &*process, &models, &choices, (self.step, train.steps))
             .with_memory(&self.memory);
         let objective = self.pipeline.name(Kind::Objective);
-        let losses = guard::caught(objective, || self.pipeline.objective.loss(&context))
+        let losses = blame::caught(objective, || self.pipeline.objective.loss(&context))
             .map_err(|error| self.failed(&error.to_string()))?;
         let [count] = losses.dims();
         if count != condition.0.len() {
-            let what = format!("{objective} gave {count} losses for a batch of {}", condition.0.len());
+            let what = format!("{objective} returned {count} losses for a batch of {}", condition.0.len());
             return Err(self.failed(&what));
         }
         let loss = losses.mean() / train.accumulate as f64;
@@ -283,16 +247,16 @@ impl Trainer {
         let mean = |(name, value): (String, Tensor<1>)| (name, f64::from(value.into_scalar::<f32>()));
         let logged = context.into_log().into_iter().map(mean).collect();
         let gradients =
-            guard::caught(objective, || loss.backward()).map_err(|error| self.failed(&error.to_string()))?;
+            blame::caught(objective, || loss.backward()).map_err(|error| self.failed(&error.to_string()))?;
         Ok((value, GradientsParams::from_grads(gradients, &leaves), logged))
     }
 
     fn not_finite(&self, what: &str) -> Error {
-        let help = "A smaller learning rate, a longer warm-up or `clip_norm` helps.";
+        let help = "Try a smaller learning rate, a longer warm-up or `clip_norm`.";
         Error::Run(format!("{} {help}", self.failed(&format!("{what} is not finite"))))
     }
 
-    /// What ended the run, when, and what is left of it.
+    /// Adds the step, the seed and the last good checkpoint to an error message.
     fn failed(&self, what: &str) -> Error {
         let last =
             checkpoint::list(&self.folder).ok().and_then(|all| all.last().map(|path| path.display().to_string()));
@@ -304,17 +268,18 @@ impl Trainer {
         ))
     }
 
-    /// Writes a checkpoint. Those of an interruption are there until the next regular one, remove none, and take no part in
-    /// the choice of the best: their mean loss is of fewer steps.
+    /// Saves a checkpoint. A checkpoint of an interruption is temporary: it evicts no older ones, is deleted at the
+    /// next regular save, and is never "best", because its mean loss covers fewer steps.
     fn save(&mut self) -> Result<PathBuf> {
         let path = self.folder.join(checkpoint::file_name(self.step));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
         Checkpoint {
             step: self.step,
             document: self.pipeline.document.clone(),
-            model: weights::export(self.online()),
-            ema: self.ema.as_ref().map(weights::export),
+            model: parameters::export(self.online()),
+            ema: self.ema.as_ref().map(parameters::export),
             memory: self.memory.clone(),
+            dataset: self.dataset.clone(),
             losses: self.since_saved,
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         }
@@ -326,7 +291,8 @@ impl Trainer {
         Ok(path)
     }
 
-    /// Makes the newest checkpoint the best if it is, and removes those beyond `keep_last` and those of interruptions.
+    /// Updates the best checkpoint from `newest`. Removes the checkpoints of interruptions and all but the last
+    /// `keep_last` regular ones.
     fn settle(&self, newest: &Path) -> Result<()> {
         let train = &self.pipeline.train;
         if train.keep_best {
@@ -338,105 +304,5 @@ impl Trainer {
             std::fs::remove_file(old).map_err(|e| Error::io(old, e))?;
         }
         Ok(())
-    }
-}
-
-/// The networks of one step.
-pub(crate) struct Networks<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) online: BoxBackbone,
-    pub(crate) stopped: BoxBackbone,
-    pub(crate) ema: Option<&'a BoxBackbone>,
-    pub(crate) reference: Option<&'a BoxBackbone>,
-    pub(crate) stopped_precision: MatmulPrecision,
-}
-
-impl Models for Networks<'_> {
-    fn predict(&self, role: Role, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
-        let network = match role {
-            Role::Online => &self.online,
-            Role::Stopped => &self.stopped,
-            Role::Ema => self.ema.expect("an objective that reads the EMA says so in `needs`"),
-            Role::Reference => self.reference.expect("an objective that reads the reference says so in `needs`"),
-        };
-        let prediction = guard::named(self.name, || match role {
-            Role::Online => network.predict(input, condition, control),
-            _ => self.stopped_precision.within(|| microbatch::predict(network, input, condition, control)),
-        });
-        // What objectives compute with predictions is f32, also where the network in training computes in bf16.
-        if prediction.dtype() == DType::BF16 { prediction.cast(DType::F32) } else { prediction }
-    }
-
-    fn predict_where(
-        &self,
-        wanted: &[bool],
-        role: Role,
-        input: &Input,
-        condition: &Condition,
-        control: &Control,
-    ) -> Partial {
-        let rows: Vec<usize> = (0..wanted.len()).filter(|row| wanted[*row]).collect();
-        let found = match rows.len() {
-            0 => None,
-            all if all == wanted.len() => Some(self.predict(role, input, condition, control)),
-            _ => Some(self.predict(role, &input.select(&rows), &condition.select(&rows), &control.select(&rows))),
-        };
-        Partial { found, rows }
-    }
-}
-
-/// Random choices as a function of (seed, purpose, draw).
-pub(crate) struct Choices<'a> {
-    pub(crate) random: &'a Random,
-    pub(crate) draw: u64,
-}
-
-impl Draw for Choices<'_> {
-    fn uniform(&self, purpose: &str, low: f64, high: f64, n: usize) -> Vec<f64> {
-        self.random.uniform(purpose, 0, self.draw, n).into_iter().map(|u| low + (high - low) * u).collect()
-    }
-
-    fn choice(&self, purpose: &str, probabilities: &[f64], n: usize) -> Vec<usize> {
-        let choose = |u: f64| {
-            let mut rest = u;
-            let found = probabilities.iter().position(|p| {
-                rest -= p;
-                rest < 0.0
-            });
-            // Probabilities may sum to a little less than one: the last that is possible takes what is left.
-            found.unwrap_or_else(|| probabilities.iter().rposition(|p| *p > 0.0).unwrap_or_default())
-        };
-        self.random.uniform(purpose, 0, self.draw, n).into_iter().map(choose).collect()
-    }
-
-    /// The condition of the next sample of the batch, or of one further on for another purpose's draw.
-    fn negative(&self, purpose: &str, condition: &Condition) -> Condition {
-        let n = condition.len();
-        // Batches are drawn in random order, so the next sample is any other; purposes differ in how far they look.
-        let ahead = 1 + self.random.stream(purpose, 0, 0).random_range(0..n.max(2) - 1);
-        condition.select(&(0..n).map(|i| (i + ahead) % n).collect::<Vec<_>>())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::random::tensor;
-    use burn::tensor::DType;
-
-    #[test]
-    fn inputs_are_selected_sample_by_sample() {
-        let x = tensor::<3>(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [3, 2, 1], DType::F64, &Device::flex());
-        let input = Input::Masked {
-            x_t: x.clone(),
-            x,
-            hidden: vec![true, false, false, true, true, true],
-            places: vec![0, 1, 2, 3, 4, 5],
-            t: vec![0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
-        };
-        let Input::Masked { x, hidden, places, t, .. } = input.select(&[2, 0]) else { panic!("of another kind") };
-        assert_eq!(x.into_data().try_into_vec::<f64>().unwrap(), [4.0, 5.0, 0.0, 1.0]);
-        assert_eq!((hidden, places), (vec![true, true, true, false], vec![4, 5, 0, 1]));
-        assert_eq!(t, [0.4, 0.5, 0.0, 0.1]);
     }
 }

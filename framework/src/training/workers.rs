@@ -1,7 +1,7 @@
-//! Who runs the forward passes of one step: the one place that data parallelism touches.
+//! Workers, which run the forward passes of one step. All data parallelism is in this file.
 //!
-//! A step's passes depend on nothing but the weights before it and their own number, and their gradients are added in
-//! the order of their numbers. So any division of labour gives the same bits, and the training loop does not know it.
+//! A pass depends only on the weights before the step and on the index of the pass. Gradients are added in the order of
+//! the indices. So every distribution over threads gives the same bits, and the training loop does not depend on it.
 
 use crate::error::Result;
 use burn::optim::GradientsParams;
@@ -12,10 +12,10 @@ pub type Pass = (f64, GradientsParams, BTreeMap<String, f64>);
 
 /// Runs the passes of a step.
 pub trait Workers: Send + Sync {
-    /// Calls `pass` for every number in `0..count` and hands the results to `take` in the order of their numbers.
+    /// Calls `pass` for every index in `0..count`. Gives the results to `take` in the order of the indices.
     ///
     /// # Errors
-    /// The first error of a pass.
+    /// The error of the first pass that fails.
     fn run(
         &self,
         count: usize,
@@ -24,7 +24,7 @@ pub trait Workers: Send + Sync {
     ) -> Result<()>;
 }
 
-/// One after the other.
+/// Runs passes one after the other.
 struct InOrder;
 
 impl Workers for InOrder {
@@ -38,7 +38,7 @@ impl Workers for InOrder {
     }
 }
 
-/// So many at a time, each on a thread of its own.
+/// Runs this number of passes at a time, each on its own thread.
 struct Threads(usize);
 
 impl Workers for Threads {
@@ -52,7 +52,7 @@ impl Workers for Threads {
             let results: Vec<Result<Pass>> = std::thread::scope(|scope| {
                 let threads: Vec<_> =
                     (first..count.min(first + self.0)).map(|i| scope.spawn(move || pass(i))).collect();
-                // A panic of a pass is a bug, and goes on as one.
+                // A panic in a pass is a bug; propagate it.
                 let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Pass>>| {
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 };
@@ -66,7 +66,7 @@ impl Workers for Threads {
     }
 }
 
-/// The division of labour over `threads` threads of this process.
+/// Returns workers that use `threads` threads of this process.
 pub fn workers(threads: usize) -> Box<dyn Workers> {
     if threads > 1 { Box::new(Threads(threads)) } else { Box::new(InOrder) }
 }

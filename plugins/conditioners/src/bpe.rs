@@ -1,6 +1,6 @@
-//! CLIP's byte-pair encoding, through the `tokenizers` crate.
+//! CLIP's byte-pair encoding, built on the `tokenizers` crate.
 //!
-//! Source: arXiv:2103.00020 sec. 2.4 and the released code; the fast tokenizer of `transformers` is built the same way.
+//! Source: arXiv:2103.00020 sec. 2.4 and the released code. The fast tokenizer of `transformers` has the same parts.
 
 use framework::error::{Error, Result};
 use std::fs;
@@ -13,16 +13,17 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
-/// Begins every text.
+/// The token that starts every text.
 const START: &str = "<|startoftext|>";
-/// Ends every text, and fills it up.
+/// The token that ends every text, and pads it.
 const END: &str = "<|endoftext|>";
-/// Merges of the published vocabulary: 49,408 tokens less two times 256 bytes and the two marks above.
+/// Number of merges in the published vocabulary: 49,408 tokens minus two times 256 bytes and the two tokens
+/// above.
 const MERGES: usize = 49_152 - 256 - 2;
-/// Most bytes of a vocabulary file that are read: the published one has three million.
+/// Largest vocabulary file that is read, in bytes. The published file has three million.
 const LARGEST: u64 = 1 << 26;
 
-/// Text to ids of a fixed length.
+/// Encodes text to token ids of a fixed length.
 #[derive(Clone, Debug)]
 pub struct Bpe {
     tokenizer: Tokenizer,
@@ -31,21 +32,21 @@ pub struct Bpe {
 }
 
 impl Bpe {
-    /// Reads `tokenizer.json`, `vocab.json` with `merges.txt` beside it, or OpenAI's `bpe_simple_vocab_16e6.txt.gz`; of a
-    /// folder, the first of them that is there.
+    /// Reads `tokenizer.json`, `vocab.json` with `merges.txt` next to it, or OpenAI's
+    /// `bpe_simple_vocab_16e6.txt.gz`. If `path` is a folder, reads the first of these files in it.
     ///
     /// # Errors
-    /// If no such file is there, or it is not what it should be.
+    /// If none of the files exists, or the file is not a CLIP tokenizer.
     pub fn open(path: &Path) -> Result<Self> {
         const NAMES: [&str; 3] = ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz"];
         let file = match path.is_dir() {
             false => path.to_path_buf(),
             true => {
-                // The folder itself, or tokenizer/ in the folder of a whole pipeline.
+                // The folder of a whole pipeline keeps the tokenizer in tokenizer/.
                 let folders = [path.join("tokenizer"), path.to_path_buf()];
                 let files = folders.iter().flat_map(|folder| NAMES.map(|name| folder.join(name)));
                 files.into_iter().find(|file| file.exists()).ok_or_else(|| {
-                    Error::file(path, format!("the folder holds no tokenizer; it would be one of {NAMES:?}"))
+                    Error::file(path, format!("the folder holds no tokenizer; supported files are {NAMES:?}"))
                 })?
             }
         };
@@ -62,31 +63,32 @@ impl Bpe {
                 .map_err(wrong)?
         } else {
             bounded(&file)?;
-            Tokenizer::from_file(&file).map_err(|e| wrong(format!("is no tokenizer: {e}")))?
+            Tokenizer::from_file(&file).map_err(|e| wrong(format!("is not a tokenizer: {e}")))?
         };
         let id = |token: &str| {
             tokenizer
                 .token_to_id(token)
-                .ok_or_else(|| wrong(format!("has no token `{token}`: it is no CLIP tokenizer")))
+                .ok_or_else(|| wrong(format!("has no token `{token}`, so it is not a CLIP tokenizer")))
         };
         let (start, end) = (id(START)?, id(END)?);
         Ok(Self { tokenizer, start, end })
     }
 
-    /// Number of distinct tokens.
+    /// Returns the number of distinct tokens.
     pub fn vocabulary(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// Ids of a text: the start, its tokens as far as there is room, the end, and the end again up to `length`.
+    /// Encodes a text as the start token, as many of its tokens as fit, the end token, and more end tokens up
+    /// to `length`.
     ///
     /// # Errors
-    /// If the tokenizer refuses the text.
+    /// If the tokenizer cannot encode the text.
     pub fn ids(&self, caption: &str, length: usize) -> Result<Vec<usize>> {
         let encoding = self
             .tokenizer
             .encode(cleaned(caption), false)
-            .map_err(|e| Error::Run(format!("the caption \"{caption}\" cannot be read: {e}")))?;
+            .map_err(|e| Error::Run(format!("cannot tokenize the caption \"{caption}\": {e}")))?;
         let tokens = encoding.get_ids().iter().copied().filter(|id| *id != self.start && *id != self.end);
         let mut ids = vec![self.start as usize];
         ids.extend(tokens.map(|id| id as usize).take(length.saturating_sub(2)));
@@ -95,10 +97,10 @@ impl Bpe {
     }
 }
 
-/// Curly quotes as straight ones, ligatures as their letters, full-width letters as plain ones: what the published code
-/// does to captions before it encodes them.
+/// Replaces curly quotes by straight ones, ligatures by their letters, and full-width characters by ASCII. The
+/// published code does the same before it encodes a caption.
 ///
-/// Source: `ftfy`, of which these are the rules that act on well-formed text.
+/// Source: `ftfy`, reduced to the rules that apply to well-formed text.
 fn cleaned(caption: &str) -> String {
     let mut text = String::with_capacity(caption.len());
     for letter in caption.chars() {
@@ -112,7 +114,7 @@ fn cleaned(caption: &str) -> String {
             'ﬄ' => text.push_str("ffl"),
             'ﬅ' | 'ﬆ' => text.push_str("st"),
             '\u{ff01}'..='\u{ff5e}' => {
-                text.push(char::from_u32(u32::from(letter) - 0xfee0).expect("a letter of ASCII"));
+                text.push(char::from_u32(u32::from(letter) - 0xfee0).expect("an ASCII letter"));
             }
             '\u{3000}' => text.push(' '),
             _ => text.push(letter),
@@ -122,14 +124,14 @@ fn cleaned(caption: &str) -> String {
 }
 
 fn text(path: &Path) -> Result<String> {
-    path.to_str().map(str::to_string).ok_or_else(|| Error::file(path, "the path is no UTF-8"))
+    path.to_str().map(str::to_string).ok_or_else(|| Error::file(path, "the path is not UTF-8"))
 }
 
-/// Refuses a file that is larger than any vocabulary.
+/// Rejects a file that is larger than any vocabulary.
 fn bounded(path: &Path) -> Result<()> {
     match fs::metadata(path).map_err(|e| Error::io(path, e))?.len() {
         0..=LARGEST => Ok(()),
-        bytes => Err(Error::file(path, format!("has {bytes} bytes, more than the {LARGEST} of any vocabulary"))),
+        bytes => Err(Error::file(path, format!("has {bytes} bytes; a vocabulary has at most {LARGEST}"))),
     }
 }
 
@@ -137,18 +139,19 @@ fn gzipped(path: &Path) -> Result<String> {
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut text = String::new();
     let mut reader = flate2::read::GzDecoder::new(file).take(LARGEST);
-    reader.read_to_string(&mut text).map_err(|e| Error::file(path, format!("is no gzip of UTF-8 text: {e}")))?;
+    reader.read_to_string(&mut text).map_err(|e| Error::file(path, format!("is not gzip of UTF-8 text: {e}")))?;
     Ok(text)
 }
 
-/// The tokenizer of OpenAI's list of merges, whose vocabulary follows from it: bytes, bytes that end a word, merges, marks.
+/// Builds the tokenizer from OpenAI's list of merges. The list determines the vocabulary: bytes, bytes that
+/// end a word, merges, start and end token.
 fn built(list: &str) -> std::result::Result<Tokenizer, String> {
     let merges: Vec<(String, String)> = list
         .lines()
         .skip(1)
         .take(MERGES)
         .map(|line| {
-            let (a, b) = line.split_once(' ').ok_or_else(|| format!("`{line}` is no pair of tokens"))?;
+            let (a, b) = line.split_once(' ').ok_or_else(|| format!("`{line}` is not a pair of tokens"))?;
             Ok((a.to_string(), b.to_string()))
         })
         .collect::<std::result::Result<_, String>>()?;
@@ -162,15 +165,16 @@ fn built(list: &str) -> std::result::Result<Tokenizer, String> {
     with_text_rules(bpe.build().map_err(|e| e.to_string())?)
 }
 
-/// The letters that stand for the bytes 0 to 255, in the order of the published vocabulary: printable ones first.
+/// Returns the characters that represent the bytes 0 to 255, in the order of the published vocabulary:
+/// printable bytes first.
 fn byte_letters() -> Vec<String> {
     let printable: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
     let others = (0..256_u32).filter(|byte| !printable.contains(byte)).count() as u32;
-    let letter = |code: u32| char::from_u32(code).expect("a letter").to_string();
+    let letter = |code: u32| char::from_u32(code).expect("a character").to_string();
     printable.iter().map(|code| letter(*code)).chain((256..256 + others).map(letter)).collect()
 }
 
-/// How text is cut into words before its bytes are paired.
+/// Adds the rules that normalise text and split it into words before its bytes are merged.
 fn with_text_rules(bpe: BPE) -> std::result::Result<Tokenizer, String> {
     const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
     let mut tokenizer = Tokenizer::new(bpe);

@@ -1,39 +1,42 @@
-//! The text encoder of CLIP, frozen: captions to the features that Stable Diffusion attends to.
+//! CLIP's frozen text encoder, which computes the features that Stable Diffusion attends to.
 //!
 //!   features = final_layer_norm(transformer(ids)),   all positions, padding included
 //!
-//! Source: arXiv:2103.00020 sec. 2.4; arXiv:2112.10752 (its use). The null caption is the negative prompt, "" as trained.
+//! Source: arXiv:2103.00020 sec. 2.4; arXiv:2112.10752 for its use. The null caption is the negative prompt; it is
+//! "" during training.
 //! Shapes: ids `[B, L]`, features `[B, L, D]`.
 
 use crate::bpe::Bpe;
-use framework::condition::ConditionKind;
-use framework::conditioner::Conditioner;
+use framework::checkpoint::names::{BESIDE_LATENT_DIFFUSION, Layout, OfficialName, OfficialNames};
+use framework::checkpoint::official::{self, Report};
 use framework::error::{Error, Problems, Result};
-use framework::foreign::{self, BESIDE_LATENT_DIFFUSION, ForeignName, ForeignNames, Layout, Report};
+use framework::network::condition::ConditionShape;
+use framework::network::conditioner::Conditioner;
+use framework::nn::parameters;
 use framework::nn::{TextEncoder, TextEncoderConfig};
 use framework::prelude::*;
-use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-/// CLIP's text encoder. The defaults are those of ViT-L/14, which Stable Diffusion 1.5 uses.
+/// CLIP's text encoder. The defaults match ViT-L/14, which Stable Diffusion 1.5 uses.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClipText {
-    /// The weights: a folder (text_encoder/ of a `diffusers` pipeline, or the whole pipeline), or a file (.safetensors,
-    /// .bin, or the .ckpt of the whole model); a relative path begins at the working directory.
+    /// The weights: the folder text_encoder/ of a `diffusers` pipeline, the folder of the whole pipeline, or a
+    /// file (.safetensors, .bin, or the .ckpt of the whole model). A relative path starts at the working
+    /// directory.
     pub path: PathBuf,
-    /// The tokenizer: `tokenizer.json`, `vocab.json` with `merges.txt` beside it, `bpe_simple_vocab_16e6.txt.gz`, or a
-    /// folder that holds one of them.
+    /// The tokenizer: `tokenizer.json`, `vocab.json` with `merges.txt` next to it,
+    /// `bpe_simple_vocab_16e6.txt.gz`, or a folder that holds one of these files.
     pub tokenizer: PathBuf,
-    /// The null caption: what a guided sample moves away from.
+    /// The negative prompt, which guided samples move away from. It is the null caption.
     #[serde(default)]
     pub negative: String,
-    /// Length of every text, in tokens.
+    /// Length of every encoded text, in tokens. Longer texts are cut; shorter texts are padded.
     #[serde(default = "length")]
     #[schemars(range(min = 2, max = 65_536))]
     pub length: usize,
-    /// Number of distinct tokens.
+    /// Number of distinct tokens: the vocabulary.
     #[serde(default = "vocab_size")]
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocab_size: usize,
@@ -41,15 +44,15 @@ pub struct ClipText {
     #[serde(default = "hidden_size")]
     #[schemars(range(min = 1, max = 65_536))]
     pub hidden_size: usize,
-    /// Hidden width of the MLP.
+    /// Hidden width of the MLPs.
     #[serde(default = "intermediate_size")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub intermediate_size: usize,
-    /// Transformer layers.
+    /// Number of transformer layers.
     #[serde(default = "num_layers")]
     #[schemars(range(min = 1, max = 512))]
     pub num_layers: usize,
-    /// Attention heads of a layer; divides `hidden_size`.
+    /// Number of attention heads per layer; a divisor of `hidden_size`.
     #[serde(default = "num_heads")]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: usize,
@@ -86,7 +89,7 @@ fn num_heads() -> usize {
 framework::register!(conditioner "clip_text" => ClipText, "arXiv:2103.00020", "arXiv:2112.10752");
 
 impl ClipText {
-    /// The network, with nothing allocated.
+    /// Creates the network. Its parameters are not allocated yet.
     pub fn init(&self, device: &Device) -> TextEncoder {
         let config = TextEncoderConfig {
             vocab_size: self.vocab_size,
@@ -99,18 +102,19 @@ impl ClipText {
         TextEncoder::new(&config, device)
     }
 
-    /// The files of `transformers`, and the CompVis container, which nests the same names.
-    pub fn formats(&self) -> Vec<ForeignNames> {
-        let format = |format, folder, nesting, ignored| ForeignNames {
+    /// Returns the names of two formats: `transformers`, and the CompVis checkpoint, which nests the same
+    /// names.
+    pub fn formats(&self) -> Vec<OfficialNames> {
+        let format = |format, folder, nesting, ignored| OfficialNames {
             format,
             folder,
-            of: Arc::new(move |path: &str| ForeignName { name: name(path), layout: layout(path) }),
+            of: Arc::new(move |path: &str| OfficialName { name: name(path), layout: layout(path) }),
             nesting,
             ignored,
             optional: &[],
         };
         vec![
-            format("diffusers", "text_encoder", &[], &[("position_ids", "numbers from 0 on")]),
+            format("diffusers", "text_encoder", &[], &[("position_ids", "indices that count from 0")]),
             format(
                 "compvis",
                 "",
@@ -121,10 +125,10 @@ impl ClipText {
     }
 
     fn loaded(&self) -> Result<&Loaded> {
-        self.loaded.as_ref().ok_or_else(|| Error::Run("the text encoder was not loaded".into()))
+        self.loaded.as_ref().ok_or_else(|| Error::Run("the text encoder is not loaded".into()))
     }
 
-    /// Features `[B, L, D]` of texts; each different one is computed once.
+    /// Computes the features `[B, L, D]` of texts. Equal texts are computed once.
     fn features(&self, captions: &[&str]) -> Result<Tensor<3>> {
         let Loaded { bpe, network, device } = self.loaded()?;
         let mut texts: Vec<&str> = captions.to_vec();
@@ -133,7 +137,7 @@ impl ClipText {
         let rows = texts.iter().map(|text| bpe.ids(text, self.length)).collect::<Result<Vec<_>>>()?;
         let ids: Vec<i64> = rows.iter().flatten().map(|id| *id as i64).collect();
         let ids = Tensor::<1, Int>::from_data(ids.as_slice(), device).reshape([rows.len(), self.length]);
-        let place = |text: &&str| texts.binary_search(text).expect("among them") as i64;
+        let place = |text: &&str| texts.binary_search(text).expect("the list holds every text") as i64;
         let places: Vec<i64> = captions.iter().map(place).collect();
         Ok(network.forward(ids).select(0, Tensor::<1, Int>::from_data(places.as_slice(), device)))
     }
@@ -161,37 +165,33 @@ impl Conditioner for ClipText {
         vec![Problem::new("/num_heads", what).accepts(format!("a divisor of {}", self.hidden_size))]
     }
 
-    fn kind(&self) -> ConditionKind {
-        ConditionKind::Text
-    }
-
-    fn text_shape(&self) -> [usize; 2] {
-        [self.length, self.hidden_size]
+    fn produces(&self) -> ConditionShape {
+        ConditionShape::Text { length: Some(self.length), width: self.hidden_size }
     }
 
     fn load(&mut self, device: &Device) -> Result<()> {
         let bpe = Bpe::open(&self.tokenizer)?;
         if bpe.vocabulary() > self.vocab_size {
-            let what = format!("has {} tokens, /conditioner/vocab_size is {}", bpe.vocabulary(), self.vocab_size);
+            let what = format!("has {} tokens, but /conditioner/vocab_size is {}", bpe.vocabulary(), self.vocab_size);
             return Err(Error::file(&self.tokenizer, what));
         }
-        let (network, _) = foreign::load_whole(self.init(device), &self.formats(), &self.path)?;
+        let (network, _) = official::load_whole(self.init(device), &self.formats(), &self.path)?;
         self.loaded = Some(Loaded { bpe, network, device: device.clone() });
         Ok(())
     }
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
-        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+        official::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn parameters(&self) -> usize {
-        weights::count(&self.init(&Device::flex()))
+        parameters::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, captions: &[Option<String>]) -> Result<Condition> {
         let mut texts: Vec<&str> =
             captions.iter().map(|caption| caption.as_deref().unwrap_or(&self.negative)).collect();
-        // The null caption rides along, so that it is computed with the others.
+        // Append the null caption, so that one pass computes it together with the others.
         texts.push(&self.negative);
         let features = self.features(&texts)?;
         let count = captions.len();

@@ -1,4 +1,5 @@
-//! Conditioners: captions to what a text-conditional backbone reads. One file each.
+//! Conditioners encode captions for text-conditional backbones, one file each. To add a conditioner, add its
+//! file and list it below.
 
 #[cfg(test)]
 use framework_dylib as _;

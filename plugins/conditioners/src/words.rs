@@ -1,29 +1,30 @@
 //! Words as tokens, from a list in the document.
 //!
-//!   ids = [1 + place of each word in the list], then zeros up to `length`; the null caption is all zeros
+//!   ids = [1 + index of each word in the list], then zeros up to `length`; the null caption is all zeros
 //!
-//! For small worlds of captions, such as that of the dataset `shapes`; the backbone trains its text encoder.
+//! Meant for captions with a small vocabulary, such as the dataset `shapes`. The backbone trains its own text
+//! encoder.
 
-use framework::condition::ConditionKind;
-use framework::conditioner::Conditioner;
 use framework::error::{Error, Problems, Result};
+use framework::network::condition::ConditionShape;
+use framework::network::conditioner::Conditioner;
 use framework::prelude::*;
 
-/// A closed list of words.
+/// Words as tokens: each word of a fixed list is one token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Words {
-    /// The words, each once, lower case. A caption with another word is refused.
+    /// The words, in lower case and each listed once. A caption with any other word is an error.
     #[schemars(length(min = 1, max = 1_000_000))]
     pub words: Vec<String>,
-    /// Longest caption, in words. Shorter ones are filled up.
+    /// Length of the longest caption, in words. Shorter captions are padded.
     #[schemars(range(min = 1, max = 65_536))]
     pub length: usize,
 }
 
 framework::register!(conditioner "words" => Words);
 
-/// The token that fills captions up, and of which the null caption consists.
+/// The token that pads captions. The null caption consists of this token only.
 const PADDING: usize = 0;
 
 impl Words {
@@ -31,12 +32,12 @@ impl Words {
         self.words.iter().position(|known| known == word).map(|place| place + 1)
     }
 
-    /// The ids of one caption.
+    /// Encodes one caption.
     ///
     /// # Errors
-    /// If it is too long, or has a word that is not in the list.
+    /// If the caption is too long, or has a word that is not in the list.
     fn ids(&self, caption: &str) -> Result<Vec<usize>> {
-        let refuse = |what: String| Error::Run(format!("the caption \"{caption}\" cannot be read: {what}"));
+        let refuse = |what: String| Error::Run(format!("cannot tokenize the caption \"{caption}\": {what}"));
         let mut ids = caption
             .split_whitespace()
             .map(|word| {
@@ -48,14 +49,14 @@ impl Words {
                         .max_by(|a, b| strsim::jaro_winkler(a, &word).total_cmp(&strsim::jaro_winkler(b, &word)));
                     let nearest = nearest.map(String::as_str).unwrap_or_default();
                     refuse(format!(
-                        "`{word}` is none of the {} words of /conditioner/words; the nearest is `{nearest}`",
+                        "`{word}` is not among the {} words of /conditioner/words; the nearest is `{nearest}`",
                         self.words.len()
                     ))
                 })
             })
             .collect::<Result<Vec<usize>>>()?;
         if ids.len() > self.length {
-            return Err(refuse(format!("it has {} words, /conditioner/length is {}", ids.len(), self.length)));
+            return Err(refuse(format!("it has {} words, but /conditioner/length is {}", ids.len(), self.length)));
         }
         ids.resize(self.length, PADDING);
         Ok(ids)
@@ -68,21 +69,17 @@ impl Conditioner for Words {
         for (i, word) in self.words.iter().enumerate() {
             let at = || format!("/words/{i}");
             if word.is_empty() || word.chars().any(char::is_whitespace) || *word != word.to_lowercase() {
-                problems.push(Problem::new(at(), format!("`{word}` is no word")).accepts("lower case, without spaces"));
+                problems.push(Problem::new(at(), format!("`{word}` is not a word")).accepts("lower case, no spaces"));
             }
             if self.words[..i].contains(word) {
-                problems.push(Problem::new(at(), format!("`{word}` is there twice")).accepts("each word once"));
+                problems.push(Problem::new(at(), format!("`{word}` is listed twice")).accepts("each word once"));
             }
         }
         problems
     }
 
-    fn kind(&self) -> ConditionKind {
-        ConditionKind::Tokens
-    }
-
-    fn text_shape(&self) -> [usize; 2] {
-        [self.length, self.words.len() + 1]
+    fn produces(&self) -> ConditionShape {
+        ConditionShape::Tokens { length: Some(self.length), vocabulary: self.words.len() + 1 }
     }
 
     fn load(&mut self, _: &Device) -> Result<()> {
@@ -109,7 +106,7 @@ mod tests {
         let captions = [Some("one Red  circle".to_string()), None, Some(String::new())];
         let Condition::Tokens { ids, null } = words().encode(&captions).unwrap() else { panic!("tokens") };
         assert_eq!(ids, [[1, 2, 3, 0], [0; 4], [0; 4]]);
-        assert_eq!((null, words().text_shape()), (vec![0; 4], [4, 4]));
+        assert_eq!((null, words().produces()), (vec![0; 4], ConditionShape::Tokens { length: Some(4), vocabulary: 4 }));
     }
 
     #[test]

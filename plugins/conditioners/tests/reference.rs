@@ -1,8 +1,9 @@
-//! Token ids and features equal those of `transformers`, recorded in `shared/goldens` (4.45.2; see MANIFEST.md there).
+//! Token ids and features equal the results of `transformers` 4.45.2, recorded in `tests/goldens/data` (see
+//! MANIFEST.md there).
 
 use conditioners::ClipText;
-use framework::conditioner::Conditioner;
-use framework::foreign;
+use framework::checkpoint::official;
+use framework::network::conditioner::Conditioner;
 use framework::prelude::*;
 use framework::serde_json::{self, json};
 use framework_dylib as _;
@@ -18,16 +19,16 @@ fn tiny(path: &std::path::Path) -> ClipText {
 
 #[test]
 fn features_equal_the_official_code_from_every_format() {
-    let Some(golden) = Golden::open("sd15_clip.safetensors") else { return };
+    let golden = Golden::open("sd15_clip.safetensors");
     for (file, format, tolerance) in [
         ("sd15_diffusers_text_encoder.safetensors", "diffusers", 1e-4),
         ("sd15_compvis.ckpt", "compvis", 1e-4),
-        // Weights rounded to 16 bits.
+        // The weights in this file are rounded to 16 bits.
         ("sd15_compvis_fp16.safetensors", "compvis", 5e-3),
     ] {
-        let Some(path) = goldens::path(file) else { return };
+        let path = goldens::path(file);
         let clip = tiny(&path);
-        let (network, report) = foreign::load_whole(clip.init(&Device::flex()), &clip.formats(), &path).unwrap();
+        let (network, report) = official::load_whole(clip.init(&Device::flex()), &clip.formats(), &path).unwrap();
         assert_eq!((report.format.as_str(), report.used.len()), (format, 36), "{report}");
         let out = network.forward(golden.ids("input_ids"));
         close(file, &values(out), &golden.numbers("last_hidden_state"), tolerance);
@@ -36,11 +37,8 @@ fn features_equal_the_official_code_from_every_format() {
 
 #[test]
 fn token_ids_equal_the_published_tokenizer() {
-    let (Some(vocabulary), Some(recorded)) =
-        (goldens::path("bpe_simple_vocab_16e6.txt.gz"), goldens::path("clip_tokenizer_ids.json"))
-    else {
-        return;
-    };
+    let (vocabulary, recorded) =
+        (goldens::path("bpe_simple_vocab_16e6.txt.gz"), goldens::path("clip_tokenizer_ids.json"));
     let recorded: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(recorded).unwrap()).unwrap();
     let bpe = conditioners::Bpe::open(&vocabulary).unwrap();
     assert_eq!(bpe.vocabulary(), 49_408);
@@ -57,10 +55,10 @@ fn token_ids_equal_the_published_tokenizer() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A whole encoder from random weights: captions of one batch, the null caption among them.
+/// Encodes a batch of captions, including the null caption, with random weights.
 #[test]
 fn captions_become_features_and_the_negative_prompt_the_null() {
-    let Some(vocabulary) = goldens::path("bpe_simple_vocab_16e6.txt.gz") else { return };
+    let vocabulary = goldens::path("bpe_simple_vocab_16e6.txt.gz");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let mut clip: ClipText = serde_json::from_value(json!({
@@ -69,15 +67,19 @@ fn captions_become_features_and_the_negative_prompt_the_null() {
     }))
     .unwrap();
     let draw = |path: &str, _: &[usize]| {
-        if path.contains("norm") { framework::weights::Init::Ones } else { framework::weights::Init::Normal(0.5) }
+        if path.contains("norm") {
+            framework::nn::parameters::Init::Ones
+        } else {
+            framework::nn::parameters::Init::Normal(0.5)
+        }
     };
     let random = framework::random::Random::new(0);
-    let network = framework::weights::initialize(clip.init(&Device::flex()), &random, &draw);
-    foreign::save(&network, &clip.formats()[0], &path).unwrap();
+    let network = framework::nn::parameters::initialize(clip.init(&Device::flex()), &random, &draw);
+    official::save(&network, &clip.formats()[0], &path).unwrap();
     clip.load(&Device::flex()).unwrap();
     let captions = ["a red circle", "blurry", "a red circle"].map(|text| Some(text.to_string()));
     let captions: Vec<Option<String>> = captions.into_iter().chain([None]).collect();
-    let Condition::Text { features, null, dropped } = clip.encode(&captions).unwrap() else { panic!("features") };
+    let Condition::Text { features, null, dropped } = clip.encode(&captions).unwrap() else { panic!("no features") };
     assert_eq!((features.dims(), null.dims(), dropped), ([4, 8, 4], [1, 8, 4], vec![false, false, false, true]));
     let row = |i: usize| values(features.clone().narrow(0, i, 1));
     assert_eq!(row(0), row(2));

@@ -1,26 +1,27 @@
-//! From the bytes of an image file to an item: what every dataset of image files shares.
+//! Decodes image files and captions for every dataset that reads image files.
 //!
 //!   halve while shorter side >= 2 size   (mean of 2x2 blocks)
-//!   resize so that shorter side = size   (bicubic, widened when it shrinks)
+//!   resize so that shorter side = size   (bicubic; the kernel widens when the image shrinks)
 //!   centre crop, value = byte / 127.5 - 1
 //!
-//! Source: the order of steps is that of ADM, arXiv:2105.05233, and so of DiT and SiT.
+//! Source: ADM, arXiv:2105.05233. DiT and SiT use the same steps in the same order.
 
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader, Limits};
 use std::io::{BufRead, Seek};
 
-/// Pixels of a side that are decoded at most: a small file may claim to be a huge image.
+/// Longest side that is decoded, in pixels. A small file may claim to be a huge image.
 const LARGEST_SIDE: u32 = 32_768;
-/// Bytes that decoding one image may take.
+/// Most memory that decoding one image may allocate, in bytes.
 const LARGEST: u64 = 256 << 20;
-/// Bytes of a caption that are read at most.
+/// Longest caption that is accepted, in bytes.
 pub const LONGEST_CAPTION: u64 = 8192;
 
-/// The centre square of an image file as numbers `[C, size, size]` in [-1, 1]; mirrored left to right if asked.
+/// Decodes the centre square of an image file to values `[C, size, size]` in [-1, 1], mirrored left to right if
+/// `mirrored`.
 ///
 /// # Errors
-/// Why the file cannot be decoded.
+/// The reason why the file cannot be decoded.
 pub fn decode(file: impl BufRead + Seek, channels: usize, size: usize, mirrored: bool) -> Result<Vec<f32>, String> {
     let mut reader = ImageReader::new(file).with_guessed_format().map_err(|e| e.to_string())?;
     let mut limits = Limits::default();
@@ -32,7 +33,8 @@ pub fn decode(file: impl BufRead + Seek, channels: usize, size: usize, mirrored:
         1 => DynamicImage::ImageLuma8(image.into_luma8()),
         _ => DynamicImage::ImageRgb8(image.into_rgb8()),
     };
-    // A side a thousand times the other would grow as much when the shorter one is enlarged.
+    // Enlarging the shorter side enlarges the longer one by the same factor, so an extreme aspect ratio would
+    // exhaust memory.
     let (shorter, longer) = (image.width().min(image.height()), image.width().max(image.height()));
     if u64::from(longer) * size as u64 > u64::from(shorter) * u64::from(LARGEST_SIDE) {
         return Err(format!("is too narrow: {}x{} pixels", image.width(), image.height()));
@@ -44,10 +46,10 @@ pub fn decode(file: impl BufRead + Seek, channels: usize, size: usize, mirrored:
     Ok(planes(image.as_bytes(), channels))
 }
 
-/// A caption: the text without the space around it.
+/// Decodes a caption and trims the white space around it.
 ///
 /// # Errors
-/// If it is empty, too long or not UTF-8.
+/// If the caption is empty, too long or not UTF-8.
 pub fn caption(bytes: &[u8]) -> Result<String, String> {
     if bytes.len() as u64 > LONGEST_CAPTION {
         return Err(format!("the caption is longer than {LONGEST_CAPTION} bytes"));
@@ -59,7 +61,7 @@ pub fn caption(bytes: &[u8]) -> Result<String, String> {
     }
 }
 
-/// The centre square of side `size`, after resizing the shorter side to `size`.
+/// Resizes the shorter side to `size`, and crops the centre square.
 fn centre_square(mut image: DynamicImage, size: u32) -> DynamicImage {
     let shorter = |image: &DynamicImage| image.width().min(image.height());
     while shorter(&image) >= 2 * size {
@@ -74,7 +76,7 @@ fn centre_square(mut image: DynamicImage, size: u32) -> DynamicImage {
     image.crop_imm(left, top, size, size)
 }
 
-/// Interleaved bytes `[H, W, C]` to numbers `[C, H, W]` in [-1, 1].
+/// Converts interleaved bytes `[H, W, C]` to values `[C, H, W]` in [-1, 1].
 fn planes(bytes: &[u8], channels: usize) -> Vec<f32> {
     (0..channels)
         .flat_map(|channel| bytes.iter().skip(channel).step_by(channels))
@@ -97,7 +99,8 @@ mod tests {
 
     #[test]
     fn halving_is_the_mean_and_the_crop_is_the_centre() {
-        // 8x4 of columns 0 0 10 20 30 40 0 0; halved: 0 15 35 0; the centre square keeps 15 35.
+        // The 8x4 image has the columns 0 0 10 20 30 40 0 0. Halved, they are 0 15 35 0; the centre square
+        // keeps 15 35.
         let columns = [0, 0, 10, 20, 30, 40, 0, 0];
         let image = GrayImage::from_fn(8, 4, |x, _| Luma([columns[x as usize]]));
         let square = centre_square(DynamicImage::ImageLuma8(image), 2);
@@ -116,7 +119,8 @@ mod tests {
 
     #[test]
     fn images_that_would_fill_the_memory_are_refused() {
-        // A whole, small file whose header claims 60,000 x 60,000 pixels: the sizes stand behind the name of the chunk.
+        // A small, complete file whose header claims 60,000 x 60,000 pixels. The sizes follow the name of the
+        // IHDR chunk.
         let mut bomb = png(&GrayImage::from_pixel(4, 4, Luma([7])));
         bomb[16..20].copy_from_slice(&60_000_u32.to_be_bytes());
         bomb[20..24].copy_from_slice(&60_000_u32.to_be_bytes());

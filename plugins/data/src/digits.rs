@@ -1,12 +1,12 @@
-//! Handwritten digits, embedded in the program: 1797 images of 8x8 numbers, ten classes.
+//! Handwritten digits, embedded in the program: 1797 grey images of 8x8 pixels in ten classes.
 //!
-//!   value = count / 8 - 1,   count = set pixels in a 4x4 block of a 32x32 bitmap, 0..16
+//!   value = count / 8 - 1,   count = set pixels in a 4x4 block of a 32x32 bitmap, 0 to 16
 //!
 //! Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, CC BY 4.0,
 //! doi 10.24432/C50P49 (`assets/ATTRIBUTION.md`).
 
 use flate2::read::GzDecoder;
-use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::Result;
 use framework::prelude::*;
 use framework::random::Random;
@@ -15,7 +15,8 @@ const CSV: &[u8] = include_bytes!("../assets/digits.csv.gz");
 const SIDE: usize = 8;
 const CLASSES: usize = 10;
 
-/// The UCI handwritten digits: 1797 grey images of 8x8, classes "0" to "9". Takes no settings and reads no file.
+/// The UCI handwritten digits: 1797 grey images of 8x8 pixels with classes "0" to "9". The images are embedded in
+/// the program, so this dataset has no settings and reads no file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Digits {}
@@ -32,7 +33,7 @@ impl DatasetConfig for Digits {
             .has_headers(false)
             .from_reader(GzDecoder::new(CSV))
             .into_deserialize::<Vec<u8>>()
-            .map(|row| item(&row.expect("the embedded file is rows of integers")))
+            .map(|row| item(&row.expect("the embedded CSV holds only integers")))
             .collect();
         Ok(Box::new(OpenDigits { items }))
     }
@@ -42,7 +43,7 @@ fn info() -> DatasetInfo {
     DatasetInfo { items: ItemKind::Images([1, SIDE, SIDE]), num_classes: Some(CLASSES), captions: false }
 }
 
-/// The item of one row: 64 counts and the class.
+/// Converts one CSV row, 64 counts followed by the class, to an item.
 fn item(row: &[u8]) -> Item {
     let (class, counts) = row.split_last().expect("a row holds 64 counts and a class");
     assert_eq!(counts.len(), SIDE * SIDE, "a row holds 64 counts and a class");
@@ -94,7 +95,7 @@ mod tests {
             let Label::Class(class) = item.label else { panic!("{:?}", item.label) };
             counts[class] += 1;
         }
-        // The class distribution that the source states for its test set.
+        // The source states this class distribution for its test set.
         assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
         assert_eq!(digits.class_names().unwrap(), ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
     }

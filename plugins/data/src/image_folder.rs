@@ -1,11 +1,11 @@
-//! Images of a folder; sub-folders, sorted by name, are the classes, or every image has a caption.
+//! Images in a folder. Either the sub-folders, sorted by name, are the classes, or every image has a caption.
 //!
-//! The module `decode` says how an image becomes numbers. Source: arXiv:2105.05233; the layout of `metadata.jsonl` is that
+//! The module `decode` converts an image to values. Source: arXiv:2105.05233; `metadata.jsonl` has the layout
 //! of Hugging Face's ImageFolder.
 
 use crate::decode::{LONGEST_CAPTION, caption, decode};
 use crate::skipped::Skipped;
-use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
 use framework::random::Random;
@@ -16,22 +16,23 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Component, Path as FilePath, PathBuf};
 use walkdir::WalkDir;
 
-/// File name endings that are read, in any case.
+/// Endings of the files that are read, in upper or lower case.
 const ENDINGS: [&str; 5] = ["bmp", "jpeg", "jpg", "png", "webp"];
-/// Bytes of a line of `metadata.jsonl` that are read at most.
+/// Longest line of `metadata.jsonl` that is read, in bytes.
 const LONGEST_LINE: u64 = 1 << 20;
 
-/// Images of a folder. Each sub-folder is a class, in order of name; images directly in the folder have no class. With
-/// captions, sub-folders are no classes, and an image without a caption is left out.
+/// Images in a folder. Each sub-folder is a class, in order of name. If there are no sub-folders, images have
+/// no class. With captions, sub-folders are not classes, and images without a caption are skipped.
 ///
-/// Files ending in bmp, jpeg, jpg, png or webp are read, at any depth below a class folder; other files and
-/// names that begin with a dot are not. An alpha channel is dropped.
+/// The dataset reads files that end in bmp, jpeg, jpg, png or webp, at any depth below a class folder. It
+/// ignores other files, and names that start with a dot. It drops alpha channels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageFolder {
-    /// The folder; a relative path begins at the working directory.
+    /// The folder. A relative path starts at the working directory.
     pub path: PathBuf,
-    /// Height and width of the items, at least 1 pixel. The shorter side is resized to it, the longer one cropped.
+    /// Height and width of the items, at least 1 pixel. The shorter side of an image is resized to this value;
+    /// the longer side is cropped.
     #[schemars(range(min = 1))]
     pub image_size: usize,
     /// Channels: 3 = red, green, blue; 1 = grey (Rec. 709 luma).
@@ -39,28 +40,28 @@ pub struct ImageFolder {
     #[schemars(extend("enum" = [1, 3]))]
     pub channels: usize,
     /// Number of class folders, at least 0; 0 = images without classes. Must agree with the folder. Omitted =
-    /// counted when the folder is opened, so that a document is checked without it.
+    /// counted when the folder is opened; a document that states it can be checked without the folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
-    /// Where the captions of the images stand.
+    /// Where the captions are stored.
     #[serde(default)]
     pub captions: Captions,
-    /// Whether an image is mirrored left to right with probability 1/2, anew in each epoch.
+    /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
     #[serde(default)]
     pub horizontal_flip: bool,
 }
 
-/// Where the captions of a folder's images stand.
+/// Where the captions of the images are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Captions {
-    /// Images have none.
+    /// Images have no captions.
     #[default]
     None,
-    /// In `NAME.txt` beside `NAME.png`.
+    /// In the file `NAME.txt` next to `NAME.png`.
     Files,
-    /// In `metadata.jsonl` in the folder: on each line `{"file_name": "a/NAME.png", "text": "..."}`.
+    /// In the file `metadata.jsonl` in the folder. Each line is `{"file_name": "a/NAME.png", "text": "..."}`.
     Metadata,
 }
 
@@ -104,8 +105,8 @@ impl DatasetConfig for ImageFolder {
             && declared != class_names.len()
         {
             let what = format!(
-                "holds {} class folder(s) and the document says `num_classes` = {declared}; \
-                 correct the number or omit it",
+                "holds {} class folder(s), but the document says `num_classes` = {declared}; \
+                 correct it or omit it",
                 class_names.len()
             );
             return Err(Error::file(&self.path, what));
@@ -124,10 +125,10 @@ impl ImageFolder {
     }
 }
 
-/// Names of the classes, and every image with its label.
+/// The names of the classes, and every image with its label.
 type Listing = (Vec<String>, Vec<(PathBuf, Label)>);
 
-/// The class names in order, and every image with its class, in order.
+/// Lists the class names, and every image with its class, both in order of name.
 fn list(root: &FilePath) -> Result<Listing> {
     let mut folders = Vec::new();
     let mut files = Vec::new();
@@ -147,14 +148,14 @@ fn list(root: &FilePath) -> Result<Listing> {
 
     if folders.is_empty() {
         if files.is_empty() {
-            let what = format!("holds no image; files ending in {} are read", ENDINGS.join(", "));
+            let what = format!("holds no image; supported endings are {}", ENDINGS.join(", "));
             return Err(Error::file(root, what));
         }
         return Ok((Vec::new(), files.into_iter().map(|file| (file, Label::None)).collect()));
     }
     if let Some(file) = files.first() {
         let what = format!(
-            "lies beside class folders such as {}; put every image in a class folder, or none",
+            "is next to class folders such as {}; put every image into a class folder, or none",
             folders[0].display()
         );
         return Err(Error::file(file, what));
@@ -171,15 +172,15 @@ fn list(root: &FilePath) -> Result<Listing> {
             }
         }
         if labelled.len() == before {
-            let what = format!("is a class folder without images; files ending in {} are read", ENDINGS.join(", "));
+            let what = format!("is a class folder without images; supported endings are {}", ENDINGS.join(", "));
             return Err(Error::file(folder, what));
         }
-        names.push(folder.file_name().expect("an entry of a folder has a name").to_string_lossy().into_owned());
+        names.push(folder.file_name().expect("a directory entry has a name").to_string_lossy().into_owned());
     }
     Ok((names, labelled))
 }
 
-/// Every image at any depth that has a caption, in order of path, and what was left out.
+/// Lists every image that has a caption, at any depth and in order of path, and counts what is skipped.
 fn captioned(root: &FilePath, captions: Captions) -> Result<(Vec<(PathBuf, Label)>, Skipped)> {
     let mut skipped = Skipped::default();
     let mut told = match captions {
@@ -206,7 +207,7 @@ fn captioned(root: &FilePath, captions: Captions) -> Result<(Vec<(PathBuf, Label
         }
     }
     for name in told.keys() {
-        skipped.because("a line of metadata.jsonl whose file is no image of the folder", name.display());
+        skipped.because("a line of metadata.jsonl that names no image in the folder", name.display());
     }
     if files.is_empty() {
         let why: String = skipped.warnings().iter().map(|warning| format!("\n  {warning}")).collect();
@@ -215,23 +216,23 @@ fn captioned(root: &FilePath, captions: Captions) -> Result<(Vec<(PathBuf, Label
     Ok((files, skipped))
 }
 
-/// The caption in the text file beside an image.
+/// Reads the caption from the text file next to an image.
 fn beside(image: &FilePath) -> Result<String, String> {
     let file = File::open(image.with_extension("txt")).map_err(|_| "an image without a caption file".to_string())?;
     let mut bytes = Vec::new();
-    // One byte more than is allowed shows that there is more.
-    file.take(LONGEST_CAPTION + 1).read_to_end(&mut bytes).map_err(|e| format!("a caption file that fails: {e}"))?;
+    // Read one byte more than the limit, so that `caption` can detect longer files.
+    file.take(LONGEST_CAPTION + 1).read_to_end(&mut bytes).map_err(|e| format!("an unreadable caption file: {e}"))?;
     caption(&bytes)
 }
 
-/// One line of `metadata.jsonl`; other columns are not read.
+/// One line of `metadata.jsonl`; other keys are ignored.
 #[derive(Deserialize)]
 struct Line {
     file_name: String,
     text: String,
 }
 
-/// The captions of `metadata.jsonl` by file name, relative to the folder.
+/// Reads the captions in `metadata.jsonl`, keyed by file name relative to the folder.
 fn metadata(path: &FilePath, skipped: &mut Skipped) -> Result<BTreeMap<PathBuf, String>> {
     let mut reader = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
     let mut told = BTreeMap::new();
@@ -244,14 +245,14 @@ fn metadata(path: &FilePath, skipped: &mut Skipped) -> Result<BTreeMap<PathBuf, 
         let at = format!("line {number} of {}", path.display());
         if bytes.len() as u64 == LONGEST_LINE && bytes.last() != Some(&b'\n') {
             reader.skip_until(b'\n').map_err(|e| Error::io(path, e))?;
-            skipped.because(format!("a line of more than {LONGEST_LINE} bytes"), at);
+            skipped.because(format!("a line longer than {LONGEST_LINE} bytes"), at);
             continue;
         }
         if bytes.trim_ascii().is_empty() {
             continue;
         }
         let Ok(Line { file_name, text }) = serde_json::from_slice(&bytes) else {
-            skipped.because("a line that is no JSON object with \"file_name\" and \"text\"", at);
+            skipped.because("a line that is not a JSON object with \"file_name\" and \"text\"", at);
             continue;
         };
         let parts: Vec<Component<'_>> =
@@ -263,7 +264,7 @@ fn metadata(path: &FilePath, skipped: &mut Skipped) -> Result<BTreeMap<PathBuf, 
         match caption(text.as_bytes()) {
             Err(reason) => skipped.because(reason, at),
             Ok(_) if told.contains_key(&parts.iter().collect::<PathBuf>()) => {
-                skipped.because("a second line of the same file", at);
+                skipped.because("a second line for the same file", at);
             }
             Ok(caption) => drop(told.insert(parts.iter().collect(), caption)),
         }
@@ -349,7 +350,7 @@ mod tests {
         image.save(path).unwrap();
     }
 
-    /// A 2x2 image whose red channel is 0 51 / 102 255, green 0, blue 255.
+    /// Returns a 2x2 image whose red channel is 0 51 / 102 255; green is 0 and blue is 255.
     fn small() -> RgbImage {
         let red = [[0, 51], [102, 255]];
         RgbImage::from_fn(2, 2, |x, y| Rgb([red[y as usize][x as usize], 0, 255]))
@@ -421,11 +422,11 @@ mod tests {
         let message = |config: &ImageFolder| config.open().unwrap_err().to_string();
         let missing = root.path().join("missing");
         assert!(message(&folder(&missing, 2)).contains("missing"));
-        assert!(message(&folder(root.path(), 2)).contains("holds no image; files ending in bmp"));
+        assert!(message(&folder(root.path(), 2)).contains("holds no image; supported endings are bmp"));
 
         save(&root, "a/1.png", &small());
         let declared = ImageFolder { num_classes: Some(3), ..folder(root.path(), 2) };
-        assert!(message(&declared).contains("holds 1 class folder(s) and the document says `num_classes` = 3"));
+        assert!(message(&declared).contains("holds 1 class folder(s), but the document says `num_classes` = 3"));
 
         fs::write(root.path().join("a/2.png"), "not a png").unwrap();
         let error = folder(root.path(), 2).open().unwrap().plain(1).unwrap_err().to_string();
@@ -434,7 +435,7 @@ mod tests {
         fs::create_dir(root.path().join("b")).unwrap();
         assert!(message(&folder(root.path(), 2)).contains("b: is a class folder without images"));
         save(&root, "1.png", &small());
-        assert!(message(&folder(root.path(), 2)).contains("1.png: lies beside class folders"));
+        assert!(message(&folder(root.path(), 2)).contains("1.png: is next to class folders"));
     }
 
     fn captions_of(data: &dyn Dataset) -> Vec<String> {
@@ -515,12 +516,12 @@ mod tests {
         warned(
             &*data,
             &[
-                "1 skipped: a second line of the same file; the first is line 4",
+                "1 skipped: a second line for the same file; the first is line 4",
                 "3 skipped: a file name that is absolute or leads out of the folder; the first is line 5",
-                "1 skipped: a line of metadata.jsonl whose file is no image of the folder; the first is gone.png",
+                "1 skipped: a line of metadata.jsonl that names no image in the folder; the first is gone.png",
                 "1 skipped: the caption is empty",
-                "2 skipped: a line that is no JSON object",
-                "1 skipped: a line of more than",
+                "2 skipped: a line that is not a JSON object",
+                "1 skipped: a line longer than",
                 "1 skipped: an image without a line in metadata.jsonl",
             ],
         );

@@ -1,18 +1,16 @@
-//! Latents that were encoded before, in safetensors files.
+//! Encoded latents, stored in safetensors files. `unguided encode` writes such files.
 //!
 //!   x       float [N, C, H, W]   the latents
-//!   x_flip  float [N, C, H, W]   optional: the latents of the mirrored images, drawn with probability 1/2
+//!   x_flip  float [N, C, H, W]   optional: latents of the mirrored images, used with probability 1/2
 //!   y       int64 [N]            optional: the classes
-//!   captions, caption_ends       optional: `framework::latents` says how captions lie in tensors
+//!   captions, caption_ends       optional: the captions, in the layout of `framework::data::latent_file`
 //!
-//! `unguided encode` writes such files.
-//!
-//! Items are `scaling_factor * x`, `[position, channel]`, positions in raster order.
+//! Each item is `scaling_factor * x` as `[position, channel]`, with positions in raster order.
 //! Files are memory-mapped, so a dataset may be larger than memory.
 
-use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::data::latent_file::{CAPTION_ENDS, CAPTIONS};
 use framework::error::{Error, Problems, Result};
-use framework::latents::{CAPTION_ENDS, CAPTIONS};
 use framework::prelude::*;
 use framework::random::Random;
 use half::{bf16, f16};
@@ -23,32 +21,34 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 
-/// Latents that were encoded before: tensors `x` float `[N, C, H, W]`, `y` int64 `[N]` (optional) and `x_flip` like
-/// `x` (optional: latents of the mirrored images, taken with probability 1/2, anew in each epoch). `unguided encode` writes
-/// them, captions too.
+/// Encoded latents, as `unguided encode` writes them. The files hold the tensor `x` float `[N, C, H, W]` and,
+/// optionally, the classes `y` int64 `[N]`, the latents `x_flip` of the mirrored images, and the captions.
+/// `x_flip` has the shape of `x`; each epoch uses it with probability 1/2, chosen anew for each item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Latents {
-    /// A safetensors file, or a folder of them read in order of name; a relative path begins at the working directory.
+    /// A safetensors file, or a folder of such files, which are read in order of name. A relative path starts at
+    /// the working directory.
     pub path: PathBuf,
-    /// Multiplies every latent as it is read, above 0. Unitless; 1 where the files hold latents already scaled.
+    /// Factor that multiplies every latent, above 0, unitless. Use 1 if the files hold scaled latents.
     #[serde(default = "one")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: f64,
-    /// Number of classes, at least 0; 0 = latents without `y`. Must be above every class in `y`. Omitted = the
+    /// Number of classes, at least 0; 0 = latents without `y`. Every class in `y` must be below it. Omitted = the
     /// largest class plus 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
-    /// Whether latents have the captions that `unguided encode` wrote; `y` is not read then.
+    /// Whether the condition is the caption that `unguided encode` stored. If true, `y` is not read.
     #[serde(default)]
     pub captions: bool,
-    /// Height and width of the latents, at least 1 position. Must agree with the files. Omitted = read from them.
-    /// A document that states it, `channels`, and `num_classes` or `captions`, is checked without the files.
+    /// Height and width of the latents, at least 1 position. Must agree with the files. Omitted = read from the
+    /// files. A document can be checked without the files if it states `input_size`, `channels`, and either
+    /// `num_classes` or `captions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub input_size: Option<usize>,
-    /// Channels of the latents, at least 1. Must agree with the files. Omitted = read from them.
+    /// Channels of the latents, at least 1. Must agree with the files. Omitted = read from the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub channels: Option<usize>,
@@ -109,13 +109,13 @@ fn info([channels, height, width]: [usize; 3], num_classes: usize, captions: boo
 }
 
 impl Latents {
-    /// The shape C, H, W of every latent.
+    /// Returns the shape `[C, H, W]` of every latent, after checking that files and document agree on it.
     fn agreed_shape(&self, shards: &[Shard]) -> Result<[usize; 3]> {
         let reference = &shards[0];
         for shard in shards {
             if shard.shape != reference.shape {
                 let what = format!(
-                    "holds latents [C, H, W] = {:?} and {} holds {:?}; all files must agree",
+                    "holds latents [C, H, W] = {:?}, but {} holds {:?}; all files must have the same shape",
                     shard.shape,
                     reference.path.display(),
                     reference.shape
@@ -124,7 +124,7 @@ impl Latents {
             }
             if shard.x_flip.is_some() != reference.x_flip.is_some() {
                 let what = format!(
-                    "and {} disagree on having a tensor `x_flip`; all files must have it, or none",
+                    "differs from {} in having a tensor `x_flip`; either every file has one or none does",
                     reference.path.display()
                 );
                 return Err(Error::file(&shard.path, what));
@@ -133,7 +133,7 @@ impl Latents {
         let [channels, height, width] = reference.shape;
         let wrong = |name: &str, declared: usize| {
             let what = format!(
-                "holds latents [C, H, W] = {:?} and the document says `{name}` = {declared}; correct the number or omit it",
+                "holds latents [C, H, W] = {:?}, but the document says `{name}` = {declared}; correct it or omit it",
                 reference.shape
             );
             Error::file(&reference.path, what)
@@ -145,14 +145,14 @@ impl Latents {
         }
     }
 
-    /// The number of classes; 0 = none.
+    /// Returns the number of classes, after checking that files and document agree on it; 0 = no classes.
     fn agreed_classes(&self, shards: &[Shard]) -> Result<usize> {
         let reference = &shards[0];
         let mut found = 0;
         for shard in shards {
             if shard.classes.is_some() != reference.classes.is_some() {
                 let what = format!(
-                    "and {} disagree on having a tensor `y`; all files must have it, or none",
+                    "differs from {} in having a tensor `y`; either every file has one or none does",
                     reference.path.display()
                 );
                 return Err(Error::file(&shard.path, what));
@@ -163,8 +163,8 @@ impl Latents {
                 && *largest >= declared
             {
                 let what = format!(
-                    "`y` holds class {largest} and the document says `num_classes` = {declared}; \
-                     correct the number or omit it"
+                    "`y` holds class {largest}, but the document says `num_classes` = {declared}; \
+                     correct it or omit it"
                 );
                 return Err(Error::file(&shard.path, what));
             }
@@ -172,7 +172,7 @@ impl Latents {
         match self.num_classes {
             Some(declared) if declared > 0 && reference.classes.is_none() => {
                 let what = format!(
-                    "has no tensor `y` and the document says `num_classes` = {declared}; write `y` int64 [N], \
+                    "has no tensor `y`, but the document says `num_classes` = {declared}; write `y` int64 [N], \
                      or set `num_classes` to 0"
                 );
                 Err(Error::file(&reference.path, what))
@@ -182,7 +182,7 @@ impl Latents {
     }
 }
 
-/// The file itself, or the safetensors files of a folder in order of name.
+/// Returns `path` itself if it is a file, or the safetensors files of the folder in order of name.
 fn files(path: &FilePath) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.into()]);
@@ -195,20 +195,20 @@ fn files(path: &FilePath) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        return Err(Error::file(path, "holds no file ending in .safetensors"));
+        return Err(Error::file(path, "the folder holds no .safetensors file"));
     }
     files.sort();
     Ok(files)
 }
 
-/// Where a float tensor lies in its file.
+/// The type of a float tensor, and its byte range in the file.
 #[derive(Clone, Debug)]
 struct Floats {
     dtype: Dtype,
     bytes: Range<usize>,
 }
 
-/// One mapped file.
+/// One memory-mapped file.
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
@@ -221,7 +221,7 @@ struct Shard {
     captions: Option<Captions>,
 }
 
-/// Where the captions lie in their file.
+/// The byte ranges of the two caption tensors in the file.
 #[derive(Clone, Debug)]
 struct Captions {
     text: Range<usize>,
@@ -231,8 +231,8 @@ struct Captions {
 impl Shard {
     fn open(path: PathBuf, captioned: bool) -> Result<Self> {
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
-        // SAFETY: the map is read as plain bytes, which any content is valid for. It is sound as long as nobody
-        // truncates or rewrites the file while it is open, which a dataset in use must not undergo anyway.
+        // SAFETY: the map is read as plain bytes, and every byte value is valid. This is sound as long as nobody
+        // truncates or rewrites the file while it is mapped; a dataset in use must not change anyway.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
         let tensors = SafeTensors::deserialize(&map)
             .map_err(|e| Error::file(&path, format!("is not a complete safetensors file: {e}")))?;
@@ -247,7 +247,7 @@ impl Shard {
         if let Some((flipped, _)) = &x_flip
             && *flipped != shape
         {
-            return Err(Error::file(&path, format!("`x_flip` is {flipped:?} and `x` is {shape:?}; they must agree")));
+            return Err(Error::file(&path, format!("`x_flip` is {flipped:?}, but `x` is {shape:?}; they must agree")));
         }
         let [len, channels, height, width] = shape;
         let classes = (has("y") && !captioned).then(|| classes(&path, &tensors, len)).transpose()?;
@@ -256,12 +256,13 @@ impl Shard {
         Ok(Self { len, shape: [channels, height, width], x, x_flip, classes, captions, path, map })
     }
 
-    /// The condition of latent `i`.
+    /// Returns the condition of latent `i`.
     fn label(&self, i: usize) -> Result<Label> {
         if let Some(Captions { text, ends }) = &self.captions {
             let end = |i: usize| number(&self.map[ends.start + 8 * i..]) as usize;
             let (from, to) = (if i == 0 { 0 } else { end(i - 1) }, end(i));
-            // Ends were found to rise when the file was opened; a file written over since is an error still.
+            // `open` checked that the ends ascend. If the file was overwritten since, the range may be
+            // invalid; then use a byte that is not UTF-8, so that the conversion below returns an error.
             let bytes = self.map[text.clone()].get(from..to).unwrap_or(&[0xff]);
             let wrong = |_| Error::file(&self.path, format!("caption {i} is not UTF-8"));
             return Ok(Label::Caption(std::str::from_utf8(bytes).map_err(wrong)?.to_string()));
@@ -269,7 +270,7 @@ impl Shard {
         Ok(self.classes.as_ref().map_or(Label::None, |classes| Label::Class(classes[i])))
     }
 
-    /// Latent `i` of `x` or `x_flip`, `[C, H, W]`.
+    /// Reads latent `i` of `x` or `x_flip` as `[C, H, W]`.
     fn latent(&self, floats: &Floats, i: usize) -> Vec<f32> {
         let bytes = &self.map[floats.bytes.clone()];
         let stride = bytes.len() / self.len;
@@ -278,21 +279,21 @@ impl Shard {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => unreachable!("{other:?} was refused when the file was opened"),
+            other => unreachable!("`floats` rejects {other:?} when the file is opened"),
         }
     }
 }
 
-/// Shape N, C, H, W and place of a float tensor.
+/// Returns the shape `[N, C, H, W]`, type and byte range of the float tensor `name`.
 fn floats(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, name: &str) -> Result<([usize; 4], Floats)> {
-    let view = tensors.tensor(name).expect("its name was found");
+    let view = tensors.tensor(name).expect("the caller checked that the tensor exists");
     let accepted = match view.shape() {
         [n, c, h, w] if n * c * h * w > 0 => Some([*n, *c, *h, *w]),
         _ => None,
     };
     let (Some(shape), Dtype::F32 | Dtype::F16 | Dtype::BF16) = (accepted, view.dtype()) else {
         let what = format!(
-            "`{name}` is {:?} {:?}; it must be F32, F16 or BF16 [N, C, H, W], none of them 0",
+            "`{name}` is {:?} {:?}; it must be F32, F16 or BF16 [N, C, H, W], and no dimension may be 0",
             view.dtype(),
             view.shape()
         );
@@ -301,22 +302,22 @@ fn floats(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, name: &str) ->
     Ok((shape, Floats { dtype: view.dtype(), bytes: place(map, &view) }))
 }
 
-/// Where a tensor lies in its file.
+/// Returns the byte range of a tensor in its file.
 fn place(map: &Mmap, view: &TensorView<'_>) -> Range<usize> {
     let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
     start..start + view.data().len()
 }
 
-/// The first eight bytes as a number.
+/// Reads the first eight bytes as a little-endian integer.
 fn number(bytes: &[u8]) -> i64 {
-    i64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"))
+    i64::from_le_bytes(bytes[..8].try_into().expect("the slice has eight bytes"))
 }
 
-/// Where the captions lie; their ends rise and stay within the text.
+/// Finds the caption tensors, and checks that the ends ascend and that the last one is the length of the text.
 fn captions(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, len: usize) -> Result<Captions> {
     let (Ok(text), Ok(ends)) = (tensors.tensor(CAPTIONS), tensors.tensor(CAPTION_ENDS)) else {
         let what = format!(
-            "has no tensors `{CAPTIONS}` and `{CAPTION_ENDS}`, and the document says `captions`; set it to false, or \
+            "has no tensors `{CAPTIONS}` and `{CAPTION_ENDS}`, but the document sets `captions`; set it to false, or \
              encode a dataset with captions"
         );
         return Err(Error::file(path, what));
@@ -328,23 +329,23 @@ fn captions(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, len: usize) 
     let typed = text.dtype() == Dtype::U8 && ends.dtype() == Dtype::I64 && ends.shape() == [len];
     if !(typed && rise(ends.data())) {
         let what = format!(
-            "`{CAPTIONS}` must be U8 [bytes] and `{CAPTION_ENDS}` I64 [{len}], rising from 0 or more to the length of the text"
+            "`{CAPTIONS}` must be U8 [bytes] and `{CAPTION_ENDS}` I64 [{len}], ascending, ending at the text's length"
         );
         return Err(Error::file(path, what));
     }
     Ok(Captions { text: place(map, &text), ends: place(map, &ends) })
 }
 
-/// The class of each latent.
+/// Reads the class of each latent from the tensor `y`.
 fn classes(path: &FilePath, tensors: &SafeTensors<'_>, len: usize) -> Result<Vec<usize>> {
-    let view = tensors.tensor("y").expect("its name was found");
+    let view = tensors.tensor("y").expect("the caller checked that the tensor exists");
     if view.dtype() != Dtype::I64 || view.shape() != [len] {
-        let what = format!("`y` is {:?} {:?}; it must be I64 [{len}], as long as `x`", view.dtype(), view.shape());
+        let what = format!("`y` is {:?} {:?}; it must be I64 [{len}], one per latent", view.dtype(), view.shape());
         return Err(Error::file(path, what));
     }
     let class = |(i, bytes): (usize, &[u8])| {
         let class = number(bytes);
-        usize::try_from(class).map_err(|_| Error::file(path, format!("`y`[{i}] is {class}; classes begin at 0")))
+        usize::try_from(class).map_err(|_| Error::file(path, format!("`y`[{i}] is {class}; classes start at 0")))
     };
     view.data().chunks_exact(8).enumerate().map(class).collect()
 }
@@ -361,9 +362,9 @@ struct OpenLatents {
 }
 
 impl OpenLatents {
-    /// The shard of an item, and its place there.
+    /// Returns the shard that holds an item, and the index of the item in that shard.
     fn place(&self, index: usize) -> (&Shard, usize) {
-        assert!(index < self.len, "item {index} of {}", self.len);
+        assert!(index < self.len, "item {index} is out of range: the dataset has {} items", self.len);
         let number = self.firsts.partition_point(|first| *first <= index) - 1;
         (&self.shards[number], index - self.firsts[number])
     }
@@ -449,7 +450,7 @@ mod tests {
         let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
         write(&path, &[f32s("x", &[2, 2, 1, 3], &x), i64s("y", &[4, 0])]);
         let data = Latents { scaling_factor: 0.5, ..latents(&path) }.open().unwrap();
-        // Latent 1 is channels 6 7 8 and 9 10 11: positions (6, 9), (7, 10), (8, 11), halved.
+        // Latent 1 has the channels 6 7 8 and 9 10 11, so its positions are (6, 9), (7, 10), (8, 11), halved.
         let item = data.plain(1).unwrap();
         assert_eq!(item.values, [3.0, 4.5, 3.5, 5.0, 4.0, 5.5]);
         assert_eq!(item.label, Label::Class(0));
@@ -505,7 +506,7 @@ mod tests {
         let ends = |values: &[i64]| i64s(CAPTION_ENDS, values);
         let x = || f32s("x", &[3, 1, 1, 1], &[1.0, 2.0, 3.0]);
         let config = Latents { captions: true, input_size: Some(1), channels: Some(1), ..latents(&path) };
-        // The second is empty; `y` is left alone.
+        // The second caption is empty. `y` must be ignored.
         write(&path, &[x(), i64s("y", &[1, 2, 3]), text("a cät".as_bytes()), ends(&[2, 2, 6])]);
         let data = config.open().unwrap();
         assert_eq!(config.info(), Some(data.info()));
@@ -514,12 +515,12 @@ mod tests {
             assert_eq!(data.plain(i).unwrap().label, Label::Caption((*caption).into()));
         }
         assert_eq!(latents(&path).open().unwrap().label(0).unwrap(), Label::Class(1));
-        // One caption cut within a letter, and a table of ends that is none.
+        // An end that cuts a caption within a character, and invalid tables of ends.
         write(&path, &[x(), text("ä".as_bytes()), ends(&[1, 1, 2])]);
         assert!(config.open().unwrap().label(0).unwrap_err().to_string().contains("caption 0 is not UTF-8"));
         for wrong in [&[0, 3, 2][..], &[0, 1, 1], &[-1, 1, 2], &[0, 1, i64::MAX], &[1, 2]] {
             write(&path, &[x(), text(b"ab"), ends(wrong)]);
-            assert!(message(&config).contains("rising from 0"), "{wrong:?}: {}", message(&config));
+            assert!(message(&config).contains("ending at the text's length"), "{wrong:?}: {}", message(&config));
         }
         write(&path, &[x()]);
         assert!(message(&config).contains("has no tensors `captions`"));
@@ -538,21 +539,21 @@ mod tests {
         for (wrong, expected) in [
             (
                 Latents { num_classes: Some(3), ..right.clone() },
-                "`y` holds class 3 and the document says `num_classes` = 3",
+                "`y` holds class 3, but the document says `num_classes` = 3",
             ),
             (
                 Latents { input_size: Some(4), ..right.clone() },
-                "[C, H, W] = [2, 1, 1] and the document says `input_size` = 4",
+                "[C, H, W] = [2, 1, 1], but the document says `input_size` = 4",
             ),
             (
                 Latents { channels: Some(4), ..right.clone() },
-                "[C, H, W] = [2, 1, 1] and the document says `channels` = 4",
+                "[C, H, W] = [2, 1, 1], but the document says `channels` = 4",
             ),
         ] {
             assert!(message(&wrong).contains(expected), "{}", message(&wrong));
         }
         write(&path, &[f32s("x", &[1, 2, 1, 1], &[1.0, 2.0])]);
-        assert!(message(&right).contains("has no tensor `y` and the document says `num_classes` = 10"));
+        assert!(message(&right).contains("has no tensor `y`, but the document says `num_classes` = 10"));
     }
 
     #[test]
@@ -560,7 +561,7 @@ mod tests {
         let root = TempDir::new().unwrap();
         let path = root.path().join("a.safetensors");
         assert!(message(&latents(&path)).contains("a.safetensors: No such file"));
-        assert!(message(&latents(root.path())).contains("holds no file ending in .safetensors"));
+        assert!(message(&latents(root.path())).contains("the folder holds no .safetensors file"));
         std::fs::write(&path, "something else").unwrap();
         assert!(message(&latents(&path)).contains("a.safetensors: is not a complete safetensors file"));
 
@@ -569,9 +570,9 @@ mod tests {
             (vec![i64s("y", &[1])], "has no tensor `x` (float [N, C, H, W]); it holds y"),
             (vec![i64s("x", &[1])], "`x` is I64 [1]; it must be F32, F16 or BF16 [N, C, H, W]"),
             (vec![f32s("x", &[1, 2], &[1.0, 2.0])], "`x` is F32 [1, 2]; it must be"),
-            (vec![x(), i64s("y", &[1])], "`y` is I64 [1]; it must be I64 [2], as long as `x`"),
-            (vec![x(), i64s("y", &[0, -1])], "`y`[1] is -1; classes begin at 0"),
-            (vec![x(), f32s("x_flip", &[1, 1, 1, 1], &[1.0])], "`x_flip` is [1, 1, 1, 1] and `x` is [2, 1, 1, 1]"),
+            (vec![x(), i64s("y", &[1])], "`y` is I64 [1]; it must be I64 [2], one per latent"),
+            (vec![x(), i64s("y", &[0, -1])], "`y`[1] is -1; classes start at 0"),
+            (vec![x(), f32s("x_flip", &[1, 1, 1, 1], &[1.0])], "`x_flip` is [1, 1, 1, 1], but `x` is [2, 1, 1, 1]"),
         ] {
             write(&path, &entries);
             assert!(message(&latents(&path)).contains(expected), "{}", message(&latents(&path)));
@@ -582,9 +583,9 @@ mod tests {
         assert!(error.contains("`x`[1] holds NaN"), "{error}");
 
         write(&root.path().join("b.safetensors"), &[x(), i64s("y", &[0, 1])]);
-        assert!(message(&latents(root.path())).contains("disagree on having a tensor `y`"));
+        assert!(message(&latents(root.path())).contains("in having a tensor `y`"));
         write(&root.path().join("b.safetensors"), &[f32s("x", &[1, 2, 1, 1], &[1.0, 2.0])]);
-        assert!(message(&latents(root.path())).contains("all files must agree"));
+        assert!(message(&latents(root.path())).contains("all files must have the same shape"));
     }
 
     #[test]

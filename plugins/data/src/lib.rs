@@ -1,4 +1,5 @@
-//! Datasets: images of the binary itself or drawn by it, images of a folder or of tar files, and latents encoded before.
+//! Datasets, one file each: embedded digits, rendered shapes, image folders, tar files and encoded latents.
+//! To add a dataset, add its file and list it below.
 
 #[cfg(test)]
 use framework_dylib as _;

@@ -1,13 +1,13 @@
-//! Coloured shapes with captions or classes, drawn when they are asked for: no file is read.
+//! Pictures of coloured shapes with captions or classes. Each picture is rendered on demand; no file is read.
 //!
 //!   caption = group | group relation group          "two small red circles left of one large blue square"
 //!   group   = count size color shape
-//!   class   = color shape, shape after shape        "red circle"; one object of any size, anywhere
+//!   class   = color shape, by shape, then color     "red circle"; one object of any size, anywhere
 //!
-//! The grammar, and what is promised of a picture, stand in the crate `scenes`; metric `caption_accuracy` reads pictures
-//! back. An item is a function of (seed, index).
+//! The crate `scenes` defines the grammar and the layout of a picture. The metric `caption_accuracy`
+//! recognises the objects in a picture. An item depends only on the seed and its index.
 
-use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Problems, Result};
 use framework::prelude::*;
 use framework::random::Random;
@@ -15,41 +15,41 @@ use scenes::{Color, MAX_COUNT, Scene, Shape, Size, Vocabulary};
 
 /// Circles, squares and triangles on black, three channels, each picture with a caption or a class.
 ///
-/// Every other captioned picture shows two groups of equal objects, in a relation: left of, right of, above or below.
-/// Objects never touch. From 24 pixels on, shapes and sizes can be told apart.
+/// A captioned picture shows one group of equal objects or, with probability 1/2, two groups in a relation:
+/// left of, right of, above or below. Objects never touch. Shapes and sizes are distinct from 24 pixels on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(example = framework::serde_json::json!({ "condition": "class", "resolution": 16 }))]
+#[schemars(example = framework::serde_json::json!({ "condition": "class", "image_size": 16 }))]
 pub struct Shapes {
-    /// Height and width of a picture, 8 to 1024 pixels.
-    #[serde(default = "resolution")]
+    /// Height and width of a picture, 8 to 1,024 pixels.
+    #[serde(default = "image_size")]
     #[schemars(range(min = 8, max = 1024))]
-    pub resolution: usize,
-    /// Number of pictures of an epoch, at least 1.
+    pub image_size: usize,
+    /// Number of pictures per epoch, at least 1.
     #[serde(default = "count")]
     #[schemars(range(min = 1))]
     pub count: usize,
-    /// Seed of the pictures.
+    /// Seed of the random scenes.
     #[serde(default)]
     pub seed: u64,
-    /// What tells the network what to draw.
+    /// Condition of each picture.
     #[serde(default)]
     pub condition: ConditionOf,
-    /// Most objects of a group, 1 to 3, with captions. Omitted = 3.
+    /// Most objects per group, 1 to 3. Only with captions. Omitted = 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub max_count: Option<usize>,
-    /// Most groups of a picture, 1 or 2, with captions. Omitted = 2.
+    /// Most groups per picture, 1 or 2. Only with captions. Omitted = 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2))]
     pub groups: Option<usize>,
-    /// Shapes that appear, each once. Default: all.
+    /// Shapes that appear, each listed once. Default: all.
     #[serde(default = "shapes")]
     pub shapes: Vec<Shape>,
-    /// Colours that appear, each once. Default: all.
+    /// Colours that appear, each listed once. Default: all.
     #[serde(default = "colors")]
     pub colors: Vec<Color>,
-    /// Sizes that appear, each once. Default: both.
+    /// Sizes that appear, each listed once. Default: both.
     #[serde(default = "sizes")]
     pub sizes: Vec<Size>,
 }
@@ -61,11 +61,11 @@ pub enum ConditionOf {
     /// A caption.
     #[default]
     Caption,
-    /// A class: shape and colour of the one object.
+    /// A class: the shape and colour of the only object.
     Class,
 }
 
-fn resolution() -> usize {
+fn image_size() -> usize {
     32
 }
 
@@ -96,7 +96,7 @@ impl DatasetConfig for Shapes {
                 problems.push(Problem::new(at, what).accepts(format!("{least} to {most}")));
             }
         };
-        between("/resolution", Some(self.resolution), 8, 1024);
+        between("/image_size", Some(self.image_size), 8, 1024);
         between("/max_count", self.max_count, 1, MAX_COUNT);
         between("/groups", self.groups, 1, 2);
         if self.count == 0 {
@@ -109,15 +109,15 @@ impl DatasetConfig for Shapes {
             for (at, number) in [("/max_count", self.max_count), ("/groups", self.groups)] {
                 if number.is_some() {
                     let what = format!("`{}` has no effect: a picture with a class shows one object", &at[1..]);
-                    problems.push(Problem::new(at, what).and_at("/condition").fix("omit it, or ask for captions"));
+                    problems.push(Problem::new(at, what).and_at("/condition").fix("omit it, or use captions"));
                 }
             }
         }
         if problems.is_empty() && self.condition == ConditionOf::Caption {
             let vocabulary = self.vocabulary();
             if vocabulary.groups == 2 && vocabulary.kinds() == 1 {
-                let what = "two groups must differ in shape, colour or size, and there is one of each";
-                problems.push(Problem::new("/groups", what).fix("set /data/groups to 1, or list more of one"));
+                let what = "two groups must differ in shape, colour or size, but the document lists one of each";
+                problems.push(Problem::new("/groups", what).fix("set /data/groups to 1, or list a second shape"));
             }
         }
         problems
@@ -132,7 +132,7 @@ impl DatasetConfig for Shapes {
     }
 }
 
-/// What is wrong with a list of words.
+/// Returns the problem with a list of words, if there is one.
 fn listed<T: PartialEq + Copy>(at: &str, chosen: &[T], all: &[T], word: fn(T) -> &'static str) -> Option<Problem> {
     let name = &at[1..];
     let twice = chosen.iter().enumerate().find(|(i, it)| chosen[..*i].contains(it));
@@ -149,7 +149,7 @@ impl Shapes {
     fn known(&self) -> DatasetInfo {
         let classes = self.condition == ConditionOf::Class;
         DatasetInfo {
-            items: ItemKind::Images([3, self.resolution, self.resolution]),
+            items: ItemKind::Images([3, self.image_size, self.image_size]),
             num_classes: classes.then_some(self.shapes.len() * self.colors.len()),
             captions: !classes,
         }
@@ -187,19 +187,19 @@ impl Dataset for OpenShapes {
     }
 
     fn plain(&self, index: usize) -> Result<Item> {
-        let Shapes { shapes, colors, seed, resolution, condition, .. } = &self.config;
+        let Shapes { shapes, colors, seed, image_size, condition, .. } = &self.config;
         let mut random = Random::new(*seed).stream("shapes", index as u64, 0);
         let description = self.vocabulary.describe(&mut random);
         let label = match condition {
             ConditionOf::Caption => Label::Caption(description.to_string()),
             ConditionOf::Class => {
                 let kind = description.first.kind;
-                let shape = shapes.iter().position(|shape| *shape == kind.shape).expect("drawn from the list");
-                let color = colors.iter().position(|color| *color == kind.color).expect("drawn from the list");
+                let shape = shapes.iter().position(|shape| *shape == kind.shape).expect("scenes use only listed words");
+                let color = colors.iter().position(|color| *color == kind.color).expect("scenes use only listed words");
                 Label::Class(shape * colors.len() + color)
             }
         };
-        Ok(Item { values: Scene::place(description, &mut random).render(*resolution), label })
+        Ok(Item { values: Scene::place(description, &mut random).render(*image_size), label })
     }
 
     fn class_names(&self) -> Option<Vec<String>> {
@@ -280,9 +280,9 @@ mod tests {
     #[test]
     fn impossible_settings_are_reported_together() {
         let wrong = serde_json::json!({
-            "resolution": 4, "count": 0, "max_count": 4, "groups": 3, "shapes": [], "colors": ["red", "red"]
+            "image_size": 4, "count": 0, "max_count": 4, "groups": 3, "shapes": [], "colors": ["red", "red"]
         });
-        assert_eq!(pointers(wrong), ["/resolution", "/max_count", "/groups", "/count", "/shapes", "/colors"]);
+        assert_eq!(pointers(wrong), ["/image_size", "/max_count", "/groups", "/count", "/shapes", "/colors"]);
         let one = serde_json::json!({ "shapes": ["circle"], "colors": ["red"], "sizes": ["small"] });
         assert_eq!(pointers(one), ["/groups"]);
         assert_eq!(

@@ -1,17 +1,18 @@
-//! Samples in tar files (the layout of WebDataset): files that share their name up to the first dot are one sample.
+//! Samples in tar files, in the layout of WebDataset. Files whose paths agree up to the first dot of the file
+//! name form one sample.
 //!
 //!   a/0001.jpg   the image (jpg, jpeg, png, webp)
-//!   a/0001.txt   its caption; without one, the "caption" of a/0001.json
-//!   a/0001.cls   its class, a number
+//!   a/0001.txt   its caption; if absent, the value "caption" of a/0001.json
+//!   a/0001.cls   its class, an integer
 //!
-//! Opening a shard reads its headers only; an item is read where its header says it lies. Whatever is no plain file with a
-//! relative path is left out and counted.
+//! Opening a shard reads only its headers; reading an item seeks to the offset in its header. Entries that are
+//! not regular files with a relative path are skipped and counted.
 //!
-//! Source: the layout is that of <https://github.com/webdataset/webdataset>.
+//! Source: <https://github.com/webdataset/webdataset> for the layout.
 
 use crate::decode::{LONGEST_CAPTION, caption, decode};
 use crate::skipped::Skipped;
-use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
 use framework::random::Random;
@@ -22,50 +23,52 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Component, Path as FilePath, PathBuf};
 use tar::{Archive, EntryType};
 
-/// Bytes of an image file that are read at most.
+/// Largest image file that is read, in bytes.
 const LARGEST_IMAGE: u64 = 256 << 20;
-/// Bytes of a json file that are read at most.
+/// Largest JSON file that is read, in bytes.
 const LARGEST_JSON: u64 = 1 << 20;
-/// Bytes of a class file that are read at most.
+/// Largest class file that is read, in bytes.
 const LARGEST_CLASS: u64 = 64;
-/// Shards that patterns may name.
+/// Most shards that one pattern may expand to.
 const MOST_SHARDS: usize = 100_000;
 
 /// Images with captions or classes from tar files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebDataset {
-    /// Tar files, or patterns such as "train-{000..012}.tar"; a relative path begins at the working directory.
+    /// Tar files, or patterns such as "train-{000..012}.tar". A relative path starts at the working directory.
     pub shards: Vec<String>,
-    /// Height and width of the items, at least 1 pixel. The shorter side is resized to it, the longer one cropped.
+    /// Height and width of the items, at least 1 pixel. The shorter side of an image is resized to this value;
+    /// the longer side is cropped.
     #[schemars(range(min = 1, max = 16_384))]
-    pub resolution: usize,
+    pub image_size: usize,
     /// Channels: 3 = red, green, blue; 1 = grey (Rec. 709 luma).
     #[serde(default = "three")]
     #[schemars(extend("enum" = [1, 3]))]
     pub channels: usize,
-    /// What is read beside the image. A sample without it is left out.
+    /// Condition that is read with each image. A sample without it is skipped.
     #[serde(default)]
     pub condition: Beside,
-    /// Number of classes, at least 1, with the condition "class"; a sample of another class is left out.
+    /// Number of classes, at least 1. Only with the condition "class". A sample whose class is not below it
+    /// counts as unreadable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub num_classes: Option<usize>,
-    /// Whether an image is mirrored left to right with probability 1/2, anew in each epoch.
+    /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
     #[serde(default)]
     pub horizontal_flip: bool,
 }
 
-/// The condition of a sample.
+/// The condition that is read with each image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Beside {
-    /// A caption.
+    /// The caption.
     #[default]
     Caption,
-    /// A class.
+    /// The class.
     Class,
-    /// Nothing.
+    /// No condition.
     None,
 }
 
@@ -85,11 +88,11 @@ impl DatasetConfig for WebDataset {
             if let Err(what) = expand(pattern) {
                 let what = format!("`{pattern}`: {what}");
                 problems
-                    .push(Problem::new(format!("/shards/{i}"), what).accepts("a path, or one with ranges {000..012}"));
+                    .push(Problem::new(format!("/shards/{i}"), what).accepts("a path, or a pattern with {000..012}"));
             }
         }
-        if self.resolution == 0 {
-            problems.push(Problem::new("/resolution", "`resolution` is 0").accepts("1 or more pixels"));
+        if self.image_size == 0 {
+            problems.push(Problem::new("/image_size", "`image_size` is 0").accepts("1 or more pixels"));
         }
         if ![1, 3].contains(&self.channels) {
             let what = format!("`channels` is {}", self.channels);
@@ -97,11 +100,11 @@ impl DatasetConfig for WebDataset {
         }
         match (self.condition, self.num_classes) {
             (Beside::Class, None | Some(0)) => {
-                let what = "classes are read, and their number is not given";
+                let what = "`condition` is \"class\", but `num_classes` is not set";
                 problems.push(Problem::new("/num_classes", what).and_at("/condition").accepts("1 or more"));
             }
             (Beside::Caption | Beside::None, Some(_)) => {
-                let what = "`num_classes` has no effect: no classes are read";
+                let what = "`num_classes` has no effect unless `condition` is \"class\"";
                 problems.push(Problem::new("/num_classes", what).and_at("/condition").fix("omit it"));
             }
             _ => {}
@@ -125,7 +128,7 @@ impl DatasetConfig for WebDataset {
         if open.samples.is_empty() {
             let skipped: String = open.skipped.warnings().iter().map(|warning| format!("\n  {warning}")).collect();
             let count = open.shards.len();
-            return Err(Error::Run(format!("the {count} shard(s) hold no sample that is whole{skipped}")));
+            return Err(Error::Run(format!("the {count} shard(s) hold no complete sample{skipped}")));
         }
         Ok(Box::new(open))
     }
@@ -134,21 +137,21 @@ impl DatasetConfig for WebDataset {
 impl WebDataset {
     fn known(&self) -> DatasetInfo {
         DatasetInfo {
-            items: ItemKind::Images([self.channels, self.resolution, self.resolution]),
+            items: ItemKind::Images([self.channels, self.image_size, self.image_size]),
             num_classes: self.num_classes,
             captions: self.condition == Beside::Caption,
         }
     }
 }
 
-/// The paths of a pattern: every range `{000..012}` counts up, as wide as its first number.
+/// Expands the ranges `{000..012}` of a pattern. Numbers are padded with zeros to the width of the first one.
 fn expand(pattern: &str) -> Result<Vec<PathBuf>, String> {
     let mut paths = vec![String::new()];
     let mut rest = pattern;
     while let Some((before, behind)) = rest.split_once('{') {
         let (range, after) = behind.split_once('}').ok_or("a `{` is not closed")?;
-        let (first, last) = range.split_once("..").ok_or(format!("{{{range}}} is no range of numbers"))?;
-        let number = |text: &str| text.parse::<usize>().map_err(|_| format!("{{{range}}} is no range of numbers"));
+        let (first, last) = range.split_once("..").ok_or(format!("{{{range}}} is not a range of numbers"))?;
+        let number = |text: &str| text.parse::<usize>().map_err(|_| format!("{{{range}}} is not a range of numbers"));
         let (from, to, width) = (number(first)?, number(last)?, first.len());
         if from > to {
             return Err(format!("{{{range}}} counts down"));
@@ -163,14 +166,14 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>, String> {
     Ok(paths.into_iter().map(|path| PathBuf::from(path + rest)).collect())
 }
 
-/// Where the bytes of a file lie in a shard.
+/// The byte range of a file in a shard.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     offset: u64,
     size: u64,
 }
 
-/// The kinds of file that are read.
+/// The kinds of file that a sample may consist of.
 #[derive(Clone, Copy, Debug)]
 enum Part {
     Image,
@@ -180,7 +183,8 @@ enum Part {
 }
 
 impl Part {
-    /// What a file of that ending is, and the bytes it may have; `None` if such files are not read.
+    /// Returns the kind and the largest size in bytes of a file with this ending; `None` if such files are not
+    /// read.
     fn of(ending: &str, condition: Beside) -> Option<(Self, u64)> {
         match (ending, condition) {
             ("jpg" | "jpeg" | "png" | "webp", _) => Some((Self::Image, LARGEST_IMAGE)),
@@ -195,7 +199,7 @@ impl Part {
 /// The files of one sample, by [`Part`].
 type Files = [Option<Member>; 4];
 
-/// One sample that is whole: shard, name, image, and the file of its condition.
+/// One complete sample: the shard that holds it, its name, its image and its condition.
 #[derive(Clone, Debug)]
 struct Sample {
     shard: usize,
@@ -204,7 +208,7 @@ struct Sample {
     condition: Source,
 }
 
-/// Where the condition of a sample stands.
+/// The file that holds the condition of a sample.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Nowhere,
@@ -222,7 +226,7 @@ struct OpenShards {
 }
 
 impl OpenShards {
-    /// Adds the samples of a shard, in the order in which they begin.
+    /// Adds the samples of a shard, in the order of their first files.
     fn index(&mut self, path: PathBuf) -> Result<()> {
         let (shard, condition) = (self.shards.len(), self.config.condition);
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
@@ -245,7 +249,7 @@ impl OpenShards {
                 continue;
             }
             if kind != EntryType::Regular && kind != EntryType::Continuous {
-                self.skipped.because("a link or another thing that is no plain file", shown);
+                self.skipped.because("a link or another entry that is not a regular file", shown);
                 continue;
             }
             let Some((name, ending)) = sample_name(&inside) else {
@@ -254,7 +258,7 @@ impl OpenShards {
             };
             let member = Member { offset: entry.raw_file_position(), size: entry.size() };
             if member.offset.checked_add(member.size).is_none_or(|end| end > length) {
-                self.skipped.because("a file that ends behind the end of its shard", shown);
+                self.skipped.because("a file that extends past the end of its shard", shown);
                 continue;
             }
             let Some((part, most)) = Part::of(&ending, condition) else { continue };
@@ -266,7 +270,7 @@ impl OpenShards {
             if member.size > most {
                 self.skipped.because(format!("a file of more than {most} bytes"), shown);
             } else if place.is_some() {
-                self.skipped.because("a second file of the same sample and kind", shown);
+                self.skipped.because("a second file of the same kind for one sample", shown);
             } else {
                 *place = Some(member);
             }
@@ -291,7 +295,7 @@ impl OpenShards {
         Ok(())
     }
 
-    /// The bytes of a member.
+    /// Reads the bytes of a member.
     fn bytes(&self, shard: usize, member: Member) -> Result<Vec<u8>> {
         let path = &self.shards[shard];
         let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
@@ -299,25 +303,25 @@ impl OpenShards {
         let mut bytes = Vec::new();
         file.take(member.size).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
         if bytes.len() as u64 != member.size {
-            return Err(Error::file(path, "is shorter than it was when it was opened"));
+            return Err(Error::file(path, "has become shorter since it was opened"));
         }
         Ok(bytes)
     }
 
     fn wrong(&self, sample: &Sample, what: &str) -> Error {
-        Error::file(&self.shards[sample.shard], format!("{} {what}", sample.name))
+        Error::file(&self.shards[sample.shard], format!("sample `{}`: {what}", sample.name))
     }
 
     fn item(&self, index: usize, mirrored: bool) -> Result<Item> {
         let sample = &self.samples[index];
         let label = self.label(index)?;
         let image = Cursor::new(self.bytes(sample.shard, sample.image)?);
-        let values = decode(image, self.config.channels, self.config.resolution, mirrored);
+        let values = decode(image, self.config.channels, self.config.image_size, mirrored);
         Ok(Item { values: values.map_err(|what| self.wrong(sample, &what))?, label })
     }
 }
 
-/// The name of the sample a file belongs to, and its ending in lower case.
+/// Returns the name of the sample that a file belongs to, and the ending of the file in lower case.
 fn sample_name(path: &FilePath) -> Option<(String, String)> {
     let mut parts = Vec::new();
     for component in path.components() {
@@ -360,8 +364,9 @@ impl Dataset for OpenShards {
             Source::Text(member) => text(&self.bytes(sample.shard, member)?),
             Source::Json(member) => {
                 let json: serde_json::Value = serde_json::from_slice(&self.bytes(sample.shard, member)?)
-                    .map_err(|e| self.wrong(sample, &format!("has a json file that cannot be read: {e}")))?;
-                let found = json["caption"].as_str().ok_or_else(|| self.wrong(sample, "has no caption in its json"))?;
+                    .map_err(|e| self.wrong(sample, &format!("the JSON file cannot be parsed: {e}")))?;
+                let found =
+                    json["caption"].as_str().ok_or_else(|| self.wrong(sample, "the JSON has no \"caption\""))?;
                 text(found.as_bytes())
             }
             Source::Class(member) => {
@@ -370,7 +375,7 @@ impl Dataset for OpenShards {
                 let most = self.config.num_classes.unwrap_or_default();
                 match class {
                     Some(class) if class < most => Ok(Label::Class(class)),
-                    _ => Err(self.wrong(sample, &format!("has no class below {most}"))),
+                    _ => Err(self.wrong(sample, &format!("the class is not a number below {most}"))),
                 }
             }
         }
@@ -399,7 +404,7 @@ mod tests {
         bytes.into_inner()
     }
 
-    /// A header with a name that the crate would refuse to write.
+    /// Builds a header directly, because the `tar` crate refuses to write hostile names.
     fn header(name: &str, size: u64) -> Header {
         let mut header = Header::new_gnu();
         header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -426,7 +431,7 @@ mod tests {
     fn config(root: &TempDir, condition: Beside) -> WebDataset {
         WebDataset {
             shards: vec![root.path().join("{0..0}.tar").display().to_string()],
-            resolution: 2,
+            image_size: 2,
             channels: 1,
             condition,
             num_classes: (condition == Beside::Class).then_some(10),
@@ -456,8 +461,8 @@ mod tests {
         assert_eq!(names("{0..1}-{3..4}").unwrap(), ["0-3", "0-4", "1-3", "1-4"]);
         for (pattern, says) in [
             ("a{0..1", "not closed"),
-            ("{a..b}", "no range"),
-            ("{1}", "no range"),
+            ("{a..b}", "not a range"),
+            ("{1}", "not a range"),
             ("{2..1}", "counts down"),
             ("{0..999999999}", "more than 100000"),
             ("{0..999}{0..999}", "more than 100000"),
@@ -520,7 +525,7 @@ mod tests {
         let data = config(&root, Beside::Class).open().unwrap();
         assert_eq!(data.len(), 3);
         assert_eq!(data.plain(0).unwrap().label, Label::Class(7));
-        assert!(data.plain(1).unwrap_err().to_string().contains("1 has no class below 10"));
+        assert!(data.plain(1).unwrap_err().to_string().contains("sample `1`: the class is not a number below 10"));
         assert!(data.label(2).is_err());
         assert_eq!(data.warnings().len(), 1);
         assert!(data.warnings()[0].starts_with("1 skipped: a sample without a class; the first is 3 in"));
@@ -546,7 +551,7 @@ mod tests {
             ("broken.png", b"no image"),
             ("broken.txt", b"broken"),
         ]);
-        // The two blocks of zeros that end it make way for a link and a file longer than the shard.
+        // Replace the two zero blocks that end the archive by a link and by a file longer than the shard.
         bytes.truncate(bytes.len() - 1024);
         let mut link = header("link.png", 0);
         link.set_entry_type(EntryType::Symlink);
@@ -558,15 +563,15 @@ mod tests {
         let data = config(&root, Beside::Caption).open().unwrap();
         assert_eq!(data.len(), 3);
         assert_eq!(data.plain(0).unwrap().label, Label::Caption("good".into()));
-        assert!(data.plain(1).unwrap_err().to_string().contains("latin the caption is not UTF-8"));
-        assert!(data.plain(2).unwrap_err().to_string().contains("broken cannot be decoded"));
+        assert!(data.plain(1).unwrap_err().to_string().contains("sample `latin`: the caption is not UTF-8"));
+        assert!(data.plain(2).unwrap_err().to_string().contains("sample `broken`: cannot be decoded"));
         let warnings = data.warnings().join("\n");
         for says in [
             "2 skipped: a path that is absolute, leads out",
-            "1 skipped: a second file of the same sample",
+            "1 skipped: a second file of the same kind",
             "1 skipped: a file of more than 8192 bytes",
             "1 skipped: a link",
-            "1 skipped: a file that ends behind the end",
+            "1 skipped: a file that extends past the end",
             "2 skipped: a sample without a caption",
             "1 skipped: a sample without an image",
         ] {
@@ -580,24 +585,24 @@ mod tests {
         let error = |root: &TempDir| config(root, Beside::Caption).open().unwrap_err().to_string();
         assert!(error(&root).contains("0.tar"));
         write(&root, "0.tar", &tar(&[("a.png", &png(1))]));
-        assert!(error(&root).contains("hold no sample that is whole\n  1 skipped: a sample without a caption"));
+        assert!(error(&root).contains("hold no complete sample\n  1 skipped: a sample without a caption"));
         write(&root, "0.tar", b"something else that is no tar file at all");
-        assert!(error(&root).contains("hold no sample"), "{}", error(&root));
+        assert!(error(&root).contains("hold no complete sample"), "{}", error(&root));
     }
 
     #[test]
     fn impossible_settings_are_reported_together() {
         let wrong: WebDataset = serde_json::from_value(serde_json::json!({
-            "shards": ["a{", "b"], "resolution": 0, "channels": 2, "num_classes": 3
+            "shards": ["a{", "b"], "image_size": 0, "channels": 2, "num_classes": 3
         }))
         .unwrap();
         let at: Vec<String> = wrong.check().into_iter().map(|problem| problem.at[0].clone()).collect();
-        assert_eq!(at, ["/shards/0", "/resolution", "/channels", "/num_classes"]);
+        assert_eq!(at, ["/shards/0", "/image_size", "/channels", "/num_classes"]);
         let classes = WebDataset {
             shards: Vec::new(),
             condition: Beside::Class,
             num_classes: None,
-            resolution: 1,
+            image_size: 1,
             channels: 3,
             ..wrong
         };

@@ -6,66 +6,25 @@
 //! Source: arXiv:2207.12598 eq. 6 (scale = 1 + w); arXiv:2305.08891 eq. 15 (rescale, in the network's own
 //! prediction space); arXiv:2404.07724 (interval); arXiv:2303.14389 (power cosine).
 
-use framework::guidance::{Branch, Guidance, Guided, Moment, Trajectory, mix};
 use framework::prelude::*;
+use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory, mix};
+use framework::schedule::Schedule;
 
-/// How the scale changes along a trajectory; `p` is the progress, 0 = noise, 1 = data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Schedule {
-    /// 1 everywhere.
-    #[default]
-    Constant,
-    /// p
-    Linear,
-    /// (1 - cos(pi p)) / 2
-    Cosine,
-    /// (1 - cos(pi p^power)) / 2
-    PowerCosine {
-        /// Exponent, > 0. Published: 4 and less.
-        #[schemars(range(min = 1e-3, max = 100.0))]
-        power: f64,
-    },
-    /// 1 where from <= p <= to, else 0: no guidance, and no second pass.
-    Interval {
-        /// Progress at which guidance starts, in [0, 1].
-        #[schemars(range(min = 0.0, max = 1.0))]
-        from: f64,
-        /// Progress at which it ends, in [0, 1].
-        #[schemars(range(min = 0.0, max = 1.0))]
-        to: f64,
-    },
-}
-
-impl Schedule {
-    /// Share of the guidance at progress `p`.
-    pub fn at(self, p: f64) -> f64 {
-        let cosine = |p: f64| 0.5 * (1.0 - (std::f64::consts::PI * p).cos());
-        match self {
-            Self::Constant => 1.0,
-            Self::Linear => p,
-            Self::Cosine => cosine(p),
-            Self::PowerCosine { power } => cosine(p.powf(power)),
-            Self::Interval { from, to } => f64::from(u8::from((from..=to).contains(&p))),
-        }
-    }
-}
-
-/// Two passes a step; one where the scale is 1.
+/// Classifier-free guidance. Two passes per step, or one where the scale is 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cfg {
-    /// Guidance scale, >= 0; 1 = none, 0 = unconditional.
+    /// Guidance scale, 0 to 1000; 1 = no guidance, 0 = unconditional.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
-    /// How the scale changes along a trajectory.
+    /// Schedule of the scale over the progress.
     #[serde(default)]
     pub schedule: Schedule,
-    /// Share of the prediction that is rescaled to the conditional's standard deviation, in [0, 1].
+    /// Weight of the prediction that is rescaled to the standard deviation of the conditional one, in [0, 1].
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rescale: f64,
-    /// Guide only the first channels, as the published DiT and SiT samplers do (3 of 4); null = all.
+    /// Number of leading channels to guide; null = all. The published DiT and SiT samplers guide 3 of 4.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub guided_channels: Option<usize>,
@@ -78,7 +37,7 @@ impl Cfg {
         1.0 + (self.scale - 1.0) * self.schedule.at(moment.progress)
     }
 
-    /// Both branches are needed unless the mixture is one of them on every channel.
+    /// Returns the branch that alone equals the mixture on every channel, or `None` if both branches are needed.
     fn one_branch(&self, scale: f64, moment: &Moment) -> Option<Branch> {
         let all = self.guided_channels.is_none_or(|n| n >= moment.channels);
         match scale {
@@ -91,13 +50,8 @@ impl Cfg {
 
 impl Guidance for Cfg {
     fn check(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        if let Schedule::Interval { from, to } = self.schedule
-            && from > to
-        {
-            let what = format!("the interval ends at {to}, before it starts at {from}");
-            problems.push(Problem::new("/schedule/from", what).and_at("/schedule/to").accepts("from <= to"));
-        }
+        let mut problems: Vec<Problem> =
+            self.schedule.check().into_iter().map(|problem| problem.under("/schedule")).collect();
         if self.scale == 1.0 {
             for (name, set) in [("schedule", self.schedule != Schedule::Constant), ("rescale", self.rescale > 0.0)] {
                 if set {
@@ -110,12 +64,9 @@ impl Guidance for Cfg {
         problems
     }
 
-    fn needs_null(&self) -> bool {
-        self.scale != 1.0
-    }
-
-    fn max_branches(&self) -> usize {
-        if self.scale == 1.0 { 1 } else { 2 }
+    fn needs(&self) -> GuidanceNeeds {
+        let guides = self.scale != 1.0;
+        GuidanceNeeds { null: guides, ..GuidanceNeeds::branches(if guides { 2 } else { 1 }) }
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -142,7 +93,8 @@ impl Trajectory for Cfg {
         if self.rescale == 0.0 {
             return guided.into();
         }
-        // Factor std(cond) / std(guided) of each sample, over the latent's channels; learned variances keep theirs.
+        // The ratio std(cond) / std(guided) is computed per sample over the latent's channels. Channels of a learned
+        // variance are not rescaled.
         let total = cond.dims()[2];
         let latent = guided.clone().narrow(2, 0, moment.channels);
         let ratio = deviation(cond.narrow(2, 0, moment.channels)) / deviation(latent.clone());
@@ -154,7 +106,7 @@ impl Trajectory for Cfg {
     }
 }
 
-/// Standard deviation of each sample, `[B, 1, 1]`.
+/// Returns the standard deviation per sample, `[B, 1, 1]`.
 fn deviation(x: Tensor<3>) -> Tensor<3> {
     let centred = x.clone() - x.mean_dim(1).mean_dim(2);
     (centred.clone() * centred).mean_dim(1).mean_dim(2).sqrt()

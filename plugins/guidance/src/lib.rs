@@ -1,4 +1,4 @@
-//! Guidance rules: one file each, with the formula on top.
+//! Guidance rules, one file each. Each file starts with its formula.
 
 #[cfg(test)]
 use framework_dylib as _;
@@ -6,5 +6,5 @@ use framework_dylib as _;
 mod cfg;
 mod none;
 
-pub use cfg::{Cfg, Schedule};
+pub use cfg::Cfg;
 pub use none::NoGuidance;

@@ -1,17 +1,17 @@
-//! No guidance: one branch, one pass.
+//! No guidance: one branch and one pass per step.
 //!
 //!   prediction = f(x_t, c, guidance number of `scale`)
 //!
-//! A guidance-free network is asked for its scale here; any other network answers at scale 1.
+//! A guidance-free network reads `scale` through its guidance input. Any other network predicts at scale 1.
 
-use framework::guidance::{Branch, Guidance, Guided, Moment, Trajectory};
 use framework::prelude::*;
+use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 
-/// One pass a step.
+/// One conditional pass per step, without guidance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoGuidance {
-    /// Scale asked of the network's own guidance input, > 0; 1 = the conditional distribution.
+    /// Guidance scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[serde(default = "one")]
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub scale: f64,
@@ -24,16 +24,12 @@ fn one() -> f64 {
 framework::register!(guidance "none" => NoGuidance);
 
 impl Guidance for NoGuidance {
-    fn needs_null(&self) -> bool {
-        false
+    fn needs(&self) -> GuidanceNeeds {
+        GuidanceNeeds::branches(1)
     }
 
     fn input_scale(&self) -> Option<f64> {
         (self.scale != 1.0).then_some(self.scale)
-    }
-
-    fn max_branches(&self) -> usize {
-        1
     }
 
     fn start(&self) -> Box<dyn Trajectory> {

@@ -1,31 +1,37 @@
-//! Whether pictures of coloured shapes show what their captions say, read back without a network.
+//! Whether pictures of coloured shapes match their captions, judged without a network.
 //!
-//!   number of objects, set of sizes, set of colors, set of shapes: those of the caption
-//!   relation: the objects of the two kinds lie as the caption says, where it says a relation
-//!   right: every group, its count, and the relation
+//!   count, size, color, shape: number of objects, set of sizes, colors or shapes equal the caption's
+//!   relation: the two groups are placed as the caption says; only for captions with a relation
+//!   right: every group, its count, and the relation match
 //!
-//! Grammar and reading are those of the crate `scenes`, and so of dataset "shapes".
+//! The crate `scenes` defines the captions, as for the dataset "shapes", and recognises the objects in a
+//! picture.
 
 use crate::neighbours::comparable;
+use framework::data::tokenizer::ImageShape;
 use framework::error::{Error, Problems, Result};
-use framework::metric::{Images, Measurement, Metric};
+use framework::evaluation::collected::{CollectedReference, CollectedSamples};
+use framework::evaluation::images::Images;
+use framework::evaluation::metric::{Accumulator, Measurement, Metric, Reference};
+use framework::evaluation::statistics::Statistics;
 use framework::prelude::*;
-use framework::tokenizer::ImageShape;
 use rayon::prelude::*;
 use scenes::{Description, Kind, Reading, read};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-/// Share of samples that show exactly what their caption says, and the same for each part of a caption.
+/// Share of samples that match their caption exactly, and the share that matches each part of the caption.
 ///
-/// Captions are those of dataset "shapes"; pictures are square, of 3 channels, from 24 pixels on. The training images are
-/// judged as well, as many as there are samples: the share of them that is right is that of the reading itself.
+/// Captions must come from the dataset "shapes". Pictures must be square, with 3 channels and at least 24
+/// pixels. The metric also judges as many training images as there are samples. Their share shows how reliable
+/// the recognition is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CaptionAccuracy {}
 
 framework::register!(metric "caption_accuracy" => CaptionAccuracy);
 
-/// Fewest pixels of a side at which shapes can be told apart.
+/// Smallest side, in pixels, at which shapes can be distinguished.
 const LEAST_SIDE: usize = 24;
 
 impl Metric for CaptionAccuracy {
@@ -39,12 +45,25 @@ impl Metric for CaptionAccuracy {
             return Problems::new();
         }
         let what =
-            format!("metric \"caption_accuracy\" reads shapes and colours; samples are {channels}x{height}x{width}");
+            format!("metric \"caption_accuracy\" cannot read these images; samples are {channels}x{height}x{width}");
         let accepts = format!("square images of 3 channels, {LEAST_SIDE}x{LEAST_SIDE} pixels or more");
         vec![Problem::new("", what).accepts(accepts)]
     }
 
-    fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
+    fn reference(&self) -> Box<dyn Reference> {
+        Box::new(CollectedReference::new("caption_accuracy"))
+    }
+
+    fn start(&self, reference: Arc<Statistics>) -> Result<Box<dyn Accumulator>> {
+        reference.expect("caption_accuracy")?;
+        let metric = self.clone();
+        let compare = move |samples: &Images, real: &Images| metric.compare(samples, real);
+        Ok(Box::new(CollectedSamples::new(reference.images()?, compare)))
+    }
+}
+
+impl CaptionAccuracy {
+    fn compare(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
         comparable("caption_accuracy", samples, real, 1, 1)?;
         if let Some(problem) = self.check_image(samples.shape).first() {
             return Err(Error::Run(problem.what.clone()));
@@ -59,35 +78,35 @@ impl Metric for CaptionAccuracy {
             Measurement { name: name.into(), value, meaning }
         };
         let mut all = vec![
-            measurement("caption_accuracy", share(|j| j.right), "everything as the caption says"),
-            measurement("caption_count_accuracy", share(|j| j.count), "as many objects as the caption says"),
-            measurement("caption_size_accuracy", share(|j| j.size), "the sizes the caption says"),
-            measurement("caption_color_accuracy", share(|j| j.color), "the colours the caption says"),
-            measurement("caption_shape_accuracy", share(|j| j.shape), "the shapes the caption says"),
+            measurement("caption_accuracy", share(|j| j.right), "every part of the caption right"),
+            measurement("caption_count_accuracy", share(|j| j.count), "the number of objects in the caption"),
+            measurement("caption_size_accuracy", share(|j| j.size), "the sizes in the caption"),
+            measurement("caption_color_accuracy", share(|j| j.color), "the colours in the caption"),
+            measurement("caption_shape_accuracy", share(|j| j.shape), "the shapes in the caption"),
         ];
         let relations: Vec<bool> = of_samples.iter().filter_map(|judgement| judgement.relation).collect();
         if !relations.is_empty() {
             let right = relations.iter().filter(|right| **right).count();
-            let what = "the relation the caption says, of those whose caption says one";
+            let what = "the relation in the caption, among captions with a relation";
             all.push(measurement("caption_relation_accuracy", right as f64 / relations.len() as f64, what));
         }
         all.push(Measurement {
             name: "caption_accuracy_of_real".into(),
             value: of_real.iter().filter(|judgement| judgement.right).count() as f64 / of_real.len() as f64,
-            meaning: "share of real images that are read as their caption says, the reference".into(),
+            meaning: "share of real images with every part of the caption right, the reference value".into(),
         });
         Ok(all)
     }
 }
 
-/// What is right about one picture.
+/// Which parts of its caption one picture shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Judgement {
     count: bool,
     size: bool,
     color: bool,
     shape: bool,
-    /// `None` where the caption says no relation.
+    /// `None` if the caption has no relation.
     relation: Option<bool>,
     right: bool,
 }
@@ -109,13 +128,13 @@ impl Judgement {
     }
 }
 
-/// Whether both hold the same values of one part of their kinds.
+/// Returns whether caption and picture have the same set of values for one part of a kind.
 fn same<T: Ord>(asked: &Description, shown: &[Kind], part: fn(&Kind) -> T) -> bool {
     let asked: BTreeSet<T> = asked.groups().map(|group| part(&group.kind)).collect();
     asked == shown.iter().map(part).collect()
 }
 
-/// The judgements of the first `count` images.
+/// Judges the first `count` images.
 fn judged(images: &Images, count: usize, name: &str) -> Result<Vec<Judgement>> {
     if images.captions.len() != images.len() {
         let what = format!("{} of {} {name} have one", images.captions.len(), images.len());
@@ -125,8 +144,8 @@ fn judged(images: &Images, count: usize, name: &str) -> Result<Vec<Judgement>> {
         let caption = &images.captions[i];
         let asked: Description = caption.parse().map_err(|why| {
             Error::Run(format!(
-                "metric \"caption_accuracy\" cannot read the caption \"{caption}\": {why}; it accepts captions as dataset \
-                 \"shapes\" writes them"
+                "metric \"caption_accuracy\" cannot read the caption \"{caption}\": {why}; it accepts captions of \
+                 dataset \"shapes\""
             ))
         })?;
         Ok(Judgement::new(&asked, &read(images.row(i), images.shape[1])))
@@ -140,7 +159,7 @@ mod tests {
     use framework::random::Random;
     use scenes::Scene;
 
-    /// A picture of `shown` under the caption `asked`, for each pair.
+    /// Renders a picture of `shown` with the caption `asked` for each pair.
     fn images(pairs: &[(&str, &str)]) -> Images {
         let mut images = Images::none([3, 32, 32]);
         for (i, (asked, shown)) in pairs.iter().enumerate() {
@@ -199,8 +218,8 @@ mod tests {
         let cat = Images { captions: vec!["a cat".into()], ..good.clone() };
         assert_eq!(
             message(&cat),
-            "metric \"caption_accuracy\" cannot read the caption \"a cat\": \"a\" stands where one of one, two, three \
-             belongs; it accepts captions as dataset \"shapes\" writes them"
+            "metric \"caption_accuracy\" cannot read the caption \"a cat\": found \"a\", expected one of one, two, \
+             three; it accepts captions of dataset \"shapes\""
         );
         let mute = Images { captions: Vec::new(), ..good.clone() };
         assert!(message(&mute).contains("needs a caption for every image; 0 of 1 samples have one"));

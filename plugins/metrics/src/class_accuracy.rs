@@ -1,23 +1,30 @@
-//! Whether samples look like the class they were asked for, judged by a k-nearest-neighbour classifier.
+//! Whether samples look like their requested class, judged by a k-nearest-neighbour classifier.
 //!
-//!   c_hat(x) = majority class of the k real images nearest to x;  of tied classes, the one with the nearest image
+//!   c_hat(x) = majority class of the k real images nearest to x;  a tie goes to the class with the nearest image
 //!   accuracy = share of samples with c_hat(x) = c
 //!
-//! Source: T. Cover and P. Hart, "Nearest neighbor pattern classification", doi 10.1109/TIT.1967.1053964; the share
-//! of samples classified as asked is the classification accuracy score's counterpart, arXiv:1905.10887.
+//! Source: T. Cover and P. Hart, "Nearest neighbor pattern classification", doi 10.1109/TIT.1967.1053964. The accuracy
+//! is the counterpart of the classification accuracy score, arXiv:1905.10887.
 
 use crate::neighbours::{Neighbour, comparable, nearest, nearest_others};
 use framework::error::{Error, Problems, Result};
-use framework::metric::{Images, Measurement, Metric};
+use framework::evaluation::collected::{CollectedReference, CollectedSamples};
+use framework::evaluation::images::Images;
+use framework::evaluation::metric::{Accumulator, Measurement, Metric, Reference};
+use framework::evaluation::statistics::Statistics;
 use framework::prelude::*;
+use std::sync::Arc;
 
-/// Share of samples that a nearest-neighbour classifier fitted on the real images gives the class asked for.
+/// Share of samples that a nearest-neighbour classifier, fitted on the real images, assigns to their requested
+/// class.
 ///
-/// It also measures the classifier itself: its accuracy on each real image, fitted on all the others.
+/// The metric also measures the classifier: its accuracy on each real image, when fitted on all other real
+/// images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClassAccuracy {
-    /// Real images that vote on the class of a sample, at least 1 and fewer than there are real images.
+    /// Number of nearest real images that vote on the class of a sample, at least 1 and less than the number
+    /// of real images.
     #[serde(default = "three")]
     #[schemars(range(min = 1))]
     pub neighbours: usize,
@@ -41,7 +48,20 @@ impl Metric for ClassAccuracy {
         true
     }
 
-    fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
+    fn reference(&self) -> Box<dyn Reference> {
+        Box::new(CollectedReference::new("class_accuracy"))
+    }
+
+    fn start(&self, reference: Arc<Statistics>) -> Result<Box<dyn Accumulator>> {
+        reference.expect("class_accuracy")?;
+        let metric = self.clone();
+        let compare = move |samples: &Images, real: &Images| metric.compare(samples, real);
+        Ok(Box::new(CollectedSamples::new(reference.images()?, compare)))
+    }
+}
+
+impl ClassAccuracy {
+    fn compare(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
         comparable("class_accuracy", samples, real, 1, self.neighbours + 1)?;
         let num_classes = classes(samples, real)?;
 
@@ -56,23 +76,24 @@ impl Metric for ClassAccuracy {
             measurement(
                 "class_accuracy",
                 of_samples.total(),
-                format!("share of samples classified as asked by {k} nearest real images, higher is better"),
+                format!("share of samples that the {k} nearest real images give their class, higher is better"),
             ),
             measurement(
                 "class_accuracy_worst_class",
                 least,
-                format!("the same share among the samples of class {worst}, the worst, higher is better"),
+                format!("the same share among the samples of class {worst}, the worst class, higher is better"),
             ),
             measurement(
                 "class_accuracy_of_real",
                 of_real.total(),
-                "share of real images the classifier gets right when fitted on the others, the reference".into(),
+                "share of real images classified correctly when fitted on the others, the reference value".into(),
             ),
         ])
     }
 }
 
-/// The number of classes, once every image is known to have one that can be judged.
+/// Checks that every image has a class and that the classifier knows every class of the samples. Returns the
+/// number of classes.
 fn classes(samples: &Images, real: &Images) -> Result<usize> {
     for (name, images) in [("samples", samples), ("real images", real)] {
         if images.classes.len() != images.len() {
@@ -86,14 +107,15 @@ fn classes(samples: &Images, real: &Images) -> Result<usize> {
     }
     match samples.classes.iter().find(|class| !known.get(**class).is_some_and(|known| *known)) {
         Some(class) => Err(Error::Run(format!(
-            "metric \"class_accuracy\" got a sample of class {class}; no real image has this class, so no sample can be \
-             judged to be of it"
+            "metric \"class_accuracy\" got a sample of class {class}, but no real image has this class, so the \
+             classifier cannot predict it"
         ))),
         None => Ok(known.len()),
     }
 }
 
-/// The majority class of the neighbours, nearest first; of tied classes, the one with the nearest image.
+/// Returns the majority class of the neighbours, which are sorted by distance. A tie goes to the class with
+/// the nearest image.
 fn vote(near: &[Neighbour], classes: &[usize]) -> usize {
     let votes = |class: usize| near.iter().filter(|n| classes[n.index] == class).count();
     let mut winner = classes[near[0].index];
@@ -105,7 +127,7 @@ fn vote(near: &[Neighbour], classes: &[usize]) -> usize {
     winner
 }
 
-/// Right answers and questions of each class.
+/// Number of correct answers and of questions per class.
 struct Shares {
     right: Vec<usize>,
     asked: Vec<usize>,
@@ -125,7 +147,7 @@ impl Shares {
         self.right.iter().sum::<usize>() as f64 / self.asked.iter().sum::<usize>() as f64
     }
 
-    /// The class with the least share, and its share; the first such class.
+    /// Returns the class with the smallest share, and its share. The first one wins a tie.
     fn worst(&self) -> (usize, f64) {
         (0..self.asked.len())
             .filter(|class| self.asked[*class] > 0)
@@ -149,9 +171,10 @@ mod tests {
 
     #[test]
     fn accuracy_by_hand() {
-        // Class 0 at 0 1 2, class 1 at 10 11 12.
+        // Class 0 is at 0 1 2, class 1 at 10 11 12.
         let real = images(&[0.0, 1.0, 2.0, 10.0, 11.0, 12.0], &[0, 0, 0, 1, 1, 1]);
-        // Asked for 0 and near 0, asked for 0 and near 1, asked for 1 and near 1 (twice).
+        // The first sample of class 0 is near class 0, the second is near class 1. Both samples of class 1 are
+        // near class 1.
         let samples = images(&[0.5, 10.5, 9.0, 13.0], &[0, 0, 1, 1]);
         let config = ClassAccuracy { neighbours: 3 };
         assert_eq!(values(&config, &samples, &real), [0.75, 0.5, 1.0]);
@@ -172,7 +195,7 @@ mod tests {
 
     #[test]
     fn classifier_is_not_judged_on_what_it_was_fitted_on() {
-        // Each image lies beside one of the other class: right on itself, wrong when left out.
+        // The nearest other image of each image has the other class, so every image is wrong when left out.
         let real = images(&[0.0, 1.0, 10.0, 11.0], &[0, 1, 0, 1]);
         assert_eq!(values(&ClassAccuracy { neighbours: 1 }, &real, &real), [1.0, 1.0, 0.0]);
     }
@@ -186,10 +209,10 @@ mod tests {
         assert_eq!(message(&real, &few), "metric \"class_accuracy\" needs at least 4 real image(s) and got 3");
         assert!(message(&images(&[], &[]), &real).contains("at least 1 sample(s) and got 0"));
         assert!(message(&images(&[1.0], &[]), &real).contains("a class for every image; 0 of 1 samples have one"));
-        assert!(message(&images(&[1.0], &[1]), &real).contains("a sample of class 1; no real image has this class"));
+        assert!(message(&images(&[1.0], &[1]), &real).contains("a sample of class 1, but no real image has"));
         assert!(message(&images(&[f32::NAN], &[0]), &real).contains("sample 0 holds NaN"));
         let wide = Images { values: vec![0.0, 1.0], classes: vec![0], ..Images::none([1, 1, 2]) };
-        assert!(message(&wide, &real).contains("a sample is 2 numbers and a real image 1"));
+        assert!(message(&wide, &real).contains("a sample has 2 values and a real image 1"));
     }
 
     #[test]

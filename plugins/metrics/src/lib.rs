@@ -1,4 +1,5 @@
-//! Metrics on samples, each against the training images.
+//! Metrics that compare samples with the training images, one file each. To add a metric, add its file and
+//! list it below.
 
 #[cfg(test)]
 use framework_dylib as _;

@@ -1,22 +1,27 @@
-//! Memorisation: how much nearer samples lie to a training image than training images lie to one another.
+//! Memorisation: compares the distance from samples to training images with the distance between training
+//! images.
 //!
 //!   d(x)  = min_r |x - r| / sqrt(width)                        over the real images r
 //!   D     = mean over real r of its distance to the nearest other real image
-//!   ratio = mean over samples of d(x) / D                      near 1: fresh; near 0: copies
+//!   ratio = mean over samples of d(x) / D                      near 1: new images; near 0: copies
 //!   near copies = share of samples with d(x) / D < copy_threshold
 //!
-//! Source: the nearest-neighbour test of memorisation as in arXiv:2004.05675, reduced to means.
+//! Source: arXiv:2004.05675, whose nearest-neighbour test of memorisation is reduced to means here.
 
 use crate::neighbours::{Neighbour, comparable, nearest, nearest_others};
 use framework::error::{Error, Problems, Result};
-use framework::metric::{Images, Measurement, Metric};
+use framework::evaluation::collected::{CollectedReference, CollectedSamples};
+use framework::evaluation::images::Images;
+use framework::evaluation::metric::{Accumulator, Measurement, Metric, Reference};
+use framework::evaluation::statistics::Statistics;
 use framework::prelude::*;
+use std::sync::Arc;
 
-/// Distance of samples to their nearest training image, relative to that of training images to one another.
+/// Distance of samples to the nearest training image, relative to the distance between training images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NearestNeighbour {
-    /// A sample whose distance ratio is below this counts as a near copy; in [0, 1], unitless.
+    /// A sample with a distance ratio below this value counts as a near copy; in [0, 1], unitless.
     #[serde(default = "fifth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub copy_threshold: f64,
@@ -37,7 +42,20 @@ impl Metric for NearestNeighbour {
         vec![Problem::new("/copy_threshold", what).accepts("a number in [0, 1]")]
     }
 
-    fn measure(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
+    fn reference(&self) -> Box<dyn Reference> {
+        Box::new(CollectedReference::new("nearest_neighbour"))
+    }
+
+    fn start(&self, reference: Arc<Statistics>) -> Result<Box<dyn Accumulator>> {
+        reference.expect("nearest_neighbour")?;
+        let metric = self.clone();
+        let compare = move |samples: &Images, real: &Images| metric.compare(samples, real);
+        Ok(Box::new(CollectedSamples::new(reference.images()?, compare)))
+    }
+}
+
+impl NearestNeighbour {
+    fn compare(&self, samples: &Images, real: &Images) -> Result<Vec<Measurement>> {
         comparable("nearest_neighbour", samples, real, 1, 2)?;
         let distances = first(&nearest(samples, real, 1));
         let reference = mean(&first(&nearest_others(real, 1)));
@@ -52,14 +70,14 @@ impl Metric for NearestNeighbour {
             measurement(
                 "nearest_neighbour_ratio",
                 mean(&distances) / reference,
-                "distance to the nearest training image, in units of that between training images; near 1 is fresh, \
-                 near 0 is copies"
+                "distance to the nearest training image, relative to the distance between training images; near 1: new \
+                 images, near 0: copies"
                     .into(),
             ),
             measurement(
                 "nearest_neighbour_distance",
                 mean(&distances),
-                "root mean square per number to the nearest training image, in units of the data".into(),
+                "root mean square distance per value to the nearest training image, in units of the data".into(),
             ),
             measurement(
                 "near_copies",
@@ -94,7 +112,7 @@ mod tests {
 
     #[test]
     fn ratio_by_hand() {
-        // Nearest others of 0, 1, 4 are 1, 1, 3 away: D = 5/3. The samples are 0.1 and 1.5 away.
+        // The nearest other images of 0, 1, 4 are 1, 1, 3 away, so D = 5/3. The samples are 0.1 and 1.5 away.
         let real = images(vec![0.0, 1.0, 4.0], 1);
         let samples = images(vec![-0.1, 2.5], 1);
         let got = values(0.2, &samples, &real);

@@ -1,25 +1,26 @@
-//! Nearest neighbours by exhaustive search, in parallel: `count x count x width` operations.
+//! Nearest neighbours by parallel exhaustive search, which takes `queries x images x width` operations.
 
 use framework::error::{Error, Result};
-use framework::metric::Images;
+use framework::evaluation::images::Images;
 use rayon::prelude::*;
 
-/// An image near another.
+/// An image near a query.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Neighbour {
-    /// Its place among the images searched.
+    /// Its index among the searched images.
     pub index: usize,
-    /// Root mean square of the differences, one a number of the image.
+    /// Root mean square of the differences between the values of the two images.
     pub distance: f64,
 }
 
-/// The `k` nearest of `real` to each of `queries`, nearest first; equal distances in order of place.
+/// Returns the `k` images of `real` nearest to each query, nearest first. Equal distances are in order of
+/// index.
 pub fn nearest(queries: &Images, real: &Images, k: usize) -> Vec<Vec<Neighbour>> {
     let of = |i| nearest_to(queries.row(i), real, k, None);
     (0..queries.len()).into_par_iter().map(of).collect()
 }
 
-/// The `k` nearest to each of `real` among the others.
+/// Returns the `k` nearest other images of each image of `real`.
 pub fn nearest_others(real: &Images, k: usize) -> Vec<Vec<Neighbour>> {
     let of = |i| nearest_to(real.row(i), real, k, Some(i));
     (0..real.len()).into_par_iter().map(of).collect()
@@ -39,7 +40,7 @@ fn nearest_to(query: &[f32], real: &Images, k: usize, left_out: Option<usize>) -
     best.into_iter().map(|(squares, index)| Neighbour { index, distance: (squares / width).sqrt() }).collect()
 }
 
-/// Sum of squared differences, in sixteen lanes so that it vectorises.
+/// Computes the sum of squared differences. Sixteen independent sums let the compiler vectorise it.
 fn sum_of_squares(a: &[f32], b: &[f32]) -> f64 {
     const LANES: usize = 16;
     let mut lanes = [0.0_f32; LANES];
@@ -55,7 +56,19 @@ fn sum_of_squares(a: &[f32], b: &[f32]) -> f64 {
     rest + lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>()
 }
 
-/// Refuses what no metric can compare: too few images, other sizes, numbers that are not finite.
+/// The error that there are too few images.
+pub fn too_few(metric: &str, name: &str, least: usize, count: usize) -> Error {
+    Error::Run(format!("metric \"{metric}\" needs at least {least} {name}(s) and got {count}"))
+}
+
+/// Checks that all values are finite. `seen` images came before these.
+pub fn finite(metric: &str, name: &str, images: &Images, seen: usize) -> Result<()> {
+    let Some(place) = images.values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    let (i, value) = (seen + place / images.width(), images.values[place]);
+    Err(Error::Run(format!("metric \"{metric}\" needs finite values; {name} {i} holds {value}")))
+}
+
+/// Checks what every metric needs: enough images, of one size, with finite values.
 pub fn comparable(
     metric: &str,
     samples: &Images,
@@ -66,15 +79,12 @@ pub fn comparable(
     for (name, images, least) in [("sample", samples, least_samples), ("real image", real, least_real)] {
         let count = if images.width() == 0 { 0 } else { images.len() };
         if count < least {
-            return Err(Error::Run(format!("metric \"{metric}\" needs at least {least} {name}(s) and got {count}")));
+            return Err(too_few(metric, name, least, count));
         }
-        if let Some(place) = images.values.iter().position(|value| !value.is_finite()) {
-            let (i, value) = (place / images.width(), images.values[place]);
-            return Err(Error::Run(format!("metric \"{metric}\" needs finite numbers; {name} {i} holds {value}")));
-        }
+        finite(metric, name, images, 0)?;
     }
     if samples.width() != real.width() {
-        let what = format!("a sample is {} numbers and a real image {}", samples.width(), real.width());
+        let what = format!("a sample has {} values and a real image {}", samples.width(), real.width());
         return Err(Error::Run(format!("metric \"{metric}\" needs images of one size; {what}")));
     }
     Ok(())
@@ -91,7 +101,8 @@ mod tests {
 
     #[test]
     fn neighbours_by_hand() {
-        // Points (0, 0), (3, 4), (0, 1); the query (0, 0.75) is 0.75, sqrt(9 + 10.5625) and 0.25 away.
+        // The distances from the query (0, 0.75) to (0, 0), (3, 4) and (0, 1) are 0.75, sqrt(9 + 10.5625) and
+        // 0.25.
         let real = images(vec![0.0, 0.0, 3.0, 4.0, 0.0, 1.0], 2);
         let near = nearest(&images(vec![0.0, 0.75], 2), &real, 2);
         let places: Vec<usize> = near[0].iter().map(|n| n.index).collect();

@@ -1,46 +1,47 @@
-//! Condition contrastive alignment (CCA): a pretrained model learns to tell its own condition from others.
+//! Condition contrastive alignment (CCA): a pretrained model learns to distinguish the true condition from others.
 //!
 //!   loss = [-w log sig(b g(x, c)) - w' log sig(-b g(x, c'))] / max(lambda, 1),   g = log p(x | c) - log p_ref(x | c)
 //!
-//! with c' the condition of another sample, w = 1, w' = lambda; a dropped pair counts as positive twice.
-//! Source: arXiv:2410.09347, eq. 13, and its released code.  Optimum: g = log(p(x | c) / p(x)) / b up to a factor of c, for
-//! a model that is free in its normaliser: the reference at scale 1 + 1 / b. On a process with only a likelihood bound
-//! (diffusion) it is our extension: the descent starts along guidance, and where it ends has no closed form.
+//! where c' is the condition of another sample, w = 1 and w' = lambda. For a dropped sample, both pairs are positive.
+//! Source: arXiv:2410.09347, eq. 13, and its released code.
+//! Optimum: g = log(p(x | c) / p(x)) / b up to a factor of c, which is the reference at scale 1 + 1 / b. This is exact
+//! for a model with a free normaliser. On a process with only a likelihood bound (diffusion), the loss is our
+//! extension: training starts along the guidance direction, and its end point has no closed form.
 
 use framework::burn::tensor::activation::log_sigmoid;
 use framework::prelude::*;
 use framework::random::tensor;
 
-/// The loss on the two gaps `g+` (own condition) and `g-` (another's).
+/// Loss of the two gaps `g+` (true condition) and `g-` (condition of another sample).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Variant {
     /// `-log sig(b g+) - lambda log sig(-b g-)`.
     Contrast {
-        /// Inverse strength b, above 0: the optimum is the reference at scale 1 + 1 / b.
+        /// Inverse strength b, above 0. The optimum is the reference at scale 1 + 1 / b.
         #[serde(default = "fiftieth")]
         #[schemars(range(min = 1e-6, max = 1e6))]
         beta: f64,
-        /// How samples with another's condition count.
+        /// Treatment of samples paired with another sample's condition.
         #[serde(default)]
         negatives: Negatives,
     },
-    /// `-log sig(b (g+ - g-))`: direct preference optimisation.
+    /// `-log sig(b (g+ - g-))`, direct preference optimization.
     Dpo {
         /// Inverse strength b, above 0.
         #[serde(default = "fiftieth")]
         #[schemars(range(min = 1e-6, max = 1e6))]
         beta: f64,
     },
-    /// `-g+ + lambda g-`: likelihood up and down without bound.
+    /// `-g+ + lambda g-`, an unbounded loss that raises and lowers likelihoods.
     Unlearning {
-        /// How samples with another's condition count.
+        /// Treatment of samples paired with another sample's condition.
         #[serde(default)]
         negatives: Negatives,
     },
 }
 
-/// How samples with another's condition count.
+/// Treatment of samples paired with another sample's condition.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Negatives {
@@ -48,10 +49,10 @@ pub struct Negatives {
     #[serde(default = "fifty")]
     #[schemars(range(min = 0.0, max = 1e9))]
     pub lambda: f64,
-    /// How another sample's condition counts that happens to be the same.
+    /// Treatment of a pair in which the other sample has the same condition.
     #[serde(default)]
     pub same_condition: SameCondition,
-    /// Divide by max(lambda, 1), as published wherever samples are dropped.
+    /// Whether to divide the loss by max(lambda, 1), as in the released code when conditions are dropped.
     #[serde(default = "yes")]
     pub divide: bool,
 }
@@ -77,18 +78,18 @@ impl Variant {
     }
 }
 
-/// How another sample's condition counts that happens to be the same.
+/// Treatment of a pair in which the other sample has the same condition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SameCondition {
-    /// As a second positive, as the released code: the contrast is then with all *other* conditions.
+    /// A second positive, as in the released code. The contrast is then with all *other* conditions.
     #[default]
     Positive,
-    /// As a negative, as eq. 13: the contrast is with the unconditional distribution.
+    /// A negative, as in eq. 13. The contrast is then with the unconditional distribution.
     Negative,
 }
 
-/// Fine-tune a pretrained model to sample guided in one pass, without any guidance input.
+/// Fine-tuning of a pretrained model to sample with guidance in one pass, without a guidance input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(
@@ -99,11 +100,11 @@ pub enum SameCondition {
     example = framework::serde_json::json!({ "variant": { "type": "unlearning" } })
 )]
 pub struct Cca {
-    /// Probability of training a sample without its condition, in [0, 1].
+    /// Probability per sample of dropping the condition, in [0, 1].
     #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
-    /// The loss.
+    /// Loss function.
     #[serde(default)]
     pub variant: Variant,
 }
@@ -124,7 +125,8 @@ fn yes() -> bool {
 framework::register!(objective "cca" => Cca, "arXiv:2410.09347");
 
 impl Cca {
-    /// The loss of each sample from its two gaps, `[B]`. `positive[i]`: the second pair counts as positive.
+    /// Computes the loss per sample, `[B]`, from its two gaps. If `positive[i]`, the second pair of sample `i` is
+    /// positive.
     pub fn of_gaps(&self, own: Tensor<1>, other: Tensor<1>, positive: &[bool]) -> Tensor<1> {
         let (dtype, device) = (own.dtype(), own.device().inner());
         let like = |values: Vec<f64>| tensor(&values, [positive.len()], dtype, &device);
@@ -147,6 +149,7 @@ impl Objective for Cca {
         Needs {
             null_condition: self.drop_probability > 0.0,
             reference: true,
+            reference_null: self.drop_probability > 0.0,
             negatives: true,
             likelihood: true,
             ..Needs::default()
@@ -169,20 +172,28 @@ impl Objective for Cca {
     }
 
     fn extension(&self, family: Family) -> Option<&'static str> {
-        let why = "the paper's likelihoods are exact; a bound stands in for them";
+        let why = "the paper uses exact likelihoods; here a bound replaces them";
         (!family.has_logits()).then_some(why)
+    }
+
+    fn null(&self) -> NullPrediction {
+        if self.drop_probability > 0.0 {
+            NullPrediction::TrainedAt(None)
+        } else {
+            NullPrediction::Untrained("`drop_probability` is 0")
+        }
     }
 
     fn optimum(&self, family: Family) -> Optimum {
         let tokens = family.has_logits();
         match self.variant {
-            Variant::Unlearning { .. } if tokens => Optimum::Unbounded("the likelihood of negatives falls for ever"),
-            Variant::Unlearning { .. } => Optimum::Unstated(
-                "a squared error falls for ever where negatives weigh more than the condition's samples",
-            ),
+            Variant::Unlearning { .. } if tokens => Optimum::Unbounded("the negatives' likelihood falls without bound"),
+            Variant::Unlearning { .. } => {
+                Optimum::Unstated("the loss is unbounded where negatives outweigh the samples of the condition")
+            }
             _ if !tokens => Optimum::Towards,
             Variant::Dpo { .. } => {
-                Optimum::Unstated("it fixes the differences between conditions only: any factor of x is free")
+                Optimum::Unstated("the loss determines only differences between conditions: any factor of x is free")
             }
             Variant::Contrast { beta, negatives } => {
                 let scale = 1.0 + 1.0 / beta;
@@ -197,7 +208,7 @@ impl Objective for Cca {
     }
 
     fn extra_passes(&self) -> usize {
-        // Two of the reference, and a second one with gradient.
+        // Two passes of the reference, and a second tracked pass.
         3
     }
 }

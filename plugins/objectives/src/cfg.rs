@@ -1,16 +1,16 @@
-//! Condition dropping: the training that classifier-free guidance samples from.
+//! Condition dropping: training for sampling with classifier-free guidance.
 //!
-//!   loss = L(f(x_t, c~), y),   c~ = c, dropped to null with probability drop_probability
+//!   loss = L(f(x_t, c~), y),   c~ = c, replaced by null with probability drop_probability
 //!
-//! Source: arXiv:2207.12598, algorithm 1.  Optimum: conditional and unconditional.
+//! Source: arXiv:2207.12598, algorithm 1.  Optimum: the conditional and the unconditional distribution.
 
 use framework::prelude::*;
 
-/// Train the conditional and the unconditional model in one network.
+/// Training of the conditional and the unconditional model in one network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cfg {
-    /// Probability of training a sample without its condition, in [0, 1].
+    /// Probability per sample of dropping the condition, in [0, 1].
     #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
@@ -30,6 +30,14 @@ impl Objective for Cfg {
     fn loss(&self, context: &Context<'_>) -> Tensor<1> {
         let (condition, _) = context.drop_condition(self.drop_probability);
         context.loss(context.online(&condition, None))
+    }
+
+    fn null(&self) -> NullPrediction {
+        if self.drop_probability > 0.0 {
+            NullPrediction::TrainedAt(None)
+        } else {
+            NullPrediction::Untrained("`drop_probability` is 0")
+        }
     }
 
     fn optimum(&self, _: Family) -> Optimum {

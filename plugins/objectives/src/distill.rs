@@ -1,24 +1,24 @@
-//! Guidance distillation: a student learns what guidance makes of a frozen teacher.
+//! Guidance distillation: a student learns the guided prediction of a frozen teacher.
 //!
 //!   loss = D(f(x_t, c, scale), r(x_t, null) + scale (r(x_t, c) - r(x_t, null))),   scale ~ U(scale_min, scale_max)
 //!
-//! with r the reference, D the squared error, or KL(teacher | student) on logits.
-//! Source: arXiv:2210.03142, sec. 3.1.  Optimum: one pass at `scale` samples the teacher's guidance at that scale.
+//! where r is the reference (the teacher). D is the squared error, or KL(teacher | student) on logits.
+//! Source: arXiv:2210.03142, sec. 3.1.  Optimum: one pass at `scale` samples like the teacher guided at that scale.
 
 use framework::prelude::*;
 
-/// How far the student is from the guided teacher.
+/// Distance between the predictions of the student and of the guided teacher.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Distance {
     /// Mean squared error in prediction space.
     #[default]
     SquaredError,
-    /// KL(teacher | student) of the distributions that logits stand for.
+    /// KL(teacher | student) of the token distributions. Requires a backbone that predicts logits.
     KullbackLeibler,
 }
 
-/// Train a one-pass student of a guided teacher.
+/// Training of a one-pass student of a guided teacher.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(
     example = framework::serde_json::json!({ "distance": "kullback_leibler" }),
@@ -26,15 +26,16 @@ pub enum Distance {
 )]
 #[serde(deny_unknown_fields)]
 pub struct Distill {
-    /// Smallest guidance scale drawn, 0 to 1000; 1 = none.
+    /// Smallest guidance scale in training, 0 to 1000; 1 = no guidance.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale_min: f64,
-    /// Largest guidance scale drawn. Equal to `scale_min`, the student learns that scale alone and reads none.
+    /// Largest guidance scale in training, 0 to 1000. If equal to `scale_min`, the student learns only that scale and
+    /// has no guidance input.
     #[serde(default = "five")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale_max: f64,
-    /// How far the student is from the guided teacher.
+    /// Distance between the predictions of the student and of the guided teacher.
     #[serde(default)]
     pub distance: Distance,
 }
@@ -67,12 +68,18 @@ impl Objective for Distill {
         if self.distance == Distance::SquaredError || process.prediction() == Prediction::Logits {
             return Vec::new();
         }
-        let what = "\"kullback_leibler\" compares distributions over a vocabulary; the backbone predicts numbers";
+        let what = "\"kullback_leibler\" compares distributions over a vocabulary, but the backbone is continuous";
         vec![Problem::new("/distance", what).accepts("squared_error")]
     }
 
     fn needs(&self) -> Needs {
-        Needs { null_condition: true, guidance_input: self.reads_scale(), reference: true, ..Needs::default() }
+        Needs {
+            null_condition: true,
+            guidance_input: self.reads_scale(),
+            reference: true,
+            reference_null: true,
+            ..Needs::default()
+        }
     }
 
     fn loss(&self, context: &Context<'_>) -> Tensor<1> {
@@ -86,6 +93,10 @@ impl Objective for Distill {
             Distance::SquaredError => context.squared_error(student, teacher),
             Distance::KullbackLeibler => context.divergence(student, teacher),
         }
+    }
+
+    fn null(&self) -> NullPrediction {
+        NullPrediction::Untrained("the student learns guided predictions alone")
     }
 
     fn optimum(&self, _: Family) -> Optimum {

@@ -1,87 +1,52 @@
 //! Guidance-free training (GFT).
 //!
 //!   m    = beta_p f(x_t, c~, beta) + (1 - beta_p) sg[f(x_t, null, 1)],   beta ~ U(beta_min, beta_max)
-//!   loss = L(m, y),   1 / beta_p = 1 + (1 / beta - 1) profile(p) at progress p
+//!   loss = L(m, y),   1 / beta_p = 1 + (1 / beta - 1) schedule(p) at progress p
 //!
-//! Source: arXiv:2501.15420, algorithm 1.  Optimum: one pass at `beta` samples guidance at scale 1 / beta_p.
+//! Source: arXiv:2501.15420, algorithm 1.  Optimum: one pass at `beta` samples at guidance scale 1 / beta_p.
 
 use framework::prelude::*;
-use std::f64::consts::PI;
+use framework::schedule::Schedule;
 
-/// How the guidance that a `beta` stands for is spread over progress `p` (0 = noise or the first token, 1 = data).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Profile {
-    /// The same everywhere.
-    #[default]
-    Flat,
-    /// `p^exponent`: VAR's ramp over levels is exponent 1, its published GFT run 1.5.
-    Pyramid {
-        /// Exponent, 0 to 100; 0 is flat.
-        #[serde(default = "one")]
-        #[schemars(range(min = 0.0, max = 100.0))]
-        exponent: f64,
-    },
-    /// `(1 - cos(pi p^power)) / 2`: MAR's power-cosine.
-    PowerCosine {
-        /// Power, above 0 and at most 100.
-        #[serde(default = "one")]
-        #[schemars(range(min = 1e-6, max = 100.0))]
-        power: f64,
-    },
-}
-
-impl Profile {
-    /// `beta_p`.
-    fn beta(self, beta: f64, progress: f64) -> f64 {
-        let share = match self {
-            Self::Flat => return beta,
-            Self::Pyramid { exponent } => progress.powf(exponent),
-            Self::PowerCosine { power } => (1.0 - (PI * progress.powf(power)).cos()) / 2.0,
-        };
-        // 1 / (1 + (1 / beta - 1) share), defined at beta = 0 as well.
-        if beta == 0.0 && share == 0.0 { 1.0 } else { beta / (beta + (1.0 - beta) * share) }
-    }
-}
-
-/// What a sample whose condition was dropped is trained on. Its guidance number is 1 either way.
+/// Loss of a sample whose condition was dropped. The network reads `beta` = 1 in both cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DroppedSample {
-    /// The mixture at its drawn `beta`, as the released code: the unconditional gradient is scaled by `beta`.
+    /// The mixture at the sample's random `beta`, as in the released code. The unconditional gradient is scaled by
+    /// `beta`.
     #[default]
     Mixed,
-    /// The plain unconditional loss, as if its `beta` were 1.
+    /// The plain unconditional loss, as for `beta` = 1.
     Plain,
 }
 
-/// Train one network that samples at any guidance scale in one pass.
+/// Training of one network that samples at any guidance scale in one pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(
     example = framework::serde_json::json!({ "dropped_sample": "plain" }),
-    example = framework::serde_json::json!({ "profile": { "type": "pyramid", "exponent": 1.5 } }),
-    example = framework::serde_json::json!({ "profile": { "type": "power_cosine" } })
+    example = framework::serde_json::json!({ "schedule": { "type": "power", "exponent": 1.5 } }),
+    example = framework::serde_json::json!({ "schedule": { "type": "power_cosine", "power": 1.0 } })
 )]
 #[serde(deny_unknown_fields)]
 pub struct Gft {
-    /// Smallest `beta` drawn, in [0, 1]. Unitless; `beta = 1 / scale`.
+    /// Smallest `beta` in training, in [0, 1]. Unitless; `beta = 1 / scale`.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_min: f64,
-    /// Largest `beta` drawn, in [0, 1].
+    /// Largest `beta` in training, in [0, 1].
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_max: f64,
-    /// Probability of training a sample without its condition, in [0, 1].
+    /// Probability per sample of dropping the condition, in [0, 1].
     #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
-    /// What a dropped sample is trained on.
+    /// Loss of a sample whose condition was dropped.
     #[serde(default)]
     pub dropped_sample: DroppedSample,
-    /// How guidance is spread over progress.
+    /// Profile of the guidance over progress.
     #[serde(default)]
-    pub profile: Profile,
+    pub schedule: Schedule,
 }
 
 fn one() -> f64 {
@@ -93,13 +58,27 @@ fn tenth() -> f64 {
 
 framework::register!(objective "gft" => Gft, "arXiv:2501.15420");
 
+/// Returns `beta_p` of `beta` at progress `p`: `1 / beta_p = 1 + (1 / beta - 1) schedule(p)`.
+///
+/// Source: arXiv:2501.15420 app. B (VAR and MAR).
+fn beta_at(schedule: Schedule, beta: f64, progress: f64) -> f64 {
+    if schedule == Schedule::Constant {
+        return beta;
+    }
+    let share = schedule.at(progress);
+    // The formula, rearranged so that it is defined at beta = 0.
+    if beta == 0.0 && share == 0.0 { 1.0 } else { beta / (beta + (1.0 - beta) * share) }
+}
+
 impl Objective for Gft {
     fn check(&self) -> Vec<Problem> {
-        if self.beta_min <= self.beta_max {
-            return Vec::new();
+        let mut problems: Vec<Problem> =
+            self.schedule.check().into_iter().map(|problem| problem.under("/schedule")).collect();
+        if self.beta_min > self.beta_max {
+            let what = format!("`beta_min` = {} is larger than `beta_max` = {}", self.beta_min, self.beta_max);
+            problems.push(Problem::new("/beta_min", what).and_at("/beta_max").accepts("beta_min <= beta_max"));
         }
-        let what = format!("`beta_min` = {} is larger than `beta_max` = {}", self.beta_min, self.beta_max);
-        vec![Problem::new("/beta_min", what).and_at("/beta_max").accepts("beta_min <= beta_max")]
+        problems
     }
 
     fn needs(&self) -> Needs {
@@ -117,24 +96,33 @@ impl Objective for Gft {
             DroppedSample::Mixed => drawn,
             DroppedSample::Plain => one_if_dropped(&drawn),
         };
-        // A dropped sample's own pass is its unconditional one; at `beta` 1 the mixture has no unconditional part.
+        // Only these samples need the unconditional pass. For a dropped sample, the tracked pass is already
+        // unconditional. At `beta` = 1 the mixture has no unconditional part.
         let wanted: Vec<bool> = mixing.iter().zip(&dropped).map(|(beta, dropped)| !dropped && *beta < 1.0).collect();
         let (null, ones) = (context.condition.null(), vec![1.0; context.batch()]);
         let unconditional = context.stopped_where(&wanted, &null, Some(&ones));
         let conditional = context.online(&condition, Some(&input));
         let unconditional = unconditional.or(&conditional);
-        let beta = context.weights(&conditional, |i, progress| self.profile.beta(mixing[i], progress));
+        let beta = context.weights(&conditional, |i, progress| beta_at(self.schedule, mixing[i], progress));
         context.loss(conditional * beta.clone() + unconditional * (beta.neg() + 1.0))
+    }
+
+    fn null(&self) -> NullPrediction {
+        if self.drop_probability > 0.0 {
+            NullPrediction::TrainedAt(Some(1.0))
+        } else {
+            NullPrediction::Untrained("`drop_probability` is 0")
+        }
     }
 
     fn optimum(&self, _: Family) -> Optimum {
         if self.drop_probability == 0.0 {
-            return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
+            return Optimum::Unstated("the null prediction is never trained and keeps its initial value");
         }
-        let profile = self.profile;
-        let text = if profile == Profile::Flat { "1 / beta" } else { "1 / beta_p" };
+        let schedule = self.schedule;
+        let text = if schedule == Schedule::Constant { "1 / beta" } else { "1 / beta_p" };
         Optimum::Tilted(Tilt::data(text, move |beta, progress| {
-            1.0 / profile.beta(beta.expect("gft feeds a beta"), progress)
+            1.0 / beta_at(schedule, beta.expect("the network reads a beta"), progress)
         }))
     }
 

@@ -1,4 +1,4 @@
-//! Training objectives: one file each, with the formula on top.
+//! Training objectives, one file each. Each file starts with its formula.
 
 #[cfg(test)]
 use framework_dylib as _;
@@ -12,5 +12,5 @@ mod mg;
 pub use cca::{Cca, Negatives, SameCondition, Variant};
 pub use cfg::Cfg;
 pub use distill::{Distance, Distill};
-pub use gft::{DroppedSample, Gft, Profile};
+pub use gft::{DroppedSample, Gft};
 pub use mg::{Mg, Scale, Unconditional};

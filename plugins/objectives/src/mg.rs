@@ -3,72 +3,72 @@
 //!   plain:        loss = L(f(c~) - w sg[f_ema(c) - f_ema(null)], y),   w = scale - 1
 //!   scale input:  loss = L(f(c, scale) - w sg[f_ema(c, 1) - f_ema(null, 0)], y),   scale ~ U(min, max)
 //!
-//! with w = 0 where t >= t_high, before start_step, and for samples that are not guided. For a squared error this is the
-//! published loss, with the target `y + w sg[..]`; on logits it is our extension.
-//! Source: arXiv:2502.12154, eq. 16-20, and its released code.  Optimum: plain, scale 1 / (2 - scale), which diverges at
-//! scale 2 (w = 1); with the scale as input, exactly `scale`.
+//! where w = 0 if t >= t_high, before start_step, and for samples that are not guided. For a squared error this equals
+//! the published loss, whose target is `y + w sg[..]`. On logits it is our extension.
+//! Source: arXiv:2502.12154, eq. 16-20, and its released code.
+//! Optimum: plain, scale 1 / (2 - scale), which diverges at scale 2 (w = 1). With the scale as input, exactly `scale`.
 
-use framework::objective::Memory;
+use framework::objective::context::Memory;
 use framework::prelude::*;
 use std::collections::BTreeMap;
 
-/// What stands for the unconditional prediction.
+/// Substitute for the unconditional prediction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Unconditional {
-    /// The null condition.
+    /// The prediction for the null condition.
     #[default]
     Null,
-    /// One wrong class at random: no null condition is needed ("contrastive").
+    /// The prediction for a random wrong class ("contrastive"). Needs no null condition.
     WrongClass,
-    /// The mean over so many classes at random: the law of total probability with equal weights.
+    /// The mean prediction over random classes: the law of total probability with equal weights.
     Classes {
-        /// Classes drawn a sample; each costs a pass without gradient.
+        /// Number of random classes per sample, 1 to 1000. Each costs one gradient-free pass.
         #[schemars(range(min = 1, max = 1000))]
         count: usize,
     },
 }
 
-/// The guidance scale that is taught; 1 = none.
+/// Guidance scale that the network learns; 1 = no guidance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Scale {
-    /// One scale; training converges below 2 only. Published run: 1.45.
+    /// One fixed scale. Training converges only below 2. Published run: 1.45.
     Fixed {
-        /// The scale, 1 to 2.
+        /// The scale, at least 1 and below 2.
         #[serde(default = "published")]
         #[schemars(range(min = 1.0, max = 1000.0))]
         scale: f64,
     },
-    /// Uniform between two scales, which the network reads.
+    /// A scale per sample, uniform between two bounds, that the network reads as input.
     Input {
-        /// Smallest scale.
+        /// Smallest scale, 1 to 1000.
         #[serde(default = "one")]
         #[schemars(range(min = 1.0, max = 1000.0))]
         min: f64,
-        /// Largest scale.
+        /// Largest scale, 1 to 1000.
         #[serde(default = "five")]
         #[schemars(range(min = 1.0, max = 1000.0))]
         max: f64,
     },
-    /// A scale that follows the quality of samples: it starts at 1, rises when quality falls and falls otherwise.
+    /// A scale that follows the quality of samples. It starts at 1, rises when quality falls, and falls otherwise.
     ///
-    /// Source: arXiv:2502.12154, sec. 3.3, which gives it in words only; the numbers are ours.
+    /// Source: arXiv:2502.12154, sec. 3.3, which describes it only in words. The constants are our choice.
     Automatic {
-        /// The measurement followed, e.g. `frechet_pixels`.
+        /// Name of the measurement to follow, e.g. `frechet_pixels`.
         measurement: String,
         /// Whether smaller is better.
         #[serde(default = "yes")]
         lower_is_better: bool,
-        /// Largest scale, below 2.
+        /// Largest scale, 1 to 1.999.
         #[serde(default = "most")]
         #[schemars(range(min = 1.0, max = 1.999))]
         max: f64,
-        /// Change of the scale after a measurement, above 0.
+        /// Change of the scale after each measurement, above 0 and at most 10.
         #[serde(default = "tenth")]
         #[schemars(range(min = 1e-6, max = 10.0))]
         rate: f64,
-        /// Weight of the past in the averages of measurement and scale, in [0, 1).
+        /// Weight of past values in the moving averages of the measurement and the scale, in [0, 1).
         #[serde(default = "half")]
         #[schemars(range(min = 0.0, max = 0.999))]
         smoothing: f64,
@@ -81,7 +81,7 @@ impl Default for Scale {
     }
 }
 
-/// Train the guided prediction itself, taught by the average of the weights.
+/// Training of the guided prediction itself. The exponential moving average of the weights is the teacher.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(
@@ -90,28 +90,28 @@ impl Default for Scale {
     example = framework::serde_json::json!({ "unconditional": { "type": "wrong_class" }, "scale": { "type": "input" } })
 )]
 pub struct Mg {
-    /// The guidance scale that is taught.
+    /// Guidance scale that the network learns.
     #[serde(default)]
     pub scale: Scale,
-    /// Guidance is taught where t < t_high, in [0, 1]; 0 = data, 1 = noise. Of token families t is 1 - progress: of masked
-    /// ones the hidden share, which is seldom below 0.75 in training.
+    /// Guidance applies where t < t_high, in [0, 1]; 0 = data, 1 = noise. For tokens, t = 1 - progress. For masked
+    /// tokens, this is the hidden share, which is rarely below 0.75 in training.
     #[serde(default = "three_quarters")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub t_high: f64,
-    /// Optimizer steps before guidance is taught; published 100,000.
+    /// Number of optimizer steps without guidance at the start. Published: 100,000.
     #[serde(default)]
     #[schemars(range(max = 1_000_000_000))]
     pub start_step: usize,
-    /// Share of the samples that are guided, in [0, 1]; null = published: all that are not dropped, or 0.2 where
-    /// the network reads the scale. The rest is trained plainly.
+    /// Share of guided samples, in [0, 1]. null = the published share: all samples that are not dropped, or 0.2 if the
+    /// network reads the scale. The other samples are trained without guidance.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub guided_share: Option<f64>,
-    /// Probability of training a sample without its condition, in [0, 1].
+    /// Probability per sample of dropping the condition, in [0, 1].
     #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
-    /// What stands for the unconditional prediction.
+    /// Substitute for the unconditional prediction.
     #[serde(default)]
     pub unconditional: Unconditional,
 }
@@ -144,17 +144,17 @@ fn three_quarters() -> f64 {
 framework::register!(objective "mg" => Mg, "arXiv:2502.12154");
 
 impl Mg {
-    /// Share of the samples that are guided.
+    /// Returns the share of guided samples.
     fn guided(&self) -> f64 {
         self.guided_share.unwrap_or(if self.reads_scale() { 0.2 } else { 1.0 - self.drop_probability })
     }
 
-    /// Whether the network reads the scale.
+    /// Returns whether the network reads the scale.
     fn reads_scale(&self) -> bool {
         matches!(self.scale, Scale::Input { .. })
     }
 
-    /// The prediction that stands for the unconditional one.
+    /// Evaluates the substitute for the unconditional prediction.
     fn contrast(&self, context: &Context<'_>) -> Tensor<3> {
         let number = |scale: f64| self.reads_scale().then(|| vec![scale; context.batch()]);
         match self.unconditional {
@@ -181,19 +181,17 @@ impl Objective for Mg {
                 problems.push(Problem::new("/scale/min", what).and_at("/scale/max").accepts("min <= max"));
             }
             Scale::Fixed { scale } if scale >= 2.0 => {
-                let what = format!("training at the fixed scale {scale} diverges: its optimum is 1 / (2 - scale)");
+                let what = format!("training diverges at the fixed scale {scale}: the optimum is 1 / (2 - scale)");
                 let problem = Problem::new("/scale/scale", what).accepts("a scale below 2");
-                problems.push(
-                    problem.fix(
-                        "set /objective/scale to {\"type\": \"input\"}: a network that reads the scale learns any",
-                    ),
-                );
+                problems.push(problem.fix(
+                    "set /objective/scale to {\"type\": \"input\"}: a network that reads the scale can learn any",
+                ));
             }
             _ => {}
         }
         if self.guided() + self.drop_probability > 1.0 + 1e-12 {
             let what = format!(
-                "`guided_share` = {} and `drop_probability` = {} are more than all",
+                "`guided_share` = {} and `drop_probability` = {} sum to more than 1",
                 self.guided(),
                 self.drop_probability
             );
@@ -252,7 +250,7 @@ impl Objective for Mg {
         };
         let Some(now) = measurements.get(measurement) else {
             let known: Vec<&str> = measurements.keys().map(String::as_str).collect();
-            return Err(format!("objective \"mg\" follows `{measurement}`; measured are {}", known.join(", ")));
+            return Err(format!("objective \"mg\" follows `{measurement}`; the metrics measure {}", known.join(", ")));
         };
         let smooth = |past: f64, new: f64| smoothing * past + (1.0 - smoothing) * new;
         let usual = memory.get("quality").copied().unwrap_or(*now);
@@ -265,24 +263,32 @@ impl Objective for Mg {
     }
 
     fn extension(&self, family: Family) -> Option<&'static str> {
-        let why = "the paper's target is a shifted one of a squared error; here the logits are shifted back";
+        let why = "the paper shifts the target of a squared error; with logits, the prediction is shifted back instead";
         family.has_logits().then_some(why)
+    }
+
+    fn null(&self) -> NullPrediction {
+        if self.drop_probability > 0.0 {
+            NullPrediction::TrainedAt(self.reads_scale().then_some(0.0))
+        } else {
+            NullPrediction::Untrained("`drop_probability` is 0")
+        }
     }
 
     fn optimum(&self, family: Family) -> Optimum {
         if self.unconditional == Unconditional::Null && self.drop_probability == 0.0 {
-            return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
+            return Optimum::Unstated("the null prediction is never trained and keeps its initial value");
         }
         if self.unconditional != Unconditional::Null && family.has_logits() {
-            return Optimum::Unstated("the cross-entropy of a mixture over random classes is not that of its mean");
+            return Optimum::Unstated("cross-entropy does not commute with the mean over random classes");
         }
         if !self.reads_scale() && (self.guided() + self.drop_probability - 1.0).abs() > 1e-12 {
-            return Optimum::Unstated("plain and guided samples train the same prediction");
+            return Optimum::Unstated("unguided and guided samples train the same prediction");
         }
         let fixed = match self.scale {
             Scale::Automatic { .. } => return Optimum::Unstated("the scale moves with the quality of samples"),
             Scale::Fixed { scale } if scale >= 2.0 => {
-                return Optimum::Unbounded("the fixed point 1 / (2 - s) repels from s = 2 on");
+                return Optimum::Unbounded("the fixed point 1 / (2 - s) repels for s >= 2");
             }
             Scale::Fixed { scale } => scale,
             Scale::Input { .. } => 1.0,
@@ -304,7 +310,7 @@ impl Objective for Mg {
         };
         if matches!(against, Against::MeanOfOtherClasses) && !self.reads_scale() {
             return Optimum::Unstated(
-                "it depends on the number of classes n: 1 / (1 - w n / (n - 1)) against their mean",
+                "the scale depends on the number of classes n: 1 / (1 - w n / (n - 1)) against the mean of all classes",
             );
         }
         Optimum::Tilted(Tilt { against, ..tilt })
@@ -349,8 +355,8 @@ mod tests {
             mg.measured(&mut memory, &BTreeMap::from([("fid".to_string(), fid)])).unwrap();
             memory["scale"]
         };
-        // The first is its own yardstick: no fall. Then 8 > 6 aims at 1.2, half of the way; 5 < 7 aims at 0.9, which is
-        // held at 1.
+        // The first measurement equals its own average, so the scale stays at 1. Then 8 > 6 aims at 1.2 and moves half
+        // the way. Then 5 < 7 aims at 0.9, which is clamped to 1.
         assert_eq!(tell(6.0), 1.0);
         assert!((tell(8.0) - 1.1).abs() < 1e-12);
         assert!((tell(5.0) - 1.05).abs() < 1e-12);

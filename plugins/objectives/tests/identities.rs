@@ -1,16 +1,17 @@
-//! Identities between objectives on one batch: values and gradients.
+//! Identities between objectives on one batch, in values and gradients.
 
-use framework::backbone::Control;
 use framework::burn::tensor::{DType, Device, Tensor};
-use framework::condition::Condition;
-use framework::objective::{Context, Draw, Models, Objective, Role};
+use framework::network::backbone::Control;
+use framework::network::condition::Condition;
+use framework::objective::Objective;
+use framework::objective::context::{Context, Models, RandomChoices, Role};
+use framework::process::diffusion::VpConfig;
 use framework::process::{Example, Input, Progress, Target};
 use framework::random::{Random, tensor};
-use framework::vp::VpConfig;
 use framework_dylib as _;
 use objectives::{Cfg, Gft};
 
-/// A network of one number a sample and channel, whatever it is asked.
+/// A network that predicts fixed values, plus a constant offset for the null condition.
 struct Numbers(Tensor<3>);
 
 impl Models for Numbers {
@@ -21,10 +22,10 @@ impl Models for Numbers {
     }
 }
 
-/// The highest number, and nothing dropped.
+/// Random choices that return the upper bound and drop no condition.
 struct Highest;
 
-impl Draw for Highest {
+impl RandomChoices for Highest {
     fn uniform(&self, _: &str, _: f64, high: f64, n: usize) -> Vec<f64> {
         vec![high; n]
     }
@@ -66,7 +67,7 @@ fn gft_at_beta_one_is_the_plain_conditional_loss() {
     let ((a, da), (b, db)) = (value_and_gradient(&gft), value_and_gradient(&cfg));
     let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(apart(&a, &b) < 1e-12 && apart(&da, &db) < 1e-12, "{a:?} {b:?}");
-    // And below one it is another loss.
+    // Below beta = 1 the two losses differ.
     let half: Gft = framework::serde_json::from_str(r#"{"beta_min": 0.5, "beta_max": 0.5}"#).unwrap();
     assert!(apart(&value_and_gradient(&half).0, &b) > 1e-3);
 }

@@ -1,4 +1,5 @@
-//! CCA's loss of recorded log-probabilities equals that of the official code (thu-ml/CCA 7d5a073; `shared/goldens`).
+//! The CCA loss on recorded log-probabilities equals the loss of the official code (thu-ml/CCA 7d5a073;
+//! `tests/goldens/data`).
 
 use framework::burn::tensor::{DType, Device, Tensor};
 use framework::random::tensor;
@@ -6,9 +7,9 @@ use framework_dylib as _;
 use goldens::Golden;
 use objectives::{Cca, Negatives, Variant};
 
-/// The loss of a golden file with the options it was recorded with.
+/// Compares the loss with the one in a golden file. `cca` has the options of the recording.
 fn compare(file: &str, cca: &Cca) {
-    let Some(golden) = Golden::open(file) else { return };
+    let golden = Golden::open(file);
     let (own, other) = (golden.numbers("img_logp_gap"), golden.numbers("negative_img_logp_gap"));
     let weighed = golden.names().any(|name| name == "neg_weight");
     let positive = if weighed { golden.flags("neg_weight") } else { vec![false; own.len()] };
@@ -34,6 +35,6 @@ fn losses_equal_the_official_ones() {
     compare("cca_llamagen_cca.safetensors", &contrast(0.02, negatives(300.0)));
     compare("cca_llamagen_cca_lowlambda.safetensors", &contrast(0.1, negatives(0.5)));
     compare("cca_llamagen_dpo.safetensors", &cca(Variant::Dpo { beta: 0.02 }));
-    // The official LlamaGen script runs the unlearning loss under the name of CCA where nothing is dropped.
+    // If no condition is dropped, the official LlamaGen script computes the unlearning loss under the name CCA.
     compare("cca_llamagen_nouncond.safetensors", &cca(Variant::Unlearning { negatives: undivided(300.0) }));
 }

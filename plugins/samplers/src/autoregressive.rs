@@ -1,33 +1,32 @@
-//! One token after the other, in raster order.
+//! Samples one token after the other, in raster order.
 //!
-//!   x_i ~ softmax(guided f(x_<i, c) / temperature), among the top_k likeliest and the share top_p
+//!   x_i ~ softmax(guided f(x_<i, c) / temperature), restricted by top_k and top_p
 //!
 //! Source: arXiv:2406.06525 sec. 2.3.
 
 use crate::categorical::{self, Categorical};
-use framework::guidance::Denoiser;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{NoiseSource, Observer, Sampler, SamplerStep, Sampling, TokenSampler};
 
-/// Token by token.
+/// Sampling token by token, in raster order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(example = framework::serde_json::json!({ "temperature": 0.9, "top_k": 4, "top_p": 0.9 }))]
 #[serde(deny_unknown_fields)]
 pub struct Autoregressive {
-    /// Divides the logits, 0 to 100; 0 = the most likely token.
+    /// Divisor of the logits, 0 to 100; 0 = always the most likely token.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub temperature: f64,
-    /// Only so many of the likeliest tokens; 0 = all.
+    /// Top-k: samples only from this many most likely tokens; 0 = all.
     #[serde(default)]
     #[schemars(range(max = 10_000_000))]
     pub top_k: usize,
-    /// Only the likeliest tokens that together hold this share, above 0; 1 = all.
+    /// Top-p: samples only from the most likely tokens that together hold this share, above 0; 1 = all.
     #[serde(default = "one")]
     #[schemars(range(min = 1e-6, max = 1.0))]
     pub top_p: f64,
-    /// Keep keys and values of the tokens read, rather than read all of them for each token. The samples are the same.
+    /// Caches the keys and values of earlier tokens instead of recomputing them. The samples are the same.
     #[serde(default = "yes")]
     pub cache: bool,
 }
@@ -46,19 +45,27 @@ impl Sampler for Autoregressive {
         categorical::check(self.temperature, &[self.top_k], &[self.top_p])
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::NextToken
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::NextToken(self)
     }
 
     fn evaluations(&self, shape: &LatentShape) -> usize {
         shape.positions()
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let (batch, length, device) = (noise.count(), model.shape().positions(), noise.device());
+impl TokenSampler for Autoregressive {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        length: usize,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<2, Int> {
+        let (batch, device) = (noise.count(), noise.device());
         let how = Categorical { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p };
         model.keep(self.cache);
-        // The place of the token to come holds 0, which no one reads.
+        // The position of the next token holds 0, which the network never reads.
         let next = || Tensor::<2, Int>::zeros([batch, 1], &device);
         let mut ids = next();
         for i in 0..length {
@@ -72,8 +79,8 @@ impl Sampler for Autoregressive {
             if i + 1 < length {
                 ids = Tensor::cat(vec![ids, next()], 1);
             }
-            observer.step(&Progress { step: i + 1, steps: length, t: 1.0 - progress, state: None });
+            observer.step(&SamplerStep { step: i + 1, steps: length, t: 1.0 - progress, state: None });
         }
-        Latent::Ids(ids)
+        ids
     }
 }

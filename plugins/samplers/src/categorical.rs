@@ -1,22 +1,23 @@
-//! Drawing a token from logits: temperature, then the k most likely, then the likeliest that hold a share p.
+//! Samples a token from logits. Top-k keeps the k most likely tokens, then top-p keeps the most likely ones that hold a
+//! share p.
 //!
 //! Source: arXiv:1805.04833 sec. 5.4 (top-k), arXiv:1904.09751 eq. 3 (top-p).
 
 use framework::prelude::*;
 
-/// How a token is drawn from its logits.
+/// Settings for sampling a token from its logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Categorical {
-    /// Divides the logits; 0 = the most likely token.
+    /// Divisor of the logits; 0 = always the most likely token.
     pub temperature: f64,
-    /// Only so many of the likeliest tokens; 0 = all.
+    /// Top-k: samples only from this many most likely tokens; 0 = all.
     pub top_k: usize,
-    /// Only the likeliest tokens that together hold this share, above 0; 1 = all.
+    /// Top-p: samples only from the most likely tokens that together hold this share, above 0; 1 = all.
     pub top_p: f64,
 }
 
 impl Categorical {
-    /// Which tokens may be drawn. Tokens as likely as the last one kept are kept.
+    /// Returns which tokens can be sampled. Top-k also keeps tokens that are as likely as the last one it keeps.
     pub fn keep(&self, logits: &[f64]) -> Vec<bool> {
         let mut keep = vec![true; logits.len()];
         if self.top_k > 0 && self.top_k < logits.len() {
@@ -32,7 +33,7 @@ impl Categorical {
             let total: f64 = order.iter().map(|i| weight(*i)).sum();
             let mut before = 0.0;
             for i in order {
-                // Dropped once those more likely hold the share already.
+                // Drop the token if the more likely ones already hold the share.
                 keep[i] = before < self.top_p * total;
                 before += weight(i);
             }
@@ -44,7 +45,7 @@ impl Categorical {
         if self.temperature > 0.0 { self.temperature } else { 1.0 }
     }
 
-    /// The token at the share `u` in [0, 1) of the distribution.
+    /// Returns the token at `u` in [0, 1) of the cumulative distribution.
     pub fn draw(&self, logits: &[f64], u: f64) -> usize {
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a))).unwrap_or(0);
         if self.temperature == 0.0 || self.top_k == 1 {
@@ -67,21 +68,21 @@ impl Categorical {
     }
 }
 
-/// Problems of the three settings, which every token sampler has; pointers are relative to the entry.
+/// Checks the three settings that every token sampler has. Pointers are relative to the sampler.
 pub(crate) fn check(temperature: f64, top_k: &[usize], top_p: &[f64]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let idle = top_k.iter().any(|k| *k != 0) || top_p.iter().any(|p| *p != 1.0);
     if temperature == 0.0 && idle {
-        let what = "`top_k` and `top_p` have no effect at temperature 0: the most likely token is taken";
-        problems.push(Problem::new("/temperature", what).accepts("a temperature above 0, or neither of the two"));
+        let what = "`top_k` and `top_p` have no effect at temperature 0, which takes the most likely token";
+        problems.push(Problem::new("/temperature", what).accepts("a temperature above 0, or no `top_k` and `top_p`"));
     }
     problems
 }
 
-/// Tokens `[B, n]` from logits `[B, n, vocabulary]` and as many shares.
+/// Samples tokens `[B, n]` from logits `[B, n, vocabulary]`. `shares` holds one uniform random number per token.
 pub(crate) fn draw(logits: Tensor<3>, shares: &[f64], how: Categorical) -> Vec<i64> {
     let [.., vocabulary] = logits.dims();
-    let logits = logits.into_data().convert::<f64>().try_into_vec::<f64>().expect("converted");
+    let logits = logits.into_data().convert::<f64>().try_into_vec::<f64>().expect("the data was converted to f64");
     logits.chunks(vocabulary).zip(shares).map(|(logits, u)| how.draw(logits, *u) as i64).collect()
 }
 
@@ -90,23 +91,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worked_by_hand() {
-        // Probabilities 0.5, 0.3, 0.15, 0.05.
+    fn tokens_equal_the_ones_computed_by_hand() {
+        // Probabilities 0.5, 0.15, 0.3, 0.05.
         let logits = [0.5_f64.ln(), 0.15_f64.ln(), 0.3_f64.ln(), 0.05_f64.ln()];
         let all = Categorical { temperature: 1.0, top_k: 0, top_p: 1.0 };
         assert_eq!(all.keep(&logits), [true; 4]);
         assert_eq!(Categorical { top_k: 2, ..all }.keep(&logits), [true, false, true, false]);
-        // 0.5 < 0.6, so the second is kept too; 0.8 >= 0.6.
+        // 0.5 < 0.6, so the second most likely token is kept too. 0.5 + 0.3 >= 0.6, so the third is dropped.
         assert_eq!(Categorical { top_p: 0.6, ..all }.keep(&logits), [true, false, true, false]);
         assert_eq!(Categorical { top_p: 0.4, ..all }.keep(&logits), [true, false, false, false]);
         assert_eq!([0.0, 0.49, 0.51, 0.64, 0.66, 0.96].map(|u| all.draw(&logits, u)), [0, 0, 1, 1, 2, 3]);
         assert_eq!(Categorical { temperature: 0.0, ..all }.draw(&logits, 0.99), 0);
-        // Of the two likeliest alone: 0.625 and 0.375.
+        // The two most likely tokens alone have probabilities 0.625 and 0.375.
         assert_eq!([0.6, 0.7].map(|u| Categorical { top_k: 2, ..all }.draw(&logits, u)), [0, 2]);
     }
 
     #[test]
-    fn shares_are_probabilities() {
+    fn token_frequencies_equal_probabilities() {
         let logits = [1.0, -0.5, 0.3];
         let how = Categorical { temperature: 0.7, top_k: 0, top_p: 1.0 };
         let n = 20_000;

@@ -1,36 +1,35 @@
-//! DDIM.
+//! DDIM: each step predicts the clean latent and adds the predicted noise of the next time.
 //!
 //!   x' = alpha' x + sqrt(sigma'^2 - s^2) eps + s noise,
 //!   s  = eta sqrt(sigma'^2 / sigma^2) sqrt(1 - alpha^2 / alpha'^2)
 //!
-//! Source: arXiv:2010.02502 eq. 12 and 16. eta = 0 is deterministic, eta = 1 has the variance of DDPM.
+//! eta = 0 is deterministic, eta = 1 has the variance of DDPM. Source: arXiv:2010.02502 eq. 12 and 16.
 
 use crate::grid::TableSpacing;
 use crate::{evaluate, zero_steps};
-use framework::guidance::Denoiser;
-use framework::path::Coefficients;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::process::path::Coefficients;
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 
-/// DDIM on a table of training times, or on evenly spread times of a flow.
+/// DDIM on a table of training times, or on evenly spaced times of a flow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ddim {
-    /// Steps; at most the number of training times where there is a table.
+    /// Number of steps. With a table, at most the number of training times.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
-    /// Share of DDPM's noise that is added, in [0, 1].
+    /// Share of DDPM's noise that each step adds, in [0, 1].
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub eta: f64,
-    /// Which training times are visited.
+    /// Spacing of the training times.
     #[serde(default)]
     pub spacing: TableSpacing,
-    /// The last step ends at the first training time instead of at clean data (latent diffusion's published form).
+    /// Ends the last step at the first training time instead of at clean data, as latent diffusion was published.
     #[serde(default)]
     pub end_at_first_time: bool,
-    /// Clip the predicted clean latent to [-1, 1]: for pixels.
+    /// Clips the predicted clean latent to [-1, 1]. For pixels only.
     #[serde(default)]
     pub clip: bool,
 }
@@ -38,8 +37,8 @@ pub struct Ddim {
 framework::register!(sampler "ddim" => Ddim, "arXiv:2010.02502");
 
 impl Ddim {
-    /// The times visited, from noise to data; the last step goes on to clean data.
-    fn times(&self, path: &dyn Path) -> Vec<f64> {
+    /// Returns the times of the evaluations, from noise to data. The end of the last step is not included.
+    fn times(&self, path: &dyn NoisePath) -> Vec<f64> {
         match path.table() {
             Some(table) => {
                 let indices = self.spacing.indices(self.steps, table).expect("the check phase places the steps");
@@ -59,10 +58,10 @@ impl Sampler for Ddim {
     }
 
     fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
-        match process.path().map(Path::table) {
+        match process.path().map(NoisePath::table) {
             Some(Some(table)) => self.spacing.indices(self.steps, table).err().into_iter().collect(),
             Some(None) if self.spacing != TableSpacing::Uniform => {
-                let what = "this spacing is one of training times; the process has no table of them";
+                let what = "this spacing selects training times, but the process has no table of training times";
                 vec![Problem::new("/spacing", what).accepts("\"uniform\"")]
             }
             Some(None) => Vec::new(),
@@ -74,19 +73,26 @@ impl Sampler for Ddim {
         self.eta > 0.0
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Continuous
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Continuous(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let path = model.process().path().expect("the check phase refuses other families");
+impl ContinuousSampler for Ddim {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        path: &dyn NoisePath,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
         let times = self.times(path);
         let clean = Coefficients { alpha: 1.0, sigma: 0.0, d_alpha: 0.0, d_sigma: 0.0 };
-        // A flow has no first training time: a thousandth is where published tables begin.
+        // A flow has no first training time. Use 1/1000, where published tables begin.
         let first = 1.0 / path.table().unwrap_or(1000) as f64;
         let end = if self.end_at_first_time { path.at(first) } else { clean };
         let mut x_t = noise.normal(0);
@@ -100,8 +106,8 @@ impl Sampler for Ddim {
             if s > 0.0 {
                 x_t = x_t + noise.normal(k + 1) * s;
             }
-            observer.step(&Progress { step: k + 1, steps: times.len(), t: *t, state: Some(&x_t) });
+            observer.step(&SamplerStep { step: k + 1, steps: times.len(), t: *t, state: Some(&x_t) });
         }
-        Latent::Values(x_t)
+        x_t
     }
 }

@@ -1,4 +1,4 @@
-//! DDPM: ancestral sampling on a (respaced) table.
+//! DDPM: ancestral sampling on a table of training times, which may be respaced.
 //!
 //!   x' = c_x x + c_t x_t + exp(log_variance / 2) noise
 //!   c_x = beta alpha' / sigma^2,   c_t = sigma'^2 sqrt(1 - beta) / sigma^2,   beta = 1 - alpha^2 / alpha'^2
@@ -7,38 +7,37 @@
 
 use crate::grid::TableSpacing;
 use crate::{evaluate, zero_steps};
-use framework::guidance::Denoiser;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 
-/// The variance of a step.
+/// Variance of the noise that a step adds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Variance {
-    /// The posterior's: right if the data were one point.
+    /// Posterior variance. It is exact if the data is a single point.
     #[default]
     FixedSmall,
-    /// beta: right if the data were noise.
+    /// beta. It is exact if the data is standard normal noise.
     FixedLarge,
-    /// Between the two, as the network's extra channels say (`learn_sigma`).
+    /// Interpolation between the two by the network's extra channels (`learn_sigma`).
     LearnedRange,
 }
 
-/// Ancestral sampling.
+/// DDPM's ancestral sampling on a table of training times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ddpm {
-    /// Steps, 1 to the number of training times.
+    /// Number of steps, 1 to the number of training times.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
-    /// Variance of a step.
+    /// Variance of the noise that a step adds.
     #[serde(default)]
     pub variance: Variance,
-    /// Which training times are visited.
+    /// Spacing of the training times.
     #[serde(default)]
     pub spacing: TableSpacing,
-    /// Clip the predicted clean latent to [-1, 1]: for pixels.
+    /// Clips the predicted clean latent to [-1, 1]. For pixels only.
     #[serde(default)]
     pub clip: bool,
 }
@@ -51,7 +50,7 @@ impl Sampler for Ddpm {
     }
 
     fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
-        match process.path().and_then(Path::table) {
+        match process.path().and_then(NoisePath::table) {
             Some(table) => self.spacing.indices(self.steps, table).err().into_iter().collect(),
             None => vec![Problem::new("", "ddpm needs a process with a table of training times")],
         }
@@ -61,16 +60,23 @@ impl Sampler for Ddpm {
         (self.variance == Variance::LearnedRange).then_some("/variance")
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Continuous
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Continuous(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let path = model.process().path().expect("the check phase refuses other families");
+impl ContinuousSampler for Ddpm {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        path: &dyn NoisePath,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
         let table = path.table().expect("the check phase refuses processes without a table");
         let indices = self.spacing.indices(self.steps, table).expect("the check phase places the steps");
         let time = |index: usize| (index + 1) as f64 / table as f64;
@@ -80,7 +86,7 @@ impl Sampler for Ddpm {
         let beta = |k: usize| 1.0 - alpha_bar[k] / before(k);
         let posterior = |k: usize| beta(k) * (1.0 - before(k)) / (1.0 - alpha_bar[k]);
         let last = indices.len() - 1;
-        // The last posterior variance is 0; its logarithm is taken from the step before it, as published.
+        // The last posterior variance is 0. Use the logarithm of the previous step's variance instead, as published.
         let log_posterior = |k: usize| posterior(if k == last { last.saturating_sub(1) } else { k }).ln();
         let mut x_t = noise.normal(0);
         for (k, index) in indices.iter().enumerate() {
@@ -97,15 +103,15 @@ impl Sampler for Ddpm {
                     Variance::FixedSmall => noise * deviation(log_posterior(k)),
                     Variance::FixedLarge => noise * deviation(beta_k.ln()),
                     Variance::LearnedRange => {
-                        let v = predicted.extra.expect("the check phase asks for `learn_sigma`");
+                        let v = predicted.extra.expect("the check phase requires `learn_sigma`");
                         let share = (v + 1.0) * 0.5;
                         let log_variance = share * (beta_k.ln() - log_posterior(k)) + log_posterior(k);
                         noise * (log_variance * 0.5).exp()
                     }
                 }
             };
-            observer.step(&Progress { step: k + 1, steps: indices.len(), t: time(*index), state: Some(&x_t) });
+            observer.step(&SamplerStep { step: k + 1, steps: indices.len(), t: time(*index), state: Some(&x_t) });
         }
-        Latent::Values(x_t)
+        x_t
     }
 }

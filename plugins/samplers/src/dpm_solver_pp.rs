@@ -2,30 +2,30 @@
 //!
 //!   x' = (sigma' / sigma) x - alpha' (e^-h - 1) (m_0 + D_1 / 2),   h = lambda' - lambda,   D_1 = (m_0 - m_1) h / h_0
 //!
-//! for order 2 (2M), with m_i the clean latents predicted now and before; order 3 adds the second difference.
-//! Source: arXiv:2211.01095 algorithm 2 and app. B. On Karras' levels: `k_diffusion` with the method `dpmpp2m`.
+//! This is order 2 (2M). m_0 and m_1 are the clean latents predicted at this step and at the one before it. Order 3
+//! adds the second difference. For Karras' sigmas, use `k_diffusion` with the method `dpmpp2m`.
+//! Source: arXiv:2211.01095 algorithm 2 and app. B.
 
 use crate::{evaluate, zero_steps};
-use framework::guidance::Denoiser;
-use framework::path::Coefficients;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::process::path::Coefficients;
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 
-/// Where the times of a trajectory lie.
+/// Spacing of a trajectory's times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Spacing {
-    /// Evenly in t.
+    /// Evenly spaced in t.
     #[default]
     Uniform,
-    /// Evenly in lambda = log(alpha / sigma).
+    /// Evenly spaced in lambda = log(alpha / sigma).
     LogSnr,
-    /// Evenly in the root of t.
+    /// Evenly spaced in the square root of t.
     Quadratic,
-    /// Evenly over the training times, rounded to whole ones, and clean data at the end.
+    /// Evenly spaced over the training times and rounded to whole ones, with clean data at the end.
     Timesteps {
-        /// Added to the training time that the network is told; GFT's published DiT sampler: 1.
+        /// Added to the training time passed to the network, 0 or 1. GFT's published DiT sampler uses 1.
         #[serde(default)]
         #[schemars(range(max = 1))]
         network_offset: u8,
@@ -39,31 +39,31 @@ fn yes() -> bool {
     true
 }
 
-/// The multistep solver.
+/// DPM-Solver++, multistep, in data prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DpmSolverPp {
-    /// Steps, at least the order.
+    /// Number of steps, at least `order`.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
-    /// Order, 1 to 3.
+    /// Order of the solver, 1 to 3.
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 3))]
     pub order: usize,
-    /// Where the times lie.
+    /// Spacing of the times.
     #[serde(default)]
     pub spacing: Spacing,
-    /// Lower the order in the last steps of a trajectory of fewer than 10 steps.
+    /// Lowers the order in the last steps if the trajectory has fewer than 10 steps.
     #[serde(default = "yes")]
     pub lower_order_final: bool,
-    /// One more evaluation at the last time, whose clean latent is the result.
+    /// Adds one evaluation at the last time and returns its clean latent.
     #[serde(default)]
     pub denoise_to_zero: bool,
 }
 
 framework::register!(sampler "dpm_solver_pp" => DpmSolverPp, "arXiv:2211.01095");
 
-/// One point of a trajectory: its schedule, lambda, and the time the network is told.
+/// One point of a trajectory: its schedule, its lambda, and the time passed to the network.
 #[derive(Clone, Copy)]
 struct Point {
     at: Coefficients,
@@ -72,11 +72,11 @@ struct Point {
 }
 
 impl DpmSolverPp {
-    /// From noise to data, `steps + 1` points.
-    fn points(&self, path: &dyn Path) -> Vec<Point> {
+    /// Returns the `steps + 1` points from noise to data.
+    fn points(&self, path: &dyn NoisePath) -> Vec<Point> {
         let n = self.steps;
-        // Continuous paths have no first training time: a thousandth, where published tables begin, and as far from pure
-        // noise, where lambda may be infinite.
+        // Continuous paths have no first training time. End at 1/1000, where published tables begin. Start 1/1000 below
+        // pure noise, where lambda may be infinite.
         let table = path.table().unwrap_or(1000) as f64;
         let (start, end) = (if path.table().is_some() { 1.0 } else { 1.0 - 1.0 / table }, 1.0 / table);
         let even = |from: f64, to: f64, i: usize| from + (to - from) * i as f64 / n as f64;
@@ -119,7 +119,7 @@ impl Sampler for DpmSolverPp {
             problems.push(
                 Problem::new(
                     "/denoise_to_zero",
-                    "`denoise_to_zero` has no effect: the spacing `timesteps` ends at clean data already",
+                    "`denoise_to_zero` has no effect: the spacing `timesteps` already ends at clean data",
                 )
                 .and_at("/spacing"),
             );
@@ -145,20 +145,27 @@ impl Sampler for DpmSolverPp {
         false
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Continuous
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Continuous(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps + usize::from(self.denoise_to_zero)
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let path = model.process().path().expect("the check phase refuses other families");
+impl ContinuousSampler for DpmSolverPp {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        path: &dyn NoisePath,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
         let points = self.points(path);
         let steps = self.evaluations(model.shape());
         let mut x_t = noise.normal(0);
-        // The latest predictions of the clean latent, newest first, with their lambda.
+        // The last predicted clean latents with their lambda, newest first.
         let mut past: Vec<(Tensor<3>, f64)> = Vec::new();
         for k in 0..self.steps {
             let (from, to) = (points[k], points[k + 1]);
@@ -166,9 +173,9 @@ impl Sampler for DpmSolverPp {
             let m0 = predicted.x;
             let h = to.lambda - from.lambda;
             let decay = (-h).exp();
-            // m0 - e^-h m0 of a plain rule; CFG++ renoises with its second prediction.
+            // A plain rule gives m0 - e^-h m0. CFG++ uses its second prediction in the second term.
             let mut next = m0.clone() - predicted.x_of_eps.clone() * decay;
-            // At clean data h is infinite and the differences vanish against m0.
+            // At clean data h is infinite, and the differences vanish relative to m0.
             let order = if h.is_finite() { self.order_of_step(k) } else { 1 };
             let phi1 = (-h).exp_m1();
             if order >= 2 {
@@ -190,13 +197,13 @@ impl Sampler for DpmSolverPp {
             x_t = next * to.at.alpha + x_t * (to.at.sigma / from.at.sigma);
             past.insert(0, (predicted.x_of_eps, from.lambda));
             past.truncate(2);
-            observer.step(&Progress { step: k + 1, steps, t: from.t, state: Some(&x_t) });
+            observer.step(&SamplerStep { step: k + 1, steps, t: from.t, state: Some(&x_t) });
         }
         if self.denoise_to_zero {
             let end = points[self.steps];
             x_t = evaluate(model, &x_t, end.t, end.at, false).x;
-            observer.step(&Progress { step: steps, steps, t: end.t, state: Some(&x_t) });
+            observer.step(&SamplerStep { step: steps, steps, t: end.t, state: Some(&x_t) });
         }
-        Latent::Values(x_t)
+        x_t
     }
 }

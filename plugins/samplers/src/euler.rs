@@ -1,4 +1,4 @@
-//! Euler's method on the flow.
+//! Euler's method for flows.
 //!
 //!   x' = x_t + (t' - t) velocity(x_t, t)
 //!
@@ -6,23 +6,22 @@
 
 use crate::flow::{FlowSpacing, needs_path, velocity};
 use crate::zero_steps;
-use framework::guidance::Denoiser;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 
-/// First order, deterministic.
+/// Euler's method: first order, deterministic, one evaluation per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Euler {
-    /// Steps.
+    /// Number of steps.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
-    /// Moves times toward the noise (above 1) or the data (below); 1 = even.
+    /// Time shift. Above 1 moves the times toward noise, below 1 toward data; 1 = no shift.
     #[serde(default = "one")]
     #[schemars(range(min = 0.01, max = 100.0))]
     pub shift: f64,
-    /// How times are spread before they are moved.
+    /// Spacing of the times before the shift.
     #[serde(default)]
     pub spacing: FlowSpacing,
 }
@@ -46,22 +45,29 @@ impl Sampler for Euler {
         false
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Continuous
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Continuous(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let path = model.process().path().expect("the check phase refuses other families");
+impl ContinuousSampler for Euler {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        path: &dyn NoisePath,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
         let times = self.spacing.times(self.steps, path.interval(), self.shift);
         let mut x_t = noise.normal(0);
         for (k, pair) in times.windows(2).enumerate() {
-            x_t = x_t.clone() + velocity(model, &x_t, pair[0]) * (pair[1] - pair[0]);
-            observer.step(&Progress { step: k + 1, steps: self.steps, t: pair[0], state: Some(&x_t) });
+            x_t = x_t.clone() + velocity(model, path, &x_t, pair[0]) * (pair[1] - pair[0]);
+            observer.step(&SamplerStep { step: k + 1, steps: self.steps, t: pair[0], state: Some(&x_t) });
         }
-        Latent::Values(x_t)
+        x_t
     }
 }

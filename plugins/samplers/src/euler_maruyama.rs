@@ -1,26 +1,25 @@
-//! The stochastic flow: drift by velocity and score, noise of a chosen size at every step.
+//! Stochastic sampling of flows: the drift combines velocity and score, and every step adds noise of a chosen size.
 //!
 //!   x' = x_t + h (-velocity + D score) + sqrt(2 D h) noise,   h = t - t' > 0,   D = D(t)
 //!
-//! Any D >= 0 keeps the marginals of the flow. The last step, of its own size, adds no noise.
-//! Source: arXiv:2401.08740 eq. 7 and app. B; its forms of D and last steps are those of its released code.
+//! Any D >= 0 keeps the marginals of the flow. The last step has its own size and adds no noise.
+//! Source: arXiv:2401.08740 eq. 7 and app. B; the forms of D and the last steps follow its released code.
 
 use crate::flow::{needs_path, velocity, velocity_and_score};
 use crate::zero_steps;
-use framework::guidance::Denoiser;
-use framework::path::Coefficients;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::process::path::Coefficients;
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 use std::f64::consts::PI;
 
-/// The size of the noise, `D(t)`; t = 0 is data.
+/// Noise size `D(t)`; t = 0 is data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Diffusion {
     /// norm
     Constant,
-    /// That of the forward process with these marginals, times norm.
+    /// norm times the noise size of the forward process with these marginals
     Sbdm,
     /// norm sigma_t
     #[default]
@@ -46,53 +45,53 @@ impl Diffusion {
     }
 }
 
-/// How a step is taken.
+/// Integration method of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// One evaluation a step.
+    /// Euler-Maruyama: one evaluation per step.
     #[default]
     Euler,
-    /// Noise first, then the mean of the drifts at both ends: two evaluations a step.
+    /// Heun: adds the noise first, then follows the mean of the drifts at both ends. Two evaluations per step.
     Heun,
 }
 
-/// What ends a trajectory.
+/// Last step of a trajectory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LastStep {
-    /// The drift alone.
+    /// A step along the drift, without noise.
     #[default]
     Mean,
     /// The expected clean latent, `(x_t + sigma^2 score) / alpha`.
     Tweedie,
-    /// Along the velocity.
+    /// A step along the velocity.
     Euler,
-    /// Nothing: the noisy steps go all the way.
+    /// No separate last step: the noisy steps go all the way to data.
     None,
 }
 
-/// Steps with noise.
+/// Stochastic sampling of flows with a chosen noise size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EulerMaruyama {
-    /// Steps, the last one included.
+    /// Number of steps, including the last one.
     #[schemars(range(min = 2, max = 100_000))]
     pub steps: usize,
-    /// The form of the noise's size.
+    /// Form of the noise size D(t).
     #[serde(default)]
     pub diffusion: Diffusion,
-    /// Scales it, at least 0.
+    /// `norm` in D(t), at least 0.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub diffusion_norm: f64,
-    /// How a step is taken.
+    /// Integration method of a step.
     #[serde(default)]
     pub method: Method,
-    /// What ends the trajectory.
+    /// Last step of the trajectory.
     #[serde(default)]
     pub last_step: LastStep,
-    /// Size of the last step in time, in (0, 1).
+    /// Size of the last step in time, 1e-6 to 0.5.
     #[serde(default = "published")]
     #[schemars(range(min = 1e-6, max = 0.5))]
     pub last_step_size: f64,
@@ -108,16 +107,16 @@ fn published() -> f64 {
 framework::register!(sampler "euler_maruyama" => EulerMaruyama, "arXiv:2401.08740");
 
 impl EulerMaruyama {
-    /// Noisy steps.
+    /// Returns the number of noisy steps.
     fn noisy(&self) -> usize {
         if self.last_step == LastStep::None { self.steps } else { self.steps - 1 }
     }
 
-    /// The drift toward the data and the size of the noise.
-    fn drift(&self, model: &mut Denoiser<'_>, x_t: &Tensor<3>, t: f64) -> (Tensor<3>, f64) {
-        let at = model.process().path().expect("the check phase refuses other families").at(t);
+    /// Returns the drift toward data and the noise size D(t).
+    fn drift(&self, model: &mut Denoiser<'_>, path: &dyn NoisePath, x_t: &Tensor<3>, t: f64) -> (Tensor<3>, f64) {
+        let at = path.at(t);
         let size = self.diffusion.at(t, at, self.diffusion_norm);
-        let (velocity, score) = velocity_and_score(model, x_t, t);
+        let (velocity, score) = velocity_and_score(model, path, x_t, t);
         (score * size - velocity, size)
     }
 }
@@ -138,23 +137,30 @@ impl Sampler for EulerMaruyama {
         let Some(path) = process.path() else { return problems };
         let [_, noise] = path.interval();
         if self.diffusion == Diffusion::Sbdm && path.at(noise).alpha == 0.0 {
-            let what = "\"sbdm\" has no end at the noise of this process, where the network is asked first";
+            let what = "the noise size \"sbdm\" is infinite at pure noise of this process, where sampling starts";
             return vec![Problem::new("/diffusion", what).and_at("/backbone").accepts("another form, or a vp path")];
         }
         problems
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Continuous
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Continuous(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         let each = if self.method == Method::Heun { 2 } else { 1 };
         self.noisy() * each + (self.steps - self.noisy())
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let path = model.process().path().expect("the check phase refuses other families");
+impl ContinuousSampler for EulerMaruyama {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        path: &dyn NoisePath,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
         let [data, start] = path.interval();
         let end = if self.last_step == LastStep::None { data } else { self.last_step_size };
         let count = self.noisy();
@@ -165,30 +171,30 @@ impl Sampler for EulerMaruyama {
             let draw = noise.normal(k + 1);
             x_t = match self.method {
                 Method::Euler => {
-                    let (drift, size) = self.drift(model, &x_t, t);
+                    let (drift, size) = self.drift(model, path, &x_t, t);
                     x_t + drift * h + draw * (2.0 * size * h).sqrt()
                 }
                 Method::Heun => {
                     let size = self.diffusion.at(t, path.at(t), self.diffusion_norm);
                     let noisy = x_t + draw * (2.0 * size * h).sqrt();
-                    let here = self.drift(model, &noisy, t).0;
-                    let there = self.drift(model, &(noisy.clone() + here.clone() * h), t - h).0;
+                    let here = self.drift(model, path, &noisy, t).0;
+                    let there = self.drift(model, path, &(noisy.clone() + here.clone() * h), t - h).0;
                     noisy + (here + there) * (h / 2.0)
                 }
             };
-            observer.step(&Progress { step: k + 1, steps: self.steps, t, state: Some(&x_t) });
+            observer.step(&SamplerStep { step: k + 1, steps: self.steps, t, state: Some(&x_t) });
         }
         let at = path.at(end);
         x_t = match self.last_step {
-            LastStep::None => return Latent::Values(x_t),
-            LastStep::Mean => x_t.clone() + self.drift(model, &x_t, end).0 * end,
-            LastStep::Euler => x_t.clone() - velocity(model, &x_t, end) * end,
+            LastStep::None => return x_t,
+            LastStep::Mean => x_t.clone() + self.drift(model, path, &x_t, end).0 * end,
+            LastStep::Euler => x_t.clone() - velocity(model, path, &x_t, end) * end,
             LastStep::Tweedie => {
-                let score = velocity_and_score(model, &x_t, end).1;
+                let score = velocity_and_score(model, path, &x_t, end).1;
                 (x_t + score * at.sigma.powi(2)) / at.alpha
             }
         };
-        observer.step(&Progress { step: self.steps, steps: self.steps, t: end, state: Some(&x_t) });
-        Latent::Values(x_t)
+        observer.step(&SamplerStep { step: self.steps, steps: self.steps, t: end, state: Some(&x_t) });
+        x_t
     }
 }

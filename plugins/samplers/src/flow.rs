@@ -1,21 +1,21 @@
-//! What the samplers of flows share: their times, and the velocity and score of a guided evaluation.
+//! Shared code of the flow samplers: their times, and the velocity and score of a guided evaluation.
 
 use crate::evaluate;
-use framework::guidance::Denoiser;
-use framework::path::{Pair, join};
 use framework::prelude::*;
+use framework::process::path::{Pair, join};
+use framework::sampling::denoiser::Denoiser;
 
-/// How the times of a flow's trajectory are spread before they are shifted.
+/// Spacing of a flow's times before the shift.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FlowSpacing {
-    /// Evenly from noise to data.
+    /// Evenly spaced from noise to data.
     #[default]
     Even,
-    /// Evenly from noise to the first of a table's times, already shifted, and then to data: `diffusers`' discrete
-    /// scheduler of flows, with which Stable Diffusion 3 and its kin were published.
+    /// Evenly spaced from noise to the shifted first training time of a table, then one last step to data. This is the
+    /// discrete flow scheduler of `diffusers`, with which Stable Diffusion 3 and related models were published.
     Discrete {
-        /// Training times of the table.
+        /// Number of training times in the table.
         #[serde(default = "thousand")]
         #[schemars(range(min = 1, max = 100_000))]
         timesteps: usize,
@@ -27,9 +27,9 @@ fn thousand() -> usize {
 }
 
 impl FlowSpacing {
-    /// Times from noise to data: `steps` intervals over `[data, noise]`, shifted.
+    /// Returns the shifted times from noise to data: `steps` intervals over `[data, noise]`.
     ///
-    /// `shift` s > 0 moves every time t to s t / (1 + (s - 1) t): more of them near the noise for s > 1.
+    /// A `shift` of s > 0 maps every time t to s t / (1 + (s - 1) t). For s > 1, more times are near noise.
     /// Source: arXiv:2403.03206 eq. 23.
     pub(crate) fn times(self, steps: usize, [data, noise]: [f64; 2], shift: f64) -> Vec<f64> {
         let shifted = |t: f64| shift * t / (1.0 + (shift - 1.0) * t);
@@ -44,26 +44,31 @@ impl FlowSpacing {
     }
 }
 
-/// Velocity `d x_t / d t` and score at `x_t`.
-pub(crate) fn velocity_and_score(model: &mut Denoiser<'_>, x_t: &Tensor<3>, t: f64) -> (Tensor<3>, Tensor<3>) {
-    let at = model.process().path().expect("the check phase refuses other families").at(t);
+/// Returns the velocity `d x_t / d t` and the score at `x_t`.
+pub(crate) fn velocity_and_score(
+    model: &mut Denoiser<'_>,
+    path: &dyn NoisePath,
+    x_t: &Tensor<3>,
+    t: f64,
+) -> (Tensor<3>, Tensor<3>) {
+    let at = path.at(t);
     let predicted = evaluate(model, x_t, t, at, false);
     let pair = Pair { x: predicted.x, eps: predicted.eps };
     let score = pair.eps.clone() / -at.sigma;
     (join(Prediction::Velocity, pair, at), score)
 }
 
-/// Velocity alone, where the score may not exist.
-pub(crate) fn velocity(model: &mut Denoiser<'_>, x_t: &Tensor<3>, t: f64) -> Tensor<3> {
+/// Returns the velocity alone. A velocity prediction is not converted, because the score may not exist at `t`.
+pub(crate) fn velocity(model: &mut Denoiser<'_>, path: &dyn NoisePath, x_t: &Tensor<3>, t: f64) -> Tensor<3> {
     let (process, channels) = (model.process(), model.channels());
     if process.prediction() != Prediction::Velocity {
-        return velocity_and_score(model, x_t, t).0;
+        return velocity_and_score(model, path, x_t, t).0;
     }
     let input = Input::Noisy { x_t: x_t.clone(), t: vec![t; x_t.dims()[0]] };
     model.evaluate(&input, (1.0 - t).clamp(0.0, 1.0)).prediction.narrow(2, 0, channels)
 }
 
-/// Problems of a process without a continuous path.
+/// Returns a problem if the process has no path from data to noise.
 pub(crate) fn needs_path(process: &dyn Process, name: &str) -> Vec<Problem> {
     if process.path().is_some() {
         return Vec::new();

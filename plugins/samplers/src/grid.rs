@@ -1,36 +1,36 @@
-//! Which of a table's T training times a sampler visits.
+//! Selects which of a table's T training times a sampler visits.
 
 use framework::prelude::*;
 
-/// How the visited indices are spread over 0..T.
+/// Spacing of the visited training times over the indices 0..T.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum TableSpacing {
-    /// Evenly from 0 to T - 1, both included. Source: arXiv:2102.09672, the respacing of its code.
+    /// Evenly spaced from 0 to T - 1, both included. Source: arXiv:2102.09672, respacing in its code.
     #[default]
     Uniform,
-    /// T in equal sections with so many evenly spread steps each, `steps` in all.
+    /// Equal sections of 0..T, each with its own number of evenly spaced steps.
     Sections {
-        /// Steps of each section, data side first.
+        /// Number of steps per section, data side first. The sum must equal `steps`.
         counts: Vec<usize>,
     },
-    /// Every n-th index from 0, with the integer n that gives as many steps. Source: arXiv:2010.02502 app. D.2.
+    /// Every n-th index from 0, with the integer n that yields `steps` indices. Source: arXiv:2010.02502 app. D.2.
     Stride,
-    /// Multiples of T / steps from 0, plus `offset`: latent diffusion's (offset 1).
+    /// Multiples of T / steps (rounded down) from 0, plus `offset`. Latent diffusion uses offset 1.
     Leading {
-        /// Added to every index.
+        /// Added to every index; the result is limited to T - 1.
         #[serde(default)]
         offset: usize,
     },
-    /// T down in strides of T / steps, minus 1. Source: arXiv:2305.08891 table 2.
+    /// From T down in strides of T / steps, rounded, minus 1. Source: arXiv:2305.08891 table 2.
     Trailing,
 }
 
 impl TableSpacing {
-    /// The indices in the order of sampling: from noise to data.
+    /// Returns the indices in sampling order, from noise to data.
     ///
     /// # Errors
-    /// A problem located relative to the sampler, if so many steps cannot be placed.
+    /// Returns a problem if the spacing cannot place this many steps. Its location is relative to the sampler.
     pub fn indices(&self, steps: usize, table: usize) -> Result<Vec<usize>, Problem> {
         let too_many = |steps: usize, room: usize| {
             Problem::new("/steps", format!("{steps} steps do not fit into {room} training times"))
@@ -44,8 +44,8 @@ impl TableSpacing {
             Self::Sections { counts } => {
                 let (n, sum) = (counts.len(), counts.iter().sum::<usize>());
                 if sum != steps {
-                    let problem = Problem::new("/steps", format!("`steps` = {steps}, and the sections have {sum}"));
-                    return Err(problem.and_at("/spacing/counts").accepts("as many as all sections together"));
+                    let problem = Problem::new("/steps", format!("`steps` = {steps}, but the sections have {sum}"));
+                    return Err(problem.and_at("/spacing/counts").accepts("the sum of all sections"));
                 }
                 let mut start = 0;
                 let mut all = Vec::new();
@@ -67,7 +67,7 @@ impl TableSpacing {
                     let what = format!("no integer stride visits exactly {steps} of {table} training times");
                     return Err(Problem::new("/steps", what)
                         .and_at("/spacing")
-                        .fix("use the `uniform` spacing, or a divisor"));
+                        .fix("use the `uniform` spacing, or a step count that divides the training times"));
                 };
                 (0..table).step_by(stride).collect()
             }
@@ -85,10 +85,10 @@ impl TableSpacing {
     }
 }
 
-/// `count` indices evenly from `start` to `start + size - 1`.
+/// Returns `count` evenly spaced indices from `start` to `start + size - 1`.
 fn section(start: usize, size: usize, count: usize) -> Vec<usize> {
     let stride = if count > 1 { (size - 1) as f64 / (count - 1) as f64 } else { 1.0 };
-    // Accumulated, not multiplied: ties fall as in the published respacing.
+    // Add the stride repeatedly instead of multiplying, so that ties round as in the published respacing.
     let mut place = 0.0_f64;
     (0..count)
         .map(|_| {
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worked_by_hand() {
+    fn indices_equal_the_ones_computed_by_hand() {
         assert_eq!(TableSpacing::Uniform.indices(5, 9).unwrap(), [8, 6, 4, 2, 0]);
         assert_eq!(TableSpacing::Stride.indices(5, 9).unwrap(), [8, 6, 4, 2, 0]);
         assert_eq!(TableSpacing::Leading { offset: 1 }.indices(4, 8).unwrap(), [7, 5, 3, 1]);

@@ -1,28 +1,27 @@
-//! Heun's method on the flow: Euler's step, then the mean of the velocities at its two ends.
+//! Heun's method for flows: an Euler step, then a step along the mean of the velocities at both ends.
 //!
-//!   x^ = x_t + (t' - t) v(x_t, t),   x' = x_t + (t' - t) (v(x_t, t) + v(x^, t')) / 2
+//!   x^ = x_t + (t' - t) velocity(x_t, t),   x' = x_t + (t' - t) (velocity(x_t, t) + velocity(x^, t')) / 2
 //!
 //! Source: arXiv:2206.00364 algorithm 1 (without noise); time shift: arXiv:2403.03206 eq. 23.
 
 use crate::flow::{FlowSpacing, needs_path, velocity};
 use crate::zero_steps;
-use framework::guidance::Denoiser;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 
-/// Second order, deterministic; two evaluations a step.
+/// Heun's method: second order, deterministic, two evaluations per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Heun {
-    /// Steps.
+    /// Number of steps.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
-    /// Moves times toward the noise (above 1) or the data (below); 1 = even.
+    /// Time shift. Above 1 moves the times toward noise, below 1 toward data; 1 = no shift.
     #[serde(default = "one")]
     #[schemars(range(min = 0.01, max = 100.0))]
     pub shift: f64,
-    /// How times are spread before they are moved.
+    /// Spacing of the times before the shift.
     #[serde(default)]
     pub spacing: FlowSpacing,
 }
@@ -46,25 +45,32 @@ impl Sampler for Heun {
         false
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Continuous
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Continuous(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         2 * self.steps
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let path = model.process().path().expect("the check phase refuses other families");
+impl ContinuousSampler for Heun {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        path: &dyn NoisePath,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
         let times = self.spacing.times(self.steps, path.interval(), self.shift);
         let mut x_t = noise.normal(0);
         for (k, pair) in times.windows(2).enumerate() {
             let step = pair[1] - pair[0];
-            let here = velocity(model, &x_t, pair[0]);
-            let there = velocity(model, &(x_t.clone() + here.clone() * step), pair[1]);
+            let here = velocity(model, path, &x_t, pair[0]);
+            let there = velocity(model, path, &(x_t.clone() + here.clone() * step), pair[1]);
             x_t = x_t + (here + there) * (step / 2.0);
-            observer.step(&Progress { step: k + 1, steps: self.steps, t: pair[0], state: Some(&x_t) });
+            observer.step(&SamplerStep { step: k + 1, steps: self.steps, t: pair[0], state: Some(&x_t) });
         }
-        Latent::Values(x_t)
+        x_t
     }
 }

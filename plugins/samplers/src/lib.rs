@@ -1,5 +1,5 @@
-//! Samplers: one file each, with the formula on top; `grid.rs` holds the times of the continuous ones, `categorical.rs`
-//! the draw of the token ones.
+//! Samplers. Each file holds one sampler and opens with its formula. `grid.rs` selects training times from a table,
+//! `flow.rs` spreads the times of flows, and `categorical.rs` samples tokens from logits.
 
 #[cfg(test)]
 use framework_dylib as _;
@@ -27,28 +27,30 @@ pub use euler::Euler;
 pub use euler_maruyama::{Diffusion, EulerMaruyama, LastStep, Method};
 pub use flow::FlowSpacing;
 pub use heun::Heun;
-pub use k_diffusion::{Churn, KDiffusion, KMethod, Levels};
+pub use k_diffusion::sigmas::Spacing as SigmaSpacing;
+pub use k_diffusion::{Churn, KDiffusion, KMethod};
 pub use masked::{Masked, Order};
 pub use next_level::NextLevel;
 pub use pndm::Pndm;
 
-use framework::guidance::Denoiser;
-use framework::path::{Coefficients, split};
 use framework::prelude::*;
+use framework::process::path::{Coefficients, split};
+use framework::sampling::denoiser::Denoiser;
 
-/// One guided evaluation, as clean latent and noise.
+/// One guided evaluation, converted to clean latent and noise.
 pub(crate) struct Evaluated {
-    /// The clean latent of the guided prediction.
+    /// Clean latent of the guided prediction.
     pub x: Tensor<3>,
-    /// The noise of the guided prediction, or of the rule's second prediction where it gives one (CFG++).
+    /// Noise of the guided prediction. If the rule returns a second prediction (CFG++), the noise of that one.
     pub eps: Tensor<3>,
-    /// The clean latent that belongs to [`Evaluated::eps`]; differs from `x` only for CFG++.
+    /// Clean latent that belongs to [`Evaluated::eps`]. It differs from `x` only for CFG++.
     pub x_of_eps: Tensor<3>,
-    /// Channels beyond the latent's, in [-1, 1]: a learned variance.
+    /// Output channels after the latent's own, in [-1, 1]: a learned variance.
     pub extra: Option<Tensor<3>>,
 }
 
-/// Evaluates at `x_t`, whose schedule is `at`; the network is told the time `t`.
+/// Evaluates the model at `x_t`. `at` holds the schedule of `x_t`; `t` is the time passed to the network, which may be
+/// rounded or offset.
 pub(crate) fn evaluate(model: &mut Denoiser<'_>, x_t: &Tensor<3>, t: f64, at: Coefficients, clip: bool) -> Evaluated {
     let kind = model.process().prediction();
     let channels = model.channels();
@@ -60,7 +62,7 @@ pub(crate) fn evaluate(model: &mut Denoiser<'_>, x_t: &Tensor<3>, t: f64, at: Co
         let mut pair = split(kind, prediction.narrow(2, 0, channels), x_t.clone(), at);
         if clip {
             pair.x = pair.x.clamp(-1.0, 1.0);
-            // The noise that belongs to the clipped latent.
+            // Recompute the noise so that it matches the clipped latent.
             pair.eps = (x_t.clone() - pair.x.clone() * at.alpha) / at.sigma;
         }
         pair
@@ -71,7 +73,7 @@ pub(crate) fn evaluate(model: &mut Denoiser<'_>, x_t: &Tensor<3>, t: f64, at: Co
     Evaluated { x: denoise.x, eps, x_of_eps, extra }
 }
 
-/// Refuses step counts that a spacing cannot place, as located problems.
+/// Returns a problem at `/steps` if `steps` is 0.
 pub(crate) fn zero_steps(steps: usize) -> Vec<Problem> {
-    if steps > 0 { Vec::new() } else { vec![Problem::new("/steps", "no steps").accepts("1 or more")] }
+    if steps > 0 { Vec::new() } else { vec![Problem::new("/steps", "`steps` is 0").accepts("1 or more")] }
 }

@@ -1,51 +1,55 @@
-//! Masked decoding: the tokens of a random order, ever more of them at once, each drawn by the head's own sampler.
+//! Masked decoding: reveals tokens in random order, more and more per iteration. The head's own sampler samples each
+//! token.
 //!
-//!   hidden after iteration k of K:  max(1, min(hidden - 1, floor(L cos(pi / 2 (k + 1) / K)))),  and none after the last
-//!   progress of the iteration:      1 - that number / L
+//!   scheduled(k) = max(1, min(hidden - 1, floor(L cos(pi / 2 (k + 1) / K)))),   progress(k) = 1 - scheduled(k) / L
 //!
+//! `scheduled(k)` of the L tokens stay hidden after iteration k of K. After the last iteration, none does.
 //! Source: arXiv:2406.11838 sec. 4.2 and its code; the schedule is the cosine of arXiv:2202.04200.
 
 use crate::ddpm::{Ddpm, Variance};
 use crate::grid::TableSpacing;
-use framework::backbone::Backbone;
-use framework::guidance::Denoiser;
-use framework::masked::{Head, Patches};
+use framework::network::backbone::Backbone;
 use framework::nn::{gather, rows};
 use framework::plugin::SamplerPlugin;
 use framework::prelude::*;
+use framework::process::Head;
 use framework::process::Latent;
+use framework::process::patches::Patches;
 use framework::random::order_of;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::sampling::denoiser::{Denoiser, Weak};
+use framework::sampling::sampler::{MaskedSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 use std::collections::BTreeMap;
 use std::f64::consts::FRAC_PI_2;
 
-/// Which tokens come first.
+/// Order in which the tokens are decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// An order of its own for each sample.
+    /// A separate random order per sample.
     #[default]
     Random,
     /// Row by row.
     Raster,
 }
 
-/// Masked decoding.
+/// Masked decoding of continuous tokens.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Masked {
-    /// Iterations, 1 to the number of tokens: evaluations of the network but for its head. Published: 64 or 256.
+    /// Number of iterations, 1 to the number of tokens. Each evaluates the network once, not counting its head.
+    /// Published: 64 or 256.
     #[serde(default = "iterations")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub iterations: usize,
-    /// Which tokens come first.
+    /// Order in which the tokens are decoded.
     #[serde(default)]
     pub order: Order,
-    /// Factor of the noise that the head's sampler adds after where it starts, 0 to 10; 1 = as it is.
+    /// Factor on the noise that the head's sampler adds after its start, 0 to 10; 1 = unchanged.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: f64,
-    /// How the head draws one token: a sampler of a continuous process. Published: ddpm, 100 steps, learned variance.
+    /// Sampler of the head, which samples each token: any sampler of a continuous process.
+    /// Published: ddpm, 100 steps, learned variance.
     #[serde(default = "published_head")]
     pub head: Box<dyn SamplerPlugin>,
 }
@@ -64,7 +68,8 @@ fn published_head() -> Box<dyn SamplerPlugin> {
 framework::register!(sampler "masked" => Masked, "arXiv:2406.11838", "arXiv:2202.04200");
 
 impl Masked {
-    /// How many tokens stay hidden after iteration `k`, as the schedule counts them: one after the last.
+    /// Returns the scheduled number of hidden tokens after iteration `k`. It is 1 after the last iteration, although no
+    /// token stays hidden then.
     fn scheduled(&self, k: usize, hidden: usize, tokens: usize) -> usize {
         let share = (FRAC_PI_2 * (k + 1) as f64 / self.iterations as f64).cos();
         ((tokens as f64 * share).floor() as usize).min(hidden - 1).max(1)
@@ -75,11 +80,11 @@ impl Sampler for Masked {
     fn check(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.head.check().into_iter().map(|problem| problem.under("/head")).collect();
         if self.iterations == 0 {
-            problems.push(Problem::new("/iterations", "no iterations").accepts("1 or more"));
+            problems.push(Problem::new("/iterations", "`iterations` is 0").accepts("1 or more"));
         }
         if self.temperature != 1.0 && !self.head.is_stochastic() {
-            let what = "`temperature` has no effect: the head's sampler draws no noise after where it starts";
-            problems.push(Problem::new("/temperature", what).and_at("/head").accepts("1, or a head that draws noise"));
+            let what = "`temperature` has no effect: the head's sampler adds no noise after its start";
+            problems.push(Problem::new("/temperature", what).and_at("/head").accepts("1, or a head that adds noise"));
         }
         problems
     }
@@ -89,14 +94,14 @@ impl Sampler for Masked {
             return vec![Problem::new("", "masked decoding needs a masked process")];
         };
         if !self.head.serves(head.process.family()) {
-            let what = format!("sampler \"{}\" cannot draw a token", self.head.typetag_name());
+            let what = format!("sampler \"{}\" cannot sample a token", self.head.typetag_name());
             return vec![Problem::new("/head", what).accepts("a sampler of a continuous process")];
         }
         let mut problems: Vec<Problem> =
             self.head.check_process(head.process).into_iter().map(|problem| problem.under("/head")).collect();
         let tokens = head.patches.tokens();
         if self.iterations > tokens {
-            let what = format!("{} iterations for {tokens} tokens", self.iterations);
+            let what = format!("{} iterations are more than the {tokens} tokens", self.iterations);
             problems.push(Problem::new("/iterations", what).accepts(format!("1 to {tokens}")));
         }
         problems
@@ -106,20 +111,28 @@ impl Sampler for Masked {
         self.head.needs_variance().map(|_| "/head")
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Masked
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Masked(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         self.iterations
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let Head { process, patches } = model.process().head().expect("the check phase refuses other families");
+impl MaskedSampler for Masked {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        head: Head<'_>,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
+        let Head { process, patches } = head;
         let (batch, length) = (noise.count(), patches.tokens());
         let orders: Vec<Vec<usize>> = match self.order {
             Order::Random => noise.uniform(0, length).chunks(length).map(order_of).collect(),
-            // What is drawn first stands last.
+            // Each order is reversed: the first token to decode is at the end.
             Order::Raster => vec![(0..length).rev().collect(); batch],
         };
         let start = patches.cut(noise.normal(0));
@@ -137,11 +150,10 @@ impl Sampler for Masked {
                 order[..hidden].iter().for_each(|place| mask[*place] = true);
             }
             let at = |network| Tokens { network, x: x.clone(), hidden: &mask, places: &places };
-            let (main, weak) = (at(model.network()), model.weak().map(at));
+            let main = at(model.network());
+            let weak = model.weak().map(|weak| (at(weak.network), weak.numbers));
             let mut head = model.head(&main, process, &LatentShape::values([1, hidden - next], width), progress);
-            if let Some(weak) = &weak {
-                head = head.with_weak(weak);
-            }
+            head = head.with_weak(weak.as_ref().map(|(network, numbers)| Weak { network, numbers: *numbers }));
             let mut here = Here {
                 noise: &mut *noise,
                 draws: &mut draws,
@@ -150,20 +162,22 @@ impl Sampler for Masked {
                 temperature: self.temperature,
                 iteration: (k, self.iterations),
             };
-            let drawn = self.head.sample(&mut head, &mut here, &mut |_: &Progress<'_>| {});
+            let drawn = self.head.sample(&mut head, &mut here, &mut |_: &SamplerStep<'_>| {});
             let Latent::Values(drawn) = drawn else { panic!("the check phase refuses heads of other families") };
             model.count(head.nfe());
             x = put(x, drawn, &places);
             hidden = next;
             let state = patches.join(x.clone());
             let (step, t) = (k + 1, next as f64 / length as f64);
-            observer.step(&Progress { step, steps: self.iterations, t, state: Some(&state) });
+            observer.step(&SamplerStep { step, steps: self.iterations, t, state: Some(&state) });
         }
-        Latent::Values(patches.join(x))
+        patches.join(x)
     }
 }
 
-/// `x` with `values` at `places`. Shapes: `x` `[B, L, D]`, `values` `[B, n, D]`, `places` row-major `[B, n]`.
+/// Returns `x` with `values` written at `places`.
+///
+/// Shapes: `x` `[B, L, D]`, `values` `[B, n, D]`, `places` row-major `[B, n]`.
 fn put(x: Tensor<3>, values: Tensor<3>, places: &[usize]) -> Tensor<3> {
     let [batch, length, width] = x.dims();
     let (all, count) = (batch * length, places.len() / batch);
@@ -173,7 +187,8 @@ fn put(x: Tensor<3>, values: Tensor<3>, places: &[usize]) -> Tensor<3> {
     rows(table, order).reshape([batch, length, width])
 }
 
-/// A network whose tokens stay as they are while its head draws some: a network of noisy tokens.
+/// A view of the masked network for the head's sampler, as a network of noisy tokens. The decoded tokens `x` stay fixed
+/// while the head samples the tokens at `places`.
 #[derive(Debug)]
 struct Tokens<'a> {
     network: &'a dyn Backbone,
@@ -184,8 +199,8 @@ struct Tokens<'a> {
 
 impl Backbone for Tokens<'_> {
     fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
-        let Input::Noisy { x_t, t } = input else { panic!("a head is asked about noisy tokens") };
-        // Branches of guidance come as one batch.
+        let Input::Noisy { x_t, t } = input else { panic!("a head's sampler evaluates noisy tokens only") };
+        // The batch may hold several guidance branches, one after another.
         let ([all, count, _], [batch, ..]) = (x_t.dims(), self.x.dims());
         let branches = all / batch;
         let input = Input::Masked {
@@ -199,15 +214,16 @@ impl Backbone for Tokens<'_> {
     }
 }
 
-/// Noise at some places. Each token is drawn once, so its noise is what the latent's draws hold at its place.
+/// Noise of the tokens at `places`, gathered from whole-latent noise. A token gets the same noise whichever iteration
+/// samples it.
 struct Here<'a> {
     noise: &'a mut dyn NoiseSource,
-    /// Draws so far, as tokens: every iteration asks for the same ones.
+    /// Whole-latent noise by draw index, cut into tokens. It is kept because every iteration reads the same indices.
     draws: &'a mut BTreeMap<usize, Tensor<3>>,
     patches: Patches,
     places: &'a [usize],
     temperature: f64,
-    /// The iteration, and how many there are.
+    /// Index of the current iteration, and the number of iterations.
     iteration: (usize, usize),
 }
 
@@ -219,7 +235,7 @@ impl NoiseSource for Here<'_> {
     }
 
     fn uniform(&mut self, draw: usize, n: usize) -> Vec<f64> {
-        // Draw 0 of the whole is the order.
+        // Draw index 0 of the outer source is taken by the decoding order.
         let (iteration, iterations) = self.iteration;
         self.noise.uniform(1 + draw * iterations + iteration, n)
     }
@@ -249,14 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn schedule_worked_by_hand() {
+    fn schedule_equals_the_one_computed_by_hand() {
         // 16 cos(pi / 8), cos(pi / 4), cos(3 pi / 8): 14.78, 11.31, 6.12.
         assert_eq!(counts(4, 16), [14, 11, 6, 0]);
         assert_eq!(counts(1, 16), [0]);
     }
 
     #[test]
-    fn every_iteration_draws_a_token() {
+    fn every_iteration_decodes_a_token() {
         for tokens in 1..80 {
             for iterations in 1..=tokens {
                 let counts = counts(iterations, tokens);

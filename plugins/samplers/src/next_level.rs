@@ -1,33 +1,34 @@
-//! One level of a pyramid after the other, all tokens of a level at once.
+//! Samples one level of a pyramid after the other, all tokens of a level at once.
 //!
-//!   x_k ~ softmax(guided f(features(x_<k), c) / temperature), token by token, independently
+//!   x_k ~ softmax(guided f(features(x_<k), c) / temperature), independently for each token
 //!
-//! Source: arXiv:2404.02905 sec. 3.2; guidance that grows with the level is its `cfg` (a rule's schedule here).
+//! The paper's `cfg` grows with the level; here that is the schedule of a guidance rule.
+//! Source: arXiv:2404.02905 sec. 3.2.
 
 use crate::categorical::{self, Categorical};
-use framework::guidance::Denoiser;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::sampler::{LevelSampler, Levels, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 
-/// Level by level.
+/// Sampling of tokens level by level.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(example = framework::serde_json::json!({ "temperature": 0.9, "top_k": [4], "top_p": [0.9] }))]
 #[serde(deny_unknown_fields)]
 pub struct NextLevel {
-    /// Divides the logits, 0 to 100; 0 = the most likely token.
+    /// Divisor of the logits, 0 to 100; 0 = always the most likely token.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub temperature: f64,
-    /// Only so many of the likeliest tokens, 0 = all: one number for all levels, or one a level.
+    /// Top-k: samples only from this many most likely tokens; 0 = all. One value for all levels, or one per level.
     #[serde(default = "all_tokens")]
     #[schemars(inner(range(max = 10_000_000)))]
     pub top_k: Vec<usize>,
-    /// Only the likeliest tokens that together hold this share, above 0, 1 = all: one number for all levels, or one a level.
+    /// Top-p: samples only from the most likely tokens that together hold this share, above 0; 1 = all. One value for
+    /// all levels, or one per level.
     #[serde(default = "whole_share")]
     #[schemars(inner(range(min = 1e-6, max = 1.0)))]
     pub top_p: Vec<f64>,
-    /// Keep keys and values of the levels read, rather than read all of them for each level. The samples are the same.
+    /// Caches the keys and values of earlier levels instead of recomputing them. The samples are the same.
     #[serde(default = "yes")]
     pub cache: bool,
 }
@@ -62,7 +63,7 @@ impl Sampler for NextLevel {
         for (name, count) in [("top_k", self.top_k.len()), ("top_p", self.top_p.len())] {
             if count == 0 {
                 let what = format!("`{name}` is empty");
-                problems.push(Problem::new(format!("/{name}"), what).accepts("one number, or one a level"));
+                problems.push(Problem::new(format!("/{name}"), what).accepts("one value, or one per level"));
             }
         }
         problems
@@ -74,37 +75,45 @@ impl Sampler for NextLevel {
         let wrong = counts.into_iter().filter(|(_, count)| ![1, levels].contains(count));
         wrong
             .map(|(name, count)| {
-                let what = format!("`{name}` has {count} numbers; the latent has {levels} levels");
-                Problem::new(format!("/{name}"), what).accepts(format!("1 number, or {levels}"))
+                let what = format!("`{name}` has {count} values, but the latent has {levels} levels");
+                Problem::new(format!("/{name}"), what).accepts(format!("1 value, or {levels}"))
             })
             .collect()
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::NextLevel
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::NextLevel(self)
     }
 
     fn evaluations(&self, shape: &LatentShape) -> usize {
         shape.levels.len()
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
+impl LevelSampler for NextLevel {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        levels: Levels<'_>,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<2, Int> {
         let (batch, device) = (noise.count(), noise.device());
-        let sides = model.shape().levels.clone();
+        let Levels { sides, codec } = levels;
         let last = (sides.len().max(2) - 1) as f64;
         model.keep(self.cache);
         let mut ids: Vec<Tensor<2, Int>> = Vec::with_capacity(sides.len());
         for (k, side) in sides.iter().enumerate() {
             let tokens = side * side;
-            let features = model.codec().features(&ids, batch, &device);
+            let features = codec.features(&ids, batch, &device);
             let progress = k as f64 / last;
             let logits = model.evaluate(&Input::Levels { features }, progress).prediction;
             let [_, predicted, vocabulary] = logits.dims();
             let logits = logits.slice([0..batch, predicted - tokens..predicted, 0..vocabulary]);
             let drawn = categorical::draw(logits, &noise.uniform(k, tokens), self.at(k));
             ids.push(Tensor::<1, Int>::from_data(drawn.as_slice(), &device).reshape([batch, tokens]));
-            observer.step(&Progress { step: k + 1, steps: sides.len(), t: 1.0 - progress, state: None });
+            observer.step(&SamplerStep { step: k + 1, steps: sides.len(), t: 1.0 - progress, state: None });
         }
-        Latent::Ids(Tensor::cat(ids, 1))
+        Tensor::cat(ids, 1)
     }
 }

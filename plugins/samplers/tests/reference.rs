@@ -1,19 +1,21 @@
-//! Trajectories equal those of the official samplers on an analytic Gaussian mixture, recorded in `shared/goldens`
-//! (guided-diffusion 22e0df8, dpm-solver 52bc3fb, diffusers 0.32.2, CompVis DDIM; see MANIFEST.md there).
+//! Our trajectories equal the official samplers' trajectories on an analytic Gaussian mixture. The recordings are in
+//! `tests/goldens/data` (guided-diffusion 22e0df8, dpm-solver 52bc3fb, diffusers 0.32.2, CompVis DDIM; see MANIFEST.md
+//! there).
 
-use framework::backbone::Backbone;
 use framework::burn::tensor::{DType, TensorData, activation};
-use framework::guidance::{Denoiser, Guidance};
-use framework::interpolant::InterpolantConfig;
-use framework::path::{Pair, join};
+use framework::network::backbone::Backbone;
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::sampler::{NoiseSource, Progress, Sampler};
-use framework::vp::{Vp, VpConfig};
+use framework::process::diffusion::{Vp, VpConfig};
+use framework::process::flow::InterpolantConfig;
+use framework::process::path::{Pair, join};
+use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+use framework::sampling::guidance::Guidance;
+use framework::sampling::sampler::{NoiseSource, Sampler, SamplerStep};
 use framework_dylib as _;
 use goldens::{Golden, close};
 
-/// `[B, C, H, W]` numbers `which` of a stack, as positions.
+/// Returns entry `which` of a stack of `[B, C, H, W]` states, as positions.
 fn state(golden: &Golden, name: &str, which: usize) -> Tensor<3> {
     positions(&golden.numbers(name)[which * 24..(which + 1) * 24])
 }
@@ -27,7 +29,7 @@ fn numbers(x: &Tensor<3>) -> Vec<f64> {
     x.to_data().try_into_vec::<f64>().unwrap()
 }
 
-/// The exact noise prediction of a Gaussian mixture; a class is one of its components, null is all of it.
+/// The exact prediction of a Gaussian mixture. A class selects one component; null selects the whole mixture.
 #[derive(Debug)]
 struct Mixture<P = Vp> {
     path: P,
@@ -35,7 +37,7 @@ struct Mixture<P = Vp> {
     means: Vec<Tensor<3>>,
     stds: Vec<f64>,
     learned_variance: bool,
-    /// How far the network's clock runs ahead of the schedule's.
+    /// Difference between the time passed to the network and the time of the schedule.
     offset: f64,
 }
 
@@ -58,8 +60,8 @@ impl<P> Mixture<P> {
     }
 }
 
-impl<P: Path> Backbone for Mixture<P> {
-    fn predict(&self, input: &Input, condition: &Condition, _: &framework::backbone::Control) -> Tensor<3> {
+impl<P: NoisePath> Backbone for Mixture<P> {
+    fn predict(&self, input: &Input, condition: &Condition, _: &framework::network::backbone::Control) -> Tensor<3> {
         let Input::Noisy { x_t, t } = input else { unreachable!() };
         let at = self.path.at(t[0] - self.offset);
         let batch = x_t.dims()[0];
@@ -74,7 +76,7 @@ impl<P: Path> Backbone for Mixture<P> {
         }
         let posterior = activation::softmax(Tensor::cat(logs, 1), 1);
         let share: Vec<f64> = posterior.into_data().try_into_vec::<f64>().unwrap();
-        // A class asks for one component alone.
+        // A class selects a single component.
         let share: Vec<f64> = (0..2 * batch)
             .map(|i| classes[i / 2].map_or(share[i], |class| f64::from(u8::from(class == i % 2))))
             .collect();
@@ -83,7 +85,7 @@ impl<P: Path> Backbone for Mixture<P> {
             Tensor::<3>::from_data(TensorData::new(one, [batch, 1, 1]), (&Device::flex(), DType::F64))
         };
         let eps = eps[0].clone() * share(0) + eps[1].clone() * share(1);
-        // The clean latent from its own posterior: at pure noise it does not follow from the noise.
+        // Compute the clean latent from its own posterior, because at pure noise it does not follow from eps.
         let clean = |k: usize| {
             let variance = at.alpha.powi(2) * self.stds[k].powi(2) + at.sigma.powi(2);
             let away = x_t.clone() - self.means[k].clone() * at.alpha;
@@ -104,14 +106,14 @@ impl NoiseSource for Recorded<'_> {
     fn normal(&mut self, draw: usize) -> Tensor<3> {
         match draw {
             0 => state(self.golden, "z", 0),
-            _ => state(self.golden, self.noise.as_ref().expect("a deterministic sampler draws no noise"), draw - 1),
+            _ => state(self.golden, self.noise.as_ref().expect("a deterministic sampler adds no noise"), draw - 1),
         }
     }
     fn uniform(&mut self, _: usize, _: usize) -> Vec<f64> {
-        unreachable!("no sampler here draws uniform numbers")
+        unreachable!("no sampler in this file needs uniform random numbers")
     }
     fn count(&self) -> usize {
-        unreachable!("no sampler here asks for it")
+        unreachable!("no sampler in this file asks for the count")
     }
     fn device(&self) -> Device {
         Device::flex()
@@ -120,7 +122,7 @@ impl NoiseSource for Recorded<'_> {
 
 /// Runs a sampler given as JSON and compares every state with `KEY.xs`.
 #[track_caller]
-fn compare<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
+fn compare<S: Sampler + for<'a> Deserialize<'a>, P: NoisePath + Process>(
     golden: &Golden,
     network: &Mixture<P>,
     json: &str,
@@ -132,10 +134,10 @@ fn compare<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
     compare_as::<S, P>(golden, network, json, key, rule, condition, tolerance, &|_, recorded| recorded);
 }
 
-/// As `compare`, of recorded states (numbered from 0, the start) that `ours` turns into what we call a state.
+/// As `compare`, for recordings in another convention. `ours` converts recorded state k (0 = the start) to our state.
 #[track_caller]
 #[allow(clippy::too_many_arguments)]
-fn compare_as<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
+fn compare_as<S: Sampler + for<'a> Deserialize<'a>, P: NoisePath + Process>(
     golden: &Golden,
     network: &Mixture<P>,
     json: &str,
@@ -148,19 +150,19 @@ fn compare_as<S: Sampler + for<'a> Deserialize<'a>, P: Path + Process>(
     let sampler: S = framework::serde_json::from_str(json).unwrap();
     assert!(sampler.check().is_empty() && sampler.check_process(&network.path).is_empty(), "{json}");
     let noise = golden.holds(&format!("{key}.noise")).then(|| format!("{key}.noise"));
-    let no_number = |_: f64| None;
-    let mut model = Denoiser::new(network, &network.path, rule, &no_number, condition, &LatentShape::values([1, 1], 2));
+    let mut model =
+        Denoiser::new(network, &network.path, rule, GuidanceNumbers::NONE, condition, &LatentShape::values([1, 1], 2));
     let mut states = Vec::new();
-    let mut observer = |progress: &Progress<'_>| states.push(progress.state.expect("a continuous sampler").clone());
+    let mut observer = |progress: &SamplerStep<'_>| states.push(progress.state.expect("a continuous sampler").clone());
     let Latent::Values(end) = sampler.sample(&mut model, &mut Recorded { golden, noise }, &mut observer) else {
         unreachable!()
     };
     let expected = format!("{key}.xs");
     let count = golden.data(&expected).shape().to_vec()[0] - 1;
-    // Without a last step the official code records the same state twice.
+    // Without a last step, the official code records the same state twice.
     let repeated = usize::from(key.ends_with(".None"));
     assert_eq!(states.len() + repeated, count, "{key}: number of steps");
-    assert_eq!(numbers(&end), numbers(&states[states.len() - 1]), "{key}: the last state is the result");
+    assert_eq!(numbers(&end), numbers(&states[states.len() - 1]), "{key}: the last state differs from the result");
     for (k, found) in states.iter().enumerate() {
         let expected = numbers(&ours(k + 1, state(golden, &expected, k + 1)));
         close(&format!("{key} step {k}"), &numbers(found), &expected, tolerance);
@@ -185,7 +187,7 @@ fn scaled_linear() -> Vp {
 
 #[test]
 fn ddpm_equals_guided_diffusion() {
-    let Some(golden) = Golden::open("samplers_guided_diffusion.safetensors") else { return };
+    let golden = Golden::open("samplers_guided_diffusion.safetensors");
     let mut network = Mixture::new(&golden, linear());
     for (json, key) in [
         (r#"{"steps": 25, "variance": "fixed_large"}"#, "ddpm25.fixed_large"),
@@ -202,7 +204,7 @@ fn ddpm_equals_guided_diffusion() {
 
 #[test]
 fn ddim_equals_guided_diffusion() {
-    let Some(golden) = Golden::open("samplers_guided_diffusion.safetensors") else { return };
+    let golden = Golden::open("samplers_guided_diffusion.safetensors");
     let network = Mixture::new(&golden, linear());
     for (json, key) in [
         (r#"{"steps": 25, "spacing": {"type": "stride"}}"#, "ddim25.eta0"),
@@ -215,7 +217,7 @@ fn ddim_equals_guided_diffusion() {
 
 #[test]
 fn dpm_solver_pp_equals_the_official_solver() {
-    let Some(golden) = Golden::open("samplers_dpm_solver.safetensors") else { return };
+    let golden = Golden::open("samplers_dpm_solver.safetensors");
     let network = Mixture::new(&golden, linear());
     for (json, key) in [
         (r#"{"steps": 20}"#, "dpmpp_2m_20.time_uniform"),
@@ -231,8 +233,8 @@ fn dpm_solver_pp_equals_the_official_solver() {
 }
 
 #[test]
-fn published_pipelines_of_diffusers_and_compvis() {
-    let Some(golden) = Golden::open("samplers_sd.safetensors") else { return };
+fn samplers_equal_the_pipelines_of_diffusers_and_compvis() {
+    let golden = Golden::open("samplers_sd.safetensors");
     let dit = Mixture::new(&golden, linear());
     let json = r#"{"steps": 20, "spacing": {"type": "timesteps"}}"#;
     compare::<samplers::DpmSolverPp, _>(&golden, &dit, json, "dpmpp_gft_dit", &none(), &unconditional(), 1e-4);
@@ -243,7 +245,7 @@ fn published_pipelines_of_diffusers_and_compvis() {
     let condition = Condition::Class(golden.numbers("compvis_ddim.cond").iter().map(|c| Some(*c as usize)).collect());
     let rule =
         |scale: f64| framework::serde_json::from_str::<guidance::Cfg>(&format!(r#"{{"scale": {scale}}}"#)).unwrap();
-    // The coefficients of the official code are f32.
+    // The official code computes its coefficients in f32.
     compare::<samplers::Ddim, _>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg1", &rule(1.0), &condition, 2e-6);
     compare::<samplers::Ddim, _>(&golden, &sd, ddim, "compvis_ddim.eta0.cfg3", &rule(3.0), &condition, 2e-6);
     let noisy = ddim.replace("\"steps\"", "\"eta\": 0.5, \"steps\"");
@@ -251,8 +253,8 @@ fn published_pipelines_of_diffusers_and_compvis() {
 }
 
 #[test]
-fn flow_matching_and_plms_of_diffusers() {
-    let Some(golden) = Golden::open("samplers_sd.safetensors") else { return };
+fn flow_matching_and_plms_equal_diffusers() {
+    let golden = Golden::open("samplers_sd.safetensors");
     let flow = Mixture::new(&golden, InterpolantConfig::default().process());
     let euler = r#"{"steps": 10, "shift": 3, "spacing": {"type": "discrete"}}"#;
     compare::<samplers::Euler, _>(&golden, &flow, euler, "flow_match_euler_shift3", &none(), &unconditional(), 1e-4);
@@ -263,25 +265,25 @@ fn flow_matching_and_plms_of_diffusers() {
 
 #[test]
 fn every_method_and_its_levels_equal_k_diffusion() {
-    let Some(golden) = Golden::open("samplers_k_diffusion.safetensors") else { return };
+    let golden = Golden::open("samplers_k_diffusion.safetensors");
     let sigmas = golden.numbers("sigmas_karras20");
     let range = format!(r#""steps": 20, "least": {}, "greatest": {}"#, sigmas[19], sigmas[0]);
     let flow = Mixture::new(&golden, InterpolantConfig::default().process());
     for (more, recorded, tolerance) in [
         (range.clone(), "sigmas_karras20", 1e-12),
-        (format!(r#"{range}, "levels": {{"type": "exponential"}}"#), "sigmas_exponential20", 1e-12),
-        (format!(r#"{range}, "levels": {{"type": "polyexponential", "rho": 1.5}}"#), "sigmas_polyexp20_rho1.5", 1e-12),
-        (r#""steps": 20, "levels": {"type": "vp"}"#.to_string(), "sigmas_vp20", 1e-12),
+        (format!(r#"{range}, "sigmas": {{"type": "exponential"}}"#), "sigmas_exponential20", 1e-12),
+        (format!(r#"{range}, "sigmas": {{"type": "polyexponential", "rho": 1.5}}"#), "sigmas_polyexp20_rho1.5", 1e-12),
+        (r#""steps": 20, "sigmas": {"type": "vp"}"#.to_string(), "sigmas_vp20", 1e-12),
     ] {
         let sampler: samplers::KDiffusion = framework::serde_json::from_str(&format!("{{{more}}}")).unwrap();
-        let got = sampler.levels(&flow.path);
+        let got = sampler.sigmas(&flow.path);
         let expected = golden.numbers(recorded);
         assert_eq!(got.len(), expected.len(), "{recorded}");
         for (ours, theirs) in got.iter().zip(&expected) {
             assert!((ours - theirs).abs() <= tolerance * theirs.max(1e-3), "{recorded}: {got:?} {expected:?}");
         }
     }
-    // On the straight path, alpha = 1 / (1 + s): what they record is not scaled.
+    // k-diffusion records unscaled states. On the straight path, alpha = 1 / (1 + s).
     let scale: Vec<f64> = sigmas.iter().map(|s| 1.0 + s).collect();
     let churn = r#", "churn": {"amount": 10, "from": 0.1, "to": 10, "noise": 1.003}"#;
     for (method, key, more) in [
@@ -295,7 +297,7 @@ fn every_method_and_its_levels_equal_k_diffusion() {
         ("heun", "sample_heun_churn", churn),
     ] {
         let json = format!(r#"{{{range}, "method": "{method}"{more}}}"#);
-        // They record what the network is shown, with the noise that the step begins with.
+        // k-diffusion records the network's input, which already contains the churn noise of the step.
         let churned = |k: usize, recorded: Tensor<3>| {
             let grown = sigmas[k] * 2.0_f64.sqrt();
             let noisy = !more.is_empty() && (0.1..=10.0).contains(&sigmas[k]);
@@ -307,14 +309,14 @@ fn every_method_and_its_levels_equal_k_diffusion() {
         let (rule, everything) = (none(), unconditional());
         compare_as::<samplers::KDiffusion, _>(&golden, &flow, &json, key, &rule, &everything, 1e-9, &churned);
     }
-    // The table of Stable Diffusion; their times are f32.
+    // The table of Stable Diffusion. k-diffusion computes its times in f32.
     let sd = Mixture::new(&golden, scaled_linear());
     let levels = golden.numbers("sd.get_sigmas20");
     let scale: Vec<f64> = levels.iter().map(|s| (1.0 + s * s).sqrt()).collect();
     for (key, more) in [("sd.sample_euler", ""), ("sd.sample_euler.quantize", r#", "quantize": true"#)] {
-        let json = format!(r#"{{"steps": 20, "levels": {{"type": "table"}}{more}}}"#);
+        let json = format!(r#"{{"steps": 20, "sigmas": {{"type": "table"}}{more}}}"#);
         let sampler: samplers::KDiffusion = framework::serde_json::from_str(&json).unwrap();
-        for (ours, theirs) in sampler.levels(&sd.path).iter().zip(&levels) {
+        for (ours, theirs) in sampler.sigmas(&sd.path).iter().zip(&levels) {
             assert!((ours - theirs).abs() <= 1e-5 * theirs.max(1e-3), "{ours} {theirs}");
         }
         let (rule, everything) = (none(), unconditional());
@@ -325,21 +327,27 @@ fn every_method_and_its_levels_equal_k_diffusion() {
 
 #[test]
 fn first_order_dpm_solver_pp_is_ddim() {
-    let Some(golden) = Golden::open("samplers_sd.safetensors") else { return };
+    let golden = Golden::open("samplers_sd.safetensors");
     let table: VpConfig = framework::serde_json::from_str(r#"{"timesteps": 101}"#).unwrap();
     let network = Mixture::new(&golden, table.process());
     let condition = unconditional();
     let run = |sampler: &dyn Sampler| {
-        let (rule, no_number) = (none(), |_: f64| None);
-        let mut model =
-            Denoiser::new(&network, &network.path, &rule, &no_number, &condition, &LatentShape::values([1, 1], 2));
+        let rule = none();
+        let mut model = Denoiser::new(
+            &network,
+            &network.path,
+            &rule,
+            GuidanceNumbers::NONE,
+            &condition,
+            &LatentShape::values([1, 1], 2),
+        );
         let mut noise = Recorded { golden: &golden, noise: None };
-        let Latent::Values(x) = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}) else {
+        let Latent::Values(x) = sampler.sample(&mut model, &mut noise, &mut |_: &SamplerStep<'_>| {}) else {
             unreachable!()
         };
         numbers(&x)
     };
-    // Both visit 100, 95, .. 5 of 0..101 and end at clean data.
+    // Both samplers visit indices 100, 95, .. 5 of 0..101 and end at clean data.
     let solver: samplers::DpmSolverPp =
         framework::serde_json::from_str(r#"{"steps": 20, "order": 1, "spacing": {"type": "timesteps"}}"#).unwrap();
     let ddim: samplers::Ddim =
@@ -351,7 +359,7 @@ fn first_order_dpm_solver_pp_is_ddim() {
 
 #[test]
 fn flows_equal_the_official_sit() {
-    let Some(golden) = Golden::open("samplers_sit.safetensors") else { return };
+    let golden = Golden::open("samplers_sit.safetensors");
     let flow = |path: &str, prediction: &str| -> Mixture<_> {
         let (path, kind) = (path.to_lowercase(), if prediction == "noise" { "eps" } else { prediction });
         let config = format!(r#"{{"path": "{path}", "prediction": "{kind}"}}"#);

@@ -1,4 +1,4 @@
-//! The autoencoder with a normal latent that `kl_f16` and `sd_vae` share.
+//! The autoencoder with a Gaussian latent that `kl_f16` and `sd_vae` share.
 
 use framework::burn;
 use framework::burn::module::Module;
@@ -6,21 +6,22 @@ use framework::nn::Conv2d;
 use framework::nn::autoencoder::{AutoencoderConfig, Decoder, Encoder};
 use framework::prelude::*;
 
-/// The weights.
+/// The weights of the autoencoder.
 #[derive(Module, Debug)]
 pub struct KlNetwork {
-    /// Images to features.
+    /// Maps images to features.
     pub encoder: Encoder,
-    /// Features to mean and logarithm of the variance.
+    /// Maps features to the mean and the log variance of the latent.
     pub quant_conv: Conv2d,
-    /// Latents to features.
+    /// Maps latents to features.
     pub post_quant_conv: Conv2d,
-    /// Features to images.
+    /// Maps features to images.
     pub decoder: Decoder,
 }
 
 impl KlNetwork {
-    /// Allocates nothing. Encoder and decoder may have attention at different levels.
+    /// Creates the network. Its parameters are not allocated yet. Encoder and decoder may have attention at
+    /// different levels.
     pub fn new(encoder: &AutoencoderConfig, decoder: &AutoencoderConfig, channels: usize, device: &Device) -> Self {
         Self {
             encoder: Encoder::new(encoder, 2 * channels, device),
@@ -30,12 +31,12 @@ impl KlNetwork {
         }
     }
 
-    /// Mean and logarithm of the variance, one after the other: `[B, 2 z, h, w]`.
+    /// Computes mean and log variance, concatenated along the channels: `[B, 2 z, h, w]`.
     pub fn moments(&self, images: Tensor<4>) -> Tensor<4> {
         self.quant_conv.forward(self.encoder.forward(images))
     }
 
-    /// Latents `[B, z, h, w]` to images.
+    /// Decodes latents `[B, z, h, w]` to images.
     pub fn decode(&self, latent: Tensor<4>) -> Tensor<4> {
         self.decoder.forward(self.post_quant_conv.forward(latent))
     }

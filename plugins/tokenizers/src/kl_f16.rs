@@ -1,4 +1,4 @@
-//! MAR's autoencoder with a normal latent.
+//! MAR's autoencoder with a Gaussian latent.
 //!
 //!   mean, logvar = halves of quant_conv(encoder(image)),   x = scaling_factor mean
 //!   image        = decoder(post_quant_conv(x / scaling_factor))
@@ -6,46 +6,49 @@
 //! Source: arXiv:2406.11838 sec. 4, arXiv:2112.10752 sec. 3.1.
 //! Shapes: images `[B, 3, H, W]`, x `[B, L, z_channels]` in raster order, L = H W / stride^2.
 //!
-//! The reference trains on draws from N(mean, exp(logvar)), anew each epoch. `Tokenizer::encode` is a function of the image
-//! alone, so it gives the mean.
+//! The reference trains on samples from N(mean, exp(logvar)), taken anew in each epoch. `Tokenizer::encode`
+//! depends on the image alone, so it returns the mean.
 
 use crate::IMAGE_CHANNELS;
 use crate::kl::KlNetwork;
+use framework::checkpoint::names::{Layout, OFFICIAL, OfficialName, OfficialNames};
+use framework::checkpoint::official::{self, Report};
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::error::{Problems, Result};
-use framework::foreign::{self, ForeignName, ForeignNames, Layout, Report};
 use framework::nn::autoencoder::AutoencoderConfig;
+use framework::nn::parameters;
 use framework::nn::{from_positions, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, Tokenizer};
-use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-/// MAR's autoencoder with a normal latent, of which it takes the mean. The defaults are those of `kl16.ckpt`, where one
-/// position stands for 16x16 pixels.
+/// MAR's autoencoder with a Gaussian latent. An image is encoded to the mean. The defaults match `kl16.ckpt`,
+/// in which one position covers 16x16 pixels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KlF16 {
-    /// The official file (.ckpt, or converted to .safetensors); a relative path begins at the working directory.
+    /// The official file (.ckpt), or the same file converted to .safetensors. A relative path starts at the
+    /// working directory.
     pub path: PathBuf,
     /// Channels of the latent.
     #[serde(default = "z_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub z_channels: usize,
-    /// Width of the first layer; a multiple of 32.
+    /// Width of the first layer in channels; a multiple of 32.
     #[serde(default = "ch")]
     #[schemars(range(min = 32, max = 4096))]
     pub ch: usize,
-    /// Width of each level as a multiple of `ch`, finest first; each level but the last halves height and width.
+    /// Width of each level as a multiple of `ch`, finest level first. Each level but the last halves height
+    /// and width.
     #[serde(default = "ch_mult")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
     pub ch_mult: Vec<usize>,
-    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    /// Residual blocks per level of the encoder. Each level of the decoder has one more.
     #[serde(default = "num_res_blocks")]
     #[schemars(range(min = 1, max = 64))]
     pub num_res_blocks: usize,
-    /// Multiplies the mean, above 0: brings latents to about unit variance.
+    /// Factor that multiplies the mean to give about unit variance; above 0, unitless.
     #[serde(default = "scaling_factor")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: f64,
@@ -82,19 +85,20 @@ impl KlF16 {
         }
     }
 
-    /// The network, with nothing allocated. Its encoder has attention at the coarsest level, its decoder has not.
+    /// Creates the network. Its parameters are not allocated yet. Only the encoder has attention, at its
+    /// coarsest level.
     pub fn init(&self, device: &Device) -> KlNetwork {
         let sizes = self.sizes();
         let attended = AutoencoderConfig { attention: vec![self.ch_mult.len() - 1], ..sizes.clone() };
         KlNetwork::new(&attended, &sizes, self.z_channels, device)
     }
 
-    /// The official names, which are ours.
-    pub fn formats(&self) -> Vec<ForeignNames> {
-        vec![ForeignNames {
-            format: foreign::OFFICIAL,
+    /// Returns the names that the official files use. They equal ours.
+    pub fn formats(&self) -> Vec<OfficialNames> {
+        vec![OfficialNames {
+            format: OFFICIAL,
             folder: "",
-            of: Arc::new(|path| ForeignName { name: path.to_string(), layout: Layout::Same }),
+            of: Arc::new(|path| OfficialName { name: path.to_string(), layout: Layout::Same }),
             nesting: &["model."],
             ignored: &[("loss.", "networks of the training loss")],
             optional: &[],
@@ -102,11 +106,11 @@ impl KlF16 {
     }
 
     fn read(&self, path: &FilePath, device: &Device) -> Result<(KlNetwork, Report)> {
-        foreign::load_whole(self.init(device), &self.formats(), path)
+        official::load_whole(self.init(device), &self.formats(), path)
     }
 
     fn network(&self) -> &KlNetwork {
-        self.network.as_ref().expect("`load` comes before the first image")
+        self.network.as_ref().expect("`load` is called before the first image")
     }
 }
 
@@ -134,11 +138,11 @@ impl Tokenizer for KlF16 {
     }
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
-        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+        official::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn parameters(&self) -> usize {
-        weights::count(&self.init(&Device::flex()))
+        parameters::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {
@@ -147,7 +151,7 @@ impl Tokenizer for KlF16 {
     }
 
     fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
-        let Latent::Values(x) = latent else { panic!("tokens were taken for a continuous latent") };
+        let Latent::Values(x) = latent else { panic!("tokenizer \"kl_f16\" decodes values, not tokens") };
         let (network, stride) = (self.network(), self.sizes().stride());
         let x = from_positions(x / self.scaling_factor, [height / stride, width / stride]);
         network.decode(x)

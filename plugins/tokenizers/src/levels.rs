@@ -1,19 +1,20 @@
-//! Grey values as tokens, in raster order.
+//! Grey levels of pixels as tokens, in raster order.
 //!
 //!   id = round((x + 1) / 2 (values - 1)),   x in [-1, 1]
 //!
-//! Source: the pixel language models of arXiv:1601.06759. Shapes: `[B, 1, H, W]` and `[B, H W]`.
+//! Source: arXiv:1601.06759, whose pixel language models use these tokens. Shapes: `[B, 1, H, W]` to `[B, H W]`.
 
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::error::Problems;
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, Tokenizer};
 
-/// One token a pixel of a grey image: its value, rounded to one of `values`.
+/// One token per pixel of a grey image: the pixel rounded to one of `values` grey levels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Levels {
-    /// Grey values from black to white, 2 to 65,536; the vocabulary. The embedded digits have 17.
+    /// Number of grey levels from black to white, 2 to 65,536, which is also the vocabulary. The embedded
+    /// digits have 17.
     #[serde(default = "bytes")]
     #[schemars(range(min = 2, max = 65_536))]
     pub values: usize,
@@ -25,22 +26,22 @@ fn bytes() -> usize {
 
 framework::register!(tokenizer "levels" => Levels, "arXiv:1601.06759");
 
-/// Values in [-1, 1] as whole steps 0 to `values - 1`, kept as floats.
+/// Rounds values in [-1, 1] to whole steps from 0 to `values - 1`, kept as floats.
 pub(crate) fn quantize<const D: usize>(x: Tensor<D>, values: usize) -> Tensor<D> {
     ((x.clamp(-1.0, 1.0) + 1.0) * ((values - 1) as f64 / 2.0)).round()
 }
 
-/// The inverse: the middle of each step.
+/// Converts steps back to values in [-1, 1]; the inverse of `quantize` up to rounding.
 pub(crate) fn value<const D: usize>(steps: Tensor<D>, values: usize) -> Tensor<D> {
     steps * (2.0 / (values - 1) as f64) - 1.0
 }
 
-/// Refuses images of more than one channel.
+/// Rejects images with more than one channel.
 pub(crate) fn grey(channels: usize, name: &str) -> Result<(), Problems> {
     if channels == 1 {
         return Ok(());
     }
-    let what = format!("tokenizer \"{name}\" reads grey images; these have {channels} channels");
+    let what = format!("tokenizer \"{name}\" needs grey images, but these have {channels} channels");
     Err(vec![
         Problem::new("", what).accepts("images of 1 channel").fix("use a tokenizer with a codebook, such as \"vq\""),
     ])

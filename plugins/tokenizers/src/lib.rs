@@ -1,4 +1,5 @@
-//! Tokenizers: images to latents and back.
+//! Tokenizers convert images to latents and back, one file each. To add a tokenizer, add its file and list it
+//! below.
 
 #[cfg(test)]
 use framework_dylib as _;
@@ -24,5 +25,5 @@ pub use var_vqvae::{VarNetwork, VarVqvae, phi_of_levels, phi_ticks};
 pub use vq::Vq;
 pub use vq_f16::{VqF16, VqNetwork};
 
-/// Channels of the images that the published autoencoders were trained on: red, green, blue.
+/// Channels of the images that the published autoencoders were trained on: red, green and blue.
 const IMAGE_CHANNELS: usize = 3;

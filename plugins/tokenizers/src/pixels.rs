@@ -1,21 +1,21 @@
-//! Pixels as they are: the latent is the image, or its squares of pixels.
+//! Unencoded pixels: one position of the latent is one pixel, or one square patch of pixels.
 //!
-//!   x[b, i W + j, c] = image[b, c, i, j];   with squares of side p: [B, H W / p^2, p p C], channel last
+//!   x[b, i W + j, c] = image[b, c, i, j];   with patches of side p: [B, H W / p^2, p p C], channel last
 //!
-//! Source: the pixel-space diffusion of arXiv:2006.11239. Shapes: `[B, C, H, W]` and `[B, H W / p^2, p^2 C]`.
+//! Source: arXiv:2006.11239, which diffuses pixels. Shapes: `[B, C, H, W]` to `[B, H W / p^2, p^2 C]`.
 
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::error::Problems;
 use framework::nn::{from_patches, from_positions, to_patches, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, Tokenizer};
 
-/// Pixels themselves: nothing is lost.
+/// Unencoded pixels: encoding and decoding are exact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pixels {
-    /// Side of the square of pixels that becomes one position; divides height and width. Larger squares make a latent of
-    /// fewer positions and more channels.
+    /// Side of the square patch that becomes one position, in pixels. It must divide height and width. A
+    /// larger patch gives a latent with fewer positions and more channels.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 256))]
     pub patch: usize,
@@ -33,7 +33,7 @@ impl Tokenizer for Pixels {
         if height.is_multiple_of(p) && width.is_multiple_of(p) {
             return Ok(LatentShape::values([height / p, width / p], p * p * channels));
         }
-        let what = format!("images of {height}x{width} pixels do not fall into squares of {p}");
+        let what = format!("`patch` = {p} does not divide images of {height}x{width} pixels");
         Err(vec![Problem::new("/patch", what).accepts("a divisor of height and width")])
     }
 
@@ -48,7 +48,7 @@ impl Tokenizer for Pixels {
     }
 
     fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
-        let Latent::Values(x) = latent else { panic!("pixels are numbers, not tokens") };
+        let Latent::Values(x) = latent else { panic!("a pixel latent holds values, not tokens") };
         from_positions(from_patches(x, [height, width], self.patch), [height, width])
     }
 }
@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn latent_is_position_by_channel() {
-        // Channel 0 is 0 1 / 2 3, channel 1 is 4 5 / 6 7, in steps of 1/7 from -1.
-        let Latent::Values(x) = (Pixels { patch: 1 }).encode(ramp([1, 2, 2, 2])) else { panic!("tokens") };
+        // Channel 0 is 0 1 / 2 3 and channel 1 is 4 5 / 6 7, in steps of 1/7 from -1.
+        let Latent::Values(x) = (Pixels { patch: 1 }).encode(ramp([1, 2, 2, 2])) else { panic!("no values") };
         let expected: Vec<f32> = [0, 4, 1, 5, 2, 6, 3, 7].iter().map(|v| *v as f32 / 7.0 - 1.0).collect();
         assert_eq!(x.dims(), [1, 4, 2]);
         assert_eq!(x.into_data().try_to_vec::<f32>().unwrap(), expected);

@@ -1,27 +1,28 @@
-//! Residuals of a grey image pyramid as tokens, coarse to fine.
+//! Residuals of a grey image pyramid as tokens, from coarse to fine.
 //!
 //!   q_k = round(mean_k(x)),   id_k = q_k - up(q_{k-1}) + values - 1,   x ~ q_K
 //!
-//! with `mean_k` the image averaged down to level k in whole grey steps, `up` its repetition. The finest level is the
-//! image itself, so nothing but the rounding is lost; what feeds level k is `up(q_{k-1})`.
-//! Source: the multi-scale residual tokens of arXiv:2404.02905 (algorithm 1) with a fixed codebook, arXiv:1506.05751.
-//! Shapes: `[B, 1, S, S]` and `[B, sum of side^2]`.
+//! `mean_k` averages the image down to level k, `q_k` is in whole grey steps, and `up` repeats pixels. The
+//! finest level is the image itself, so only the rounding is lossy. The features of level k are `up(q_{k-1})`.
+//! Source: arXiv:2404.02905 (algorithm 1, multi-scale residual tokens) with a fixed codebook, arXiv:1506.05751.
+//! Shapes: `[B, 1, S, S]` to `[B, sum of side^2]`.
 
 use crate::levels::{grey, quantize, value};
+use framework::data::tokenizer::{ImageShape, LevelCodec, Tokenizer};
 use framework::error::Problems;
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, LevelCodec, Tokenizer};
 
-/// Levels of a grey image pyramid; the vocabulary is `2 values - 1` residuals.
+/// The levels of a grey image pyramid. The vocabulary is the `2 values - 1` residuals.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pyramid {
-    /// Sides of the levels, coarse to fine; each divides the next, and the last is the image's.
+    /// Sides of the levels in pixels, from coarse to fine. Each divides the next; the last is the side of the
+    /// image.
     #[serde(default = "sides")]
     #[schemars(inner(range(min = 1, max = 4096)))]
     pub sides: Vec<usize>,
-    /// Grey values from black to white, 2 to 4,096. The embedded digits have 17.
+    /// Number of grey levels from black to white, 2 to 4,096. The embedded digits have 17.
     #[serde(default = "values")]
     #[schemars(range(min = 2, max = 4096))]
     pub values: usize,
@@ -38,24 +39,24 @@ framework::register!(tokenizer "pyramid" => Pyramid, "arXiv:2404.02905");
 
 impl Pyramid {
     fn side(&self) -> usize {
-        self.sides.last().copied().expect("the check phase refuses a pyramid without levels")
+        self.sides.last().copied().expect("`check` rejects a pyramid without levels")
     }
 
-    /// `[B, from, from]` repeated to `[B, to, to]`.
+    /// Repeats the pixels of `[B, from, from]` to `[B, to, to]`.
     fn repeat(x: Tensor<3>, to: usize) -> Tensor<3> {
         let [batch, from, _] = x.dims();
         let times = to / from;
         x.reshape([batch, from, 1, from, 1]).expand([batch, from, times, from, times]).reshape([batch, to, to])
     }
 
-    /// `[B, from, from]` averaged to `[B, to, to]`.
+    /// Averages `[B, from, from]` to `[B, to, to]`.
     fn average(x: Tensor<3>, to: usize) -> Tensor<3> {
         let [batch, from, _] = x.dims();
         let each = from / to;
         x.reshape([batch, to, each, to, each]).mean_dim(4).mean_dim(2).reshape([batch, to, to])
     }
 
-    /// Grey steps of every level, from the residual tokens of the first levels.
+    /// Computes the grey steps of the first levels from their residual tokens.
     fn steps(&self, ids: &[Tensor<2, Int>]) -> Vec<Tensor<3>> {
         let mut all: Vec<Tensor<3>> = Vec::new();
         for (side, ids) in self.sides.iter().zip(ids) {
@@ -67,7 +68,8 @@ impl Pyramid {
         all
     }
 
-    /// What feeds the level after each: the coarser level's grey values, repeated; zeros for the first.
+    /// Computes the features of the first level, which are zeros, and of the level after each of `steps`: the
+    /// repeated grey values of the coarser level.
     fn fed(&self, steps: &[Tensor<3>], batch: usize, device: &Device) -> Tensor<3> {
         let feature = |(k, side): (usize, &usize)| {
             let shape = [batch, side * side, 1];
@@ -86,15 +88,15 @@ impl Tokenizer for Pyramid {
         if rising && !self.sides.is_empty() {
             return Problems::new();
         }
-        let what = format!("sides {:?} are no pyramid", self.sides);
-        vec![Problem::new("/sides", what).accepts("growing sides, each of which divides the next")]
+        let what = format!("`sides` {:?} is not a pyramid", self.sides);
+        vec![Problem::new("/sides", what).accepts("ascending sides, each a divisor of the next")]
     }
 
     fn latent_shape(&self, [channels, height, width]: ImageShape) -> Result<LatentShape, Problems> {
         grey(channels, "pyramid")?;
         if [height, width] != [self.side(); 2] {
-            let what = format!("the finest level has side {}; images are {height}x{width}", self.side());
-            return Err(vec![Problem::new("/sides", what).accepts("a last side that is the image's")]);
+            let what = format!("the finest level has side {}, but the images are {height}x{width}", self.side());
+            return Err(vec![Problem::new("/sides", what).accepts("a last side equal to the side of the images")]);
         }
         Ok(LatentShape::pyramid(&self.sides, 2 * self.values - 1, 1))
     }
@@ -165,7 +167,7 @@ mod tests {
             prop_assert_eq!(ids.dims()[1], features.dims()[1]);
             let back = pyramid.decode(Latent::Ids(ids.clone()), [1, 8, 8]).into_data().try_into_vec::<f32>().unwrap();
             prop_assert!(x.iter().zip(back).all(|(a, b)| (a - b).abs() < 1e-6));
-            // What feeds the levels follows from the tokens alone.
+            // The tokens alone determine the features.
             let mut from = 0;
             let levels: Vec<_> = sides.iter().map(|side| { let l = ids.clone().narrow(1, from, side * side); from += side * side; l }).collect();
             let again = pyramid.features(&levels[..levels.len() - 1], 2, &Device::flex());
@@ -175,7 +177,7 @@ mod tests {
 
     #[test]
     fn worked_by_hand() {
-        // Steps 0 2 / 4 6 of 0..=8: mean 3; residuals -3 -1 / 1 3 around it; the zero residual is token 8.
+        // The steps are 0 2 / 4 6 in 0..=8, with mean 3 and residuals -3 -1 / 1 3. Token 8 is the residual 0.
         let pyramid = Pyramid { sides: vec![1, 2], values: 9 };
         let x = [0.0, 2.0, 4.0, 6.0].map(|s: f32| s / 4.0 - 1.0).to_vec();
         let images = Tensor::<4>::from_data(TensorData::new(x, [1, 1, 2, 2]), &Device::flex());

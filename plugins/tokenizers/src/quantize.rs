@@ -1,4 +1,4 @@
-//! Vector quantisation: the code nearest to each vector.
+//! Vector quantisation: finds the nearest code of each vector, and looks codes up.
 //!
 //!   id = argmin_k |z - e_k|^2 = argmin_k |e_k|^2 - 2 z . e_k
 //!
@@ -6,20 +6,20 @@
 
 use framework::prelude::*;
 
-/// The index of the nearest code of each row. Shapes: `z` `[N, D]`, `codes` `[V, D]`; `[N]`.
+/// Returns the index of the code nearest to each row. Shapes: `z` `[N, D]`, `codes` `[V, D]`; result `[N]`.
 pub fn nearest(z: Tensor<2>, codes: Tensor<2>) -> Tensor<1, Int> {
     let rows = z.dims()[0];
     let squares = (codes.clone() * codes.clone()).sum_dim(1).transpose();
     (squares - z.matmul(codes.transpose()) * 2.0).argmin(1).reshape([rows])
 }
 
-/// Every row at length one. Shapes: `[N, D]` to the same.
+/// Scales every row to length one; zero rows stay zero. Shape: `[N, D]`.
 pub fn unit(x: Tensor<2>) -> Tensor<2> {
     let length = (x.clone() * x.clone()).sum_dim(1).sqrt();
     x / length.clamp_min(1e-12)
 }
 
-/// The code of each id, in the ids' place. Shapes: `ids` `[B, L]`, `codes` `[V, D]`; `[B, L, D]`.
+/// Returns the code of each id. Shapes: `ids` `[B, L]`, `codes` `[V, D]`; result `[B, L, D]`.
 pub fn look_up(ids: Tensor<2, Int>, codes: Tensor<2>) -> Tensor<3> {
     let ([batch, length], width) = (ids.dims(), codes.dims()[1]);
     codes.select(0, ids.reshape([batch * length])).reshape([batch, length, width])

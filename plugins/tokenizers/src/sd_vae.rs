@@ -1,64 +1,67 @@
-//! The autoencoder of latent diffusion, as Stable Diffusion, DiT and SiT use it: one position stands for 8x8 pixels.
+//! The autoencoder of latent diffusion (Stable Diffusion, DiT, SiT). One position covers 8x8 pixels.
 //!
 //!   mean, logvar = halves of quant_conv(encoder(image)),   z = mean, or mean + exp(logvar / 2) noise
 //!   x            = scaling_factor z,   image = decoder(post_quant_conv(x / scaling_factor))
 //!
 //! Source: arXiv:2112.10752 sec. 3.1. Shapes: images `[B, 3, H, W]`, x `[B, L, 4]` in raster order, L = H W / 64.
-//! Large images are cut into overlapping tiles whose seams are blended (`diffusers`' tiling).
+//! Large images can be cut into overlapping tiles whose seams are blended, as `diffusers` does.
 
 use crate::IMAGE_CHANNELS;
 use crate::kl::KlNetwork;
 use framework::burn::tensor::DType;
+use framework::checkpoint::names::{BESIDE_LATENT_DIFFUSION, Layout, OfficialName, OfficialNames};
+use framework::checkpoint::official::{self, Report};
+use framework::checkpoint::open;
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::error::{Error, Problems, Result};
-use framework::foreign::{self, BESIDE_LATENT_DIFFUSION, ForeignName, ForeignNames, Layout, Report};
 use framework::nn::autoencoder::AutoencoderConfig;
+use framework::nn::parameters;
 use framework::nn::{from_positions, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::random::{Random, tensor};
-use framework::tokenizer::{ImageShape, Tokenizer};
-use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-/// Which latent of the normal distribution an image becomes.
+/// How a latent is chosen from the Gaussian that the encoder predicts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Posterior {
-    /// Its mean.
+    /// The mean.
     #[default]
     Mean,
-    /// A draw, whose noise is a function of the image's pixels: the same image has the same latent.
+    /// A random sample. Its noise is a function of the pixels, so the same image always gives the same latent.
     Sample,
 }
 
-/// Latent diffusion's autoencoder. The defaults are those of Stable Diffusion 1.5 and of sd-vae-ft-*.
+/// The autoencoder of latent diffusion. The defaults match Stable Diffusion 1.5 and sd-vae-ft-*.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SdVae {
-    /// A folder (vae/ of a `diffusers` pipeline, or the whole pipeline), or a file of either format (.safetensors, .bin,
-    /// .ckpt); a relative path begins at the working directory.
+    /// The weights: the folder vae/ of a `diffusers` pipeline, the folder of the whole pipeline, or a file of
+    /// either format (.safetensors, .bin, .ckpt). A relative path starts at the working directory.
     pub path: PathBuf,
     /// Channels of the latent.
     #[serde(default = "latent_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub latent_channels: usize,
-    /// Channels of each level, finest first, multiples of 32; each level but the last halves height and width.
+    /// Channels of each level, finest first; multiples of 32. Each level but the last halves height and width.
     #[serde(default = "block_out_channels")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 32, max = 16_384)))]
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    /// Residual blocks per level of the encoder. Each level of the decoder has one more.
     #[serde(default = "layers_per_block")]
     #[schemars(range(min = 1, max = 64))]
     pub layers_per_block: usize,
-    /// Multiplies the latent, above 0; null = that of `config.json` beside the weights, or else 0.18215.
+    /// Factor that multiplies the latent, above 0, unitless. null = the factor in the `config.json` next to
+    /// the weights, or 0.18215 if there is none.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: Option<f64>,
-    /// Which latent an image becomes.
+    /// How a latent is chosen from the Gaussian that the encoder predicts.
     #[serde(default)]
     pub posterior: Posterior,
-    /// Side in pixels of the tiles that larger images are cut into; null = images are never cut.
+    /// Side of the tiles that larger images are cut into, in pixels. null = images are never cut.
     #[serde(default)]
     #[schemars(range(min = 8, max = 65_536))]
     pub tile: Option<usize>,
@@ -82,16 +85,16 @@ fn layers_per_block() -> usize {
     2
 }
 
-/// The factor of every release whose configuration does not name one.
+/// The factor of every release whose configuration does not state one.
 const SCALING_FACTOR: f64 = 0.18215;
-/// Share of a tile that it has in common with the next.
+/// Fraction of a tile that overlaps the next tile.
 const OVERLAP: f64 = 0.25;
 
 framework::register!(tokenizer "sd_vae" => SdVae, "arXiv:2112.10752");
 
 impl SdVae {
     fn sizes(&self) -> AutoencoderConfig {
-        // Widths are whole multiples of 32 and need not be of the first level's.
+        // `check` requires every width to be a multiple of the first one, so these divisions are exact.
         AutoencoderConfig {
             image_channels: IMAGE_CHANNELS,
             ch: self.block_out_channels[0],
@@ -101,23 +104,24 @@ impl SdVae {
         }
     }
 
-    /// The network, with nothing allocated.
+    /// Creates the network. Its parameters are not allocated yet.
     pub fn init(&self, device: &Device) -> KlNetwork {
         KlNetwork::new(&self.sizes(), &self.sizes(), self.latent_channels, device)
     }
 
-    /// `diffusers`, the same with the names that attention had before 2023, and the CompVis container, whose names are ours.
-    pub fn formats(&self) -> Vec<ForeignNames> {
+    /// Returns the names of three formats: `diffusers`, `diffusers` with the attention names it used before
+    /// 2023, and the CompVis checkpoint, whose names equal ours.
+    pub fn formats(&self) -> Vec<OfficialNames> {
         let (levels, coarsest) =
             (self.block_out_channels.len(), self.block_out_channels[self.block_out_channels.len() - 1]);
-        let diffusers = |format, attention: [&'static str; 5]| ForeignNames {
+        let diffusers = |format, attention: [&'static str; 5]| OfficialNames {
             format,
             folder: "vae",
             of: Arc::new(move |path| {
                 let name = diffusers(path, levels, attention);
                 let map = path.contains("attn_1") && path.ends_with("weight") && !path.contains("norm");
                 let layout = if map { Layout::Reshaped(vec![coarsest; 2]) } else { Layout::Same };
-                ForeignName { name, layout }
+                OfficialName { name, layout }
             }),
             nesting: &[],
             ignored: &[],
@@ -126,10 +130,10 @@ impl SdVae {
         vec![
             diffusers("diffusers", ["group_norm", "to_q", "to_k", "to_v", "to_out.0"]),
             diffusers("diffusers_legacy", ["group_norm", "query", "key", "value", "proj_attn"]),
-            ForeignNames {
+            OfficialNames {
                 format: "compvis",
                 folder: "",
-                of: Arc::new(|path| ForeignName { name: path.to_string(), layout: Layout::Same }),
+                of: Arc::new(|path| OfficialName { name: path.to_string(), layout: Layout::Same }),
                 nesting: &["state_dict.first_stage_model.", "first_stage_model.", "state_dict."],
                 ignored: BESIDE_LATENT_DIFFUSION,
                 optional: &[],
@@ -138,23 +142,23 @@ impl SdVae {
     }
 
     fn loaded(&self) -> &Loaded {
-        self.loaded.as_ref().expect("`load` comes before the first image")
+        self.loaded.as_ref().expect("`load` is called before the first image")
     }
 
-    /// The factor that the configuration beside the weights names.
+    /// Reads the factor from the configuration next to the weights, if it states one.
     fn configured_factor(&self) -> Result<Option<f64>> {
         let folder = if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(FilePath::new("")) };
         let files = [folder.join("vae/config.json"), folder.join("config.json")];
         let Some(file) = files.into_iter().find(|file| file.exists()) else { return Ok(None) };
         let wrong = |what: String| Error::file(&file, what);
-        let config: framework::serde_json::Value = framework::serde_json::from_str(&foreign::text(&file)?)
-            .map_err(|e| wrong(format!("is no configuration: {e}")))?;
+        let config: framework::serde_json::Value = framework::serde_json::from_str(&open::text(&file)?)
+            .map_err(|e| wrong(format!("is not a JSON configuration: {e}")))?;
         let Some(factor) = config.get("scaling_factor").filter(|factor| !factor.is_null()) else { return Ok(None) };
         let number = factor.as_f64().filter(|factor| factor.is_finite() && *factor > 0.0);
         number.map(Some).ok_or_else(|| {
             let factor: String = factor.to_string().chars().take(60).collect();
             wrong(format!(
-                "its `scaling_factor` is {factor}, and must be a number above 0; or set /tokenizer/scaling_factor"
+                "its `scaling_factor` is {factor}, not a number above 0; correct it, or set /tokenizer/scaling_factor"
             ))
         })
     }
@@ -163,12 +167,12 @@ impl SdVae {
         self.sizes().stride()
     }
 
-    /// Side of a tile in latent positions.
+    /// Returns the side of a tile in latent positions.
     fn tile(&self) -> usize {
         self.tile.map_or(usize::MAX, |tile| tile / self.stride())
     }
 
-    /// Latents of a batch, `[B, z, h, w]`, not yet scaled.
+    /// Encodes a batch to latents `[B, z, h, w]`, not yet scaled.
     fn latents(&self, images: Tensor<4>) -> Tensor<4> {
         let (stride, z) = (self.stride(), self.latent_channels);
         let network = &self.loaded().network;
@@ -187,20 +191,20 @@ impl SdVae {
     }
 }
 
-/// Normal numbers that are a function of one image.
+/// Returns `n` standard normal values that depend only on the image.
 fn noise_of(image: Tensor<4>, n: usize) -> Vec<f64> {
     let bytes = image.into_data();
     Random::of(bytes.as_bytes()).normal("posterior", 0, 0, n).into_iter().map(f64::from).collect()
 }
 
-/// `f` on overlapping tiles of side `tile`, their seams blended; on the whole where it is no larger. `f` multiplies sizes
-/// by `of[1] / of[0]`.
+/// Applies `f` to overlapping tiles of side `tile`, and blends their seams. An input no larger than a tile is
+/// not cut. `f` multiplies height and width by `of[1] / of[0]`.
 fn tiled(x: Tensor<4>, tile: usize, of: [usize; 2], f: &dyn Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
     let [_, _, height, width] = x.dims();
     if height <= tile && width <= tile {
         return f(x);
     }
-    // Both in steps of the stride, so that tiles lie on whole latent positions.
+    // The step is a multiple of the stride, so that tiles start at whole latent positions.
     let step = (((tile as f64 * (1.0 - OVERLAP)) as usize) / of[0]).max(1) * of[0];
     let scaled = |side: usize| side * of[1] / of[0];
     let (blend, kept) = (scaled(tile) - scaled(step), scaled(step));
@@ -232,7 +236,7 @@ fn tiled(x: Tensor<4>, tile: usize, of: [usize; 2], f: &dyn Fn(Tensor<4>) -> Ten
     Tensor::cat(made, 2)
 }
 
-/// `next`, its first `extent` rows (`axis` 2) or columns (3) going over from the last ones of `before`.
+/// Blends the first `extent` rows (`axis` 2) or columns (3) of `next` linearly with the last ones of `before`.
 fn blended(before: Tensor<4>, next: Tensor<4>, extent: usize, axis: usize) -> Tensor<4> {
     let (have, size) = (before.dims()[axis], next.dims()[axis]);
     let extent = extent.min(have).min(size);
@@ -249,6 +253,7 @@ fn blended(before: Tensor<4>, next: Tensor<4>, extent: usize, axis: usize) -> Te
     if extent == size { mixed } else { Tensor::cat(vec![mixed, next.narrow(axis, extent, size - extent)], axis) }
 }
 
+/// Converts our name to the name in `diffusers`. `attention` lists its names of the five attention layers.
 fn diffusers(path: &str, levels: usize, attention: [&str; 5]) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     let block = |rest: &[&str]| rest.join(".").replace("nin_shortcut", "conv_shortcut");
@@ -257,9 +262,9 @@ fn diffusers(path: &str, levels: usize, attention: [&str; 5]) -> String {
         [way, "down", level, "downsample", ..] => {
             format!("{way}.down_blocks.{level}.downsamplers.0.{}", parts[4..].join("."))
         }
-        // The finest level is the last there.
+        // `diffusers` counts the levels of the decoder from the coarsest.
         [way, "up", level, part, ..] => {
-            let level = levels - 1 - level.parse::<usize>().expect("an index");
+            let level = levels - 1 - level.parse::<usize>().expect("the level is an index");
             match part {
                 "block" => format!("{way}.up_blocks.{level}.resnets.{}.{}", parts[4], block(&parts[5..])),
                 _ => format!("{way}.up_blocks.{level}.upsamplers.0.{}", parts[4..].join(".")),
@@ -268,8 +273,7 @@ fn diffusers(path: &str, levels: usize, attention: [&str; 5]) -> String {
         [way, "mid", "block_1", ..] => format!("{way}.mid_block.resnets.0.{}", block(&parts[3..])),
         [way, "mid", "block_2", ..] => format!("{way}.mid_block.resnets.1.{}", block(&parts[3..])),
         [way, "mid", "attn_1", map, rest] => {
-            let place =
-                ["norm", "q", "k", "v", "proj_out"].iter().position(|own| *own == map).expect("one of the five");
+            let place = ["norm", "q", "k", "v", "proj_out"].iter().position(|own| *own == map).expect("a known layer");
             format!("{way}.mid_block.attentions.0.{}.{rest}", attention[place])
         }
         _ => path.replace("norm_out", "conv_norm_out"),
@@ -294,8 +298,8 @@ impl Tokenizer for SdVae {
         if let Some(tile) = self.tile
             && (!tile.is_multiple_of(self.stride()) || tile < 2 * self.stride())
         {
-            let what = format!("`tile` = {tile} pixels");
-            problems.push(Problem::new("/tile", what).accepts(format!("a multiple of {}, two or more", self.stride())));
+            let what = format!("`tile` = {tile}");
+            problems.push(Problem::new("/tile", what).accepts(format!("a multiple of {0}, above {0}", self.stride())));
         }
         problems
     }
@@ -309,7 +313,7 @@ impl Tokenizer for SdVae {
     }
 
     fn load(&mut self, device: &Device) -> Result<()> {
-        let (network, _) = foreign::load_whole(self.init(device), &self.formats(), &self.path)?;
+        let (network, _) = official::load_whole(self.init(device), &self.formats(), &self.path)?;
         let scaling_factor = match self.scaling_factor {
             Some(factor) => factor,
             None => self.configured_factor()?.unwrap_or(SCALING_FACTOR),
@@ -319,22 +323,22 @@ impl Tokenizer for SdVae {
     }
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
-        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+        official::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn parameters(&self) -> usize {
-        weights::count(&self.init(&Device::flex()))
+        parameters::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {
-        // One image at a time: the activations of a large one fill the memory by themselves.
+        // Encode one image at a time, because the activations of a single large image can fill the memory.
         let batch = images.dims()[0];
         let each = (0..batch).map(|i| self.latents(images.clone().narrow(0, i, 1))).collect();
         Latent::Values(to_positions(Tensor::cat(each, 0)) * self.loaded().scaling_factor)
     }
 
     fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
-        let Latent::Values(x) = latent else { panic!("tokens were taken for a continuous latent") };
+        let Latent::Values(x) = latent else { panic!("tokenizer \"sd_vae\" decodes values, not tokens") };
         let (Loaded { network, scaling_factor }, stride) = (self.loaded(), self.stride());
         let x = from_positions(x / *scaling_factor, [height / stride, width / stride]);
         let each = |i: usize| tiled(x.clone().narrow(0, i, 1), self.tile(), [1, stride], &|x| network.decode(x));
@@ -377,7 +381,7 @@ mod tests {
 
     #[test]
     fn tiles_of_a_map_of_pixels_are_the_whole() {
-        // What looks at one pixel at a time sees no seam: blended tiles are the map itself.
+        // A function of single pixels has no seams, so the blended tiles must equal the untiled result.
         let values: Vec<f64> = (0..2 * 23 * 37).map(|i| (f64::from(i) * 0.37).sin()).collect();
         let x: Tensor<4> = tensor(&values, [1, 2, 23, 37], DType::F64, &Device::flex());
         for tile in [4, 8, 16] {
@@ -385,7 +389,7 @@ mod tests {
             let apart = (made - x.clone() * 3.0).abs().max().into_scalar::<f64>();
             assert!(apart < 1e-12, "{tile}: {apart}");
         }
-        // And one that doubles every pixel.
+        // The same holds for a function that repeats every pixel.
         let double = |x: Tensor<4>| framework::nn::upsample_nearest(x);
         let apart = (tiled(x.clone(), 8, [1, 2], &double) - double(x)).abs().max().into_scalar::<f64>();
         assert!(apart < 1e-12, "{apart}");

@@ -1,74 +1,78 @@
-//! VAR's multi-scale residual autoencoder: a pyramid of token maps that add up to the features.
+//! VAR's multi-scale residual autoencoder: the contributions of a pyramid of token maps sum to the features.
 //!
 //!   f = quant_conv(encoder(image)),   r_1 = f
 //!   ids_k = nearest(area(r_k, s_k)),   h_k = phi_k(bicubic(e[ids_k], s_K)),   r_{k+1} = r_k - h_k
-//!   image = decoder(post_quant_conv(h_1 + .. + h_K)), within [-1, 1]
+//!   image = decoder(post_quant_conv(h_1 + .. + h_K)), clamped to [-1, 1]
 //!   phi(h) = (1 - quant_resi) h + quant_resi conv(h)
 //!
-//! What the predictions of level k + 1 read is `area(h_1 + .. + h_k, s_{k+1})`; those of level 1 read none of it.
+//! The backbone predicts the tokens of level k + 1 from the features `area(h_1 + .. + h_k, s_{k+1})`. The
+//! features of level 1 are zeros.
 //!
 //! Source: arXiv:2404.02905 alg. 1 and 2. Shapes: images `[B, 3, H, H]`, f `[B, z_channels, s_K, s_K]`, ids
-//! `[B, s_1^2 + .. + s_K^2]` level by level in raster order, K levels of sides s.
+//! `[B, s_1^2 + .. + s_K^2]` level by level in raster order, for K levels with sides s.
 
 use crate::IMAGE_CHANNELS;
 use crate::quantize::{look_up, nearest, unit};
 use framework::burn::module::{Module, Param};
+use framework::checkpoint::names::{Layout, OFFICIAL, OfficialName, OfficialNames};
+use framework::checkpoint::official::{self, Report};
+use framework::data::tokenizer::{ImageShape, LevelCodec, Tokenizer};
 use framework::error::{Problems, Result};
-use framework::foreign::{self, ForeignName, ForeignNames, Layout, Report};
 use framework::nn::autoencoder::{AutoencoderConfig, Decoder, Encoder};
+use framework::nn::parameters;
 use framework::nn::{Conv2d, Resampling, from_positions, parameter, resize, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, LevelCodec, Tokenizer};
-use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-/// VAR's multi-scale residual autoencoder: token maps of growing size. The defaults are those of
+/// VAR's multi-scale residual autoencoder, with token maps of increasing size. The defaults match
 /// `vae_ch160v4096z32.pth` for images of 256x256 pixels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VarVqvae {
-    /// The official file (.pth, or converted to .safetensors); a relative path begins at the working directory.
+    /// The official file (.pth), or the same file converted to .safetensors. A relative path starts at the
+    /// working directory.
     pub path: PathBuf,
-    /// Number of codes, shared by all levels.
+    /// Number of codes, which is the vocabulary. All levels share the codes.
     #[serde(default = "vocab_size")]
     #[schemars(range(min = 2, max = 1_048_576))]
     pub vocab_size: usize,
-    /// Channels of a code, and of the features.
+    /// Channels of the codes and of the features.
     #[serde(default = "z_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub z_channels: usize,
-    /// Width of the first layer; a multiple of 32.
+    /// Width of the first layer in channels; a multiple of 32.
     #[serde(default = "ch")]
     #[schemars(range(min = 32, max = 4096))]
     pub ch: usize,
-    /// Width of each level of the networks as a multiple of `ch`, finest first; each but the last halves height and width.
+    /// Width of each level of encoder and decoder as a multiple of `ch`, finest level first. Each level but
+    /// the last halves height and width.
     #[serde(default = "ch_mult")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
     pub ch_mult: Vec<usize>,
-    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    /// Residual blocks per level of the encoder. Each level of the decoder has one more.
     #[serde(default = "num_res_blocks")]
     #[schemars(range(min = 1, max = 64))]
     pub num_res_blocks: usize,
-    /// Sides of the token maps, growing; the last is that of the features. Published for 512x512 pixels:
-    /// 1, 2, 3, 4, 6, 9, 13, 18, 24, 32.
+    /// Sides of the token maps, in ascending order. The last one is the side of the features. The published
+    /// sides for 512x512 pixels are 1, 2, 3, 4, 6, 9, 13, 18, 24, 32.
     #[serde(default = "v_patch_nums")]
     #[schemars(length(min = 1, max = 64), inner(range(min = 1, max = 1024)))]
     pub v_patch_nums: Vec<usize>,
-    /// Number of convolutions phi, spread over the levels.
+    /// Number of convolutions phi, which the levels share.
     #[serde(default = "share_quant_resi")]
     #[schemars(range(min = 2, max = 64))]
     pub share_quant_resi: usize,
-    /// Share of the convolution in phi, above 0, at most 1.
+    /// Weight of the convolution in phi, above 0 and at most 1, unitless.
     #[serde(default = "quant_resi")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0))]
     pub quant_resi: f64,
-    /// Side of the kernels before and after quantisation; odd.
+    /// Kernel side of the convolutions before and after quantisation; an odd number.
     #[serde(default = "quant_conv_ks")]
     #[schemars(range(min = 1, max = 31))]
     pub quant_conv_ks: usize,
-    /// Compare codes at length one.
+    /// Whether codes are scaled to length one before they are compared.
     #[serde(default)]
     pub using_znorm: bool,
     #[serde(skip)]
@@ -121,7 +125,7 @@ impl VarVqvae {
         LatentShape::pyramid(&self.v_patch_nums, self.vocab_size, self.z_channels)
     }
 
-    /// The network, with nothing allocated.
+    /// Creates the network. Its parameters are not allocated yet.
     pub fn init(&self, device: &Device) -> VarNetwork {
         let (sizes, width) = (self.sizes(), self.z_channels);
         let conv = |kernel: usize| Conv2d::new(width, width, kernel, device);
@@ -138,10 +142,10 @@ impl VarVqvae {
         }
     }
 
-    /// The official names.
-    pub fn formats(&self) -> Vec<ForeignNames> {
-        vec![ForeignNames {
-            format: foreign::OFFICIAL,
+    /// Returns the names that the official files use.
+    pub fn formats(&self) -> Vec<OfficialNames> {
+        vec![OfficialNames {
+            format: OFFICIAL,
             folder: "",
             of: Arc::new(name),
             nesting: &[],
@@ -151,32 +155,34 @@ impl VarVqvae {
     }
 
     fn read(&self, path: &FilePath, device: &Device) -> Result<(VarNetwork, Report)> {
-        foreign::load_whole(self.init(device), &self.formats(), path)
+        official::load_whole(self.init(device), &self.formats(), path)
     }
 
     fn network(&self) -> &VarNetwork {
-        self.network.as_ref().expect("`load` comes before the first image")
+        self.network.as_ref().expect("`load` is called before the first image")
     }
 }
 
-/// Queries, keys and values are one tensor there.
-fn name(path: &str) -> ForeignName {
+/// Converts our name to the official one. Official files hold queries, keys and values in one tensor.
+fn name(path: &str) -> OfficialName {
     for (index, map) in [".q.", ".k.", ".v."].into_iter().enumerate() {
         if path.contains(map) {
-            return ForeignName { name: path.replace(map, ".qkv."), layout: Layout::Part { index, of: 3 } };
+            return OfficialName { name: path.replace(map, ".qkv."), layout: Layout::Part { index, of: 3 } };
         }
     }
     let name = match path.strip_prefix("phi.") {
         Some(rest) => format!("quantize.quant_resi.qresi_ls.{rest}"),
         None => path.replace("codebook", "quantize.embedding.weight"),
     };
-    ForeignName { name, layout: Layout::Same }
+    OfficialName { name, layout: Layout::Same }
 }
 
-/// Where on [0, 1], the way from the first level to the last, each of `count` convolutions phi lies.
+/// Returns the position of each of `count` convolutions phi on the axis from the first level, 0, to the last,
+/// 1.
 ///
-/// The numbers are NumPy's to the last bit: of ten levels, the third and the eighth lie half-way between two of four, where
-/// rounding decides (`published_levels_use_these_convolutions`).
+/// The values equal NumPy's to the last bit, because rounding decides ties: with ten levels and four
+/// convolutions, levels three and eight are half-way between two convolutions
+/// (`published_levels_use_these_convolutions`).
 pub fn phi_ticks(count: usize) -> Vec<f64> {
     let margin = if count == 4 { 1.0 / 3.0 / 4.0 } else { 1.0 / 2.0 / count as f64 };
     let (first, last) = (margin, 1.0 - margin);
@@ -186,13 +192,13 @@ pub fn phi_ticks(count: usize) -> Vec<f64> {
     ticks
 }
 
-/// The convolution phi of each of `levels`: the nearest.
+/// Returns the index of the convolution phi nearest to each of `levels` levels.
 pub fn phi_of_levels(count: usize, levels: usize) -> Vec<usize> {
     let ticks = phi_ticks(count);
     let nearest = |level: usize| {
         let at = level as f64 / levels.saturating_sub(1).max(1) as f64;
         let apart = |i: &usize| (ticks[*i] - at).abs();
-        (0..count).min_by(|a, b| apart(a).total_cmp(&apart(b))).expect("there is a phi")
+        (0..count).min_by(|a, b| apart(a).total_cmp(&apart(b))).expect("there is at least one phi")
     };
     (0..levels).map(nearest).collect()
 }
@@ -200,17 +206,17 @@ pub fn phi_of_levels(count: usize, levels: usize) -> Vec<usize> {
 /// The weights of a [`VarVqvae`].
 #[derive(Module, Debug)]
 pub struct VarNetwork {
-    /// Images to features.
+    /// Maps images to features.
     pub encoder: Encoder,
-    /// Behind the encoder.
+    /// Convolution after the encoder.
     pub quant_conv: Conv2d,
-    /// `[V, C]`.
+    /// The codes, `[V, C]`.
     pub codebook: Param<Tensor<2>>,
-    /// What is done to the codes of some levels at full size.
+    /// Convolutions phi, applied to the codes of a level after resizing to full size.
     pub phi: Vec<Conv2d>,
-    /// Before the decoder.
+    /// Convolution before the decoder.
     pub post_quant_conv: Conv2d,
-    /// Features to images.
+    /// Maps features to images.
     pub decoder: Decoder,
     #[module(skip)]
     sides: Vec<usize>,
@@ -221,7 +227,7 @@ pub struct VarNetwork {
 }
 
 impl VarNetwork {
-    /// What the tokens `[B, side^2]` of a level add to the features: `[B, C, s_K, s_K]`.
+    /// Computes the contribution of the tokens `[B, side^2]` of a level to the features `[B, C, s_K, s_K]`.
     fn contribution(&self, level: usize, ids: Tensor<2, Int>) -> Tensor<4> {
         let (side, full) = (self.sides[level], self.sides[self.sides.len() - 1]);
         let codes = from_positions(look_up(ids, self.codebook.val()), [side, side]);
@@ -230,7 +236,7 @@ impl VarNetwork {
         codes.clone() * (1.0 - self.share) + phi.forward(codes) * self.share
     }
 
-    /// The tokens of features `[B, C, s_K, s_K]`, level by level: each `[B, side^2]`.
+    /// Quantises features `[B, C, s_K, s_K]` to the tokens `[B, side^2]` of each level.
     pub fn quantize(&self, features: Tensor<4>) -> Vec<Tensor<2, Int>> {
         let [batch, width, ..] = features.dims();
         let compared = |x: Tensor<2>| if self.unit_codes { unit(x) } else { x };
@@ -245,7 +251,7 @@ impl VarNetwork {
         all
     }
 
-    /// The features that the tokens of the first levels add up to, after each of them: `[B, C, s_K, s_K]`.
+    /// Computes the running sum of the contributions of the first levels, one `[B, C, s_K, s_K]` per level.
     pub fn accumulate(&self, ids: &[Tensor<2, Int>]) -> Vec<Tensor<4>> {
         let mut sums: Vec<Tensor<4>> = Vec::new();
         for (level, ids) in ids.iter().enumerate() {
@@ -258,12 +264,12 @@ impl VarNetwork {
         sums
     }
 
-    /// The image of features, not yet kept within [-1, 1].
+    /// Decodes features to images, not yet clamped to [-1, 1].
     pub fn image(&self, features: Tensor<4>) -> Tensor<4> {
         self.decoder.forward(self.post_quant_conv.forward(features))
     }
 
-    /// Tokens of all levels, `[B, position]`, by level.
+    /// Splits the tokens `[B, position]` of all levels by level.
     fn levels(&self, ids: Tensor<2, Int>) -> Vec<Tensor<2, Int>> {
         ids.split_with_sizes(self.sides.iter().map(|side| side * side).collect(), 1)
     }
@@ -286,7 +292,7 @@ impl Tokenizer for VarVqvae {
         let mut problems = self.sizes().check();
         if !self.v_patch_nums.is_sorted_by(|a, b| a < b) {
             problems.push(
-                Problem::new("/v_patch_nums", format!("the sides {:?} do not grow", self.v_patch_nums))
+                Problem::new("/v_patch_nums", format!("`v_patch_nums` {:?} is not ascending", self.v_patch_nums))
                     .accepts("sides from coarse to fine, such as [1, 2, 3, 4]"),
             );
         }
@@ -306,7 +312,7 @@ impl Tokenizer for VarVqvae {
         let ([_, height, width], [_, side, _]) = (image, sizes.image(shape.grid));
         let last = shape.grid[0];
         let what = format!(
-            "images of {height}x{width} pixels have features of {rows}x{columns}, and `v_patch_nums` ends with {last}"
+            "images of {height}x{width} pixels have features of {rows}x{columns}, but `v_patch_nums` ends with {last}"
         );
         let problem = Problem::new("", what).accepts(format!("{side}x{side} pixels"));
         Err(vec![match rows == columns {
@@ -325,11 +331,11 @@ impl Tokenizer for VarVqvae {
     }
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
-        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+        official::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn parameters(&self) -> usize {
-        weights::count(&self.init(&Device::flex()))
+        parameters::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {
@@ -343,7 +349,7 @@ impl Tokenizer for VarVqvae {
 
     fn decode(&self, latent: Latent, _: ImageShape) -> Tensor<4> {
         let network = self.network();
-        let features = network.accumulate(&network.levels(latent.ids())).pop().expect("there is a level");
+        let features = network.accumulate(&network.levels(latent.ids())).pop().expect("there is at least one level");
         network.image(features).clamp(-1.0, 1.0)
     }
 
@@ -358,7 +364,7 @@ mod tests {
 
     #[test]
     fn published_levels_use_these_convolutions() {
-        // numpy.argmin(numpy.abs(numpy.linspace(1/12, 11/12, 4) - k / 9)), recorded.
+        // Recorded from numpy.argmin(numpy.abs(numpy.linspace(1/12, 11/12, 4) - k / 9)).
         assert_eq!(phi_of_levels(4, 10), [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]);
     }
 

@@ -1,36 +1,37 @@
-//! Patches as tokens of a codebook that is learned from the dataset.
+//! Patches as tokens, with a codebook that is learned from the dataset.
 //!
 //!   id = argmin_k |patch - e_k|^2,   e_k = mean of the patches nearest to it (k-means)
 //!
-//! `unguided train` learns the codebook before the network and keeps it in the run's folder as `tokenizer.safetensors`;
-//! another document reads it from there by `path`.
-//! Source: Linde, Buzo and Gray, "An algorithm for vector quantizer design", IEEE Trans. Comm. 28 (1980); first codes by
-//! k-means++, Arthur and Vassilvitskii (2007). Shapes: `[B, C, H, W]` and `[B, H W / patch_size^2]`.
+//! `unguided train` learns the codebook before it trains the network, and saves it in the run folder as
+//! `tokenizer.safetensors`. Another document can load that file through `path`.
+//! Source: Linde, Buzo and Gray, "An algorithm for vector quantizer design", IEEE Trans. Comm. 28 (1980); k-means++
+//! initialization by Arthur and Vassilvitskii (2007). Shapes: `[B, C, H, W]` to `[B, H W / patch_size^2]`.
 
 use crate::quantize::{look_up, nearest};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, TensorData};
+use framework::checkpoint::open;
+use framework::checkpoint::tensor_file;
+use framework::data::tokenizer::{ImageShape, LearnedTokenizer, Tokenizer};
 use framework::error::{Error, Problems, Result};
-use framework::foreign;
 use framework::nn::{from_patches, from_positions, to_patches, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::random::Random;
-use framework::tokenizer::{ImageShape, LearnedTokenizer, Tokenizer};
 use std::path::{Path as FilePath, PathBuf};
 
-/// Square patches, each one token of a learned codebook.
+/// Square patches. Each patch becomes one token of a learned codebook.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vq {
-    /// A learned codebook; null = learn one from the dataset before training.
+    /// File of a learned codebook. null = learn a codebook from the dataset before training.
     #[serde(default)]
     pub path: Option<PathBuf>,
-    /// Side of a patch in pixels; divides the image's sides.
+    /// Side of a patch in pixels. It must divide height and width of the images.
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 256))]
     pub patch_size: usize,
-    /// Codes, 2 to 65,536.
+    /// Number of codes, 2 to 65,536.
     #[serde(default = "codes")]
     #[schemars(range(min = 2, max = 65_536))]
     pub vocabulary: usize,
@@ -38,11 +39,11 @@ pub struct Vq {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub channels: usize,
-    /// Rounds of k-means at the most; it stops earlier when no patch changes its code.
+    /// Most rounds of k-means. Learning stops earlier once no patch changes its code.
     #[serde(default = "rounds")]
     #[schemars(range(min = 1, max = 10_000))]
     pub rounds: usize,
-    /// The codebook, `[vocabulary, patch_size^2 channels]`.
+    /// The codebook `[vocabulary, patch_size^2 channels]`; `None` until it is loaded or learned.
     #[serde(skip)]
     codebook: Option<Tensor<2>>,
 }
@@ -62,7 +63,7 @@ fn rounds() -> usize {
 
 framework::register!(tokenizer "vq" => Vq, "doi:10.1109/TCOM.1980.1094577");
 
-/// Patches that a codebook is learned from; of more, as many at random.
+/// Most patches that a codebook is learned from. From a larger set, a random subset is used.
 const PATCHES: usize = 1 << 18;
 
 impl Vq {
@@ -71,34 +72,34 @@ impl Vq {
     }
 
     fn codes(&self) -> Tensor<2> {
-        self.codebook.clone().expect("the codebook is read or learned before the first image")
+        self.codebook.clone().expect("the codebook is loaded or learned before the first image")
     }
 
-    /// Patches of images `[B, C, H, W]`, `[B, L, patch]`.
+    /// Cuts images `[B, C, H, W]` into patches `[B, L, patch_size^2 C]`.
     fn patches(&self, images: Tensor<4>) -> Tensor<3> {
         let [_, _, height, width] = images.dims();
         to_patches(to_positions(images), [height, width], self.patch_size)
     }
 
     fn read(&mut self, path: &FilePath, device: &Device) -> Result<()> {
-        let file = foreign::open(path)?;
+        let file = open::open(path)?;
         let found: Vec<&str> = file.keys().map(String::as_str).take(3).collect();
         let tensor = file.get("codebook").ok_or_else(|| {
             Error::file(
                 path,
-                format!("holds no `codebook`: it is no tokenizer of this kind (its first tensors are {found:?})"),
+                format!("holds no `codebook`, so it is not a \"vq\" tokenizer; its first tensors are {found:?}"),
             )
         })?;
         let data = bridge::to_data(tensor).map_err(|e| Error::file(path, e.to_string()))?;
         let (shape, expected) = (data.shape().to_vec(), [self.vocabulary, self.width()]);
         if shape != expected {
             let what =
-                format!("its codebook is {shape:?}; the document describes {expected:?} (codes, numbers of a patch)");
+                format!("its codebook is {shape:?}, but the document asks for {expected:?} (codes, values per patch)");
             return Err(Error::file(path, what));
         }
         let values = data.convert_dtype(DType::F32).try_into_vec::<f32>().expect("converted");
         if let Some(bad) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::file(path, format!("code {} is not finite", bad / self.width())));
+            return Err(Error::file(path, format!("code {} holds a value that is not finite", bad / self.width())));
         }
         self.codebook = Some(Tensor::from_data(TensorData::new(values, expected), (device, DType::F32)));
         Ok(())
@@ -109,11 +110,11 @@ impl Tokenizer for Vq {
     fn latent_shape(&self, [channels, height, width]: ImageShape) -> Result<LatentShape, Problems> {
         let patch = self.patch_size;
         if channels != self.channels {
-            let what = format!("`channels` = {}; these images have {channels}", self.channels);
+            let what = format!("`channels` = {}, but these images have {channels}", self.channels);
             return Err(vec![Problem::new("/channels", what).accepts(format!("{channels}"))]);
         }
         if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
-            let what = format!("`patch_size` = {patch} does not divide images of {height}x{width}");
+            let what = format!("`patch_size` = {patch} does not divide images of {height}x{width} pixels");
             return Err(vec![Problem::new("/patch_size", what).accepts("a divisor of both sides")]);
         }
         Ok(LatentShape::tokens([height / patch, width / patch], self.vocabulary))
@@ -184,7 +185,7 @@ impl LearnedTokenizer for Vq {
     }
 
     fn save(&self, path: &FilePath) -> Result<()> {
-        foreign::save_tensors(&[("codebook".to_string(), self.codes().into_data())], path)
+        tensor_file::save_tensors(&[("codebook".to_string(), self.codes().into_data())], path)
     }
 
     fn restore(&mut self, path: &FilePath, device: &Device) -> Result<()> {
@@ -192,19 +193,20 @@ impl LearnedTokenizer for Vq {
     }
 }
 
-/// Squared distance of two patches.
+/// Computes the squared distance between two patches.
 fn apart(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
 }
 
-/// First codes by k-means++: each a patch, drawn by its squared distance to the codes before it.
+/// Chooses the initial codes by k-means++: each code is a random patch, with a probability proportional to its
+/// squared distance from the nearest earlier code.
 fn first_codes(points: &[f32], width: usize, codes: usize, random: &Random) -> Vec<f32> {
     let draws = random.uniform("first codes", 0, 0, codes);
     let mut found: Vec<f32> = Vec::with_capacity(codes * width);
     let mut distances = vec![1.0; points.len() / width];
     for draw in draws {
         let mut left = draw * distances.iter().sum::<f64>();
-        // Where every patch is a code already, codes repeat.
+        // If every patch already equals a code, all distances are 0 and the first patch is chosen again.
         let chosen = distances.iter().position(|d| {
             left -= d;
             left < 0.0
@@ -222,7 +224,8 @@ fn first_codes(points: &[f32], width: usize, codes: usize, random: &Random) -> V
     found
 }
 
-/// The mean of each code's patches; a code without any takes the place of the patch that is worst off.
+/// Computes the mean of the patches of each code. A code without patches moves to the patch with the largest
+/// error.
 fn means(points: &[f32], width: usize, ids: &[i64], errors: &[f64], codes: usize) -> Vec<f32> {
     let (mut sums, mut counts) = (vec![0.0_f64; codes * width], vec![0_usize; codes]);
     for (id, point) in ids.iter().zip(points.chunks(width)) {

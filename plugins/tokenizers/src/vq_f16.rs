@@ -3,55 +3,58 @@
 //!   z = quant_conv(encoder(image)),   id = argmin_k |u(z) - u(e_k)|^2,   u(v) = v / |v|
 //!   image = decoder(post_quant_conv(u(e_id)))
 //!
-//! Source: arXiv:2406.06525 sec. 2.1, arXiv:2012.09841; unit vectors: arXiv:2110.04627.
+//! Source: arXiv:2406.06525 sec. 2.1, arXiv:2012.09841; arXiv:2110.04627 for the unit vectors.
 //! Shapes: images `[B, 3, H, W]`, ids `[B, L]` in raster order, L = H W / stride^2.
 
 use crate::IMAGE_CHANNELS;
 use crate::quantize::{look_up, nearest, unit};
 use framework::burn::module::{Module, Param};
+use framework::checkpoint::names::{Layout, OFFICIAL, OfficialName, OfficialNames};
+use framework::checkpoint::official::{self, Report};
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::error::{Problems, Result};
-use framework::foreign::{self, ForeignName, ForeignNames, Layout, Report};
 use framework::nn::autoencoder::{AutoencoderConfig, Decoder, Encoder};
+use framework::nn::parameters;
 use framework::nn::{Conv2d, from_positions, parameter, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, Tokenizer};
-use framework::weights;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-/// LlamaGen's vector-quantised autoencoder: tokens in raster order. The defaults are those of `vq_ds16_c2i.pt`, where one
-/// token stands for 16x16 pixels.
+/// LlamaGen's vector-quantised autoencoder, with tokens in raster order. The defaults match `vq_ds16_c2i.pt`,
+/// in which one token covers 16x16 pixels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VqF16 {
-    /// The official file (.pt, or converted to .safetensors); a relative path begins at the working directory.
+    /// The official file (.pt), or the same file converted to .safetensors. A relative path starts at the
+    /// working directory.
     pub path: PathBuf,
-    /// Number of codes: the vocabulary.
+    /// Number of codes, which is the vocabulary.
     #[serde(default = "codebook_size")]
     #[schemars(range(min = 2, max = 1_048_576))]
     pub codebook_size: usize,
-    /// Channels of a code.
+    /// Channels per code.
     #[serde(default = "codebook_embed_dim")]
     #[schemars(range(min = 1, max = 4096))]
     pub codebook_embed_dim: usize,
-    /// Channels between the networks and the codes.
+    /// Channels of the features between encoder or decoder and the codes.
     #[serde(default = "z_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub z_channels: usize,
-    /// Width of the first layer; a multiple of 32.
+    /// Width of the first layer in channels; a multiple of 32.
     #[serde(default = "ch")]
     #[schemars(range(min = 32, max = 4096))]
     pub ch: usize,
-    /// Width of each level as a multiple of `ch`, finest first; each level but the last halves height and width.
+    /// Width of each level as a multiple of `ch`, finest level first. Each level but the last halves height
+    /// and width.
     #[serde(default = "ch_mult")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
     pub ch_mult: Vec<usize>,
-    /// Residual blocks of a level of the encoder; those of the decoder have one more.
+    /// Residual blocks per level of the encoder. Each level of the decoder has one more.
     #[serde(default = "num_res_blocks")]
     #[schemars(range(min = 1, max = 64))]
     pub num_res_blocks: usize,
-    /// Compare and decode codes at length one.
+    /// Whether codes are scaled to length one before they are compared and decoded.
     #[serde(default = "codebook_l2_norm")]
     pub codebook_l2_norm: bool,
     #[serde(skip)]
@@ -94,7 +97,7 @@ impl VqF16 {
         }
     }
 
-    /// The network, with nothing allocated.
+    /// Creates the network. Its parameters are not allocated yet.
     pub fn init(&self, device: &Device) -> VqNetwork {
         let sizes = self.sizes();
         VqNetwork {
@@ -107,29 +110,30 @@ impl VqF16 {
         }
     }
 
-    /// The official names.
-    pub fn formats(&self) -> Vec<ForeignNames> {
+    /// Returns the names that the official files use.
+    pub fn formats(&self) -> Vec<OfficialNames> {
         let coarsest = self.sizes().ch_mult.len() - 1;
-        vec![ForeignNames {
-            format: foreign::OFFICIAL,
+        vec![OfficialNames {
+            format: OFFICIAL,
             folder: "",
-            of: Arc::new(move |path| ForeignName { name: name(path, coarsest), layout: Layout::Same }),
+            of: Arc::new(move |path| OfficialName { name: name(path, coarsest), layout: Layout::Same }),
             nesting: &["model."],
-            ignored: &[("quantize.codebook_used", "which codes training used last")],
+            ignored: &[("quantize.codebook_used", "the codes that training used last")],
             optional: &[],
         }]
     }
 
     fn read(&self, path: &FilePath, device: &Device) -> Result<(VqNetwork, Report)> {
-        foreign::load_whole(self.init(device), &self.formats(), path)
+        official::load_whole(self.init(device), &self.formats(), path)
     }
 
     fn network(&self) -> &VqNetwork {
-        self.network.as_ref().expect("`load` comes before the first image")
+        self.network.as_ref().expect("`load` is called before the first image")
     }
 }
 
-/// The decoder's levels are counted from the coarsest there, and the middle is a list.
+/// Converts our name to the official one, which counts the levels of the decoder from the coarsest and has a
+/// list of middle blocks.
 fn name(path: &str, coarsest: usize) -> String {
     let path =
         path.replace("mid.block_1.", "mid.0.").replace("mid.attn_1.", "mid.1.").replace("mid.block_2.", "mid.2.");
@@ -138,7 +142,7 @@ fn name(path: &str, coarsest: usize) -> String {
         ["codebook"] => "quantize.embedding.weight".to_string(),
         [network, "down", level, rest] => format!("{network}.conv_blocks.{level}.{}", rest.replace("block.", "res.")),
         [network, "up", level, rest] => {
-            let level: usize = level.parse().expect("levels are numbered");
+            let level: usize = level.parse().expect("the level is an index");
             format!("{network}.conv_blocks.{}.{}", coarsest - level, rest.replace("block.", "res."))
         }
         _ => path,
@@ -148,15 +152,15 @@ fn name(path: &str, coarsest: usize) -> String {
 /// The weights of a [`VqF16`].
 #[derive(Module, Debug)]
 pub struct VqNetwork {
-    /// Images to features.
+    /// Maps images to features.
     pub encoder: Encoder,
-    /// Features to the codes' channels.
+    /// Maps features to the channels of the codes.
     pub quant_conv: Conv2d,
-    /// `[V, D]`.
+    /// The codes, `[V, D]`.
     pub codebook: Param<Tensor<2>>,
-    /// And back.
+    /// Maps codes to features.
     pub post_quant_conv: Conv2d,
-    /// Features to images.
+    /// Maps features to images.
     pub decoder: Decoder,
     #[module(skip)]
     unit_codes: bool,
@@ -167,14 +171,14 @@ impl VqNetwork {
         if self.unit_codes { unit(x) } else { x }
     }
 
-    /// The ids of features `[B, D, h, w]`: `[B, h w]`.
+    /// Quantises features `[B, D, h, w]` to ids `[B, h w]`.
     pub fn quantize(&self, features: Tensor<4>) -> Tensor<2, Int> {
         let [batch, width, height, columns] = features.dims();
         let z = to_positions(features).reshape([batch * height * columns, width]);
         nearest(self.scaled(z), self.scaled(self.codebook.val())).reshape([batch, height * columns])
     }
 
-    /// What the decoder receives for ids `[B, h w]`: `[B, D, h, w]`.
+    /// Returns the codes of ids `[B, h w]` as `[B, D, h, w]`, the input of `post_quant_conv`.
     pub fn codes(&self, ids: Tensor<2, Int>, grid: [usize; 2]) -> Tensor<4> {
         from_positions(look_up(ids, self.scaled(self.codebook.val())), grid)
     }
@@ -199,11 +203,11 @@ impl Tokenizer for VqF16 {
     }
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
-        foreign::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+        official::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
     }
 
     fn parameters(&self) -> usize {
-        weights::count(&self.init(&Device::flex()))
+        parameters::count(&self.init(&Device::flex()))
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

@@ -1,20 +1,22 @@
-//! Official files load, and encode and decode as the official code does, recorded in `shared/goldens`
-//! (FoundationVision/LlamaGen ce98ec4, FoundationVision/VAR 78b9539 and LTH14/mar fe470ac, tiny configurations, f32; see
-//! MANIFEST.md there). Run with `--nocapture` to see the errors.
+//! Official files load, and the tokenizers encode and decode like the official code. Its results are recorded
+//! in `tests/goldens/data` from FoundationVision/LlamaGen ce98ec4, FoundationVision/VAR 78b9539 and LTH14/mar
+//! fe470ac, with tiny configurations in f32; see MANIFEST.md there. Run with `--nocapture` to see the errors.
 
 use framework::burn::tensor::TensorData;
-use framework::foreign;
+use framework::checkpoint::official;
+use framework::checkpoint::open;
+use framework::checkpoint::tensor_file;
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::nn::{Resampling, resize};
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, Tokenizer};
 use framework_dylib as _;
 use goldens::{Golden, close, numbers, path, tensors, values};
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use tokenizers_builtin::{KlF16, SdVae, VarVqvae, VqF16, phi_of_levels, phi_ticks};
 
-/// Asserts the manifest's tolerance for forward passes.
+/// Asserts that a result equals the recorded tensor `name`, within the tolerance that the manifest states.
 #[track_caller]
 fn same<const D: usize>(golden: &Golden, name: &str, got: Tensor<D>) {
     close(name, &values(got), &golden.numbers(name), TOLERANCE);
@@ -58,11 +60,11 @@ fn loaded<T: Tokenizer>(mut tokenizer: T) -> T {
 
 #[test]
 fn vq_f16_encodes_and_decodes_as_the_official_code() {
-    let (Some(golden), Some(file)) = (Golden::open("llamagen_vq.safetensors"), path(VQ)) else { return };
+    let (golden, file) = (Golden::open("llamagen_vq.safetensors"), path(VQ));
     let tokenizer = vq(&file);
-    let (network, report) = foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
+    let (network, report) = official::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
     assert_eq!((report.nesting.as_str(), report.ignored.len()), ("model", 1), "{report}");
-    assert_eq!(foreign::open(&file).unwrap().len(), report.used.len() + 1, "{report}");
+    assert_eq!(open::open(&file).unwrap().len(), report.used.len() + 1, "{report}");
     let features = network.encoder.forward(golden.tensor("img"));
     same(&golden, "encoder_out", features.clone());
     let features = network.quant_conv.forward(features);
@@ -82,11 +84,11 @@ fn vq_f16_encodes_and_decodes_as_the_official_code() {
 
 #[test]
 fn var_vqvae_encodes_and_decodes_as_the_official_code() {
-    let (Some(golden), Some(file)) = (Golden::open("var_vae.safetensors"), path(VAR)) else { return };
+    let (golden, file) = (Golden::open("var_vae.safetensors"), path(VAR));
     let tokenizer = var(&file);
-    let (network, report) = foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
-    // Three parameters of each of five fused tensors, weight and bias.
-    assert_eq!(foreign::open(&file).unwrap().len(), report.used.len() - 2 * 2 * 5 + 1, "{report}");
+    let (network, report) = official::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
+    // Five official layers fuse three of our layers, each with weight and bias.
+    assert_eq!(open::open(&file).unwrap().len(), report.used.len() - 2 * 2 * 5 + 1, "{report}");
     assert_eq!(report.ignored.len(), 1, "{report}");
     let features = network.encoder.forward(golden.tensor("img"));
     same(&golden, "encoder_out", features.clone());
@@ -106,11 +108,11 @@ fn var_vqvae_encodes_and_decodes_as_the_official_code() {
     let tokenizer = loaded(tokenizer);
     assert_eq!(tokenizer.latent_shape(IMAGE).unwrap(), LatentShape::pyramid(&[1, 2, 3, 4], 64, 8));
     let latent = tokenizer.encode(golden.tensor("img"));
-    let Latent::Levels { ids: all, features } = latent.clone() else { panic!("levels") };
+    let Latent::Levels { ids: all, features } = latent.clone() else { panic!("expected levels") };
     assert_eq!(all.into_data(), Tensor::cat(ids.clone(), 1).into_data());
     same(&golden, "var_input", features.narrow(1, 1, 29));
     same(&golden, "rec_img.3", tokenizer.decode(latent, IMAGE));
-    // One level after another, as a sampler asks: from the tokens so far to what the next level reads.
+    // Like a sampler, compute the features of each level from the tokens of the earlier levels.
     let codec = tokenizer.codec().unwrap();
     for (level, (first, side)) in [(1, 2), (5, 3), (14, 4)].into_iter().enumerate() {
         let next = codec.features(&ids[..=level], 2, &Device::flex());
@@ -123,7 +125,7 @@ fn var_vqvae_encodes_and_decodes_as_the_official_code() {
 
 #[test]
 fn images_are_resized_as_by_the_official_code() {
-    let Some(golden) = Golden::open("var_vae.safetensors") else { return };
+    let golden = Golden::open("var_vae.safetensors");
     same(&golden, "interp.bicubic", resize(golden.tensor("interp.in"), [4, 4], Resampling::Bicubic));
     for side in [1, 2, 3] {
         same(
@@ -136,15 +138,15 @@ fn images_are_resized_as_by_the_official_code() {
 
 #[test]
 fn kl_f16_encodes_and_decodes_as_the_official_code() {
-    let (Some(golden), Some(file)) = (Golden::open("mar_kl16.safetensors"), path(KL)) else { return };
+    let (golden, file) = (Golden::open("mar_kl16.safetensors"), path(KL));
     let tokenizer = kl(&file);
-    let (network, report) = foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
+    let (network, report) = official::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
     assert_eq!((report.nesting.as_str(), report.ignored.len()), ("model", 0), "{report}");
     same(&golden, "moments", network.moments(golden.tensor("img")));
 
     let (tokenizer, image) = (loaded(tokenizer), [3, 16, 16]);
     assert_eq!(tokenizer.latent_shape(image).unwrap(), LatentShape::values([8, 8], 4));
-    let Latent::Values(x) = tokenizer.encode(golden.tensor("img")) else { panic!("numbers") };
+    let Latent::Values(x) = tokenizer.encode(golden.tensor("img")) else { panic!("expected values") };
     same(&golden, "mean", framework::nn::from_positions(x / 0.2325, [8, 8]));
     let sample = framework::nn::to_positions(golden.tensor("sample")) * 0.2325;
     same(&golden, "decoded", tokenizer.decode(Latent::Values(sample), image));
@@ -159,20 +161,17 @@ fn sd_vae(path: &FilePath, posterior: &str) -> SdVae {
 
 #[test]
 fn sd_vae_encodes_and_decodes_as_the_official_codes_from_every_format() {
-    let Some(golden) = Golden::open("sd15_vae.safetensors") else { return };
-    let [Some(diffusers), Some(renamed), Some(compvis), Some(rounded)] =
+    let golden = Golden::open("sd15_vae.safetensors");
+    let [diffusers, renamed, compvis, rounded] =
         [SD_VAE, "sd15_diffusers_vae_legacy_keys.safetensors", "sd15_compvis.ckpt", "sd15_compvis_fp16.safetensors"]
-            .map(path)
-    else {
-        return;
-    };
+            .map(path);
     let folder = tempfile::tempdir().unwrap();
-    // The released file: attention under the names it had then.
+    // The released file uses the attention names from before 2023.
     let legacy = folder.path().join("legacy.safetensors");
     let mut all = tensors(&diffusers);
     all.retain(|name, _| !name.contains("attentions"));
     all.extend(tensors(&renamed));
-    foreign::save_tensors(&all.into_iter().collect::<Vec<_>>(), &legacy).unwrap();
+    tensor_file::save_tensors(&all.into_iter().collect::<Vec<_>>(), &legacy).unwrap();
     for (file, format, rounded) in [
         (diffusers, "diffusers", false),
         (legacy, "diffusers_legacy", false),
@@ -181,7 +180,7 @@ fn sd_vae_encodes_and_decodes_as_the_official_codes_from_every_format() {
     ] {
         let tokenizer = sd_vae(&file, "mean");
         let (network, report) =
-            foreign::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
+            official::load_whole(tokenizer.init(&Device::flex()), &tokenizer.formats(), &file).unwrap();
         assert_eq!(report.format, format, "{report}");
         if rounded {
             continue;
@@ -189,7 +188,7 @@ fn sd_vae_encodes_and_decodes_as_the_official_codes_from_every_format() {
         same(&golden, "moments", network.moments(golden.tensor("img")));
         let (tokenizer, image) = (loaded(tokenizer), [3, 8, 8]);
         assert_eq!(tokenizer.latent_shape(image).unwrap(), LatentShape::values([4, 4], 4));
-        let Latent::Values(x) = tokenizer.encode(golden.tensor("img")) else { panic!("numbers") };
+        let Latent::Values(x) = tokenizer.encode(golden.tensor("img")) else { panic!("expected values") };
         same(&golden, "mean", framework::nn::from_positions(x / 0.18215, [4, 4]));
         let sample = framework::nn::to_positions(golden.tensor("sample")) * 0.18215;
         same(&golden, "decoded", tokenizer.decode(Latent::Values(sample), image));
@@ -198,10 +197,10 @@ fn sd_vae_encodes_and_decodes_as_the_official_codes_from_every_format() {
 
 #[test]
 fn a_draw_of_sd_vae_lies_about_the_mean_as_the_variance_says() {
-    let (Some(golden), Some(file)) = (Golden::open("sd15_vae.safetensors"), path(SD_VAE)) else { return };
+    let (golden, file) = (Golden::open("sd15_vae.safetensors"), path(SD_VAE));
     let tokenizer = loaded(sd_vae(&file, "sample"));
     let draw = |images| {
-        let Latent::Values(x) = tokenizer.encode(images) else { panic!("numbers") };
+        let Latent::Values(x) = tokenizer.encode(images) else { panic!("expected values") };
         framework::nn::from_positions(x / 0.18215, [4, 4])
     };
     let images: Tensor<4> = golden.tensor("img");
@@ -211,12 +210,12 @@ fn a_draw_of_sd_vae_lies_about_the_mean_as_the_variance_says() {
     assert_eq!(draw(images.clone()).into_data(), draw(images).into_data());
 }
 
-/// Converted, a file holds the same numbers under the same names, and loads as before.
+/// Asserts that a converted file holds the same values under the same names, and that it loads.
 #[track_caller]
 fn converts(tokenizer: &dyn Tokenizer, from: &FilePath, nesting: &str, ignored: &str) {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("converted.safetensors");
-    let report = tokenizer.convert(from, &to, None).unwrap().expect("it has weights");
+    let report = tokenizer.convert(from, &to, None).unwrap().expect("the tokenizer has weights");
     let (theirs, ours) = (tensors(from), tensors(&to));
     let kept: BTreeMap<String, TensorData> = theirs
         .into_iter()
@@ -230,15 +229,15 @@ fn converts(tokenizer: &dyn Tokenizer, from: &FilePath, nesting: &str, ignored: 
 
 #[test]
 fn conversion_keeps_names_and_numbers() {
-    let [Some(vq_file), Some(var_file), Some(kl_file)] = [VQ, VAR, KL].map(path) else { return };
+    let [vq_file, var_file, kl_file] = [VQ, VAR, KL].map(path);
     converts(&vq(&vq_file), &vq_file, "model.", "quantize.codebook_used");
     converts(&var(&var_file), &var_file, "", "quantize.ema_vocab_hit_SV");
     converts(&kl(&kl_file), &kl_file, "model.", "");
 }
 
-/// What loading says.
+/// Returns the error message of `load`.
 fn refusal(mut tokenizer: impl Tokenizer) -> String {
-    tokenizer.load(&Device::flex()).expect_err("it is refused").to_string()
+    tokenizer.load(&Device::flex()).expect_err("the file is refused").to_string()
 }
 
 #[track_caller]
@@ -250,7 +249,7 @@ fn says(refusal: &str, all: &[&str]) {
 
 #[test]
 fn another_tokenizers_file_is_refused() {
-    let [Some(vq_file), Some(var_file), Some(kl_file)] = [VQ, VAR, KL].map(path) else { return };
+    let [vq_file, var_file, kl_file] = [VQ, VAR, KL].map(path);
     let vq_of_var = refusal(vq(&var_file));
     says(&vq_of_var, &[VAR, "missing `encoder.conv_blocks.0.res.0.norm1.weight` [32]", "unknown `decoder.mid", "more"]);
     let var_of_vq = refusal(var(&vq_file));
@@ -262,14 +261,14 @@ fn another_tokenizers_file_is_refused() {
     );
     let vq_of_kl = refusal(vq(&kl_file));
     says(&vq_of_kl, &["missing `model.encoder.conv_blocks.0.res.0.norm1.weight` [32]", "unknown `model.decoder."]);
-    // A file of numbers that are no weights.
-    let Some(numbers) = path("mar_kl16.safetensors") else { return };
+    // A file whose tensors are not weights.
+    let numbers = path("mar_kl16.safetensors");
     says(&refusal(kl(&numbers)), &["holds no `encoder.conv_in.weight`", "decoded"]);
 }
 
 #[test]
 fn other_sizes_are_refused() {
-    let [Some(vq_file), Some(var_file), Some(kl_file)] = [VQ, VAR, KL].map(path) else { return };
+    let [vq_file, var_file, kl_file] = [VQ, VAR, KL].map(path);
     let mut wrong = vq(&vq_file);
     wrong.codebook_size = 128;
     says(&refusal(wrong), &["`model.quantize.embedding.weight` is [64, 8]; the document asks for [128, 8]"]);
@@ -286,7 +285,7 @@ fn other_sizes_are_refused() {
 
 #[test]
 fn truncated_and_missing_files_are_refused() {
-    let [Some(vq_file), Some(var_file), Some(kl_file)] = [VQ, VAR, KL].map(path) else { return };
+    let [vq_file, var_file, kl_file] = [VQ, VAR, KL].map(path);
     let folder = tempfile::tempdir().unwrap();
     for (name, file) in [(VQ, vq_file), (VAR, var_file.clone()), (KL, kl_file)] {
         let whole = std::fs::read(file).unwrap();
@@ -309,7 +308,8 @@ fn truncated_and_missing_files_are_refused() {
     says(&refusal(var(&folder.path().join("absent.pth"))), &["absent.pth", "no such file"]);
 }
 
-/// A pickle of `system("touch MARKER")`: at its root, or as the entry `encoder.conv_in.weight` of a state dict.
+/// Returns a pickle that calls `system("touch MARKER")`, at its root or as the entry `encoder.conv_in.weight`
+/// of a state dict.
 fn hostile(marker: &FilePath, at_root: bool) -> Vec<u8> {
     let text = |text: &str| [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
     let call = [b"cposix\nsystem\n".as_slice(), &text(&format!("touch {}", marker.display())), b"\x85R"].concat();
@@ -317,12 +317,12 @@ fn hostile(marker: &FilePath, at_root: bool) -> Vec<u8> {
     [b"\x80\x02", &body[..], b"."].concat()
 }
 
-/// A zip archive of one stored entry, as `torch.save` lays it out.
+/// Returns a zip archive with one uncompressed entry, in the layout of `torch.save`.
 fn zipped(name: &str, content: &[u8]) -> Vec<u8> {
     let mut crc = flate2::Crc::new();
     crc.update(content);
     let (size, length) = ((content.len() as u32).to_le_bytes(), (name.len() as u16).to_le_bytes());
-    // Version 2.0, no flags, stored, no time.
+    // Version 2.0, no flags, uncompressed, no time stamp.
     let entry = [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0], &crc.sum().to_le_bytes()[..], &size, &size, &length].concat();
     let local = [b"PK\x03\x04", &entry[..], &[0; 2], name.as_bytes(), content].concat();
     let central = [b"PK\x01\x02\x14\x00", &entry[..], &[0; 16], name.as_bytes()].concat();
@@ -343,7 +343,7 @@ fn code_in_a_pickle_is_not_run() {
             let expected = match (name, at_root) {
                 ("plain.pt", _) => "neither a zip nor a legacy file of torch.save",
                 (_, true) => "Expected a dictionary at the root of the PyTorch file, found posix.system",
-                // The call stands where a tensor should be, so there is none.
+                // The pickle has the call in place of the tensor, so the tensor is missing.
                 (_, false) => "encoder.conv_in.weight",
             };
             for said in [refusal(vq(&file)), refusal(var(&file)), refusal(kl(&file))] {
@@ -354,7 +354,7 @@ fn code_in_a_pickle_is_not_run() {
     }
 }
 
-/// The hostile pickle really is one: Python runs it.
+/// Checks that the pickle is hostile: Python executes it.
 #[test]
 fn the_hostile_pickle_runs_in_python() {
     let folder = tempfile::tempdir().unwrap();
@@ -363,6 +363,6 @@ fn the_hostile_pickle_runs_in_python() {
     let script = format!("import pickle; pickle.load(open({:?}, 'rb'))", file.to_str().unwrap());
     match std::process::Command::new("python3").args(["-c", &script]).status() {
         Ok(status) if status.success() => assert!(marker.exists()),
-        _ => eprintln!("skipped: no python3, or no posix"),
+        _ => goldens::skipped("the_hostile_pickle_runs_in_python", "python3 is missing"),
     }
 }

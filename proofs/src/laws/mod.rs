@@ -1,12 +1,13 @@
-//! Laws: whether the minimiser of a registered objective samples what its `optimum()` says.
+//! Laws: check whether the minimiser of an objective samples the distribution that its `optimum()` states.
+//! You can change the worlds, the table or the solver here without touching an objective.
 //!
-//! A law draws random finite worlds, lets a table that can represent any prediction stand for the network, takes exact
-//! expectations (every outcome, condition, dropping and random choice, with its probability), finds the rest point of
-//! training in f64, and compares it with the statement: the prediction itself, and for tokens the distribution. A world
-//! that fails is shrunk to the smallest one that still does.
+//! A law generates random finite worlds. The network is a table that can represent any prediction. Expectations are
+//! exact: they enumerate every outcome, condition, dropping and random choice with its probability. The solver finds
+//! the rest point of training in f64. The law compares it with the statement: the predictions, and for tokens also the
+//! distributions. A failing world is shrunk to the smallest one that still fails.
 //!
-//! Uniform draws are replaced by two points: the table has a row of its own for every guidance number, so each row's
-//! optimum is the same under any density that reaches it.
+//! A uniform random number is replaced by two points. The table has a separate row for every guidance number, so each
+//! row's optimum is the same under any density with support there.
 
 mod solve;
 mod table;
@@ -14,52 +15,53 @@ mod world;
 
 pub use world::{CHANNELS, CONDITIONS, World};
 
-use crate::objective::{Objective, Optimum, Tilt};
-use crate::process::Family;
+use framework::objective::Objective;
+use framework::objective::optimum::{Optimum, Tilt};
+use framework::process::Family;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::time::Instant;
 use table::{Cases, Lookups, Row, Scores};
 
-/// Largest error that counts as none: of probabilities, and of predictions relative to 1 or the largest of them.
+/// Largest accepted error, absolute for probabilities and relative for predictions (to 1 or to the largest prediction).
 pub const TOLERANCE: f64 = 1e-6;
 
-/// What was found out about one objective on one family of worlds.
+/// Result of the law for one objective on one family of worlds.
 #[derive(Clone, Debug)]
 pub struct Verdict {
-    /// The family of process.
+    /// Family of the process.
     pub family: Family,
     /// The statement in words.
     pub statement: String,
-    /// Worlds it was tried on; 0 where there is nothing to check.
+    /// Number of worlds tested; 0 if there is nothing to check.
     pub worlds: usize,
-    /// Largest error over all of them.
+    /// Largest error over all worlds.
     pub worst: f64,
-    /// Seconds it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// The smallest world found on which it fails, as a table, with what differs.
+    /// The smallest failing world found, as a table, with the differences.
     pub counterexample: Option<String>,
 }
 
-/// What the network comes to say at one row.
+/// The prediction that training reaches at one row of the table.
 #[derive(Clone, Debug)]
 pub struct Reached {
-    /// World.
+    /// Index of the world.
     pub world: usize,
-    /// Input within the world.
+    /// Index of the input within the world.
     pub input: usize,
-    /// Condition; `None` = null.
+    /// Index of the condition; `None` = null.
     pub condition: Option<usize>,
     /// Guidance number, if the network reads one.
     pub guidance: Option<f64>,
     /// The prediction.
     pub prediction: Vec<f64>,
-    /// Whether training stays here: `Ok`, or why not.
+    /// `Ok` if training stays at this point, otherwise the reason why not.
     pub rests: Result<(), &'static str>,
 }
 
-/// What training with `objective` comes to in some worlds of one family, row by row. `free`: token models need not be
-/// normalised.
+/// Returns the predictions that training with `objective` reaches in `worlds` of one family, row by row. With `free`,
+/// token models need not be normalised.
 pub fn reached(objective: &dyn Objective, worlds: &[World], free: bool) -> Vec<Reached> {
     let cases = Cases::new(objective, worlds, free);
     let rest = solve::solve(&cases);
@@ -75,9 +77,9 @@ pub fn reached(objective: &dyn Objective, worlds: &[World], free: bool) -> Vec<R
             let last = rest.last[numbers.clone()].iter().fold(0.0_f64, |m, v| m.max(*v));
             let push = rest.push[numbers].iter().fold(f64::INFINITY, |m, v| m.min(*v));
             let rests = if push < -1e-7 {
-                Err("training runs away from its rest point")
+                Err("the rest point of training is unstable")
             } else if last.is_nan() || last >= 1e-8 {
-                Err("training comes to no rest")
+                Err("training does not converge")
             } else {
                 Ok(())
             };
@@ -87,7 +89,7 @@ pub fn reached(objective: &dyn Objective, worlds: &[World], free: bool) -> Vec<R
         .collect()
 }
 
-/// Tries an objective's statement on random worlds of one family, in parallel; the same seed gives the same worlds.
+/// Tests an objective's statement on random worlds of one family, in parallel. The same seed gives the same worlds.
 pub fn verify(objective: &dyn Objective, family: Family, worlds: usize, seed: u64) -> Verdict {
     let start = Instant::now();
     let optimum = objective.optimum(family);
@@ -107,7 +109,7 @@ pub fn verify(objective: &dyn Objective, family: Family, worlds: usize, seed: u6
     key[..8].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &key));
     let mut trees: Vec<_> =
-        (0..worlds).map(|_| strategy.new_tree(&mut runner).expect("worlds are never refused")).collect();
+        (0..worlds).map(|_| strategy.new_tree(&mut runner).expect("the strategy rejects no world")).collect();
     let drawn: Vec<World> = trees.iter().map(ValueTree::current).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let chunks: Vec<&[World]> = drawn.chunks(worlds.div_ceil(threads).clamp(1, 100)).collect();
@@ -133,7 +135,7 @@ pub fn verify(objective: &dyn Objective, family: Family, worlds: usize, seed: u6
     Verdict { family, statement, worlds, worst, seconds: start.elapsed().as_secs_f64(), counterexample }
 }
 
-/// The smallest world on the way down that still fails.
+/// Shrinks a failing world and returns the smallest one found that still fails.
 fn shrink<T: ValueTree<Value = World>>(tree: &mut T, fails: &dyn Fn(&World) -> bool) -> World {
     let mut smallest = tree.current();
     for _ in 0..100 {
@@ -149,7 +151,7 @@ fn shrink<T: ValueTree<Value = World>>(tree: &mut T, fails: &dyn Fn(&World) -> b
     smallest
 }
 
-/// How far one world is from the statement, and where.
+/// Largest deviation of one world from the statement, and its description.
 #[derive(Clone, Debug, Default)]
 struct Failure {
     error: f64,
@@ -160,12 +162,12 @@ fn errors_of(objective: &dyn Objective, optimum: &Optimum, world: &World) -> Fai
     errors(objective, optimum, std::slice::from_ref(world)).remove(0)
 }
 
-/// The largest error of each world.
+/// Returns the largest error of each world.
 fn errors(objective: &dyn Objective, optimum: &Optimum, worlds: &[World]) -> Vec<Failure> {
     let mut failures = vec![Failure::default(); worlds.len()];
     let mut note = |world: usize, error: f64, what: &dyn Fn() -> String| {
         let failure = &mut failures[world];
-        // A number that is none is the largest error of all.
+        // NaN counts as an infinite error.
         let error = if error.is_nan() { f64::INFINITY } else { error };
         if error > failure.error {
             *failure = Failure { error, what: what() };
@@ -182,7 +184,7 @@ fn errors(objective: &dyn Objective, optimum: &Optimum, worlds: &[World]) -> Vec
             let (mut compared, mut nulls) = (vec![0; worlds.len()], vec![0; worlds.len()]);
             for row in reached(objective, worlds, free) {
                 if let Optimum::Unbounded(_) = optimum {
-                    // A position that is not scored rests where it starts.
+                    // A position that is not scored keeps its initial value, so only unstable rows count.
                     compared[row.world] += usize::from(row.condition.is_some() && row.rests.is_err());
                     continue;
                 }
@@ -200,7 +202,7 @@ fn errors(objective: &dyn Objective, optimum: &Optimum, worlds: &[World]) -> Vec
                 if compared == 0 {
                     let unbounded = matches!(optimum, Optimum::Unbounded(_));
                     let what =
-                        if unbounded { "training comes to rest" } else { "the loss trains no conditional prediction" };
+                        if unbounded { "training converges" } else { "the loss trains no conditional prediction" };
                     note(world, f64::INFINITY, &|| what.into());
                 } else if needs_null && nulls[world] == 0 {
                     note(world, f64::INFINITY, &|| "the loss trains no unconditional prediction".into());
@@ -211,21 +213,24 @@ fn errors(objective: &dyn Objective, optimum: &Optimum, worlds: &[World]) -> Vec
     failures
 }
 
-/// What the statement says of one row; `None` where it says nothing.
+/// Returns the prediction that the statement implies for a row, or `None` if it implies none.
 fn expected(optimum: &Optimum, world: &World, row: &Reached) -> Option<Vec<f64>> {
     if !world.scored_at(row.input) {
         return None;
     }
     match (optimum, row.condition) {
         (Optimum::Tilted(tilt), Some(condition)) => Some(world.tilted(tilt, condition, row.input, row.guidance)),
-        // What a one-pass objective learns of the data it also learns unconditionally.
-        (Optimum::Tilted(tilt), None) if tilt.from == crate::objective::Of::Data => Some(world.data(None, row.input)),
+        // A one-pass objective that learns the data also learns its unconditional prediction.
+        (Optimum::Tilted(tilt), None) if tilt.from == framework::objective::optimum::Of::Data => {
+            Some(world.data(None, row.input))
+        }
         (Optimum::Conditional, condition) => Some(world.data(condition, row.input)),
         _ => None,
     }
 }
 
-/// Largest difference in distribution (tokens) and in prediction space. Logits count up to a constant.
+/// Returns the largest difference in distribution (tokens only) and in prediction space. Logits are compared up to a
+/// constant.
 fn distance(tokens: bool, got: &[f64], expected: &[f64]) -> f64 {
     let largest = expected.iter().fold(1.0_f64, |m, v| m.max(v.abs()));
     let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -237,7 +242,7 @@ fn distance(tokens: bool, got: &[f64], expected: &[f64]) -> f64 {
     apart(&probabilities(&got), &probabilities(&expected)).max(apart(&got, &expected) / largest.max(10.0))
 }
 
-/// Logits as log-probabilities.
+/// Converts logits to log-probabilities.
 pub fn log_softmax(logits: &[f64]) -> Vec<f64> {
     let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = logits.iter().map(|v| (v - top).exp()).sum();
@@ -257,7 +262,8 @@ fn describe(row: &Reached, expected: &[f64]) -> String {
     )
 }
 
-/// Of every world: how far the first descent from the reference is from the guidance direction, as 1 - cosine.
+/// Computes how far the first descent step at the reference deviates from the guidance direction, as 1 - cosine.
+/// Returns pairs (world, deviation), one per scored row with a condition.
 fn directions(objective: &dyn Objective, worlds: &[World]) -> Vec<(usize, f64)> {
     let cases = Cases::new(objective, worlds, false);
     let reference: Vec<f64> = cases
@@ -276,7 +282,7 @@ fn directions(objective: &dyn Objective, worlds: &[World]) -> Vec<(usize, f64)> 
             let toward: Vec<f64> = own.iter().zip(&null).map(|(own, null)| own - null).collect();
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             let sizes = (dot(&down, &down) * dot(&toward, &toward)).sqrt();
-            // Where condition and null agree there is no direction, and nothing to move.
+            // If the conditional and the null prediction agree, there is no direction, and the step must be zero.
             let error = if dot(&toward, &toward) < 1e-16 {
                 dot(&down, &down).sqrt()
             } else {

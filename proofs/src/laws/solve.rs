@@ -1,7 +1,8 @@
-//! The rest point of the training dynamics `d theta / d time = -gradient`, by Newton's method in f64.
+//! Solver for the rest point of the training dynamics `d theta / d time = -gradient`, by Newton's method in f64.
 //!
-//! With stopped gradients the gradient is that of no function, so there is nothing to descend: what training converges to
-//! is a zero of the gradient at which its derivative pushes back. A zero that does not push back is no optimum.
+//! With stopped gradients, the update direction is not the gradient of any function, so there is no function to
+//! minimise. Training converges to a stable zero of the gradient: one where every eigenvalue of the gradient's
+//! derivative has a positive real part. An unstable zero is not an optimum.
 
 use super::table::{Cases, Lookups};
 use nalgebra::{DMatrix, DVector, Schur};
@@ -10,39 +11,41 @@ use petgraph::graph::DiGraph;
 use petgraph::unionfind::UnionFind;
 use std::collections::BTreeMap;
 
-/// Newton steps at the most.
+/// Maximum number of Newton steps.
 const STEPS: i32 = 60;
-/// Longest first step; later ones may be longer. Where a sigmoid is flat, Newton's own step knows no end.
+/// Maximum length of the first step; the limit grows afterwards. Without it, Newton's step diverges where a sigmoid is
+/// flat.
 const FIRST: f64 = 4.0;
-/// Halvings of a step that does not bring the gradient closer to zero.
+/// Maximum number of times that a step is halved because it does not reduce the gradient.
 const HALVINGS: usize = 12;
-/// Half the distance of the two ends of a probe.
+/// Step size of the central differences that probe the derivative.
 const PROBE: f64 = 1e-4;
 
-/// Numbers that influence each other, and the derivative of their gradient.
+/// Table elements that influence each other, and the derivative of their gradient.
 struct Block {
-    /// Their places in the table.
+    /// Indices of the elements in the table.
     at: Vec<usize>,
     derivative: DMatrix<f64>,
-    /// Newton's step.
+    /// Newton step.
     step: DVector<f64>,
-    /// Size of the gradient before the step.
+    /// Largest absolute gradient before the step.
     gradient: f64,
-    /// Its largest derivative.
+    /// Largest absolute entry of the derivative.
     scale: f64,
 }
 
-/// Where the table came to rest.
+/// Rest point of the table.
 pub struct Rest {
-    /// The table, row after row.
+    /// Elements of the table, row-major.
     pub values: Vec<f64>,
-    /// Of each number: size of the last Newton step, 0 where no gradient is left.
+    /// Per element: length of the last Newton step, or 0 if the gradient vanishes.
     pub last: Vec<f64>,
-    /// Of each number: how its block pushes back, negative where it runs away.
+    /// Per element: smallest real part of the eigenvalues of its derivative block, relative to the block's scale.
+    /// Negative if the rest point is unstable.
     pub push: Vec<f64>,
 }
 
-/// Solves from a table of zeros.
+/// Finds the rest point, starting from a table of zeros.
 pub fn solve(cases: &Cases<'_>) -> Rest {
     let lookups = Lookups::default();
     let count = cases.rows.len() * cases.free;
@@ -53,7 +56,8 @@ pub fn solve(cases: &Cases<'_>) -> Rest {
     for step in 0..STEPS {
         let mut derivative = probe(cases, &lookups, &values, &colours);
         if step == 0 && !agrees(cases, &lookups, &values, &derivative) {
-            // Some loss couples different inputs, as likelihoods of whole sequences do: probe number by number.
+            // The loss couples different inputs, as the likelihood of a whole sequence does. Probe one element per
+            // world at a time.
             colours = self::colours(cases, false);
             derivative = probe(cases, &lookups, &values, &colours);
         }
@@ -65,7 +69,7 @@ pub fn solve(cases: &Cases<'_>) -> Rest {
     }
     let (mut last, mut push) = (vec![0.0; count], vec![0.0; count]);
     for block in &blocks {
-        // A gradient without derivative pushes for ever.
+        // A non-zero gradient with a zero derivative never vanishes.
         let endless = block.scale == 0.0 && block.gradient > 1e-14;
         let at_rest = block.gradient < 1e-13;
         let step = match (endless, at_rest) {
@@ -79,7 +83,7 @@ pub fn solve(cases: &Cases<'_>) -> Rest {
     Rest { values, last, push }
 }
 
-/// Numbers that are probed together: at most one of each world, or one of each input of each world.
+/// Groups the elements that are probed together: at most one per world, or with `by_input` one per input of each world.
 fn colours(cases: &Cases<'_>, by_input: bool) -> Vec<Vec<usize>> {
     let mut next = std::collections::HashMap::<(usize, usize), usize>::new();
     let mut colours: Vec<Vec<usize>> = Vec::new();
@@ -95,11 +99,12 @@ fn colours(cases: &Cases<'_>, by_input: bool) -> Vec<Vec<usize>> {
     colours
 }
 
-/// Non-zero entries (row, column, value) of the gradient's derivative.
+/// Non-zero entries (row, column, value) of the derivative of the gradient.
 type Entries = Vec<(usize, usize, f64)>;
 
 fn probe(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], colours: &[Vec<usize>]) -> Entries {
-    // With one number of each input probed, whatever moves at an input (or in a world) is that number's doing.
+    // Each group contains one probed element per input (or per world), so that element causes any change of the
+    // gradient there.
     let whole = colours.len() > 1 && !one_per_input(cases, colours);
     let group = |at: usize| {
         let row = cases.rows[at / cases.free];
@@ -133,7 +138,8 @@ fn one_per_input(cases: &Cases<'_>, colours: &[Vec<usize>]) -> bool {
     colours.first().is_some_and(|first| first.len() == inputs.len())
 }
 
-/// Whether the entries are the whole derivative: the gradient moves as they say in a direction of no pattern.
+/// Returns whether the entries are the complete derivative: they must predict how the gradient changes along an
+/// irregular direction.
 fn agrees(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], entries: &Entries) -> bool {
     let direction: Vec<f64> = (0..values.len()).map(|i| (i as f64 * 0.754_877_666).fract() - 0.5).collect();
     let moved = |by: f64| -> Vec<f64> {
@@ -149,9 +155,9 @@ fn agrees(cases: &Cases<'_>, lookups: &Lookups, values: &[f64], entries: &Entrie
         .all(|(said, (up, down))| (said - (up - down) / (2.0 * PROBE)).abs() <= 1e-4 * largest)
 }
 
-/// Blocks of numbers that influence each other, with Newton's step for each.
+/// Splits the elements into blocks that influence each other, and computes the Newton step of each block.
 fn blocks(gradient: &[f64], entries: &Entries) -> Vec<Block> {
-    // Probes leave noise of about 1e-12 where nothing depends.
+    // Finite differences leave noise of about 1e-12 where the derivative is zero.
     let largest = entries.iter().fold(0.0_f64, |m, (.., value)| m.max(value.abs()));
     let mut joined = UnionFind::<usize>::new(gradient.len());
     for (row, column, value) in entries {
@@ -179,10 +185,10 @@ fn blocks(gradient: &[f64], entries: &Entries) -> Vec<Block> {
     members
         .into_iter()
         .map(|(root, at)| {
-            let derivative = matrices.remove(&root).expect("made above");
+            let derivative = matrices.remove(&root).expect("created above");
             let right = DVector::from_iterator(at.len(), at.iter().map(|i| -gradient[*i]));
             let scale = derivative.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-            // Numbers that nothing trains have no derivative: they stay where they are.
+            // Damping keeps elements that nothing trains, whose derivative is zero, in place.
             let damped = &derivative + DMatrix::identity(at.len(), at.len()) * (scale * 1e-13 + 1e-300);
             let step = damped.lu().solve(&right).filter(|step| step.iter().all(|v| v.is_finite()));
             let step = step.unwrap_or_else(|| DVector::zeros(at.len()));
@@ -191,7 +197,7 @@ fn blocks(gradient: &[f64], entries: &Entries) -> Vec<Block> {
         .collect()
 }
 
-/// Takes the steps, each shortened until its own gradient falls; the gradient after them.
+/// Takes a Newton step in every block, halved until the block's gradient does not grow. Returns the new gradient.
 fn advance(cases: &Cases<'_>, lookups: &Lookups, values: &mut [f64], blocks: &[Block], longest: f64) -> Vec<f64> {
     let before = values.to_vec();
     let mut length: Vec<f64> = blocks.iter().map(|block| (longest / block.step.amax()).min(1.0)).collect();
@@ -205,7 +211,7 @@ fn advance(cases: &Cases<'_>, lookups: &Lookups, values: &mut [f64], blocks: &[B
         let mut good = true;
         for (block, length) in blocks.iter().zip(&mut length) {
             let after = block.at.iter().fold(0.0_f64, |m, i| m.max(gradient[*i].abs()));
-            // Close to zero the last bits decide, not the step.
+            // Below 1e-14 the gradient is rounding noise.
             if !(after <= block.gradient || after < 1e-14) {
                 *length *= 0.5;
                 good = false;
@@ -215,14 +221,15 @@ fn advance(cases: &Cases<'_>, lookups: &Lookups, values: &mut [f64], blocks: &[B
             return gradient;
         }
     }
-    unreachable!("the loop ends by itself")
+    unreachable!("the loop returns at the latest after `HALVINGS`")
 }
 
 impl Block {
-    /// Of every number: the smallest real part of the eigenvalues of what it is entangled with, over the block's scale.
+    /// Computes for each element the smallest real part of the eigenvalues of its strongly connected component, divided
+    /// by the block's scale.
     ///
-    /// What a number depends on without acting back on it (a teacher, a stopped branch) has eigenvalues of its own: a
-    /// triangular derivative has those of its diagonal.
+    /// Elements that influence others without feedback (a teacher, a stopped branch) form their own component: the
+    /// derivative is block triangular, so its eigenvalues are the eigenvalues of the diagonal blocks.
     fn push_back(&self, push: &mut [f64]) {
         if self.scale == 0.0 {
             return;
@@ -238,7 +245,7 @@ impl Block {
             let entangled: Vec<usize> = entangled.into_iter().map(petgraph::graph::NodeIndex::index).collect();
             let n = entangled.len();
             let part = DMatrix::from_fn(n, n, |row, column| self.derivative[(entangled[row], entangled[column])]);
-            // Eigenvalues that cannot be found count as none that push back.
+            // If the eigenvalues cannot be computed, the component counts as unstable.
             let least = Schur::try_new(part, 1e-12 * self.scale, 10_000).map_or(f64::NEG_INFINITY, |schur| {
                 schur.complex_eigenvalues().iter().map(|value| value.re).fold(f64::INFINITY, f64::min)
             });

@@ -1,22 +1,23 @@
-//! Every case of a set of worlds as one weighted batch, and a network that is a table.
+//! All cases of a set of worlds as one weighted batch, and a network that is a table.
 
 use super::world::{CHANNELS, CONDITIONS, World};
-use crate::backbone::Control;
-use crate::condition::Condition;
-use crate::objective::{Context, Draw, Models, Objective, Role};
-use crate::path::Prediction;
-use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
-use crate::random::{Random, tensor};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use framework::network::backbone::Control;
+use framework::network::condition::Condition;
+use framework::objective::Objective;
+use framework::objective::context::{Context, Models, RandomChoices, Role};
+use framework::process::path::Prediction;
+use framework::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
+use framework::random::{Random, tensor};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
-/// A process of finite worlds: only its scores are used, its examples are enumerated.
+/// The process of finite worlds. The laws use only its scores and enumerate the examples themselves.
 #[derive(Debug)]
 pub struct Scores {
-    /// The family of process.
+    /// Family of the process.
     pub family: Family,
-    /// Log-probabilities are the logits themselves: they need not sum to one.
+    /// Whether the logits are the log-probabilities, without normalisation.
     pub free: bool,
 }
 
@@ -30,7 +31,7 @@ impl Process for Scores {
     }
 
     fn corrupt(&self, _: &Latent, _: &Random, _: u64) -> Example {
-        unreachable!("a finite world enumerates its examples")
+        unreachable!("the laws enumerate the examples of a finite world")
     }
 
     fn likelihood(&self) -> Likelihood {
@@ -49,7 +50,7 @@ impl Process for Scores {
     }
 }
 
-/// One random choice of a loss.
+/// A random choice that a loss requests.
 #[derive(Clone, Debug, PartialEq)]
 enum Asked {
     Uniform(f64, f64),
@@ -57,7 +58,7 @@ enum Asked {
     Negative,
 }
 
-/// What a loss asks for, answered with the first possibility each time.
+/// Records the random choices that a loss requests. Answers each with its first possibility.
 #[derive(Default)]
 struct Recorder(RefCell<Vec<(String, Asked)>>);
 
@@ -70,7 +71,7 @@ impl Recorder {
     }
 }
 
-impl Draw for Recorder {
+impl RandomChoices for Recorder {
     fn uniform(&self, purpose: &str, low: f64, high: f64, n: usize) -> Vec<f64> {
         self.note(purpose, Asked::Uniform(low, high));
         vec![low; n]
@@ -85,7 +86,7 @@ impl Draw for Recorder {
     }
 }
 
-/// The answer of one sample to every choice, by purpose.
+/// Answers to every random choice, by purpose: one per sample.
 #[derive(Default)]
 struct Answers(BTreeMap<String, Vec<f64>>);
 
@@ -93,13 +94,13 @@ impl Answers {
     fn of(&self, purpose: &str) -> &[f64] {
         self.0.get(purpose).unwrap_or_else(|| {
             panic!(
-                "the loss asks for \"{purpose}\" in some cases only: its random choices must not depend on one another"
+                "the loss requests \"{purpose}\" only in some cases; its random choices must not depend on each other"
             )
         })
     }
 }
 
-impl Draw for Answers {
+impl RandomChoices for Answers {
     fn uniform(&self, purpose: &str, _: f64, _: f64, _: usize) -> Vec<f64> {
         self.of(purpose).to_vec()
     }
@@ -111,27 +112,27 @@ impl Draw for Answers {
     }
 }
 
-/// One row of the table: what the network says at an input, for a condition and a guidance number.
+/// Key of one row of the table: the prediction at an input, for a condition and a guidance number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Row {
-    /// World.
+    /// Index of the world.
     pub world: usize,
-    /// Input within the world.
+    /// Index of the input within the world.
     pub input: usize,
-    /// Condition; `None` = null.
+    /// Index of the condition; `None` = null.
     pub condition: Option<usize>,
-    /// Bits of the guidance number, if there is one.
+    /// Bits of the guidance number, if the network reads one.
     guidance: Option<u64>,
 }
 
 impl Row {
-    /// The guidance number.
+    /// Returns the guidance number, if the network reads one.
     pub fn number(&self) -> Option<f64> {
         self.guidance.map(f64::from_bits)
     }
 }
 
-/// All cases of some worlds under one objective.
+/// All cases of a set of worlds under one objective.
 pub struct Cases<'a> {
     objective: &'a dyn Objective,
     worlds: &'a [World],
@@ -141,25 +142,25 @@ pub struct Cases<'a> {
     answers: Answers,
     /// Probability of each case within its world.
     weights: Tensor<1>,
-    /// Input rows `[B, position]` of each case: (world, input).
+    /// Inputs of all cases as (world, input), row-major `[B, position]`.
     places: Vec<(usize, usize)>,
     positions: usize,
-    /// Rows of the table, in the order in which the loss first asks for them.
+    /// Sorted keys of all rows that the loss reads.
     pub rows: Vec<Row>,
-    /// Free numbers of a row.
+    /// Number of trainable elements per row.
     pub free: usize,
 }
 
-/// The step at which laws look: late, so that no warm-up of an objective is left.
+/// Training step that the laws assume: late enough that every warm-up of an objective is over.
 const STEP: usize = usize::MAX / 4;
 
 impl<'a> Cases<'a> {
-    /// Enumerates everything that `objective` can meet in `worlds`, all of one family and length. `free`: the worlds'
-    /// token models need not be normalised.
+    /// Enumerates all cases of `objective` in `worlds`, which have the same family and length. With `free`, token
+    /// models need not be normalised.
     pub fn new(objective: &'a dyn Objective, worlds: &'a [World], free: bool) -> Self {
         let family = worlds[0].family;
         let process = Scores { family, free };
-        // Once with each outcome of each condition, to hear what the loss asks for.
+        // First, one case per outcome and condition, to record the random choices that the loss requests.
         let plain: Vec<Case> = worlds
             .iter()
             .enumerate()
@@ -184,7 +185,7 @@ impl<'a> Cases<'a> {
         let heard = Self::assemble(objective, worlds, process, &few, &[]);
         heard.loss_with(&Listener::new(&heard), &recorder);
         let asked = recorder.0.into_inner();
-        // Then with every answer to every question.
+        // Then, one case per combination of answers to these choices.
         let mut cases = plain;
         for (_, asked) in &asked {
             cases = cases.into_iter().flat_map(|case| case.answered(asked, worlds)).collect();
@@ -251,7 +252,7 @@ impl<'a> Cases<'a> {
             .map(|(i, purpose)| (purpose.clone(), cases.iter().map(|case| case.answers[i]).collect()))
             .collect();
         let weights: Vec<f64> = cases.iter().map(|case| case.weight).collect();
-        // One logit of a normalised model is fixed at zero: a constant added to all changes nothing.
+        // A constant added to all logits of a normalised model has no effect, so fix the last logit at zero.
         let free = worlds[0].width() - usize::from(tokens && !process.free);
         Self {
             objective,
@@ -268,13 +269,13 @@ impl<'a> Cases<'a> {
         }
     }
 
-    fn loss_with(&self, models: &dyn Models, draw: &dyn Draw) -> Tensor<1> {
+    fn loss_with(&self, models: &dyn Models, draw: &dyn RandomChoices) -> Tensor<1> {
         let condition = (&self.condition, Some(CONDITIONS));
         let context = Context::new(&self.example, condition, &self.process, models, draw, (STEP, STEP));
         self.objective.loss(&context)
     }
 
-    /// The gradient of the expected loss at a table of numbers, row after row.
+    /// Computes the gradient of the expected loss with respect to the table `values`, row-major.
     pub fn gradient(&self, values: &[f64], lookups: &Lookups) -> Vec<f64> {
         let device = Device::flex().autodiff();
         let shape = [self.rows.len(), self.free];
@@ -285,26 +286,26 @@ impl<'a> Cases<'a> {
         let loss = self.loss_with(&table, &self.answers);
         let total = (loss * self.weights.clone()).sum();
         let gradient = online.grad(&total.backward());
-        gradient.map_or(vec![0.0; values.len()], |g| g.into_data().try_into_vec::<f64>().expect("f64 in, f64 out"))
+        gradient.map_or(vec![0.0; values.len()], |g| g.into_data().try_into_vec::<f64>().expect("the gradient is f64"))
     }
 
-    /// The row numbers of one call, `[B position]`.
+    /// Returns the row keys of one call, row-major `[B, position]`.
     fn rows_of(&self, condition: &Condition, control: &Control) -> Vec<Row> {
-        let Condition::Class(classes) = condition else { panic!("a world's conditions are classes") };
+        let Condition::Class(classes) = condition else { panic!("the conditions of a world are classes") };
         (0..self.places.len())
             .map(|place| {
                 let sample = place / self.positions;
                 let (world, input) = self.places[place];
-                // 0 and -0 are one number.
+                // Adding 0 turns -0 into 0, so that both have the same bits.
                 let guidance = control.guidance.as_ref().map(|numbers| (numbers[sample] + 0.0).to_bits());
                 Row { world, input, condition: classes[sample], guidance }
             })
             .collect()
     }
 
-    /// The reference's answers to one call, `[B, position, width]`.
+    /// Returns the reference's predictions for one call, `[B, position, width]`.
     fn referred(&self, condition: &Condition) -> Tensor<3> {
-        let Condition::Class(classes) = condition else { panic!("a world's conditions are classes") };
+        let Condition::Class(classes) = condition else { panic!("the conditions of a world are classes") };
         let values: Vec<f64> = self
             .places
             .iter()
@@ -328,7 +329,7 @@ struct Case {
 }
 
 impl Case {
-    /// This case with every answer to one more question.
+    /// Splits this case by the possible answers to one more random choice.
     fn answered(self, asked: &Asked, worlds: &[World]) -> Vec<Self> {
         let world = &worlds[self.world];
         let answers: Vec<(f64, f64)> = match asked {
@@ -349,7 +350,7 @@ impl Case {
     }
 }
 
-/// Answers zeros and remembers which rows are asked for.
+/// Models that predict zeros and record the rows that the loss reads.
 struct Listener<'c, 'a> {
     cases: &'c Cases<'a>,
     rows: RefCell<Vec<Row>>,
@@ -375,7 +376,7 @@ impl Models for Listener<'_, '_> {
     }
 }
 
-/// What each call of the loss looks up: the same calls come at every table of numbers, in the same order.
+/// Cache of the lookups of each model call. A loss makes the same calls in the same order, whatever the table contains.
 #[derive(Default)]
 pub struct Lookups(RefCell<Vec<Looked>>, RefCell<HashMap<Row, i64>>);
 
@@ -422,7 +423,7 @@ impl Models for Table<'_, '_> {
             Looked::Reference(values) => return values,
             Looked::Rows(rows) => rows,
         };
-        // At rest an average of the weights equals them.
+        // At rest, the moving average of the weights equals the weights.
         let table = if role == Role::Online { self.online.clone() } else { self.stopped.clone() };
         let (batch, width) = (condition.len(), self.cases.worlds[0].width());
         let values = table.select(0, rows).reshape([batch, self.cases.positions, self.cases.free]);

@@ -1,7 +1,7 @@
-//! Finite worlds: a joint distribution over conditions and everything a process can make of data and noise.
+//! Finite worlds: joint distributions over conditions and over the training examples of a process.
 
-use crate::objective::{Against, Of, Tilt};
-use crate::process::Family;
+use framework::objective::optimum::{Against, Of, Tilt};
+use framework::process::Family;
 use proptest::prelude::*;
 use std::fmt::Write;
 
@@ -10,42 +10,45 @@ pub const CONDITIONS: usize = 3;
 /// Channels of a continuous world's predictions.
 pub const CHANNELS: usize = 2;
 
-/// What can happen: an input the network sees, and the target it is scored against.
+/// A joint distribution over conditions and outcomes. An outcome consists of inputs and their targets.
 ///
-/// Of a continuous process, data and noise matter through the input `x_t` and the regression target alone; so a world
-/// lists those. A masked one has two positions, of which its input says which are scored. Of a token process an outcome is
-/// a sequence: its prefixes are the inputs, its tokens the targets. Of a pyramid the first token is the first level and
-/// the others are the second: their inputs are the first token and their own place.
+/// - Continuous: an outcome is an input `x_t` and a regression target. Data and noise affect the loss only through
+///   these.
+/// - Masked: as continuous, but with two positions. The input determines which positions are scored.
+/// - Next token: an outcome is a sequence. Its prefixes are the inputs, its tokens the targets.
+/// - Next level: the first token is level 1, the others are level 2. The input of a level-2 token is the first token
+///   together with the position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct World {
-    /// The family of process.
+    /// Family of the process.
     pub family: Family,
-    /// Inputs of the first position of a continuous world; length of the sequences of a token world.
+    /// Number of inputs per position (continuous, masked), or length of the sequences (tokens).
     pub size: usize,
-    /// Probability of (condition, outcome), condition after condition; sums to one.
+    /// Probability of (condition, outcome), row-major; sums to 1.
     pub joint: Vec<f64>,
-    /// Target of each outcome of a continuous world, `CHANNELS` numbers each.
+    /// Targets of a continuous world, `CHANNELS` values per outcome.
     pub targets: Vec<f64>,
     /// Progress of each input of a continuous world, above 0 and at most 1.
     pub progress: Vec<f64>,
-    /// What a frozen reference predicts, by (condition or null, input).
+    /// Predictions of the frozen reference, row-major by (condition, input), with the null condition last.
     pub reference: Vec<f64>,
-    /// Where uniform draws fall: two points in (0, 1).
+    /// The two points in (0, 1) that replace a uniform random number.
     pub quantiles: [f64; 2],
 }
 
-/// Outcomes an input of a continuous world can have.
+/// Number of outcomes per input of a continuous world.
 const OUTCOMES: usize = 3;
 
 impl World {
-    /// A world of a family and size that holds nothing yet: what follows from the two alone.
+    /// Creates a world without contents. Its sizes follow from `family` and `size` alone.
     fn empty(family: Family, size: usize) -> Self {
         let (joint, targets, progress, reference) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Self { family, size, joint, targets, progress, reference, quantiles: [0.0; 2] }
     }
 
-    /// Length of the sequences that show what there is to show of a token family. Likelihoods of sequences are products:
-    /// what an objective of likelihoods says of p(x | c) it says of sequences of one token.
+    /// Returns the sequence length to test a token family with. An objective that uses likelihoods is tested on
+    /// sequences of one token: its statement is about p(x | c) of whole sequences, and the likelihood of a longer
+    /// sequence is a product over its tokens.
     pub fn length(family: Family, likelihood: bool) -> usize {
         match family {
             _ if likelihood => 1,
@@ -54,7 +57,7 @@ impl World {
         }
     }
 
-    /// Random worlds of a family. Token worlds have sequences of `length` tokens.
+    /// Returns a strategy for random worlds of a family. Token worlds have sequences of `length` tokens.
     pub fn strategy(family: Family, length: usize) -> impl Strategy<Value = Self> {
         let sizes = if family.has_logits() { length..=length } else { 1..=3_usize };
         sizes.prop_flat_map(move |size| {
@@ -76,7 +79,7 @@ impl World {
         })
     }
 
-    /// The same world with the data's own predictions as reference: a perfectly pretrained network.
+    /// Replaces the reference with the data's own predictions, as of a perfectly pretrained network.
     pub fn pretrained(mut self) -> Self {
         self.reference = Vec::new();
         for condition in (0..CONDITIONS).map(Some).chain([None]) {
@@ -88,7 +91,8 @@ impl World {
         self.last_logit_at_zero()
     }
 
-    /// A constant added to all logits changes nothing: the last one of the reference is zero, as that of the table is.
+    /// Shifts the reference's logits so that the last one is zero, as in the table. A constant added to all logits has
+    /// no effect.
     fn last_logit_at_zero(mut self) -> Self {
         if self.tokens() {
             let width = self.width();
@@ -100,12 +104,12 @@ impl World {
         self
     }
 
-    /// Whether its predictions are logits.
+    /// Returns whether the predictions are logits.
     pub fn tokens(&self) -> bool {
         self.family.has_logits()
     }
 
-    /// Numbers of one prediction: channels, or tokens of the vocabulary.
+    /// Returns the width of a prediction: the number of channels, or the vocabulary size.
     pub fn width(&self) -> usize {
         match self.family {
             Family::NextToken => 3,
@@ -114,7 +118,7 @@ impl World {
         }
     }
 
-    /// Positions of one sample.
+    /// Returns the number of positions per sample.
     pub fn positions(&self) -> usize {
         match self.family {
             Family::Continuous => 1,
@@ -123,7 +127,7 @@ impl World {
         }
     }
 
-    /// Inputs a prediction is made at.
+    /// Returns the number of inputs, over all positions.
     pub fn inputs(&self) -> usize {
         match self.family {
             Family::NextToken => self.prefixes(self.size),
@@ -132,7 +136,7 @@ impl World {
         }
     }
 
-    /// Outcomes a condition can have.
+    /// Returns the number of outcomes per condition.
     pub fn outcomes(&self) -> usize {
         if self.tokens() { self.sequences(self.size) } else { self.size * OUTCOMES }
     }
@@ -141,33 +145,33 @@ impl World {
         self.width().pow(length as u32)
     }
 
-    /// Prefixes of length 0 to `length - 1`.
+    /// Returns the number of prefixes of length 0 to `length - 1`.
     fn prefixes(&self, length: usize) -> usize {
         (0..length).map(|length| self.sequences(length)).sum()
     }
 
-    /// Whether the prediction at an input is scored.
+    /// Returns whether the prediction at an input is scored.
     pub fn scored_at(&self, input: usize) -> bool {
-        // Of three first inputs, one has both positions hidden, one the first alone, one the second.
+        // In a masked world, inputs cycle through three masks: both positions hidden, only the first, only the second.
         self.family != Family::Masked || (input % self.size) % 3 != 2 - input / self.size
     }
 
-    /// `p(c, outcome)`.
+    /// Returns `p(c, outcome)`.
     pub fn probability(&self, condition: usize, outcome: usize) -> f64 {
         self.joint[condition * self.outcomes() + outcome]
     }
 
-    /// `p(c)`.
+    /// Returns `p(c)`.
     pub fn prior(&self, condition: usize) -> f64 {
         (0..self.outcomes()).map(|outcome| self.probability(condition, outcome)).sum()
     }
 
-    /// Tokens of an outcome, first to last.
+    /// Returns the tokens of an outcome, in order.
     pub fn tokens_of(&self, outcome: usize) -> Vec<usize> {
         (0..self.size).map(|place| outcome / self.sequences(self.size - 1 - place) % self.width()).collect()
     }
 
-    /// The input at each position of an outcome.
+    /// Returns the input at each position of an outcome.
     pub fn inputs_of(&self, outcome: usize) -> Vec<usize> {
         let prefix = |length: usize| self.prefixes(length) + outcome / self.sequences(self.size - length);
         let first = || self.tokens_of(outcome)[0];
@@ -180,12 +184,12 @@ impl World {
         (0..self.positions()).map(at).collect()
     }
 
-    /// Target of an outcome at a position of a continuous world.
+    /// Returns the target of an outcome at a position of a continuous world.
     pub fn target_of(&self, outcome: usize, position: usize) -> &[f64] {
         &self.targets[(outcome + position) % self.outcomes() * CHANNELS..][..CHANNELS]
     }
 
-    /// Progress at an input.
+    /// Returns the progress at an input.
     pub fn progress_at(&self, input: usize) -> f64 {
         match self.family {
             Family::Continuous | Family::Masked => self.progress[input % self.size],
@@ -197,8 +201,8 @@ impl World {
         }
     }
 
-    /// What the minimiser of the plain loss predicts at an input, over outcomes weighted by `weight(c)`: the mean of the
-    /// targets, or the log-probabilities of the next token.
+    /// Computes the prediction that minimises the plain loss at an input, with outcomes weighted by `weight(c)`: the
+    /// mean of the targets, or the log-probabilities of the next token.
     fn minimiser(&self, input: usize, weight: &dyn Fn(usize) -> f64) -> Vec<f64> {
         let mut sums = vec![0.0; self.width()];
         let mut total = 0.0;
@@ -218,18 +222,18 @@ impl World {
         sums.iter().map(|sum| if self.tokens() { (sum / total).ln() } else { sum / total }).collect()
     }
 
-    /// The data's prediction for a condition, or unconditionally.
+    /// Computes the data's prediction for a condition; `None` = unconditional.
     pub fn data(&self, condition: Option<usize>, input: usize) -> Vec<f64> {
         self.minimiser(input, &|c| f64::from(u8::from(condition.is_none_or(|condition| c == condition))))
     }
 
-    /// The reference's prediction.
+    /// Returns the reference's prediction for a condition; `None` = null.
     pub fn referred(&self, condition: Option<usize>, input: usize) -> &[f64] {
         let row = condition.unwrap_or(CONDITIONS) * self.inputs() + input;
         &self.reference[row * self.width()..][..self.width()]
     }
 
-    /// What a tilt says the network predicts for a condition at an input.
+    /// Computes the prediction that a tilt states for a condition at an input.
     pub fn tilted(&self, tilt: &Tilt, condition: usize, input: usize, guidance: Option<f64>) -> Vec<f64> {
         let of = |of: Of, condition: Option<usize>| match of {
             Of::Data => self.data(condition, input),
@@ -251,7 +255,7 @@ impl World {
         (0..self.width()).map(|i| from[i] + (scale - 1.0) * (toward[i] - against[i])).collect()
     }
 
-    /// The world as a table that a person can read.
+    /// Formats the world as a table.
     pub fn table(&self) -> String {
         let mut text = String::new();
         let _ = writeln!(

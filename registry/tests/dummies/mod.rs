@@ -1,45 +1,51 @@
-//! The smallest plugins that fill every slot. They are only ever checked, never run.
+//! The smallest plugins that fill every slot. The tests check them and never run them.
 
-use framework::backbone::{Accepts, BackboneConfig, BoxBackbone};
-use framework::burn::tensor::{Device, Tensor};
-use framework::condition::{Condition, ConditionKind};
-use framework::conditioner::Conditioner;
-use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind};
+use framework::burn::tensor::{Device, Int, Tensor};
+use framework::checkpoint::names::OfficialNames;
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind};
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::error::{Problem, Problems, Result};
-use framework::foreign::ForeignNames;
-use framework::guidance::{Denoiser, Guidance, Trajectory};
-use framework::metric::{Images, Measurement, Metric};
-use framework::objective::{Context, Needs, Objective, Optimum, Tilt};
-use framework::path::Prediction;
+use framework::evaluation::metric::{Accumulator, Metric, Reference};
+use framework::evaluation::statistics::Statistics;
+use framework::network::backbone::{Accepts, BackboneConfig, BoxBackbone, HookSites};
+use framework::network::condition::{Condition, ConditionShape};
+use framework::network::conditioner::Conditioner;
+use framework::nn::parameters::Init;
+use framework::objective::context::Context;
+use framework::objective::optimum::{Optimum, Tilt};
+use framework::objective::{Needs, NullPrediction, Objective};
 use framework::plugin::{GuidancePlugin, ObjectivePlugin};
+use framework::process::path::NoisePath;
+use framework::process::path::Prediction;
 use framework::process::{Example, Family, Latent, LatentShape, Likelihood, Process};
 use framework::random::Random;
 use framework::register;
-use framework::sampler::{NoiseSource, Observer, Sampler};
-use framework::tokenizer::{ImageShape, Tokenizer};
-use framework::weights::Init;
+use framework::sampling::denoiser::Denoiser;
+use framework::sampling::guidance::{Guidance, GuidanceNeeds, Trajectory};
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, Sampling, TokenSampler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// Squares.
+/// A dataset of squares.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Squares {
-    /// Height and width, pixels.
+    /// Height and width in pixels, 1 to 1024.
     #[serde(default = "size")]
     #[schemars(range(min = 1, max = 1024))]
     pub size: usize,
     /// Number of classes; none = unconditional.
     #[serde(default)]
     pub num_classes: Option<usize>,
-    /// Whether each has a caption.
+    /// Whether each image has a caption.
     #[serde(default)]
     pub captions: bool,
-    /// A small number.
+    /// A small number, 0 to 255.
     #[serde(default)]
     pub channel: u8,
-    /// What to mix in, by name.
+    /// Shares of a mixture by name.
     #[serde(default)]
     pub shares: BTreeMap<String, f64>,
     /// Range of values.
@@ -62,7 +68,7 @@ impl DatasetConfig for Squares {
 }
 register!(data "squares" => Squares);
 
-/// Pixels as they are.
+/// Pixels, unchanged.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pixels {}
@@ -83,17 +89,14 @@ impl Tokenizer for Pixels {
 }
 register!(tokenizer "pixels" => Pixels);
 
-/// Counts words.
+/// A conditioner that counts words.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Words {}
 
 impl Conditioner for Words {
-    fn kind(&self) -> ConditionKind {
-        ConditionKind::Text
-    }
-    fn text_shape(&self) -> [usize; 2] {
-        [4, 16]
+    fn produces(&self) -> ConditionShape {
+        ConditionShape::Text { length: Some(4), width: 16 }
     }
     fn load(&mut self, _: &Device) -> Result<()> {
         Ok(())
@@ -104,46 +107,58 @@ impl Conditioner for Words {
 }
 register!(conditioner "words" => Words);
 
-/// A network of nothing.
+/// A network without layers.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tiny {
     /// Height and width of the grid.
     pub size: usize,
-    /// What it reads.
+    /// Condition that the network reads.
     #[serde(default = "class")]
-    pub condition: ConditionKind,
+    pub condition: Reads,
     /// Number of classes.
     #[serde(default)]
     pub num_classes: Option<usize>,
-    /// Whether it reads a guidance number.
+    /// Whether the network reads a guidance number.
     #[serde(default)]
     pub guidance_input: bool,
-    /// Width.
+    /// Normalisation of the activations.
     #[serde(default)]
     pub norm: Norm,
 }
 
-fn class() -> ConditionKind {
-    ConditionKind::Class
+fn class() -> Reads {
+    Reads::Class
 }
 
-/// How activations are normalised.
+/// Condition that the network reads.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reads {
+    /// No condition.
+    None,
+    /// A class.
+    Class,
+    /// A text.
+    Text,
+}
+
+/// Normalisation of the activations.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Norm {
-    /// Not at all.
+    /// No normalisation.
     #[default]
     None,
     /// Per layer.
     Layer {
-        /// Added to the variance.
+        /// Added to the variance, 0 to 1.
         #[schemars(range(min = 0.0, max = 1.0))]
         epsilon: f64,
     },
     /// Per group.
     Group {
-        /// How many.
+        /// Number of groups.
         groups: u32,
     },
 }
@@ -151,18 +166,19 @@ pub enum Norm {
 impl BackboneConfig for Tiny {
     fn check(&self) -> Problems {
         let zero = self.size == 0;
-        zero.then(|| Problem::new("/size", "a grid of nothing").accepts("a size of at least 1")).into_iter().collect()
+        zero.then(|| Problem::new("/size", "`size` is 0").accepts("a size of at least 1")).into_iter().collect()
     }
     fn accepts(&self) -> Accepts {
         Accepts {
-            condition: self.condition,
-            num_classes: self.num_classes,
-            text_width: (self.condition == ConditionKind::Text).then_some(16),
-            text_length: None,
+            condition: match self.condition {
+                Reads::None => ConditionShape::None,
+                Reads::Class => ConditionShape::Class { count: self.num_classes.unwrap_or_default() },
+                Reads::Text => ConditionShape::Text { length: None, width: 16 },
+            },
             guidance_input: self.guidance_input,
             guidance_field: "/guidance_input",
             variance: false,
-            perturbation: false,
+            hooks: HookSites::default(),
             cache: false,
         }
     }
@@ -178,7 +194,7 @@ impl BackboneConfig for Tiny {
     fn initializer(&self, _: &str, _: &[usize]) -> Init {
         unimplemented!()
     }
-    fn formats(&self) -> Vec<ForeignNames> {
+    fn formats(&self) -> Vec<OfficialNames> {
         unimplemented!()
     }
     fn t_of_native(&self, native: f64) -> f64 {
@@ -214,11 +230,11 @@ impl Process for Still {
     }
 }
 
-/// No guidance in training.
+/// An objective without guidance in training.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Plain {
-    /// Share of samples that lose their condition.
+    /// Share of samples that lose their condition, 0 to 1.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop: f64,
@@ -230,6 +246,9 @@ impl Objective for Plain {
     }
     fn loss(&self, _: &Context<'_>) -> Tensor<1> {
         unimplemented!()
+    }
+    fn null(&self) -> NullPrediction {
+        NullPrediction::TrainedAt(None)
     }
     fn optimum(&self, _: Family) -> Optimum {
         Optimum::Conditional
@@ -244,12 +263,12 @@ register!(objective "plain" => Plain);
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nested {
-    /// Whose guidance.
+    /// Objective whose guidance is learned.
     pub teacher: Box<dyn ObjectivePlugin>,
-    /// How the teacher is asked.
+    /// Guidance rules of the teacher.
     #[serde(default)]
     pub rules: Vec<Box<dyn GuidancePlugin>>,
-    /// Largest scale.
+    /// Largest guidance scale, above 0.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub scale: f64,
 }
@@ -263,6 +282,9 @@ impl Objective for Nested {
     }
     fn loss(&self, _: &Context<'_>) -> Tensor<1> {
         unimplemented!()
+    }
+    fn null(&self) -> NullPrediction {
+        NullPrediction::TrainedAt(None)
     }
     fn optimum(&self, _: Family) -> Optimum {
         Optimum::Tilted(Tilt::data("s", |scale, _| scale.unwrap_or(1.0)))
@@ -279,15 +301,15 @@ impl Objective for Nested {
 }
 register!(objective "nested" => Nested, "arXiv:0000.00001", "arXiv:0000.00002");
 
-/// Small steps.
+/// A sampler.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Steps {
-    /// How many.
+    /// Number of steps, at least 1.
     #[serde(default = "steps")]
     #[schemars(range(min = 1))]
     pub steps: u32,
-    /// Whether the process is one it serves.
+    /// Whether the sampler serves token processes instead of continuous ones.
     #[serde(default)]
     pub tokens: bool,
 }
@@ -297,13 +319,25 @@ fn steps() -> u32 {
 }
 
 impl Sampler for Steps {
+    fn sampling(&self) -> Sampling<'_> {
+        if self.tokens { Sampling::NextToken(self) } else { Sampling::Continuous(self) }
+    }
     fn serves(&self, family: Family) -> bool {
         (family != Family::Continuous) == self.tokens
     }
     fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps as usize
     }
-    fn sample(&self, _: &mut Denoiser<'_>, _: &mut dyn NoiseSource, _: &mut dyn Observer) -> Latent {
+}
+
+impl ContinuousSampler for Steps {
+    fn run(&self, _: &mut Denoiser<'_>, _: &dyn NoisePath, _: &mut dyn NoiseSource, _: &mut dyn Observer) -> Tensor<3> {
+        unimplemented!()
+    }
+}
+
+impl TokenSampler for Steps {
+    fn run(&self, _: &mut Denoiser<'_>, _: usize, _: &mut dyn NoiseSource, _: &mut dyn Observer) -> Tensor<2, Int> {
         unimplemented!()
     }
 }
@@ -313,22 +347,19 @@ register!(sampler "steps" => Steps);
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mix {
-    /// Scale; 1 = none.
+    /// Guidance scale; 1 = no guidance.
     pub scale: f64,
-    /// By the network's own input.
+    /// Whether the network's guidance input applies the scale.
     #[serde(default)]
     pub input: bool,
 }
 
 impl Guidance for Mix {
-    fn needs_null(&self) -> bool {
-        !self.input && self.scale != 1.0
+    fn needs(&self) -> GuidanceNeeds {
+        GuidanceNeeds { null: !self.input && self.scale != 1.0, ..GuidanceNeeds::branches(2) }
     }
     fn input_scale(&self) -> Option<f64> {
         self.input.then_some(self.scale)
-    }
-    fn max_branches(&self) -> usize {
-        2
     }
     fn start(&self) -> Box<dyn Trajectory> {
         unimplemented!()
@@ -336,17 +367,17 @@ impl Guidance for Mix {
 }
 register!(guidance "mix" => Mix);
 
-/// Counts samples.
+/// A metric that counts samples.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Count {
-    /// A name.
+    /// Name of the count.
     #[serde(default)]
     pub label: Option<String>,
-    /// Whether samples need a caption.
+    /// Whether each sample needs a caption.
     #[serde(default)]
     pub captions: bool,
-    /// Fewest pixels of a side.
+    /// Smallest height of a sample, in pixels.
     #[serde(default)]
     pub least_side: usize,
 }
@@ -357,9 +388,12 @@ impl Metric for Count {
     }
     fn check_image(&self, [_, height, _]: ImageShape) -> Problems {
         let small = height < self.least_side;
-        small.then(|| Problem::new("/least_side", format!("samples have {height}"))).into_iter().collect()
+        small.then(|| Problem::new("/least_side", format!("samples are {height} pixels high"))).into_iter().collect()
     }
-    fn measure(&self, _: &Images, _: &Images) -> Result<Vec<Measurement>> {
+    fn reference(&self) -> Box<dyn Reference> {
+        unimplemented!()
+    }
+    fn start(&self, _: Arc<Statistics>) -> Result<Box<dyn Accumulator>> {
         unimplemented!()
     }
 }

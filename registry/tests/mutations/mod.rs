@@ -1,5 +1,5 @@
-//! Documents with random changes, and what must hold of each: it is valid and nothing written in it is lost, or every
-//! problem says where it is.
+//! Documents with random changes, and the claim about each document: it is valid and keeps every value that was
+//! written, or every problem states its location.
 
 use framework::error::Problems;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use proptest::sample::Index;
 use registry::{Registry, read};
 use serde_json::Value;
 
-/// Whether every value of `written` is in `resolved`.
+/// Returns whether `resolved` contains every value of `written`.
 pub fn contains(resolved: &Value, written: &Value) -> bool {
     match (resolved, written) {
         (Value::Object(all), Value::Object(some)) => {
@@ -21,7 +21,7 @@ pub fn contains(resolved: &Value, written: &Value) -> bool {
     }
 }
 
-/// Every pointer of a value, the root included.
+/// Collects every pointer of a value, including the root.
 fn pointers(value: &Value, here: &str, found: &mut Vec<String>) {
     found.push(here.to_string());
     match value {
@@ -35,7 +35,7 @@ fn pointers(value: &Value, here: &str, found: &mut Vec<String>) {
     }
 }
 
-/// A name that some document uses, an awkward one, or any other.
+/// Generates a name that some document uses, an awkward name, or any other name.
 fn a_name(known: Vec<String>) -> BoxedStrategy<String> {
     prop_oneof![
         6 => prop::sample::select(known),
@@ -133,16 +133,16 @@ fn located(problems: &Problems) -> bool {
         })
 }
 
-/// The text of a changed document, and the document itself.
+/// A changed document and its text.
 #[derive(Clone, Debug)]
 pub struct Mutant {
     document: Value,
     text: String,
-    /// Whether some member is written twice.
+    /// Whether the text contains a member twice.
     doubled: bool,
 }
 
-/// One of the documents with one to three changes, and sometimes a member written twice.
+/// Generates one of the documents with one to three changes. In some texts, one member appears twice.
 pub fn a_mutant(documents: Vec<Value>) -> impl Strategy<Value = Mutant> {
     let mut known: Vec<String> = Vec::new();
     documents.iter().for_each(|document| words(document, &mut known));
@@ -169,7 +169,7 @@ pub fn a_mutant(documents: Vec<Value>) -> impl Strategy<Value = Mutant> {
     )
 }
 
-/// Every key and text of a document.
+/// Collects every key and every string of a document.
 fn words(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(members) => members.iter().for_each(|(key, value)| {
@@ -182,17 +182,17 @@ fn words(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// The statement of the fuzz; says whether the mutant is valid.
+/// Checks the claim for one mutant. Returns whether the mutant is valid.
 pub fn is_located_or_kept(registry: &Registry, mutant: &Mutant) -> Result<bool, TestCaseError> {
     match registry.parse(&mutant.text) {
         Ok(parsed) => {
             prop_assert!(!mutant.doubled);
             let resolved = registry.resolved(&parsed);
-            prop_assert!(contains(&resolved, &mutant.document), "{resolved} lacks something of {}", mutant.document);
+            prop_assert!(contains(&resolved, &mutant.document), "{resolved} lacks a value of {}", mutant.document);
             let problems = registry.check(&parsed);
             prop_assert!(problems.is_empty() || located(&problems));
             if problems.is_empty() {
-                // A valid document can be built: no file is opened, no weight is drawn.
+                // A valid document can be built. Building opens no file and initializes no weights.
                 let pipeline = registry.build(parsed);
                 prop_assert!(pipeline.sampler.evaluations(&pipeline.latent_shape()) > 0);
             }

@@ -1,19 +1,19 @@
-//! A perceptron on the whole latent: the smallest network that trains.
+//! A multilayer perceptron on the flattened latent: the smallest network that trains.
 //!
 //!   h = silu(W_x x_t + time(t) + class(c)),  h <- h + MLP(h) twice,  prediction = W_out h
 
-use framework::backbone::{Backbone, BackboneConfig};
+use framework::network::backbone::{Backbone, BackboneConfig, HookSites};
 use framework::burn;
 use framework::burn::module::Module;
 use framework::burn::tensor::TensorData;
-use framework::foreign::{self, ForeignName, ForeignNames, Layout};
+use framework::checkpoint::names::{OFFICIAL, OfficialName, OfficialNames, Layout};
 use framework::nn::{Embedding, Linear, Mlp, TimestepEmbedder, silu};
 use framework::prelude::*;
-use framework::vp::VpConfig;
-use framework::weights::Init;
+use framework::process::diffusion::VpConfig;
+use framework::nn::parameters::Init;
 use std::sync::Arc;
 
-/// A perceptron that predicts the noise of a diffusion on small square images.
+/// A multilayer perceptron that predicts the noise of a diffusion process on small square images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
@@ -27,7 +27,7 @@ pub struct MyPlugin {
     /// Channels of the latent.
     #[schemars(range(min = 1, max = 1024))]
     pub in_channels: usize,
-    /// Number of classes; the null class is one more row of the table.
+    /// Number of classes. The embedding table has one extra row for the null class.
     #[schemars(range(min = 1, max = 100_000))]
     pub num_classes: usize,
 }
@@ -48,14 +48,11 @@ impl MyPlugin {
 impl BackboneConfig for MyPlugin {
     fn accepts(&self) -> Accepts {
         Accepts {
-            condition: ConditionKind::Class,
-            num_classes: Some(self.num_classes),
-            text_width: None,
-            text_length: None,
+            condition: ConditionShape::Class { count: self.num_classes },
             guidance_input: false,
             guidance_field: "",
             variance: false,
-            perturbation: false,
+            hooks: HookSites::default(),
             cache: false,
         }
     }
@@ -89,11 +86,11 @@ impl BackboneConfig for MyPlugin {
         }
     }
 
-    fn formats(&self) -> Vec<ForeignNames> {
-        vec![ForeignNames {
-            format: foreign::OFFICIAL,
+    fn formats(&self) -> Vec<OfficialNames> {
+        vec![OfficialNames {
+            format: OFFICIAL,
             folder: "",
-            of: Arc::new(|path: &str| ForeignName { name: path.to_string(), layout: Layout::Same }),
+            of: Arc::new(|path: &str| OfficialName { name: path.to_string(), layout: Layout::Same }),
             nesting: &[],
             ignored: &[],
             optional: &[],
@@ -113,7 +110,7 @@ impl BackboneConfig for MyPlugin {
     }
 }
 
-/// The weights.
+/// The layers and their weights.
 #[derive(Module, Debug)]
 struct Network {
     x_embedder: Linear,
@@ -129,7 +126,7 @@ struct Network {
 impl Backbone for Network {
     fn predict(&self, input: &Input, condition: &Condition, _: &Control) -> Tensor<3> {
         let (Input::Noisy { x_t, t }, Condition::Class(classes)) = (input, condition) else {
-            panic!("the check phase gives this network noisy latents and classes")
+            panic!("the check phase passes only noisy latents and classes")
         };
         let [batch, positions, channels] = x_t.dims();
         let times: Vec<f64> = t.iter().map(|t| t * 1000.0 - 1.0).collect();
@@ -148,10 +145,11 @@ impl Backbone for Network {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use framework::conformance;
+    use proofs::conformance;
     use framework::serde_json::json;
 
-    /// It round-trips, its gradients reach every parameter, a sample does not see its batch, every setting acts.
+    /// The entry round-trips, gradients reach every parameter, samples are independent of their batch, and every
+    /// setting has an effect.
     #[test]
     fn conforms() {
         let entry =

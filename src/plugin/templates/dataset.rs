@@ -1,23 +1,23 @@
-//! Stripes: class 0 runs across, class 1 runs down.
+//! Images of stripes: horizontal for class 0, vertical for class 1.
 //!
-//!   value[i, j] = sin(2 pi (i / period + phase)),  with j in place of i for class 1;  phase ~ U[0, 1)
+//!   value[i, j] = sin(2 pi (i / period + phase)),  phase ~ U[0, 1);  class 1 uses j instead of i
 
-use framework::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::Result;
 use framework::prelude::*;
 use framework::random::Random;
 use std::f64::consts::TAU;
 
-/// Grey images of stripes, drawn on the fly.
+/// Grey images of stripes, rendered on the fly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct MyPlugin {
-    /// Side of the images, in pixels.
+    /// Height and width of the images, in pixels.
     #[serde(default = "eight")]
     #[schemars(range(min = 2, max = 1024))]
     pub size: usize,
-    /// Distance of two stripes, in pixels.
+    /// Distance between two stripes, in pixels.
     #[serde(default = "four")]
     #[schemars(range(min = 1.0, max = 1024.0))]
     pub period: f64,
@@ -57,7 +57,7 @@ impl Dataset for MyPlugin {
     }
 
     fn plain(&self, index: usize) -> Result<Item> {
-        // A function of the index alone: a run that goes on sees the same images.
+        // The image depends only on the index, so a resumed run trains on the same images.
         let phase = Random::new(0).uniform("phase", index as u64, 0, 1)[0];
         let class = index % 2;
         let value = |at: usize| {

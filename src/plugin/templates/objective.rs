@@ -1,22 +1,22 @@
 //! One network pass that samples at one guidance scale.
 //!
 //!   m    = beta f(x_t, c~) + (1 - beta) sg[f(x_t, null)],   beta = 1 / scale
-//!   loss = L(m, y),   c~ = c, dropped to null with probability drop_probability
+//!   loss = L(m, y),   c~ = c, replaced by null with probability drop_probability
 //!
-//! Optimum: the data at scale `scale`.
+//! Optimum: one pass samples the data's distribution at scale `scale`.
 
 use framework::prelude::*;
 
-/// Train one network that samples at one guidance scale in one pass.
+/// Training of a network that samples at a fixed guidance scale in one pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct MyPlugin {
-    /// Guidance scale that one pass samples, at least 1; 1 = no guidance.
+    /// Guidance scale that one pass samples, 1 to 100; 1 = no guidance.
     #[serde(default = "two")]
     #[schemars(range(min = 1.0, max = 100.0))]
     pub scale: f64,
-    /// Probability of training a sample without its condition, in [0, 1].
+    /// Probability per sample of dropping the condition, in [0, 1].
     #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
@@ -44,9 +44,17 @@ impl Objective for MyPlugin {
         context.loss(conditional * beta + unconditional * (1.0 - beta))
     }
 
+    fn null(&self) -> NullPrediction {
+        if self.drop_probability > 0.0 {
+            NullPrediction::TrainedAt(None)
+        } else {
+            NullPrediction::Untrained("`drop_probability` is 0")
+        }
+    }
+
     fn optimum(&self, _: Family) -> Optimum {
         if self.drop_probability == 0.0 {
-            return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
+            return Optimum::Unstated("the null prediction is never trained and keeps its initial value");
         }
         let scale = self.scale;
         Optimum::Tilted(Tilt::data("`scale`", move |_, _| scale))
@@ -60,9 +68,10 @@ impl Objective for MyPlugin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use framework::laws;
+    use proofs::laws;
 
-    /// The law: on random worlds, training comes to rest where `optimum` says. `unguided verify my_plugin` proves it too.
+    /// The law: on random finite worlds, training converges to the stated optimum. `unguided verify my_plugin` checks
+    /// the same law.
     #[test]
     fn optimum_is_the_data_at_the_scale() {
         let objective = MyPlugin { scale: 2.0, drop_probability: 0.1 };

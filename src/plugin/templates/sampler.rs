@@ -1,24 +1,23 @@
-//! Deterministic steps from noise to data, at times that are even after a power.
+//! Deterministic steps from noise to data, at times spaced by a power law.
 //!
 //!   t_k = data + (noise - data) (1 - k / steps)^power,   x' = alpha' x_hat + sigma' eps_hat
 //!
 //! With power 1 this is DDIM (arXiv:2010.02502, eq. 12).
 
-use framework::guidance::Denoiser;
-use framework::path::split;
+use framework::sampling::denoiser::Denoiser;
+use framework::process::path::split;
 use framework::prelude::*;
-use framework::process::Latent;
-use framework::sampler::{NoiseSource, Observer, Progress, Sampler};
+use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, SamplerStep, Sampling};
 
-/// First order, deterministic.
+/// Deterministic first-order sampler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct MyPlugin {
-    /// Steps.
+    /// Number of steps, 1 to 100,000.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
-    /// Above 1, steps are smaller near the data; 1 = even.
+    /// Exponent of the time spacing, 0.1 to 10; 1 = uniform, larger = smaller steps near the data.
     #[serde(default = "one")]
     #[schemars(range(min = 0.1, max = 10.0))]
     pub power: f64,
@@ -31,7 +30,7 @@ fn one() -> f64 {
 framework::register!(sampler "my_plugin" => MyPlugin);
 
 impl MyPlugin {
-    /// Times from noise to data.
+    /// Returns the `steps + 1` times, from noise to data.
     fn times(&self, [data, noise]: [f64; 2]) -> Vec<f64> {
         let left = |k: usize| 1.0 - k as f64 / self.steps as f64;
         (0..=self.steps).map(|k| data + (noise - data) * left(k).powf(self.power)).collect()
@@ -39,39 +38,39 @@ impl MyPlugin {
 }
 
 impl Sampler for MyPlugin {
-    fn check_process(&self, process: &dyn Process) -> Vec<Problem> {
-        match process.path() {
-            Some(_) => Vec::new(),
-            None => vec![Problem::new("", "my_plugin needs a process with a path from data to noise")],
-        }
-    }
-
     fn is_stochastic(&self) -> bool {
         false
     }
 
-    fn serves(&self, family: Family) -> bool {
-        family == Family::Continuous
+    fn sampling(&self) -> Sampling<'_> {
+        Sampling::Continuous(self)
     }
 
     fn evaluations(&self, _: &LatentShape) -> usize {
         self.steps
     }
+}
 
-    fn sample(&self, model: &mut Denoiser<'_>, noise: &mut dyn NoiseSource, observer: &mut dyn Observer) -> Latent {
-        let (process, channels) = (model.process(), model.channels());
-        let path = process.path().expect("the check phase refuses other processes");
+impl ContinuousSampler for MyPlugin {
+    fn run(
+        &self,
+        model: &mut Denoiser<'_>,
+        path: &dyn NoisePath,
+        noise: &mut dyn NoiseSource,
+        observer: &mut dyn Observer,
+    ) -> Tensor<3> {
+        let (prediction, channels) = (model.process().prediction(), model.channels());
         let times = self.times(path.interval());
         let mut x_t = noise.normal(0);
         for (k, pair) in times.windows(2).enumerate() {
             let (t, at, next) = (pair[0], path.at(pair[0]), path.at(pair[1]));
             let input = Input::Noisy { x_t: x_t.clone(), t: vec![t; x_t.dims()[0]] };
-            let prediction = model.evaluate(&input, 1.0 - t).prediction.narrow(2, 0, channels);
-            let hat = split(process.prediction(), prediction, x_t, at);
+            let guided = model.evaluate(&input, 1.0 - t).prediction.narrow(2, 0, channels);
+            let hat = split(prediction, guided, x_t, at);
             x_t = hat.x * next.alpha + hat.eps * next.sigma;
-            observer.step(&Progress { step: k + 1, steps: self.steps, t, state: Some(&x_t) });
+            observer.step(&SamplerStep { step: k + 1, steps: self.steps, t, state: Some(&x_t) });
         }
-        Latent::Values(x_t)
+        x_t
     }
 }
 

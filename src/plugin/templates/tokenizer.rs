@@ -1,4 +1,4 @@
-//! Pixels at a gain: the latent is the image times a number, which sets how much noise hides.
+//! Scaled pixels: the latent is the image times `gain`. The gain sets how fast noise hides the image.
 //!
 //!   x[b, i W + j, c] = gain image[b, c, i, j]
 
@@ -6,14 +6,14 @@ use framework::error::Problems;
 use framework::nn::{from_positions, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::tokenizer::{ImageShape, Tokenizer};
+use framework::data::tokenizer::{ImageShape, Tokenizer};
 
-/// Pixels times a number: nothing is lost.
+/// Scaled pixels as latents; lossless.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "framework::serde", deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct MyPlugin {
-    /// The number, above 0; above 1, coarse features stay visible at more noise.
+    /// Factor from pixels to latents, 0.01 to 100; above 1, coarse features stay visible at higher noise levels.
     #[serde(default = "one")]
     #[schemars(range(min = 0.01, max = 100.0))]
     pub gain: f64,
@@ -39,7 +39,7 @@ impl Tokenizer for MyPlugin {
     }
 
     fn decode(&self, latent: Latent, [_, height, width]: ImageShape) -> Tensor<4> {
-        let Latent::Values(x) = latent else { panic!("pixels are numbers, not tokens") };
+        let Latent::Values(x) = latent else { panic!("`encode` returns continuous latents, never tokens") };
         from_positions(x / self.gain, [height, width])
     }
 }

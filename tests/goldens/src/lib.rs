@@ -1,166 +1,189 @@
-//! What tests against recorded numbers of the official codes share: finding the files, reading and comparing them.
+//! Shared code of the tests against recorded outputs of the official implementations. It finds, reads and compares the
+//! recorded files.
 //!
-//! The files lie in `shared/goldens` beside the project; MANIFEST.md there says how they were made and gives the
-//! tolerances. A test whose file is absent says so and passes.
+//! The files are committed in `data/`. `data/MANIFEST.md` states how each one was recorded, and its tolerance. A
+//! missing file fails its test.
 
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::{Module, ModuleVisitor, Param};
 use framework::burn::optim::GradientsParams;
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use framework::condition::Condition;
-use framework::foreign::{self, ForeignNames, Report, Source};
-use framework::objective::{Draw, Models, Role};
+use framework::checkpoint::names::OfficialNames;
+use framework::checkpoint::official::{self, CheckpointSource, Report};
+use framework::checkpoint::open;
+use framework::network::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::network::condition::Condition;
+use framework::nn::parameters;
+use framework::objective::context::{Models, RandomChoices, Role};
 use framework::process::Input;
 use framework::random::Random;
-use framework::weights;
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Where a recorded file lies; `None`, after saying so, if it is absent.
-pub fn path(file: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/goldens").join(file);
-    if path.exists() {
-        return Some(path);
+/// Returns the path of a recorded file.
+///
+/// # Panics
+/// If the file is missing. A test that passed without its file would prove nothing.
+#[track_caller]
+pub fn path(file: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(file);
+    assert!(path.exists(), "the recorded file {} is missing; it is part of the repository", path.display());
+    path
+}
+
+/// Reports that `test` could not run because an external tool is missing. `.ci/run` sets `SKIPPED_TESTS` to a file and
+/// counts the lines in it.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn skipped(test: &str, reason: &str) {
+    let line = format!("SKIPPED {test}: {reason}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("SKIPPED_TESTS") {
+        let mut file = OpenOptions::new().create(true).append(true).open(path).expect("the list can be written");
+        file.write_all(line.as_bytes()).expect("the list can be written");
     }
-    eprintln!("skipped: {} is absent", path.display());
-    None
 }
 
 /// The tensors of one recorded file.
 pub struct Golden(BTreeMap<String, TensorData>);
 
 impl Golden {
-    /// Reads a file; `None`, after saying so, if it is absent.
+    /// Reads a recorded file.
     ///
     /// # Panics
-    /// If it is damaged.
-    pub fn open(file: &str) -> Option<Self> {
-        Some(Self(tensors(&path(file)?)))
+    /// If the file is missing or damaged.
+    #[track_caller]
+    pub fn open(file: &str) -> Self {
+        Self(tensors(&path(file)))
     }
 
-    /// Whether a tensor was recorded.
+    /// Returns whether a tensor was recorded.
     pub fn holds(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// A tensor as it was recorded.
+    /// Returns a tensor as it was recorded.
     ///
     /// # Panics
-    /// If there is none of that name.
+    /// If no tensor has this name.
     #[track_caller]
     pub fn data(&self, name: &str) -> &TensorData {
-        self.0.get(name).unwrap_or_else(|| panic!("no `{name}` among {:?}", self.0.keys()))
+        self.0.get(name).unwrap_or_else(|| panic!("no tensor `{name}` among {:?}", self.0.keys()))
     }
 
-    /// Its numbers, row-major.
+    /// Returns the values of a recorded tensor, row-major.
     #[track_caller]
     pub fn numbers(&self, name: &str) -> Vec<f64> {
         numbers(self.data(name).clone())
     }
 
-    /// It as a tensor.
+    /// Returns a recorded tensor as an f32 tensor.
     #[track_caller]
     pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
         Tensor::from_data(self.data(name).clone().convert_dtype(DType::F32), &Device::flex())
     }
 
-    /// It as indices.
+    /// Returns a recorded tensor as an integer tensor.
     #[track_caller]
     pub fn ids<const D: usize>(&self, name: &str) -> Tensor<D, Int> {
         Tensor::from_data(self.data(name).clone().convert_dtype(DType::I64), &Device::flex())
     }
 
-    /// It as numbers that count.
+    /// Returns a recorded tensor as `usize` indices, row-major.
     #[track_caller]
     pub fn indices(&self, name: &str) -> Vec<usize> {
         self.numbers(name).into_iter().map(|v| v as usize).collect()
     }
 
-    /// It as booleans.
+    /// Returns a recorded tensor as booleans, row-major.
     #[track_caller]
     pub fn flags(&self, name: &str) -> Vec<bool> {
         self.numbers(name).into_iter().map(|v| v > 0.5).collect()
     }
 
-    /// It as classes; from `null` on, null.
+    /// Returns a recorded tensor as classes. Values from `null` on are the null condition.
     #[track_caller]
     pub fn classes(&self, name: &str, null: usize) -> Condition {
         let class = |y: f64| Some(y as usize).filter(|class| *class < null);
         Condition::Class(self.numbers(name).into_iter().map(class).collect())
     }
 
-    /// The names of all tensors.
+    /// Returns the names of all recorded tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 }
 
-/// The tensors of any file of weights.
+/// Reads the tensors of any weight file.
 ///
 /// # Panics
-/// If it is damaged.
+/// If the file is damaged.
 pub fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
-    let tensors = foreign::open(path).unwrap_or_else(|e| panic!("{e}"));
-    let read = |(name, tensor): (&String, _)| (name.clone(), bridge::to_data(tensor).expect("a readable tensor"));
+    let tensors = open::open(path).unwrap_or_else(|e| panic!("{e}"));
+    let read = |(name, tensor): (&String, _)| (name.clone(), bridge::to_data(tensor).expect("the tensor is readable"));
     tensors.iter().map(read).collect()
 }
 
-/// The numbers of a tensor, row-major.
+/// Returns the values of tensor data as f64, row-major.
 pub fn numbers(data: TensorData) -> Vec<f64> {
-    data.convert::<f64>().try_into_vec::<f64>().expect("converted")
+    data.convert::<f64>().try_into_vec::<f64>().expect("the data was converted to f64")
 }
 
-/// The numbers of a tensor, row-major.
+/// Returns the values of a tensor as f64, row-major.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     numbers(tensor.into_data())
 }
 
-/// Asserts that the largest difference is within `tolerance` of the reference's largest number; `--nocapture` shows it.
+/// Asserts that the largest difference is at most `tolerance` times the reference's largest absolute value. The
+/// difference is printed; see it with `--nocapture`.
 #[track_caller]
 pub fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len(), "{name}");
     let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
     let worst = got.iter().zip(expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
     eprintln!("{name:<22} {:.1e} of {tolerance:.0e}", worst / largest);
-    assert!(worst <= tolerance * largest, "{name}: {worst:e} against {largest:e}");
+    assert!(worst <= tolerance * largest, "{name}: off by {worst:e}; the largest value is {largest:e}");
 }
 
-/// The network of an official file.
+/// Loads the network of a recorded official checkpoint.
 ///
 /// # Panics
-/// If the file does not fit.
-pub fn load(config: &dyn BackboneConfig, file: &str, device: &Device) -> Option<(BoxBackbone, Report)> {
-    let path = path(file)?;
+/// If the file does not fit the network.
+pub fn load(config: &dyn BackboneConfig, file: &str, device: &Device) -> (BoxBackbone, Report) {
+    let path = path(file);
     let init = |path: &str, shape: &[usize]| config.initializer(path, shape);
-    let loaded = foreign::load(config.init(device), &config.formats(), &Source::of(path), (&Random::new(0), &init));
-    Some(loaded.unwrap_or_else(|e| panic!("{e}")))
+    let loaded =
+        official::load(config.init(device), &config.formats(), &CheckpointSource::of(path), (&Random::new(0), &init));
+    loaded.unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Replaces the weights recorded under `prefix` and their official name.
+/// Replaces weights of the network with the ones recorded under `prefix` and their official name.
 ///
 /// # Panics
-/// If a recorded weight is none of the network's.
-pub fn overridden(network: BoxBackbone, names: &ForeignNames, golden: &Golden, prefix: &str) -> BoxBackbone {
-    let mut weights = weights::export(&network);
+/// If the network has no parameter for a recorded weight.
+pub fn overridden(network: BoxBackbone, names: &OfficialNames, golden: &Golden, prefix: &str) -> BoxBackbone {
+    let mut weights = parameters::export(&network);
     for recorded in golden.names() {
         let Some(official) = recorded.strip_prefix(prefix) else { continue };
         let found = weights.iter().find(|(own, _)| (names.of)(own).name == official);
         let (own, shape) = found
             .map(|(own, data)| (own.clone(), data.shape().to_vec()))
             .unwrap_or_else(|| panic!("no parameter for {official}"));
-        let data = (names.of)(&own).layout.to_own(golden.data(recorded).clone(), &shape).expect("of the same size");
+        let data = (names.of)(&own).layout.to_own(golden.data(recorded).clone(), &shape).expect("the sizes match");
         weights.insert(own, data);
     }
-    weights::restore(network, weights).expect("the same names and shapes")
+    parameters::restore(network, weights).expect("the weights keep their names and shapes")
 }
 
 /// Gradients of a scalar by official parameter name, in the official layout.
 pub type Gradients = BTreeMap<String, Vec<f64>>;
 
-/// The gradients of a loss.
-pub fn gradients(names: &ForeignNames, network: &BoxBackbone, loss: Tensor<1>) -> Gradients {
-    struct Read<'a>(Vec<String>, GradientsParams, &'a ForeignNames, Gradients);
+/// Computes the gradients of a loss.
+pub fn gradients(names: &OfficialNames, network: &BoxBackbone, loss: Tensor<1>) -> Gradients {
+    struct Read<'a>(Vec<String>, GradientsParams, &'a OfficialNames, Gradients);
     impl ModuleVisitor for Read<'_> {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.0.push(name.to_string());
@@ -180,8 +203,10 @@ pub fn gradients(names: &ForeignNames, network: &BoxBackbone, loss: Tensor<1>) -
     read.3
 }
 
-/// Asserts that all gradients recorded under `prefix` are those: `grad_norm.NAME` and `grad.NAME`; `part` picks what of a
-/// gradient was recorded under a name that is no parameter's. At least `least` must have been recorded.
+/// Asserts that `got` equals all gradients recorded under `prefix`: norms as `grad_norm.NAME`, values as `grad.NAME`.
+///
+/// For a recorded name that is not a parameter, `part` returns the part of a gradient that was recorded. At least
+/// `least` gradients must have been recorded.
 #[track_caller]
 pub fn same_gradients(
     prefix: &str,
@@ -203,14 +228,14 @@ pub fn same_gradients(
             compared += 1;
         }
     }
-    assert!(compared >= least, "{compared} gradients compared, not {least}");
+    assert!(compared >= least, "compared {compared} gradients; at least {least} must be recorded");
 }
 
-/// Networks of a recorded loss: the one in training, and what stands for every other role.
+/// Networks of a recorded loss: the trained one, and one for every other role.
 pub struct Recorded {
-    /// Tracked.
+    /// The trained network, whose operations are tracked.
     pub online: BoxBackbone,
-    /// Stopped copy, average, reference or teacher.
+    /// The detached copy, the average, the reference or the teacher.
     pub other: BoxBackbone,
 }
 
@@ -223,10 +248,10 @@ impl Models for Recorded {
     }
 }
 
-/// Recorded draws in place of random ones.
+/// Recorded random choices in place of random numbers.
 #[derive(Default)]
 pub struct Draws {
-    /// Every uniform number.
+    /// Every uniform random number.
     pub uniform: Vec<f64>,
     /// Which samples lose their condition.
     pub dropped: Vec<bool>,
@@ -234,7 +259,7 @@ pub struct Draws {
     pub negative: Option<Condition>,
 }
 
-impl Draw for Draws {
+impl RandomChoices for Draws {
     fn uniform(&self, _: &str, _: f64, _: f64, _: usize) -> Vec<f64> {
         self.uniform.clone()
     }
@@ -245,6 +270,6 @@ impl Draw for Draws {
         self.dropped.iter().map(|dropped| usize::from(!dropped)).collect()
     }
     fn negative(&self, _: &str, _: &Condition) -> Condition {
-        self.negative.clone().expect("recorded where an objective asks for it")
+        self.negative.clone().expect("negatives are recorded if the objective asks for them")
     }
 }

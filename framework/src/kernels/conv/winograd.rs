@@ -1,10 +1,11 @@
-//! Convolutions of 3x3 places by transformed tiles: four outputs of a tile take 16 multiplications a pair of channels instead
-//! of 36.
+//! 3x3 convolution with Winograd tiles: the four outputs of a tile take 16 multiplications per pair of channels
+//! instead of 36.
 //!
 //!   y = A^T [(G g G^T) * (B^T d B)] A
 //!
-//! A tile `d` is 4x4 pixels, two apart from the next; its `y` is 2x2. For each of the 16 places of transformed tiles, the sum
-//! over channels is a matrix product. The gradients are the adjoint of each step.
+//! A tile `d` has 4x4 pixels, and the next tile starts two pixels further. Its output `y` has 2x2 pixels. For
+//! each of the 16 positions in a transformed tile, the sum over channels is a matrix product. The gradients use
+//! the adjoint of each step.
 //!
 //! Source: Lavin and Gray, arXiv:1509.09308, F(2x2, 3x3).
 
@@ -14,46 +15,46 @@ use super::Sizes;
 use rayon::prelude::*;
 use std::ops::{Add, Mul, Neg, Range, Sub};
 
-/// Places of a transformed tile.
+/// Positions in a transformed tile.
 const PLACES: usize = 16;
-/// Channels in and out below which transforms would take as long as the products they spare.
+/// Minimum number of input and output channels. With fewer channels, the transforms cost as much as they save.
 const CHANNELS: usize = 16;
-/// Tiles of a batch below which the transform of the weights would.
+/// Minimum number of tiles per batch. With fewer tiles, the transform of the weights costs as much as it saves.
 const TILES: usize = 64;
-/// Tiles that are computed at a time, if that is at least one row of them: their transforms stay in a cache.
+/// Tiles per group, but at least one row of tiles. The transforms of this many tiles stay in a cache.
 const AT_ONCE: usize = 1024;
-/// Tiles, or weights, that are transformed at a time: a vector register's worth.
+/// Tiles, or weights, that are transformed at a time: one vector register of elements.
 const LANES: usize = 16;
-/// Pixels of a line that as many tiles read.
+/// Pixels per line that [`LANES`] tiles read.
 const PIXELS: usize = 2 * LANES + 2;
 
-/// A convolution of 3x3 places that keeps height and width.
+/// A 3x3 convolution that keeps height and width.
 #[derive(Clone, Copy)]
 pub(super) struct Winograd {
     sizes: Sizes,
-    /// Rows and columns of tiles of an image.
+    /// Rows and columns of tiles per image.
     tiles: [usize; 2],
 }
 
-/// Tiles that are computed at a time: all of some images, or some rows of one.
+/// A group of tiles that are computed at a time: all tiles of some images, or some rows of one image.
 struct Group {
     images: Range<usize>,
     rows: Range<usize>,
-    /// Their number.
+    /// Number of tiles in the group.
     tiles: usize,
 }
 
-/// Up to [`LANES`] tiles of a row.
+/// Up to [`LANES`] adjacent tiles of a row.
 struct Strip {
-    /// The first one's row and column in its image.
+    /// Row and column of the first tile in its image.
     tile: [usize; 2],
     count: usize,
-    /// The first one's place in the group.
+    /// Index of the first tile in the group.
     place: usize,
 }
 
 impl Winograd {
-    /// `None` where columns serve better.
+    /// Returns `None` if im2col is faster or the convolution is not of this kind.
     pub fn of(sizes: Sizes) -> Option<Self> {
         let tiles = sizes.from.map(|side| side.div_ceil(2));
         let same = sizes.kernel == 3 && sizes.stride == 1 && sizes.before == 1 && sizes.to == sizes.from;
@@ -61,7 +62,7 @@ impl Winograd {
         (same && many).then_some(Self { sizes, tiles })
     }
 
-    /// Of the whole batch, in order.
+    /// Returns the groups of the whole batch, in order.
     fn groups(self) -> impl Iterator<Item = Group> {
         let ([down, across], batch) = (self.tiles, self.sizes.batch);
         let (rows, images) = ((AT_ONCE / across).clamp(1, down), (AT_ONCE / (down * across)).max(1));
@@ -73,7 +74,7 @@ impl Winograd {
         })
     }
 
-    /// Of image `i` of a group.
+    /// Returns the strips of image `i` of a group.
     fn strips(self, group: &Group, i: usize) -> impl Iterator<Item = Strip> {
         let (across, rows) = (self.tiles[1], group.rows.clone());
         let before = i * rows.len();
@@ -86,7 +87,7 @@ impl Winograd {
         })
     }
 
-    /// The output; `bias` is one number an output channel.
+    /// Computes the output; `bias` has one value per output channel.
     pub fn forward<T: Number>(self, [x, weight, bias]: [&[T]; 3]) -> Vec<T> {
         let Sizes { inputs, outputs, .. } = self.sizes;
         let weights = self.transformed_weights(weight);
@@ -111,7 +112,7 @@ impl Winograd {
         y
     }
 
-    /// Gradients of input, weight and bias.
+    /// Computes the gradients of input, weight and bias.
     pub fn backward<T: Number>(self, [x, weight]: [&[T]; 2], grad: &[T], wanted: [bool; 3]) -> [Option<Vec<T>>; 3] {
         let Sizes { inputs, outputs, .. } = self.sizes;
         let weights = wanted[0].then(|| self.transformed_weights(weight));
@@ -146,9 +147,9 @@ impl Winograd {
     }
 }
 
-/// Steps of both passes.
+/// Steps of the forward and backward pass.
 impl Winograd {
-    /// `G g G^T`: output channel by output channel, place by place, the input channels.
+    /// Computes `G g G^T`. Layout: `[outputs, 16, inputs]`.
     fn transformed_weights<T: Number>(self, weight: &[T]) -> Vec<T> {
         let inputs = self.sizes.inputs;
         let mut all = room::<T>(self.sizes.outputs * PLACES * inputs);
@@ -175,7 +176,7 @@ impl Winograd {
         all
     }
 
-    /// `G^T u G` of what lies place by place, output channel by output channel.
+    /// Computes `G^T u G` of gradients with the layout `[16, outputs, inputs]`.
     fn weights_back<T: Number>(self, of_weights: &[T]) -> Vec<T> {
         let Sizes { inputs, outputs, .. } = self.sizes;
         let mut all = room::<T>(outputs * inputs * 9);
@@ -201,7 +202,8 @@ impl Winograd {
         all
     }
 
-    /// Tiles of images of `channels`, `N` pixels a side: channel by channel, place by place, those of the group.
+    /// Transforms the tiles of a group, `N` pixels per side. Layout of the images: `[B, channels, H, W]`; of
+    /// the result: `[channels, 16, tiles]`.
     fn transformed<T: Number, const N: usize>(
         self,
         images: &[T],
@@ -230,7 +232,8 @@ impl Winograd {
         all
     }
 
-    /// Hands tiles that lie place by place, channel by channel, to `write`, with the channel and its plane.
+    /// Calls `write(tile, channel, plane, strip)` for all tiles of a group. Layout of `tiles`:
+    /// `[16, channels, tiles]`.
     fn back<T: Number>(
         self,
         tiles: &[T],
@@ -263,8 +266,9 @@ impl Winograd {
         });
     }
 
-    /// Line `line` of tiles that begin `margin` pixels before their output: which of its pixels lie in the image, and where
-    /// the first of them lies in the plane. `None` outside the image.
+    /// For line `line` of tiles that start `margin` pixels before their output, returns the range of pixels
+    /// within the image and the index of the first of them in the plane. Returns `None` if the line is outside
+    /// the image.
     #[inline(always)]
     fn line(self, strip: &Strip, line: usize, margin: usize) -> Option<(Range<usize>, usize)> {
         let ([height, width], [row, column]) = (self.sizes.from, strip.tile);
@@ -275,7 +279,7 @@ impl Winograd {
         Some((start..end, y * width + x))
     }
 
-    /// Tiles of `N` pixels a side around 2x2; zeros outside the image.
+    /// Reads tiles of `N` pixels per side, centred on their 2x2 outputs; pixels outside the image are zero.
     #[inline(always)]
     fn read<T: Number, const N: usize>(self, plane: &[T], strip: &Strip) -> [[Lanes<T>; N]; N] {
         let mut tile = [[Lanes::zero(); N]; N];
@@ -297,7 +301,7 @@ impl Winograd {
         tile
     }
 
-    /// Writes the outputs of tiles, `bias` added.
+    /// Writes the outputs of tiles plus `bias`.
     #[inline(always)]
     fn write<T: Number>(self, tile: [[Lanes<T>; 2]; 2], bias: T, plane: &mut [T], strip: &Strip) {
         for (line, [even, odd]) in tile.iter().enumerate() {
@@ -311,7 +315,7 @@ impl Winograd {
         }
     }
 
-    /// Adds tiles to the pixels they came from.
+    /// Adds tiles to the pixels from which they were read.
     #[inline(always)]
     fn add<T: Number>(self, tile: [[Lanes<T>; 4]; 4], plane: &mut [T], strip: &Strip) {
         for (line, lanes) in tile.iter().enumerate() {
@@ -336,7 +340,8 @@ impl Winograd {
     }
 }
 
-/// A product for each place, whose matrices `factors` gives, into `out`, place by place: `out = keep out + a b`.
+/// Computes `out = keep out + a b` for each position in a tile; `factors` returns `a` and `b`. Layout of `out`:
+/// `[16, m, n]`.
 fn products<'a, T: Number>(
     shape: [usize; 3],
     out: &mut [T],
@@ -344,7 +349,7 @@ fn products<'a, T: Number>(
     factors: impl Fn(usize) -> [Matrix<'a, T>; 2] + Sync,
 ) {
     let row = shape[2];
-    // Places are enough for some threads; more of them share a product.
+    // Each position is one task. If the tasks are too few for the threads, several threads share a product.
     let wide = rayon::current_num_threads() > PLACES / 4;
     out.par_chunks_exact_mut(shape[0] * row).enumerate().for_each(|(place, values)| {
         let [a, b] = factors(place);
@@ -352,17 +357,17 @@ fn products<'a, T: Number>(
     });
 }
 
-/// The matrix of a place, `width` wide, of what lies row by row, place by place.
+/// Returns the matrix of one position, with `width` columns, from values with the layout `[rows, 16, width]`.
 fn at_place<T>(x: &[T], width: usize, place: usize) -> Matrix<'_, T> {
     Matrix { values: &x[place * width..], row: PLACES * width, column: 1 }
 }
 
-/// Numbers of as many tiles, or of as many channels.
+/// One element of each of [`LANES`] tiles or channels.
 #[derive(Clone, Copy)]
 struct Lanes<T>([T; LANES]);
 
 impl<T: Number> Lanes<T> {
-    /// The first `count`; zeros behind them.
+    /// Reads `count` elements and fills the rest with zeros.
     #[inline(always)]
     fn read(from: &[T], count: usize) -> Self {
         if let Some(lanes) = from.first_chunk().filter(|_| count == LANES) {
@@ -373,7 +378,7 @@ impl<T: Number> Lanes<T> {
         Self(lanes)
     }
 
-    /// The first `count`.
+    /// Writes the first `count` elements.
     #[inline(always)]
     fn write(&self, to: &mut [T], count: usize) {
         match to.first_chunk_mut() {
@@ -428,7 +433,7 @@ impl<T: Number> Mul<f64> for Lanes<T> {
     }
 }
 
-/// A tile whose places `lanes` gives.
+/// Creates a tile; `lanes` returns the elements of each position.
 #[inline(always)]
 fn tile_at<T: Number>(lanes: impl Fn(usize) -> Lanes<T>) -> [[Lanes<T>; 4]; 4] {
     let mut tile = [[Lanes::zero(); 4]; 4];
@@ -438,7 +443,7 @@ fn tile_at<T: Number>(lanes: impl Fn(usize) -> Lanes<T>) -> [[Lanes<T>; 4]; 4] {
     tile
 }
 
-/// `F x F^T`, where `f` is the linear map `F`.
+/// Computes `F x F^T`, where `f` applies the matrix `F`.
 #[inline(always)]
 fn on_both_sides<T: Number, const N: usize, const M: usize>(
     x: [[Lanes<T>; N]; N],
@@ -460,38 +465,38 @@ fn on_both_sides<T: Number, const N: usize, const M: usize>(
     all
 }
 
-/// `B^T`.
+/// Applies `B^T`.
 #[inline(always)]
 fn pixels<T: Number>([a, b, c, d]: [Lanes<T>; 4]) -> [Lanes<T>; 4] {
     [a - c, b + c, c - b, b - d]
 }
 
-/// `B`.
+/// Applies `B`.
 #[inline(always)]
 fn pixels_back<T: Number>([a, b, c, d]: [Lanes<T>; 4]) -> [Lanes<T>; 4] {
     [a, b - c + d, b + c - a, -d]
 }
 
-/// `G`.
+/// Applies `G`.
 #[inline(always)]
 fn weights_of<T: Number>([a, b, c]: [Lanes<T>; 3]) -> [Lanes<T>; 4] {
     let (outer, inner) = ((a + c) * 0.5, b * 0.5);
     [a, outer + inner, outer - inner, c]
 }
 
-/// `G^T`.
+/// Applies `G^T`.
 #[inline(always)]
 fn weights_back<T: Number>([a, b, c, d]: [Lanes<T>; 4]) -> [Lanes<T>; 3] {
     [a + (b + c) * 0.5, (b - c) * 0.5, (b + c) * 0.5 + d]
 }
 
-/// `A^T`.
+/// Applies `A^T`.
 #[inline(always)]
 fn outputs_of<T: Number>([a, b, c, d]: [Lanes<T>; 4]) -> [Lanes<T>; 2] {
     [a + b + c, b - c - d]
 }
 
-/// `A`.
+/// Applies `A`.
 #[inline(always)]
 fn outputs_back<T: Number>([a, b]: [Lanes<T>; 2]) -> [Lanes<T>; 4] {
     [a, a + b, a - b, -b]

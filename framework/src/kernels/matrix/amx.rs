@@ -1,11 +1,13 @@
-//! Products on a processor's matrix units (Intel AMX): factors are rounded to bf16, sums are f32's.
+//! Products on the matrix units of a processor (Intel AMX). Factors are rounded to bf16; sums are computed in
+//! f32.
 //!
-//! The units multiply tiles, 16 lines of 64 bytes each. A tile of `a` holds 16 rows of 32 numbers. One of `b` holds 16
-//! columns of 32: its lines are pairs of rows, number beside number. A tile of `out` holds 16 rows of 16 sums. All
-//! eight tile registers make a block: two tiles of `a` times two of `b` are four of `out`.
+//! The units multiply tiles of 16 lines of 64 bytes each. A tile of `a` holds 16 rows of 32 elements. A tile of
+//! `b` holds 32 rows of 16 columns; each line interleaves the elements of two consecutive rows. A tile of `out`
+//! holds 16 rows of 16 sums. All eight tile registers form a block: two tiles of `a` times two tiles of `b`
+//! give four tiles of `out`.
 //!
-//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, "Programming with Intel Advanced Matrix
-//! Extensions".
+//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, "Programming with Intel
+//! Advanced Matrix Extensions".
 
 use super::super::math::Number;
 use super::{Line, Tile, broad, deep, room_in};
@@ -13,18 +15,18 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-/// Rows of a tile of `a`, columns of one of `b`, and lines of any.
+/// Rows per tile of `a`, columns per tile of `b`, and lines per tile.
 const SIDE: usize = 16;
-/// Numbers that a product of two tiles adds up.
+/// Terms per sum in the product of two tiles.
 const STEP: usize = 32;
-/// Rows and columns of `out` in a block.
+/// Rows and columns of `out` per block.
 const BLOCK: usize = 2 * SIDE;
-/// Columns of `b` that are packed at a time; with [`super::DEEP`] rows they fit the second cache.
+/// Columns of `b` that are packed at a time; a block of [`super::DEEP`] rows fits the L2 cache.
 const WIDTH: usize = broad::<f32>();
 
-/// Whether this processor has the units and the system lets this process use them.
+/// Returns whether this processor has the units and the operating system lets this process use them.
 pub(super) fn available() -> bool {
-    /// Bits of `edx` that stand for the instructions on bf16 and on tiles, in leaf 7.
+    /// Bits of `edx` in CPUID leaf 7 for AMX-BF16 and AMX-TILE.
     const INSTRUCTIONS: u32 = 1 << 22 | 1 << 24;
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
@@ -33,19 +35,21 @@ pub(super) fn available() -> bool {
     })
 }
 
-/// Whether this processor has the instructions that packing takes: all with the units do.
+/// Returns whether this processor has the instructions that packing requires. Every processor with the units
+/// has them.
 fn can_pack() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Asks the system for room for tiles where it keeps the registers of threads.
+/// Asks Linux for permission to use the tile registers. Linux then reserves memory to save them at context
+/// switches.
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
-    // SAFETY: it changes nothing but this process's right to the registers.
+    // SAFETY: the call changes only the permission of this process to use the registers.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
@@ -54,23 +58,23 @@ fn permitted() -> bool {
     false
 }
 
-/// Computes a tile of f32 numbers; the rows or the columns of `a` follow one another, as do those of `b`.
+/// Computes a tile of f32 elements. The rows or the columns of `a` must be contiguous, and likewise for `b`.
 pub(super) fn compute<T: Number>(tile: Tile<'_, T>) {
-    assert!(available(), "a processor with matrix units");
-    // SAFETY: the units are there, and `multiply` asserted that the tile's matrices lie within their numbers.
+    assert!(available(), "the processor has no matrix units");
+    // SAFETY: the units are available, and `multiply` asserted that the matrices of the tile are within bounds.
     unsafe { tile.of_f32().compute_on::<Amx>() };
 }
 
 impl Tile<'_, f32> {
-    /// On `U`.
+    /// Computes the tile on the units `U`.
     ///
     /// # Safety
-    /// Its three matrices lie within their numbers, and the processor [`can_pack`] and has the units.
+    /// All three matrices are within bounds, the processor [`can_pack`], and the units `U` are available.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn compute_on<U: Units>(self) {
         let [m, k, n] = self.shape;
         let deep = deep(k).next_multiple_of(STEP);
-        // Lines of a row of tiles of `a`, or of a column of tiles of `b`.
+        // Lines per row of tiles of `a`, or per column of tiles of `b`.
         let column = deep / STEP * SIDE;
         let packed_a = room_in::<Line>(self.room, column * (2 + WIDTH / SIDE) + BLOCK * BLOCK / SIDE);
         let packed_b = packed_a.wrapping_add(2 * column);
@@ -80,9 +84,9 @@ impl Tile<'_, f32> {
             let (width, depth) = (WIDTH.min(n - left), deep.min(k - top));
             let steps = depth.div_ceil(STEP);
             let b = self.b.from([top, left]);
-            // SAFETY: all of it lies within `a`, `b`, `out` and their packed copies.
+            // SAFETY: all accesses are within `a`, `b`, `out` and the packed copies.
             unsafe {
-                // Blocks take two columns of tiles; the second may be all zeros.
+                // A block has two columns of tiles; the second may be all zeros.
                 for tile in 0..2 * width.div_ceil(BLOCK) {
                     let columns = SIDE.min(width.saturating_sub(tile * SIDE));
                     for step in 0..steps {
@@ -126,37 +130,38 @@ impl Tile<'_, f32> {
     }
 }
 
-/// A block of sums, kept in registers while products of tiles are added to them.
+/// A block of sums, kept in registers while the products of tiles are added to it.
 struct Block {
-    /// Products of tiles to a sum; at least one.
+    /// Products of tiles per sum; at least one.
     steps: usize,
-    /// Two rows of `steps` tiles, one after the other.
+    /// Two rows of `steps` tiles; the second follows the first.
     a: *const Line,
-    /// Two columns of `steps` tiles, one after the other.
+    /// Two columns of `steps` tiles; the second follows the first.
     b: *const Line,
-    /// Where it begins, and how far apart its rows lie.
+    /// Start and row stride.
     out: (*mut f32, usize),
-    /// Whether sums begin with what `out` holds.
+    /// Whether the sums start from the values in `out`.
     keep: bool,
 }
 
-/// What multiplies tiles.
+/// An implementation of the tile products.
 trait Units {
-    /// Makes them ready, on this thread.
+    /// Configures the units for this thread.
     fn begin() -> Self;
-    /// Adds up a block.
+    /// Computes a block.
     ///
     /// # Safety
-    /// Its tiles can be read, and [`BLOCK`] rows of as many numbers be read and written in `out`.
+    /// The tiles of `block` can be read, and [`BLOCK`] rows of [`BLOCK`] elements of `out` can be read and
+    /// written.
     unsafe fn add(&self, block: Block);
 }
 
-/// Those of the processor, until it is dropped.
+/// The units of the processor, configured until this value is dropped.
 struct Amx(());
 
 impl Units for Amx {
     fn begin() -> Self {
-        /// As `ldtilecfg` reads it.
+        /// The configuration that `ldtilecfg` reads.
         #[repr(C, align(64))]
         struct Tiles {
             palette: u8,
@@ -168,7 +173,7 @@ impl Units for Amx {
         let mut tiles = Tiles { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], lines: [0; 16] };
         tiles.bytes[..8].fill(size_of::<Line>() as u16);
         tiles.lines[..8].fill(SIDE as u8);
-        // SAFETY: the units are there, and compiled code does not touch their registers.
+        // SAFETY: the units are available, and compiled code does not use their registers.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const tiles, options(readonly, nostack, preserves_flags)) };
         Self(())
     }
@@ -177,8 +182,8 @@ impl Units for Amx {
         let second = block.steps * SIDE * size_of::<Line>();
         let row = block.out.1 * size_of::<f32>();
         let below = block.out.0.wrapping_add(SIDE * block.out.1);
-        // SAFETY: the caller's; the units are ready as long as `self` lives. Tiles 0 to 3 are sums, 4 and 5 of `a`, 6
-        // and 7 of `b`.
+        // SAFETY: guaranteed by the caller; the units stay configured while `self` exists. Tiles 0 to 3 hold
+        // the sums, 4 and 5 hold `a`, 6 and 7 hold `b`.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -230,15 +235,15 @@ impl Units for Amx {
 
 impl Drop for Amx {
     fn drop(&mut self) {
-        // SAFETY: the units are there; what they hold is in `out`.
+        // SAFETY: the units are available, and their results are already in `out`.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
     }
 }
 
-/// `out = keep out + factor sums` for a block's `size`.
+/// Computes `out = keep out + factor sums` for `[rows, columns]` of a block.
 ///
 /// # Safety
-/// `size` of both can be read, and of `out` be written.
+/// `[rows, columns]` of `sums` can be read, and of `out` can be read and written.
 #[target_feature(enable = "avx512f")]
 unsafe fn merge(
     sums: (*const f32, usize),
@@ -250,7 +255,7 @@ unsafe fn merge(
     let factor = _mm512_set1_ps(factor);
     for (row, column) in (0..rows).flat_map(|row| (0..columns).step_by(SIDE).map(move |column| (row, column))) {
         let mask = first(columns - column);
-        // SAFETY: the caller's; beyond the mask nothing is read or written.
+        // SAFETY: guaranteed by the caller; masked elements are not accessed.
         unsafe {
             let out = out.0.add(row * out.1 + column);
             let sums = _mm512_maskz_loadu_ps(mask, sums.0.add(row * sums.1 + column));
@@ -260,24 +265,25 @@ unsafe fn merge(
     }
 }
 
-/// Lines of a tile.
+/// The lines of a tile.
 type Lines = [__m512i; SIDE];
 
-/// The first `n` numbers of a register.
+/// Returns the mask of the first `n` elements of a register.
 pub(super) fn first(n: usize) -> __mmask16 {
     ((1u32 << n.min(SIDE)) - 1) as __mmask16
 }
 
-/// A line for each row of up to [`STEP`] numbers, rows `apart`; zeros beyond `rows` and `columns`.
+/// Reads one line per row of up to [`STEP`] elements, with the row stride `apart`. Elements beyond `rows` and
+/// `columns` are zero.
 ///
 /// # Safety
-/// They can be read.
+/// The elements can be read.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn along(from: *const f32, apart: usize, [rows, columns]: [usize; 2]) -> Lines {
     let masks = [first(columns), first(columns.saturating_sub(SIDE))];
     let mut lines = [_mm512_setzero_si512(); SIDE];
     for (row, line) in lines[..rows].iter_mut().enumerate() {
-        // SAFETY: the caller's; beyond the masks nothing is read.
+        // SAFETY: guaranteed by the caller; masked elements are not read.
         *line = unsafe {
             let halves =
                 [0, 1].map(|half| _mm512_maskz_loadu_ps(masks[half], from.wrapping_add(row * apart + half * SIDE)));
@@ -287,13 +293,14 @@ unsafe fn along(from: *const f32, apart: usize, [rows, columns]: [usize; 2]) -> 
     lines
 }
 
-/// A line for each two of up to [`STEP`] rows, their numbers side by side, rows `apart`; zeros beyond `rows` and `columns`.
+/// Reads one line per pair of up to [`STEP`] rows, with the row stride `apart`, and interleaves the elements of
+/// the pair. Elements beyond `rows` and `columns` are zero.
 ///
 /// # Safety
-/// They can be read.
+/// The elements can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn across(from: *const f32, apart: usize, [rows, columns]: [usize; 2]) -> Lines {
-    // Numbers 0 and 16, 1 and 17, ...
+    // Elements 0 and 16, 1 and 17, ...
     let order = _mm512_add_epi32(
         _mm512_set1_epi32(16 << 16),
         _mm512_mullo_epi32(
@@ -304,7 +311,7 @@ unsafe fn across(from: *const f32, apart: usize, [rows, columns]: [usize; 2]) ->
     let mask = first(columns);
     let mut lines = [_mm512_setzero_si512(); SIDE];
     for (pair, line) in lines[..rows.div_ceil(2)].iter_mut().enumerate() {
-        // SAFETY: the caller's; beyond the masks nothing is read.
+        // SAFETY: guaranteed by the caller; masked elements are not read.
         *line = unsafe {
             let halves = [2 * pair, 2 * pair + 1]
                 .map(|row| _mm512_maskz_loadu_ps(if row < rows { mask } else { 0 }, from.wrapping_add(row * apart)));
@@ -314,14 +321,14 @@ unsafe fn across(from: *const f32, apart: usize, [rows, columns]: [usize; 2]) ->
     lines
 }
 
-/// Numbers of two registers, rounded to the nearest bf16, one after the other.
+/// Rounds two registers to the nearest bf16 and concatenates them.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn rounded([low, high]: [__m512; 2]) -> __m512i {
-    // SAFETY: every pattern of bits is both.
+    // SAFETY: every bit pattern is valid for both types.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
-/// Lines of pairs of numbers become columns of them.
+/// Transposes a tile whose elements are pairs of bf16 values.
 #[target_feature(enable = "avx512f")]
 fn turned(lines: Lines) -> Lines {
     let mut pairs = lines;
@@ -329,7 +336,8 @@ fn turned(lines: Lines) -> Lines {
         pairs[i] = _mm512_unpacklo_epi32(lines[i], lines[i + 1]);
         pairs[i + 1] = _mm512_unpackhi_epi32(lines[i], lines[i + 1]);
     }
-    // Squares of four within each quarter of a register: row `4 q + c` holds column `c` of four lines from `4 q` on.
+    // Transpose 4x4 squares within each quarter of a register: row `4 q + c` holds column `c` of the four lines
+    // from `4 q` on.
     let mut squares = pairs;
     for i in (0..SIDE).step_by(4) {
         squares[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
@@ -340,7 +348,7 @@ fn turned(lines: Lines) -> Lines {
     let mut columns = squares;
     for c in 0..4 {
         let [first, second, third, fourth] = [0, 4, 8, 12].map(|q| squares[q + c]);
-        // Quarters 0 and 2, and 1 and 3, of two registers.
+        // Quarters 0 and 2, and quarters 1 and 3, of two registers.
         let even = [_mm512_shuffle_i32x4::<0x88>(first, second), _mm512_shuffle_i32x4::<0x88>(third, fourth)];
         let odd = [_mm512_shuffle_i32x4::<0xdd>(first, second), _mm512_shuffle_i32x4::<0xdd>(third, fourth)];
         columns[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
@@ -351,12 +359,14 @@ fn turned(lines: Lines) -> Lines {
     columns
 }
 
+/// Writes the lines of a tile.
+///
 /// # Safety
-/// There is room for the lines, aligned.
+/// `to` is aligned and has room for the lines.
 #[target_feature(enable = "avx512f")]
 unsafe fn write(lines: Lines, to: *mut Line) {
     for (i, line) in lines.into_iter().enumerate() {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { _mm512_store_si512(to.add(i).cast(), line) };
     }
 }
@@ -366,7 +376,7 @@ mod tests {
     use super::super::tests::{Case, check_rounding};
     use super::*;
 
-    /// Units as their manual describes them.
+    /// A model of the units as described in the manual.
     struct Described;
 
     impl Units for Described {
@@ -375,7 +385,7 @@ mod tests {
         }
 
         unsafe fn add(&self, block: Block) {
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let number = |tile: *const Line, line: usize, i: usize| {
                     f32::from_bits(u32::from(*tile.add(line).cast::<u16>().add(i)) << 16)
@@ -397,10 +407,10 @@ mod tests {
     #[test]
     fn products_on_matrix_units_are_their_sums() {
         if !can_pack() {
-            return eprintln!("left out: no AVX-512 with bf16 on this processor");
+            return eprintln!("SKIPPED: this processor has no AVX-512 with bf16");
         }
         if !available() {
-            eprintln!("this processor has no matrix units: only what surrounds them is tested");
+            eprintln!("SKIPPED: this processor has no matrix units; only the code around them is tested");
         }
         let few = [1, 2, 15, 16, 17, 32, 33, 65];
         let small = few.iter().flat_map(|m| few.map(|k| few.map(|n| [*m, k, n]))).flatten();
@@ -410,10 +420,10 @@ mod tests {
                 let across = [layout & 1 == 1, layout & 2 == 2];
                 let (keep, factor) = (case % 2 == 0, if case % 3 == 0 { 2.0 } else { 1.0 });
                 let case = Case::new(shape, across, (keep, factor));
-                // SAFETY: the matrices are as large as they say, and the processor can pack.
+                // SAFETY: the matrices have the stated sizes, and the processor can pack.
                 case.check_tile(false, |tile| unsafe { tile.compute_on::<Described>() });
                 if available() {
-                    // SAFETY: so they are, and it has the units.
+                    // SAFETY: as above, and the processor has the units.
                     case.check_tile(false, |tile| unsafe { tile.compute_on::<Amx>() });
                 }
             }
@@ -423,11 +433,11 @@ mod tests {
     #[test]
     fn factors_are_rounded_to_the_nearest_bf16() {
         if !can_pack() {
-            return eprintln!("left out: no AVX-512 with bf16 on this processor");
+            return eprintln!("SKIPPED: this processor has no AVX-512 with bf16");
         }
         for layout in 0..4 {
             let across = [layout & 1 == 1, layout & 2 == 2];
-            // SAFETY: the matrices are as large as they say, and the processor can pack.
+            // SAFETY: the matrices have the stated sizes, and the processor can pack.
             let compute = |tile: Tile<'_, f32>| unsafe { tile.compute_on::<Described>() };
             check_rounding(across, |x| half::bf16::from_f32(x).to_f32(), compute);
         }

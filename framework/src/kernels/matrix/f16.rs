@@ -1,5 +1,5 @@
-//! Products by the vector arithmetic on f16 of a processor (AVX512-FP16), twice as fast as f32's: factors are rounded to
-//! f16, sums of [`TERMS`] products are f16's, and sums of those f32's.
+//! Products with the f16 vector instructions of a processor (AVX512-FP16), twice as fast as f32. Factors are
+//! rounded to f16. Sums of [`TERMS`] products are computed in f16, and these sums are added in f32.
 //!
 //! Source: Intel AVX512-FP16 Architecture Specification (2021).
 
@@ -10,43 +10,45 @@ use pulp::x86::V4;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-/// Numbers of a register.
+/// Elements per register.
 const LANES: usize = 32;
-/// Registers of a row of a panel of `b`.
+/// Registers per row of a panel of `b`.
 const VECTORS: usize = 4;
-/// Columns of a panel of `b`.
+/// Columns per panel of `b`.
 const PANEL: usize = VECTORS * LANES;
-/// Columns of `b` that are packed at a time; with [`super::DEEP`] rows they fit the second cache.
+/// Columns of `b` that are packed at a time; a block of [`super::DEEP`] rows fits the L2 cache.
 const WIDTH: usize = broad::<u16>();
-/// Products that are added up in f16. Sums of so many err less than factors rounded to bf16 make them.
+/// Products that are summed in f16. A sum of this length has a smaller error than rounding the factors to bf16
+/// causes.
 const TERMS: usize = 64;
-/// Rows of `b` that are turned at a time.
+/// Rows of `b` that are transposed at a time.
 const TURNED: usize = 16;
 
-/// Whether this processor has the instructions.
+/// Returns whether this processor has the instructions.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| is_x86_feature_detected!("avx512fp16") && V4::try_new().is_some())
 }
 
-/// Computes a tile of f32 numbers; columns of `a` follow one another.
+/// Computes a tile of f32 elements. The rows of `a` must be contiguous.
 pub(super) fn compute<T: Number>(tile: Tile<'_, T>) {
-    assert!(available(), "a processor with vectors of f16");
-    // SAFETY: the instructions are there, and `multiply` asserted that the tile's matrices lie within their numbers.
+    assert!(available(), "the processor has no f16 vector instructions");
+    // SAFETY: the instructions are available, and `multiply` asserted that the matrices of the tile are within
+    // bounds.
     unsafe { tile.of_f32().compute_in_f16() };
 }
 
 impl Tile<'_, f32> {
-    /// Columns of `a` lie together.
+    /// Computes the tile in f16. The rows of `a` must be contiguous.
     ///
     /// # Safety
-    /// Its three matrices lie within their numbers, and the instructions are [`available`].
+    /// All three matrices are within bounds, and the instructions are [`available`].
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512fp16,avx2,fma")]
     pub(super) unsafe fn compute_in_f16(self) {
         let [m, k, n] = self.shape;
-        let simd = V4::try_new().expect("what comes with vectors of f16");
+        let simd = V4::try_new().expect("every processor with AVX512-FP16 has AVX-512");
         let deep = deep(k);
-        // In f32's room: two numbers of f16, or one twice.
+        // Sizes are in units of 32 bits. One unit holds two f16 values, or one f16 value twice.
         let of_a = ROWS * STRIDE;
         let turned = TURNED * PANEL;
         let packed_a = room_in::<u32>(self.room, of_a + turned + deep * (WIDTH + PANEL) / 2);
@@ -55,8 +57,8 @@ impl Tile<'_, f32> {
         for (left, top) in (0..n).step_by(WIDTH).flat_map(|left| (0..k).step_by(deep).map(move |top| (left, top))) {
             let (width, depth) = (WIDTH.min(n - left), deep.min(k - top));
             let b = self.b.from([top, left]);
-            // SAFETY: all of it lies within `a`, `b`, `out` and their packed copies. What is read of `a` beyond the last row
-            // is what an earlier block left there.
+            // SAFETY: all accesses are within `a`, `b`, `out` and the packed copies. Rows of the packed `a`
+            // beyond the last one hold values of an earlier block; their sums are not written.
             unsafe {
                 for j in (0..width).step_by(PANEL) {
                     pack_b(simd, b.from([0, j]), [depth, PANEL.min(width - j)], turned, packed_b.add(j * depth));
@@ -90,14 +92,14 @@ impl Tile<'_, f32> {
     }
 }
 
-/// Packs a row of `a`, each number twice.
+/// Packs a row of `a`, each value twice.
 ///
 /// # Safety
-/// `depth` numbers can be read, and written up to a whole line.
+/// `depth` elements can be read from `from`. `to` has room for them, rounded up to a whole register.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512fp16")]
 unsafe fn pack_a(from: *const f32, to: *mut u32, depth: usize) {
     for k in (0..depth).step_by(16) {
-        // SAFETY: the caller's; beyond the mask nothing is read.
+        // SAFETY: guaranteed by the caller; masked elements are not read.
         unsafe {
             let once = _mm512_cvtepu16_epi32(rounded(_mm512_maskz_loadu_ps(first(depth - k), from.add(k))));
             _mm512_storeu_si512(to.add(k).cast(), _mm512_or_si512(once, _mm512_slli_epi32::<16>(once)));
@@ -105,13 +107,13 @@ unsafe fn pack_a(from: *const f32, to: *mut u32, depth: usize) {
     }
 }
 
-/// Packs `[depth, columns]` of `b` as `depth` rows of a panel, of which as many registers are written as they fill.
+/// Packs `[depth, columns]` of `b` as `depth` rows of a panel. Writes only the registers that the columns fill.
 ///
 /// # Safety
-/// The columns lie within `b`, and there is room for the panel and for [`TURNED`] rows of one.
+/// The columns are within `b`. `packed` has room for the panel, and `turned` for [`TURNED`] rows of a panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512fp16,avx2,fma")]
 unsafe fn pack_b(simd: V4, b: Matrix<'_, f32>, [depth, columns]: [usize; 2], turned: *mut f32, packed: *mut u16) {
-    // SAFETY: the caller's; beyond the masks nothing is read.
+    // SAFETY: guaranteed by the caller; masked elements are not read.
     unsafe {
         let round = |from: *const f32, to: *mut u16| {
             for j in (0..columns.next_multiple_of(LANES)).step_by(16) {
@@ -135,20 +137,20 @@ unsafe fn pack_b(simd: V4, b: Matrix<'_, f32>, [depth, columns]: [usize; 2], tur
     }
 }
 
-/// Numbers rounded to the nearest f16.
+/// Rounds to the nearest f16.
 #[target_feature(enable = "avx512f,avx512vl,avx512fp16")]
 fn rounded(numbers: __m512) -> __m256i {
     _mm256_castph_si256(_mm512_cvtxps_ph(numbers))
 }
 
-/// `size` rows and columns of `out`, to which `depth` products are added.
+/// A block of `size` rows and columns of `out`; `depth` products are added to each element.
 struct Block {
     depth: usize,
-    /// Rows [`STRIDE`] apart.
+    /// Packed rows with the row stride [`STRIDE`].
     a: *const u32,
-    /// Rows of a panel.
+    /// A packed panel.
     b: *const u16,
-    /// Where it begins, and how far apart its rows lie.
+    /// Start and row stride.
     out: (*mut f32, usize),
     size: [usize; 2],
     keep: bool,
@@ -156,10 +158,10 @@ struct Block {
 }
 
 impl Block {
-    /// On the first `N` registers of the panel.
+    /// Computes the block from the first `N` registers of each row of the panel.
     ///
     /// # Safety
-    /// [`ROWS`] rows of `a` and `depth` of `b` can be read, and `size` of `out` be written.
+    /// [`ROWS`] rows of `a` and `depth` rows of `b` can be read, and `size` of `out` can be read and written.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
     unsafe fn compute<const N: usize>(self) {
         let [rows, columns] = self.size;
@@ -172,7 +174,7 @@ impl Block {
         for top in (0..self.depth).step_by(TERMS) {
             let mut sums = [[_mm512_setzero_ph(); N]; ROWS];
             for k in top..self.depth.min(top + TERMS) {
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     let b = self.b.add(k * PANEL);
                     let numbers: [__m512h; N] = std::array::from_fn(|vector| {
@@ -193,7 +195,7 @@ impl Block {
                     for (half, sum) in halves.into_iter().enumerate() {
                         let column = vector * LANES + half * 16;
                         let mask = first(columns.saturating_sub(column));
-                        // SAFETY: the caller's; beyond the mask nothing is read or written.
+                        // SAFETY: guaranteed by the caller; masked elements are not accessed.
                         unsafe {
                             let out = self.out.0.wrapping_add(row * self.out.1 + column);
                             let old = _mm512_maskz_loadu_ps(if self.keep || top > 0 { mask } else { 0 }, out);
@@ -216,7 +218,7 @@ mod tests {
     #[test]
     fn products_in_f16_are_their_sums() {
         if !available() {
-            return eprintln!("left out: no vectors of f16 on this processor");
+            return eprintln!("SKIPPED: this processor has no f16 vector instructions");
         }
         let few = [1, 2, 5, 6, 7, 31, 33, 65, 129];
         let small = few.iter().flat_map(|m| few.map(|k| few.map(|n| [*m, k, n]))).flatten();
@@ -224,7 +226,7 @@ mod tests {
         for (case, shape) in small.chain(large).enumerate() {
             for across in [false, true] {
                 let (keep, factor) = (case % 2 == 0, if case % 3 == 0 { 2.0 } else { 1.0 });
-                // SAFETY: the matrices are as large as they say, and the instructions are there.
+                // SAFETY: the matrices have the stated sizes, and the instructions are available.
                 Case::new(shape, [false, across], (keep, factor))
                     .check_tile(false, |tile| unsafe { tile.compute_in_f16() });
             }
@@ -234,10 +236,10 @@ mod tests {
     #[test]
     fn factors_are_rounded_to_the_nearest_f16() {
         if !available() {
-            return eprintln!("left out: no vectors of f16 on this processor");
+            return eprintln!("SKIPPED: this processor has no f16 vector instructions");
         }
         for across in [false, true] {
-            // SAFETY: the matrices are as large as they say, and the instructions are there.
+            // SAFETY: the matrices have the stated sizes, and the instructions are available.
             check_rounding([false, across], |x| f16::from_f32(x).to_f32(), |tile| unsafe { tile.compute_in_f16() });
         }
     }
@@ -245,7 +247,7 @@ mod tests {
     #[test]
     fn sums_in_f16_err_less_than_factors_rounded_to_bf16() {
         if !available() {
-            return eprintln!("left out: no vectors of f16 on this processor");
+            return eprintln!("SKIPPED: this processor has no f16 vector instructions");
         }
         for k in [16, 64, 384, 1536] {
             let (m, n) = (24, 130);
@@ -256,7 +258,7 @@ mod tests {
             let (out, room) = ((written.as_mut_ptr(), n), &mut Vec::new());
             let (rows, columns, shape) = (Matrix::rows(&a, k), Matrix::rows(&b, n), [m, k, n]);
             let tile = Tile { shape, a: rows, b: columns, out, keep: false, factor: 1.0, follow: false, room };
-            // SAFETY: the matrices are as large as they say, and the instructions are there.
+            // SAFETY: the matrices have the stated sizes, and the instructions are available.
             unsafe { tile.compute_in_f16() };
             let (mut in_f16, mut in_bf16) = (0.0, 0.0);
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {

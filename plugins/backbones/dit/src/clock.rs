@@ -1,33 +1,33 @@
-//! What the published networks differ in: their process, and the time and sign that they speak in.
+//! Differences between DiT and SiT: the process, and the time and sign conventions of the official networks.
 
 use framework::error::Problems;
-use framework::interpolant::{FlowPrediction, InterpolantConfig, Weighting};
 use framework::prelude::*;
-use framework::vp::VpConfig;
+use framework::process::diffusion::VpConfig;
+use framework::process::flow::{FlowPrediction, InterpolantConfig, Weighting};
 use std::fmt::Debug;
 
-/// The process of a published network, in its own clock.
+/// Process of a published network, with the conversions between the official conventions and ours.
 pub trait Clock: Clone + Debug + Send + Sync + 'static {
-    /// Whether the second half of the channels is a variance that samplers may ask for.
+    /// Whether the second half of the output channels is a variance that samplers may use.
     const HAS_VARIANCE: bool;
 
-    /// Problems of the entry; pointers are relative to the backbone's.
+    /// Checks the process entry. Pointers are relative to the backbone entry.
     fn check(&self, learn_sigma: bool) -> Problems;
 
-    /// The process on our clock.
+    /// Builds the process, which uses our time (0 = data, 1 = noise).
     fn process(&self) -> Box<dyn Process>;
 
-    /// The numbers whose sinusoids the network reads, of our times.
+    /// Converts our times to official times. The network embeds the sinusoids of the official times.
     fn native_of_t(&self, t: &[f64]) -> Vec<f64>;
 
-    /// Our time of such a number.
+    /// Converts an official time to ours.
     fn t_of_native(&self, native: f64) -> f64;
 
-    /// Whether what the network answers has the other sign.
+    /// Whether the official network's output and our prediction have opposite signs.
     fn is_reversed(&self) -> bool;
 }
 
-/// DiT counts the steps of its table.
+/// The official time of DiT is an index into its noise table.
 impl Clock for VpConfig {
     const HAS_VARIANCE: bool = true;
 
@@ -58,7 +58,7 @@ impl Clock for VpConfig {
     }
 }
 
-/// SiT runs from noise at 0 to data at 1: its time is 1 - t, and its velocity points the other way.
+/// The official time of SiT runs from 0 (noise) to 1 (data): it equals 1 - t, and the velocity changes sign.
 impl Clock for InterpolantConfig {
     const HAS_VARIANCE: bool = false;
 
@@ -66,7 +66,7 @@ impl Clock for InterpolantConfig {
         if self.prediction != FlowPrediction::Velocity || self.weighting == Weighting::None {
             return Problems::new();
         }
-        let what = "`weighting` weighs the errors of noise and score; this network predicts the velocity";
+        let what = "`weighting` applies to the errors of noise and score, but this network predicts the velocity";
         let problem = Problem::new("/process/weighting", what).and_at("/process/prediction");
         vec![problem.accepts("\"none\", or another `prediction`")]
     }

@@ -1,32 +1,34 @@
-//! DiT and SiT: a transformer on latent patches, modulated by time and class (adaLN-zero). One network, published on two
-//! processes: `dit` predicts the noise of a diffusion, `sit` the velocity of a flow.
+//! DiT and SiT: a transformer on latent patches, modulated by time and class (adaLN-zero). The same network is
+//! published for two processes: `dit` predicts the noise of a diffusion, `sit` predicts the velocity of a flow.
 //!
-//! Source: arXiv:2212.09748 (DiT), arXiv:2401.08740 (SiT); the guidance input is that of GFT, arXiv:2501.15420.
-//! Read this file first; `clock.rs` holds what differs between the two, `checkpoint.rs` the official names.
+//! Source: arXiv:2212.09748 (DiT), arXiv:2401.08740 (SiT), arXiv:2501.15420 (GFT's guidance input).
+//! Read this file first. `clock.rs` holds the differences between DiT and SiT, and `checkpoint.rs` the official
+//! parameter names.
 
 #[cfg(test)]
 use framework_dylib as _;
 
-mod checkpoint;
 mod clock;
+mod official;
 
 pub use clock::Clock;
 
-use framework::backbone::{Backbone, BackboneConfig, Perturbation};
 use framework::burn;
 use framework::burn::module::{Module, Param};
+use framework::checkpoint::names::OfficialNames;
 use framework::error::Problems;
-use framework::foreign::ForeignNames;
-use framework::interpolant::InterpolantConfig;
+use framework::network::backbone::{Backbone, BackboneConfig, HookSites};
+use framework::nn::hooks::{AttentionSite, Hooked};
+use framework::nn::parameters::Init;
 use framework::nn::{
     Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, adaptive_layer_norm,
     from_patches, gated_add, parameter, silu, sincos_2d, sinusoid,
 };
 use framework::prelude::*;
-use framework::vp::VpConfig;
-use framework::weights::Init;
+use framework::process::diffusion::VpConfig;
+use framework::process::flow::InterpolantConfig;
 
-/// The published sizes: name / patch size.
+/// Published sizes. A name consists of the model size and the patch size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub enum Size {
@@ -56,7 +58,7 @@ pub enum Size {
     Xl8,
 }
 
-/// The four numbers that a size stands for.
+/// Dimensions of the network, which a published size sets together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Numbers {
     hidden_size: usize,
@@ -66,7 +68,7 @@ struct Numbers {
 }
 
 impl Size {
-    /// Source: arXiv:2212.09748 table 1.
+    /// Returns the published dimensions. Source: arXiv:2212.09748 table 1.
     fn numbers(self) -> Numbers {
         use Size::*;
         let (hidden_size, depth, num_heads) = match self {
@@ -84,74 +86,75 @@ impl Size {
     }
 }
 
-/// Where the guidance number enters.
+/// How the guidance number enters the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuidanceInput {
-    /// A bias-free projection of sinusoids of 1000 times the number, added to the time's sinusoids.
+    /// Projects the sinusoids of 1000 times the number without bias, and adds the result to the sinusoids of time.
     Linear,
-    /// A second embedder, added to the sum of time and class embeddings.
+    /// Embeds 1000 times the number with a second embedder, and adds the result to the time and class embeddings.
     Mlp,
 }
 
-/// Sizes of the network, by published name (`size`) or by number, and its process.
+/// Dimensions and process of the network. The dimensions are set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, bound(deserialize = "P: Default + Deserialize<'de>"))]
 #[schemars(bound = "P: Default + Serialize + JsonSchema")]
 pub struct Config<P> {
-    /// A published size with its patch size; then leave out the four numbers.
+    /// Published size, including the patch size. If it is set, leave out `hidden_size`, `depth`, `num_heads` and
+    /// `patch_size`.
     #[serde(default)]
     pub size: Option<Size>,
-    /// Width of the transformer; a multiple of 4 and of `num_heads`.
+    /// Width of the transformer. Must be a multiple of 4 and of `num_heads`.
     #[serde(default)]
     #[schemars(range(min = 4, max = 16384))]
     pub hidden_size: Option<usize>,
-    /// Number of blocks.
+    /// Number of transformer blocks.
     #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub depth: Option<usize>,
-    /// Attention heads of a block; divides `hidden_size`.
+    /// Number of attention heads per block. Must divide `hidden_size`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: Option<usize>,
-    /// Side of a patch in latent positions; divides `input_size`.
+    /// Side length of a patch, in latent positions. Must divide `input_size`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub patch_size: Option<usize>,
-    /// Side of the square latent, in positions. Published: 32 (256 pixels), 64 (512 pixels).
+    /// Side length of the square latent, in positions. Published: 32 for 256-pixel images, 64 for 512-pixel images.
     #[serde(default = "input_size")]
     #[schemars(range(min = 1, max = 1024))]
     pub input_size: usize,
-    /// Channels of the latent.
+    /// Number of latent channels.
     #[serde(default = "in_channels")]
     #[schemars(range(min = 1, max = 1024))]
     pub in_channels: usize,
-    /// Hidden width of the blocks' MLP, as a multiple of `hidden_size`.
+    /// Hidden width of the MLP in each block, as a multiple of `hidden_size`.
     #[serde(default = "mlp_ratio")]
     #[schemars(range(min = 0.25, max = 32.0))]
     pub mlp_ratio: f64,
-    /// Number of classes; the null class is one more row of the table.
+    /// Number of classes, without the null class. The null class has an additional row in the class table.
     #[serde(default = "num_classes")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub num_classes: usize,
-    /// Twice the channels, as published. The second half is a variance for a diffusion, untrained by the simple loss; of a
-    /// flow it is not read.
+    /// Doubles the output channels, as published. For a diffusion, the second half predicts a variance, which only
+    /// `variance_loss` trains. For a flow, the second half is ignored.
     #[serde(default)]
     pub learn_sigma: bool,
-    /// Where the guidance number of a guidance-free objective enters; null = the network takes none.
+    /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
     #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
-    /// How the embedders are drawn.
+    /// Initialization of the time, class and guidance embedders.
     #[serde(default)]
     pub embedding_init: EmbeddingInit,
-    /// Path from data to noise, and prediction.
+    /// Path from data to noise, and the quantity that the network predicts.
     #[serde(default)]
     pub process: P,
 }
 
-/// A DiT: the transformer on a variance-preserving diffusion.
+/// DiT: the transformer trained on a variance-preserving diffusion.
 pub type DitConfig = Config<VpConfig>;
-/// A SiT: the transformer on a flow.
+/// SiT: the transformer trained on a flow.
 pub type SitConfig = Config<InterpolantConfig>;
 
 fn input_size() -> usize {
@@ -183,9 +186,9 @@ impl<P: Clock> Config<P> {
         }
     }
 
-    /// The numbers of a checked entry.
+    /// Returns the dimensions of an entry that passed the check phase.
     fn checked(&self) -> Numbers {
-        self.numbers().expect("the check phase refuses a network without size")
+        self.numbers().expect("the check phase refuses a network without dimensions")
     }
 
     fn out_channels(&self) -> usize {
@@ -213,12 +216,12 @@ impl<P: Clock> BackboneConfig for Config<P> {
         for (name, value) in given {
             match (self.size, value) {
                 (Some(_), Some(_)) => problems.push(
-                    Problem::new(format!("/{name}"), format!("`{name}` is set beside `size`, which already says it"))
+                    Problem::new(format!("/{name}"), format!("`{name}` is set, but `size` already determines it"))
                         .accepts("either `size`, or hidden_size, depth, num_heads and patch_size")
                         .fix(format!("delete /backbone/{name} or /backbone/size")),
                 ),
                 (None, None) => problems.push(
-                    Problem::new("", format!("there is neither `size` nor `{name}`"))
+                    Problem::new("", format!("neither `size` nor `{name}` is set"))
                         .accepts("either `size` (such as \"XL/2\"), or hidden_size, depth, num_heads and patch_size"),
                 ),
                 _ => {}
@@ -238,8 +241,8 @@ impl<P: Clock> BackboneConfig for Config<P> {
         divides(numbers.patch_size, "patch_size", self.input_size, "input_size");
         if !numbers.hidden_size.is_multiple_of(4) {
             problems.push(
-                Problem::new("/hidden_size", format!("`hidden_size` = {} is no multiple of 4", numbers.hidden_size))
-                    .accepts("a multiple of 4: sines and cosines of row and column"),
+                Problem::new("/hidden_size", format!("`hidden_size` = {} is not a multiple of 4", numbers.hidden_size))
+                    .accepts("a multiple of 4 (the position table stores sine and cosine of row and column)"),
             );
         }
         problems
@@ -247,14 +250,11 @@ impl<P: Clock> BackboneConfig for Config<P> {
 
     fn accepts(&self) -> Accepts {
         Accepts {
-            condition: ConditionKind::Class,
-            num_classes: Some(self.num_classes),
-            text_width: None,
-            text_length: None,
+            condition: ConditionShape::Class { count: self.num_classes },
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: self.learn_sigma && P::HAS_VARIANCE,
-            perturbation: true,
+            hooks: HookSites { blocks: self.checked().depth, text_attention: false, decode_cache: false },
             cache: false,
         }
     }
@@ -278,7 +278,8 @@ impl<P: Clock> BackboneConfig for Config<P> {
         match path {
             "pos_embed" => Init::Constant(sincos_2d(grid, hidden_size)),
             "y_embedder.embedding_table" => Init::Normal(if published { 0.02 } else { 1.0 }),
-            // Published: fine-tuning starts with the term at zero, training from scratch at N(0, 0.02).
+            // As published: N(0, 0.02) when training from scratch. Fine-tuning starts this weight at zero instead
+            // (`checkpoint.rs`).
             "t_embedder.cond_proj.weight" => Init::Normal(0.02),
             _ if path.ends_with("bias") || path.contains("ada_ln") || path.starts_with("final_layer") => Init::Zeros,
             _ if published && path.contains("_embedder.mlp") => Init::Normal(0.02),
@@ -286,8 +287,8 @@ impl<P: Clock> BackboneConfig for Config<P> {
         }
     }
 
-    fn formats(&self) -> Vec<ForeignNames> {
-        vec![checkpoint::names(self.checked().patch_size)]
+    fn formats(&self) -> Vec<OfficialNames> {
+        vec![official::names(self.checked().patch_size)]
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
@@ -312,18 +313,18 @@ impl<P: Clock> BackboneConfig for Config<P> {
     fn activations(&self) -> f64 {
         let Numbers { hidden_size, depth, .. } = self.checked();
         let (width, tokens, mlp) = (hidden_size as f64, self.tokens() as f64, self.mlp_width() as f64);
-        // Kept per block: inputs of norms, maps, gates and gelu; queries, keys and values.
+        // Stored per block: the inputs of norms, linear layers, gates and GELU, and the queries, keys and values.
         depth as f64 * tokens * (10.0 * width + 2.0 * mlp)
     }
 }
 
-/// The class table; its last row is the null class.
+/// Class embedding table. The last row belongs to the null class.
 #[derive(Module, Debug)]
 struct LabelEmbedder {
     embedding_table: Param<Tensor<2>>,
 }
 
-/// One transformer block with adaLN-zero.
+/// Transformer block with adaLN-zero modulation.
 #[derive(Module, Debug)]
 struct Block {
     attn: Attention,
@@ -331,14 +332,14 @@ struct Block {
     ada_ln: Linear,
 }
 
-/// The last norm, modulated, and the map to patches.
+/// Modulated layer norm followed by the projection to patches.
 #[derive(Module, Debug)]
 struct FinalLayer {
     linear: Linear,
     ada_ln: Linear,
 }
 
-/// The network. Fields are named as in the official files.
+/// The DiT and SiT network. Field names follow the official checkpoints.
 #[derive(Module, Debug)]
 pub struct Transformer<P: Clock> {
     x_embedder: PatchEmbed,
@@ -352,14 +353,15 @@ pub struct Transformer<P: Clock> {
     config: Config<P>,
 }
 
-/// Width of the sinusoids of time, and of the guidance number in the `linear` form.
+/// Width of the sinusoids of time, and of the guidance number with [`GuidanceInput::Mlp`].
 const FREQUENCIES: usize = 256;
+/// Width of the sinusoids of the guidance number with [`GuidanceInput::Linear`].
 const GUIDANCE_FREQUENCIES: usize = 512;
 /// Epsilon of every layer norm.
 const EPSILON: f64 = 1e-6;
 
 impl<P: Clock> Transformer<P> {
-    /// Allocates nothing.
+    /// Builds the network without allocating its parameters.
     pub fn new(config: &Config<P>, device: &Device) -> Self {
         let Numbers { hidden_size: width, depth, num_heads, patch_size: patch } = config.checked();
         let linear = config.guidance_input == Some(GuidanceInput::Linear);
@@ -384,7 +386,7 @@ impl<P: Clock> Transformer<P> {
         }
     }
 
-    /// Time, class and guidance number as one vector a sample, `[B, D]`.
+    /// Returns the sum of the time, class and guidance embeddings, one vector per sample: `[B, D]`.
     fn condition(&self, t: &[f64], condition: &Condition, guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
         let native = self.config.process.native_of_t(t);
         let guidance: Option<Vec<f64>> = guidance.map(|g| g.iter().map(|g| 1000.0 * g).collect());
@@ -409,19 +411,8 @@ impl<P: Clock> Backbone for Transformer<P> {
         let c = silu(self.condition(t, condition, control.guidance.as_deref(), &x_t.device().inner()));
         let mut tokens = self.x_embedder.forward(x_t.clone().cast(dtype)) + self.pos_embed.val();
         for (i, block) in self.blocks.iter().enumerate() {
-            for change in &control.perturb {
-                if let Perturbation::PermuteTokens(blocks, order) = change
-                    && blocks.contains(&i)
-                {
-                    let order: Vec<i64> = order.iter().map(|place| *place as i64).collect();
-                    tokens = tokens.clone().select(1, Tensor::<1, Int>::from_data(order.as_slice(), &tokens.device()));
-                }
-            }
-            let skipped =
-                |change: &Perturbation| matches!(change, Perturbation::SkipBlocks(blocks) if blocks.contains(&i));
-            if !control.perturb.iter().any(skipped) {
-                tokens = block.forward(tokens, c.clone(), &control.perturb, i);
-            }
+            let run = |tokens| block.forward(tokens, c.clone(), &control.hooks, i);
+            tokens = control.hooks.block(i, tokens, run);
         }
         let patch = self.config.checked().patch_size;
         let out = from_patches(self.final_layer.forward(tokens, c), [self.config.input_size; 2], patch);
@@ -431,11 +422,14 @@ impl<P: Clock> Backbone for Transformer<P> {
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<3>, c: Tensor<2>, perturb: &[Perturbation], index: usize) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, c: Tensor<2>, hooks: &Hooked, index: usize) -> Tensor<3> {
         let [shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp] =
             self.ada_ln.forward(c).chunk(6, 1).try_into().expect("six equal chunks");
-        let attended =
-            self.attn.forward(adaptive_layer_norm(x.clone(), EPSILON, shift_attn, scale_attn), None, perturb, index);
+        let attended = self.attn.forward(
+            adaptive_layer_norm(x.clone(), EPSILON, shift_attn, scale_attn),
+            hooks,
+            AttentionSite::own(index),
+        );
         let x = gated_add(x, attended, gate_attn);
         let mixed = self.mlp.forward(adaptive_layer_norm(x.clone(), EPSILON, shift_mlp, scale_mlp));
         gated_add(x, mixed, gate_mlp)

@@ -1,27 +1,28 @@
-//! The official DiT files: facebookresearch/DiT and thu-ml/GFT.
+//! Parameter names and layouts of the official checkpoints: facebookresearch/DiT, willisma/SiT and thu-ml/GFT.
 
-use framework::foreign::{self, ForeignName, ForeignNames, Fresh, Layout};
+use framework::checkpoint::names::{Fresh, Layout, OFFICIAL, OfficialName, OfficialNames};
 use std::sync::Arc;
 
-/// A flat state dict, or `ema` / `model` inside the training container.
-pub fn names(patch: usize) -> ForeignNames {
-    ForeignNames {
-        format: foreign::OFFICIAL,
+/// Returns the official names. A file is a flat state dict, or a training checkpoint that holds one under `ema` or
+/// `model`.
+pub fn names(patch: usize) -> OfficialNames {
+    OfficialNames {
+        format: OFFICIAL,
         folder: "",
         of: Arc::new(move |path| name(path, patch)),
         nesting: &["ema.", "model."],
         ignored: &[("opt.", "optimizer state"), ("args", "command-line arguments of the training script")],
-        // A plain DiT file starts a guidance-free network: the new term starts at zero, so the network starts
-        // at the published model for every guidance number.
+        // A plain checkpoint can initialize a guidance-free network. The last layer of the new guidance term starts
+        // at zero, so the network starts as the published model for every guidance number.
         optional: &[
             ("t_embedder.cond_proj.weight", Fresh::Zero),
             ("beta_embedder.mlp_2.", Fresh::Zero),
-            ("beta_embedder.", Fresh::Drawn),
+            ("beta_embedder.", Fresh::Initialized),
         ],
     }
 }
 
-fn name(path: &str, patch: usize) -> ForeignName {
+fn name(path: &str, patch: usize) -> OfficialName {
     let name = path
         .replace("embedder.mlp_", "embedder.mlp.")
         .replace("ada_ln.", "adaLN_modulation.1.")
@@ -33,5 +34,5 @@ fn name(path: &str, patch: usize) -> ForeignName {
     } else {
         Layout::Same
     };
-    ForeignName { name, layout }
+    OfficialName { name, layout }
 }

@@ -1,12 +1,12 @@
-//! The forward pass and gradients equal those of the official code, recorded in `shared/goldens`
-//! (facebookresearch/DiT ed81ce2 and thu-ml/GFT 9bf5ee4, tiny configurations, f32; see MANIFEST.md there).
+//! Compares the forward pass and the gradients with recordings of the official code: facebookresearch/DiT ed81ce2
+//! and thu-ml/GFT 9bf5ee4, tiny configurations, f32. `tests/goldens/data/MANIFEST.md` describes the recordings.
 
 use dit::DitConfig;
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::Module;
+use framework::network::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::nn::parameters;
 use framework::prelude::*;
-use framework::vp::{Vp, VpConfig};
-use framework::weights;
+use framework::process::diffusion::{Vp, VpConfig};
 use framework_dylib as _;
 use goldens::{Draws, Golden, Gradients, Recorded, close, gradients, load, overridden, values};
 
@@ -31,7 +31,7 @@ fn positions(x: Tensor<4>) -> Tensor<3> {
     x.permute([0, 2, 3, 1]).reshape([b, h * w, c])
 }
 
-/// In the official layout `[B, C, H, W]`, flat.
+/// Returns the prediction in the official layout `[B, C, H, W]`, flattened.
 fn official(prediction: Tensor<3>) -> Vec<f64> {
     let [b, l, c] = prediction.dims();
     let side = l.isqrt();
@@ -52,10 +52,10 @@ fn run(
 
 #[test]
 fn forward_equals_the_official_code() {
-    let Some(golden) = Golden::open("dit_forward.safetensors") else { return };
+    let golden = Golden::open("dit_forward.safetensors");
     let config = plain();
     for file in ["dit_ckpt_plain.pt", "dit_ckpt_train.pt"] {
-        let Some((network, report)) = load(&config, file, &Device::flex()) else { return };
+        let (network, report) = load(&config, file, &Device::flex());
         assert_eq!(report.used.len(), 42, "{file}: {report}");
         let run = |t: &[f64], condition: &Condition| run(&config, &network, golden.tensor("x"), t, condition, None);
         close(file, &run(&golden.numbers("t"), &golden.classes("y", 10)), &golden.numbers("out"), 1e-4);
@@ -71,7 +71,7 @@ fn forward_equals_the_official_code() {
 
 #[test]
 fn training_container_reports_what_it_ignores() {
-    let Some((_, report)) = load(&plain(), "dit_ckpt_train.pt", &Device::flex()) else { return };
+    let (_, report) = load(&plain(), "dit_ckpt_train.pt", &Device::flex());
     assert_eq!(report.nesting, "ema");
     assert_eq!(report.ignored.iter().filter(|(_, why)| why.contains("`model`")).count(), 42);
 }
@@ -79,11 +79,9 @@ fn training_container_reports_what_it_ignores() {
 #[test]
 fn guidance_inputs_equal_the_official_code() {
     for form in ["linear", "mlp"] {
-        let Some(golden) = Golden::open(&format!("gft_dit_{form}_forward.safetensors")) else { return };
+        let golden = Golden::open(&format!("gft_dit_{form}_forward.safetensors"));
         let config = guided(form);
-        let Some((network, report)) = load(&config, &format!("gft_dit_{form}_ckpt.pt"), &Device::flex()) else {
-            return;
-        };
+        let (network, report) = load(&config, &format!("gft_dit_{form}_ckpt.pt"), &Device::flex());
         assert!(report.fresh.is_empty(), "{report}");
         let (t, y) = (golden.numbers("t"), golden.classes("y", 1000));
         for (name, beta) in
@@ -97,11 +95,11 @@ fn guidance_inputs_equal_the_official_code() {
 
 #[test]
 fn plain_checkpoint_starts_a_guided_network_at_the_published_model() {
-    let Some(golden) = Golden::open("dit_forward.safetensors") else { return };
+    let golden = Golden::open("dit_forward.safetensors");
     for form in ["linear", "mlp"] {
         let mut config = plain();
         config.guidance_input = framework::serde_json::from_str(&format!("\"{form}\"")).unwrap();
-        let Some((network, report)) = load(&config, "dit_ckpt_plain.pt", &Device::flex()) else { return };
+        let (network, report) = load(&config, "dit_ckpt_plain.pt", &Device::flex());
         assert!(!report.fresh.is_empty());
         let (t, y) = (golden.numbers("t"), golden.classes("y", 10));
         for beta in [0.1, 0.5, 1.0] {
@@ -111,7 +109,7 @@ fn plain_checkpoint_starts_a_guided_network_at_the_published_model() {
     }
 }
 
-/// Rows of gradients that were recorded in part.
+/// Compares the gradients. For two large tables, only some rows are recorded.
 #[track_caller]
 fn same_gradients(prefix: &str, got: &Gradients, golden: &Golden) {
     let part = |name: &str| match name {
@@ -125,7 +123,7 @@ fn same_gradients(prefix: &str, got: &Gradients, golden: &Golden) {
     goldens::same_gradients(prefix, got, golden, &part, 31);
 }
 
-/// The recorded training example, on our clock.
+/// Builds the recorded training example, with its times converted to ours.
 fn example(config: &DitConfig, vp: &Vp, golden: &Golden) -> Example {
     let t = golden.numbers("t").iter().map(|t| config.t_of_native(*t)).collect();
     vp.example(positions(golden.tensor("x_start")), positions(golden.tensor("noise")), t)
@@ -133,9 +131,9 @@ fn example(config: &DitConfig, vp: &Vp, golden: &Golden) -> Example {
 
 #[test]
 fn gradients_equal_the_official_code() {
-    let Some(golden) = Golden::open("dit_grad.safetensors") else { return };
+    let golden = Golden::open("dit_grad.safetensors");
     let config = plain();
-    let Some((network, _)) = load(&config, "dit_ckpt_plain.pt", &Device::flex().autodiff()) else { return };
+    let (network, _) = load(&config, "dit_ckpt_plain.pt", &Device::flex().autodiff());
     let vp: Vp = config.process.process();
     let example = example(&config, &vp, &golden);
     let Input::Noisy { x_t, .. } = &example.input else { unreachable!() };
@@ -145,7 +143,7 @@ fn gradients_equal_the_official_code() {
     close("loss", &values(loss.clone().inner()), &golden.numbers("mse.loss"), 1e-5);
     same_gradients("mse.", &gradients(&config.formats()[0], &network, loss), &golden);
 
-    // The whole loss of the official training: the squared error and the bound that trains the variance.
+    // The full loss of the official training adds the variational bound, which trains the variance.
     let vp: Vp = VpConfig { variance_loss: true, ..config.process.clone() }.process();
     let losses = vp.loss(predict(), &example);
     close("official.loss", &values(losses.clone().inner()), &golden.numbers("official.loss"), 1e-5);
@@ -154,12 +152,12 @@ fn gradients_equal_the_official_code() {
 
 #[test]
 fn gft_mixture_has_the_official_loss_and_gradients() {
-    let Some(golden) = Golden::open("gft_dit_objective_gft.safetensors") else { return };
+    let golden = Golden::open("gft_dit_objective_gft.safetensors");
     let config = guided("linear");
-    let Some((network, _)) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex().autodiff()) else { return };
+    let (network, _) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex().autodiff());
     let vp = config.process.process();
     let (example, condition) = (example(&config, &vp, &golden), golden.classes("y", 1000));
-    // The objective itself, with the recorded draws in place of random ones.
+    // Run the objective itself on the recorded random choices.
     let models = Recorded { other: network.valid(), online: network.clone() };
     let draws = Draws { uniform: golden.numbers("beta"), dropped: golden.flags("drop_ids"), negative: None };
     let context = Context::new(&example, (&condition, Some(1000)), &vp, &models, &draws, (0, 1));
@@ -172,10 +170,10 @@ fn gft_mixture_has_the_official_loss_and_gradients() {
 
 #[test]
 fn distillation_has_the_official_loss_and_gradients() {
-    let Some(golden) = Golden::open("gft_dit_objective_distill.safetensors") else { return };
+    let golden = Golden::open("gft_dit_objective_distill.safetensors");
     let config = guided("linear");
-    let Some((network, _)) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex().autodiff()) else { return };
-    // The teacher is the same network without guidance input, with some weights of its own.
+    let (network, _) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex().autodiff());
+    // The teacher is the same network with some weights replaced. The objective gives it no guidance number.
     let teacher = overridden(network.valid(), &config.formats()[0], &golden, "teacher_override.");
     let vp = config.process.process();
     let (example, condition) = (example(&config, &vp, &golden), golden.classes("y", 1000));
@@ -183,18 +181,18 @@ fn distillation_has_the_official_loss_and_gradients() {
     let draws = Draws { uniform: golden.numbers("beta"), ..Draws::default() };
     let context = Context::new(&example, (&condition, Some(1000)), &vp, &models, &draws, (0, 1));
     let losses = framework::serde_json::from_str::<objectives::Distill>("{}").unwrap().loss(&context);
-    // Scales of up to 5 give sinusoids of 5,000, which the official code computes in f32: its embedding is off by 3e-4.
-    // With the same rounding on our side the losses agree to 1e-5.
+    // Scales up to 5 give sinusoid arguments up to 5,000. The official code computes the sinusoids in f32, so its
+    // embedding has an error of 3e-4. If our code rounds the same way, the losses agree to 1e-5.
     close("losses", &values(losses.clone().inner()), &golden.numbers("loss"), 2e-5);
     same_gradients("", &gradients(&config.formats()[0], &network, losses.mean()), &golden);
 }
 
 #[test]
 fn published_sizes_count_the_published_parameters() {
-    // Table 1 of arXiv:2212.09748 rounds to millions; positions are no parameters there.
+    // Table 1 of arXiv:2212.09748 rounds to millions and does not count the position table.
     for (size, published) in [("S/2", 33.0), ("B/2", 130.0), ("L/2", 458.0), ("XL/2", 675.0)] {
         let config = config(&format!(r#"{{"size": "{size}", "learn_sigma": true}}"#));
-        let parameters = weights::parameters(&config.init(&Device::flex()));
+        let parameters = parameters::parameters(&config.init(&Device::flex()));
         let count: usize = parameters
             .iter()
             .filter(|(path, ..)| path != "pos_embed")

@@ -1,18 +1,20 @@
-//! Whole trajectories of the tiny networks equal those of the official samplers, recorded in `shared/goldens`
-//! (facebookresearch/DiT ed81ce2, willisma/SiT 947f95b, thu-ml/GFT 9bf5ee4; `dit_sample`, `sit_sample` and
-//! `gft_dit_dpm_sample` in MANIFEST.md there).
+//! Compares whole sampling trajectories of tiny networks with recordings of the official samplers:
+//! facebookresearch/DiT ed81ce2, willisma/SiT 947f95b and thu-ml/GFT 9bf5ee4. `tests/goldens/data/MANIFEST.md`
+//! describes the recordings under `dit_sample`, `sit_sample` and `gft_dit_dpm_sample`.
 
 use dit::{DitConfig, SitConfig};
-use framework::backbone::{BackboneConfig, BoxBackbone};
 use framework::burn::tensor::{DType, TensorData};
-use framework::guidance::{Denoiser, Guidance};
+use framework::network::backbone::{BackboneConfig, BoxBackbone};
 use framework::prelude::*;
 use framework::process::Latent;
-use framework::sampler::{NoiseSource, Progress, Sampler};
+use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+use framework::sampling::guidance::Guidance;
+use framework::sampling::sampler::{NoiseSource, Sampler, SamplerStep};
 use framework_dylib as _;
 use goldens::{Golden, close, load, values};
 
-/// Two latents `[4, 8, 8]`, those numbered `first` and after it in a flat stack, as positions.
+/// Returns two consecutive latents of a recorded stack of `[4, 8, 8]` latents, starting at index `first`, as
+/// `[2, 64, 4]`.
 fn state(golden: &Golden, name: &str, first: usize) -> Tensor<3> {
     let values = golden.numbers(name)[first * 256..(first + 2) * 256].to_vec();
     let data = TensorData::new(values, [2, 4, 8, 8]).convert_dtype(DType::F32);
@@ -22,7 +24,7 @@ fn state(golden: &Golden, name: &str, first: usize) -> Tensor<3> {
 struct Recorded<'a> {
     golden: &'a Golden,
     noise: Option<&'a str>,
-    /// Latents in one entry of the noise: four where the official code runs both halves of guidance.
+    /// Number of latents per recorded entry. It is 2, or 4 if the official code ran a conditional and a null half.
     stride: usize,
 }
 
@@ -30,21 +32,22 @@ impl NoiseSource for Recorded<'_> {
     fn normal(&mut self, draw: usize) -> Tensor<3> {
         match draw {
             0 => state(self.golden, "z", 0),
-            _ => state(self.golden, self.noise.expect("a deterministic sampler"), (draw - 1) * self.stride),
+            _ => state(self.golden, self.noise.expect("no step noise is recorded"), (draw - 1) * self.stride),
         }
     }
     fn uniform(&mut self, _: usize, _: usize) -> Vec<f64> {
-        unreachable!("no sampler here draws uniform numbers")
+        unreachable!("no sampler in this file uses uniform random numbers")
     }
     fn count(&self) -> usize {
-        unreachable!("no sampler here asks for it")
+        unreachable!("no sampler in this file reads the batch size")
     }
     fn device(&self) -> Device {
         Device::flex()
     }
 }
 
-/// Every state is compared; entry `k` of `key` starts at latent `k * stride`, and `skip` entries come before the first step.
+/// Compares every state of a trajectory with the recording `key`. Entry `k` of the recording starts at latent
+/// `k * stride`. The first `skip` entries precede the first step.
 #[track_caller]
 fn compare(
     config: &dyn BackboneConfig,
@@ -60,9 +63,16 @@ fn compare(
     let condition = Condition::Class(classes);
     let guided = config.accepts().guidance_input;
     let number = |scale: f64| guided.then_some(1.0 / scale);
-    let mut model = Denoiser::new(network, &*process, rule, &number, &condition, &LatentShape::values([8, 8], 4));
+    let mut model = Denoiser::new(
+        network,
+        &*process,
+        rule,
+        GuidanceNumbers { of_scale: &number, null: number(1.0) },
+        &condition,
+        &LatentShape::values([8, 8], 4),
+    );
     let mut states = Vec::new();
-    let mut observer = |progress: &Progress<'_>| states.push(progress.state.expect("a continuous sampler").clone());
+    let mut observer = |progress: &SamplerStep<'_>| states.push(progress.state.expect("a continuous sampler").clone());
     let Latent::Values(_) = sampler.sample(&mut model, &mut noise, &mut observer) else { unreachable!() };
     assert!(states.len() >= 5);
     for (k, got) in states.into_iter().enumerate() {
@@ -80,8 +90,8 @@ fn ddpm_ddim_and_three_channel_guidance_of_the_official_dit() {
     let config: DitConfig = json(
         r#"{"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 3, "num_heads": 4, "num_classes": 10, "learn_sigma": true}"#,
     );
-    let Some((network, _)) = load(&config, "dit_ckpt_plain.pt", &Device::flex()) else { return };
-    let Some(golden) = Golden::open("dit_sample.safetensors") else { return };
+    let (network, _) = load(&config, "dit_ckpt_plain.pt", &Device::flex());
+    let golden = Golden::open("dit_sample.safetensors");
     let ddpm: samplers::Ddpm = json(r#"{"steps": 25, "variance": "learned_range"}"#);
     let ddim: samplers::Ddim = json(r#"{"steps": 25}"#);
     let none = guidance::NoGuidance { scale: 1.0 };
@@ -98,8 +108,8 @@ fn one_pass_sampling_of_the_official_gft_dit() {
     let config: DitConfig = json(
         r#"{"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 2, "num_heads": 4, "num_classes": 1000, "learn_sigma": true, "guidance_input": "linear"}"#,
     );
-    let Some((network, _)) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex()) else { return };
-    let Some(golden) = Golden::open("gft_dit_dpm_sample.safetensors") else { return };
+    let (network, _) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex());
+    let golden = Golden::open("gft_dit_dpm_sample.safetensors");
     let solver: samplers::DpmSolverPp = json(r#"{"steps": 20, "spacing": {"type": "timesteps", "network_offset": 1}}"#);
     let rule = guidance::NoGuidance { scale: 1.0 / golden.numbers("beta")[0] };
     compare(&config, &network, &solver, &rule, Recorded { golden: &golden, noise: None, stride: 2 }, "xs", 1);
@@ -110,8 +120,8 @@ fn euler_and_heun_of_the_official_sit() {
     let config: SitConfig = json(
         r#"{"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 2, "num_heads": 3, "num_classes": 10, "learn_sigma": true}"#,
     );
-    let Some((network, _)) = load(&config, "sit_ckpt_plain.pt", &Device::flex()) else { return };
-    let Some(golden) = Golden::open("sit_sample.safetensors") else { return };
+    let (network, _) = load(&config, "sit_ckpt_plain.pt", &Device::flex());
+    let golden = Golden::open("sit_sample.safetensors");
     let euler: samplers::Euler = json(r#"{"steps": 5}"#);
     let heun: samplers::Heun = json(r#"{"steps": 5}"#);
     let none = guidance::NoGuidance { scale: 1.0 };

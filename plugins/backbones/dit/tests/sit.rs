@@ -1,14 +1,16 @@
-//! Forward pass, losses and gradients of SiT equal those of the official code, recorded in `shared/goldens`
-//! (willisma/SiT 947f95b, a tiny configuration, f32; see MANIFEST.md there). Their time is 1 - t, their velocity and their
-//! targets have the other sign: errors do not see it.
+//! Compares the forward pass, the losses and the gradients of SiT with recordings of the official code: willisma/SiT
+//! 947f95b, a tiny configuration, f32. `tests/goldens/data/MANIFEST.md` describes the recordings.
+//!
+//! The official time is 1 - t, and the official velocities have the opposite sign. The squared error does not depend
+//! on the sign, because it changes in the prediction and in the target.
 
 use dit::SitConfig;
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
-use framework::interpolant::InterpolantConfig;
+use framework::network::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::nn::parameters;
 use framework::nn::{from_positions, to_positions};
-use framework::path::convert;
 use framework::prelude::*;
-use framework::weights;
+use framework::process::flow::InterpolantConfig;
+use framework::process::path::convert;
 use framework_dylib as _;
 use goldens::{Golden, close, gradients, load, same_gradients, values};
 
@@ -25,7 +27,7 @@ fn flow() -> SitConfig {
     config("linear", "velocity", "none")
 }
 
-/// The prediction at their time, in their layout and sign.
+/// Returns the prediction at the official times `t`, in the official layout and sign.
 fn run(config: &SitConfig, network: &BoxBackbone, x: Tensor<4>, t: &[f64], condition: &Condition) -> Vec<f64> {
     let t = t.iter().map(|t| config.t_of_native(*t)).collect();
     let input = Input::Noisy { x_t: to_positions(x), t };
@@ -35,9 +37,9 @@ fn run(config: &SitConfig, network: &BoxBackbone, x: Tensor<4>, t: &[f64], condi
 
 #[test]
 fn forward_equals_the_official_code() {
-    let (config, Some(golden)) = (flow(), Golden::open("sit_forward.safetensors")) else { return };
+    let (config, golden) = (flow(), Golden::open("sit_forward.safetensors"));
     for file in ["sit_ckpt_plain.pt", "sit_ckpt_ema.pt"] {
-        let Some((network, report)) = load(&config, file, &Device::flex()) else { return };
+        let (network, report) = load(&config, file, &Device::flex());
         assert_eq!(report.used.len(), 32, "{file}: {report}");
         let run = |t: &[f64], condition: &Condition| run(&config, &network, golden.tensor("x"), t, condition);
         close(file, &run(&golden.numbers("t"), &golden.classes("y", 10)), &golden.numbers("out"), 1e-4);
@@ -50,10 +52,10 @@ fn forward_equals_the_official_code() {
     }
 }
 
-/// The losses of every path, prediction and weighting, from the recorded data, noise and times.
+/// Computes the loss of every recorded path, prediction and weighting from the recorded data, noise and times.
 #[test]
 fn losses_equal_the_official_transport() {
-    let Some(golden) = Golden::open("sit_loss_grad.safetensors") else { return };
+    let golden = Golden::open("sit_loss_grad.safetensors");
     let [x, eps] = ["x1", "x0_noise"].map(|name| to_positions(golden.tensor(name)));
     for (path, their_path) in [("linear", "Linear"), ("gvp", "GVP"), ("vp", "VP")] {
         for (prediction, their_prediction) in [("velocity", "velocity"), ("eps", "noise"), ("score", "score")] {
@@ -64,7 +66,7 @@ fn losses_equal_the_official_transport() {
                     continue;
                 }
                 let config = config(path, prediction, weighting);
-                let Some((network, _)) = load(&config, "sit_ckpt_plain.pt", &Device::flex()) else { return };
+                let (network, _) = load(&config, "sit_ckpt_plain.pt", &Device::flex());
                 let t = golden.numbers(&format!("{name}.t")).iter().map(|t| config.t_of_native(*t)).collect();
                 let process = config.process.process();
                 let example = process.example(x.clone(), eps.clone(), t);
@@ -85,8 +87,8 @@ fn losses_equal_the_official_transport() {
 
 #[test]
 fn gradients_equal_the_official_transport() {
-    let (config, Some(golden)) = (flow(), Golden::open("sit_loss_grad.safetensors")) else { return };
-    let Some((network, _)) = load(&config, "sit_ckpt_plain.pt", &Device::flex().autodiff()) else { return };
+    let (config, golden) = (flow(), Golden::open("sit_loss_grad.safetensors"));
+    let (network, _) = load(&config, "sit_ckpt_plain.pt", &Device::flex().autodiff());
     let [x, eps] = ["x1", "x0_noise"].map(|name| to_positions(golden.tensor(name)));
     let t = golden.numbers("Linear.velocity.t").iter().map(|t| config.t_of_native(*t)).collect();
     let process = config.process.process();
@@ -99,7 +101,7 @@ fn gradients_equal_the_official_transport() {
 
 #[test]
 fn conversions_equal_the_official_sampler() {
-    let Some(golden) = Golden::open("sit_loss_grad.safetensors") else { return };
+    let golden = Golden::open("sit_loss_grad.safetensors");
     use Prediction::{Eps, Score, Velocity};
     let ([v, x], t) = (["conv.v", "conv.x"].map(|name| golden.tensor::<4>(name)), golden.numbers("conv.t"));
     for (path, theirs) in [("linear", "Linear"), ("gvp", "GVP"), ("vp", "VP")] {
@@ -124,11 +126,11 @@ fn conversions_equal_the_official_sampler() {
 
 #[test]
 fn published_sizes_count_the_published_parameters() {
-    // Table 1 of arXiv:2401.08740 rounds to millions; positions are no parameters there.
+    // Table 1 of arXiv:2401.08740 rounds to millions and does not count the position table.
     for (size, published) in [("S/2", 33.0), ("B/2", 130.0), ("L/2", 458.0), ("XL/2", 675.0)] {
         let config: SitConfig =
             framework::serde_json::from_str(&format!(r#"{{"size": "{size}", "learn_sigma": true}}"#)).unwrap();
-        let parameters = weights::parameters(&config.init(&Device::flex()));
+        let parameters = parameters::parameters(&config.init(&Device::flex()));
         let trained = parameters.iter().filter(|(path, ..)| path != "pos_embed");
         let count: usize = trained.map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
         let millions = count as f64 / 1e6;

@@ -1,27 +1,28 @@
-//! LlamaGen: a language model on image tokens in raster order, after a class token or a text.
+//! LlamaGen: a language model that predicts image tokens in raster order, after a class token or a text.
 //!
-//! Source: arXiv:2406.06525; its guidance input is that of GFT, arXiv:2501.15420.
-//! Read this file first; `checkpoint.rs` holds the official names.
+//! Source: arXiv:2406.06525, arXiv:2501.15420 (GFT's guidance input).
+//! Read this file first. `checkpoint.rs` holds the official parameter names.
 
 #[cfg(test)]
 use framework_dylib as _;
 
-mod checkpoint;
+mod official;
 
-use framework::backbone::{Backbone, BackboneConfig, Cache};
 use framework::burn;
 use framework::burn::module::{Module, Param};
+use framework::checkpoint::names::OfficialNames;
 use framework::error::Problems;
-use framework::foreign::ForeignNames;
+use framework::network::backbone::{Backbone, BackboneConfig, Cache, HookSites};
+use framework::nn::hooks::{AttentionSite, Hooked, Packed};
+use framework::nn::parameters::Init;
 use framework::nn::{
     Activation, Embedding, EmbeddingInit, GatedMlp, Linear, Place, RmsNorm, Rotary, Span, TimestepEmbedder, activate,
-    attend, attend_packed, heads, merge_heads, parameter,
+    heads, merge_heads, parameter,
 };
 use framework::prelude::*;
-use framework::tokens::TokenProcess;
-use framework::weights::Init;
+use framework::process::tokens::TokenProcess;
 
-/// The published sizes.
+/// Published sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub enum Size {
@@ -35,7 +36,7 @@ pub enum Size {
     ThreeB,
 }
 
-/// The three numbers that a size stands for.
+/// Dimensions of the network, which a published size sets together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Numbers {
     dim: usize,
@@ -44,7 +45,7 @@ struct Numbers {
 }
 
 impl Size {
-    /// Source: arXiv:2406.06525 table 2.
+    /// Returns the published dimensions. Source: arXiv:2406.06525 table 2.
     fn numbers(self) -> Numbers {
         let (n_layer, n_head, dim) = match self {
             Self::B => (12, 12, 768),
@@ -57,83 +58,84 @@ impl Size {
     }
 }
 
-/// What stands before the image's tokens.
+/// Kind of prefix that precedes the image tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelType {
-    /// One token of the class.
+    /// A single class token.
     #[default]
     C2i,
-    /// The features of a text, projected.
+    /// The projected features of a text.
     T2i,
 }
 
-/// Where the guidance number enters.
+/// How the guidance number enters the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuidanceInput {
-    /// An embedder of 1000 times the number, added to what stands before the image's tokens.
+    /// Embeds 1000 times the number, and adds the result to the prefix of the image tokens.
     Mlp,
 }
 
-/// Sizes of a LlamaGen, by published name (`size`) or by number.
+/// Dimensions of LlamaGen, set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LlamaGenConfig {
-    /// A published size; then leave out the three numbers.
+    /// Published size. If it is set, leave out `dim`, `n_layer` and `n_head`.
     #[serde(default)]
     pub size: Option<Size>,
-    /// Width of the transformer; a multiple of 4 `n_head`.
+    /// Width of the transformer. Must be a multiple of 4 `n_head`.
     #[serde(default)]
     #[schemars(range(min = 4, max = 16384))]
     pub dim: Option<usize>,
-    /// Number of layers.
+    /// Number of transformer layers.
     #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub n_layer: Option<usize>,
-    /// Attention heads of a layer.
+    /// Number of attention heads per layer.
     #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub n_head: Option<usize>,
-    /// Tokens of the vocabulary.
+    /// Vocabulary size of the tokenizer.
     #[serde(default = "vocab_size")]
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocab_size: usize,
-    /// Tokens of an image: a square number. Published: 256 (16x16) and 576 (24x24).
+    /// Number of tokens per image. Must be a square number. Published: 256 (16x16) and 576 (24x24).
     #[serde(default = "block_size")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub block_size: usize,
-    /// What stands before the image's tokens.
+    /// Kind of prefix that precedes the image tokens.
     #[serde(default)]
     pub model_type: ModelType,
-    /// Number of classes; the null class is one more row of the table. For `c2i`.
+    /// Number of classes, without the null class. The null class has an additional row in the class table.
+    /// null = 1000. Only for `c2i`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub num_classes: Option<usize>,
-    /// Tokens of a text; null = 120, as published. For `t2i`.
+    /// Number of tokens per text. null = 120, as published. Only for `t2i`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 4096))]
     pub cls_token_num: Option<usize>,
-    /// Width of a text's features; null = 2048, as published. For `t2i`.
+    /// Width of the text features. null = 2048, as published. Only for `t2i`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 65536))]
     pub caption_dim: Option<usize>,
-    /// The hidden width of the layers' MLP is 8/3 `dim`, rounded up to a multiple of this.
+    /// Granularity of the MLP's hidden width, which is 8/3 `dim`, rounded up to a multiple of this value.
     #[serde(default = "multiple_of")]
     #[schemars(range(min = 1, max = 65536))]
     pub multiple_of: usize,
-    /// Epsilon of the norms.
+    /// Epsilon of the RMS norms.
     #[serde(default = "norm_eps")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub norm_eps: f64,
-    /// Base of the rotations' wavelengths.
+    /// Base of the wavelengths in the rotary position embedding.
     #[serde(default = "rope_base")]
     #[schemars(range(min = 1.0, max = 1e9))]
     pub rope_base: f64,
-    /// Where the guidance number of a guidance-free objective enters; null = the network takes none.
+    /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
     #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
-    /// How embeddings and layers are drawn.
+    /// Initialization of embeddings and linear layers.
     #[serde(default)]
     pub embedding_init: EmbeddingInit,
 }
@@ -164,9 +166,9 @@ impl LlamaGenConfig {
         }
     }
 
-    /// The numbers of a checked entry.
+    /// Returns the dimensions of an entry that passed the check phase.
     fn checked(&self) -> Numbers {
-        self.numbers().expect("the check phase refuses a llamagen without size")
+        self.numbers().expect("the check phase refuses a llamagen without dimensions")
     }
 
     fn side(&self) -> usize {
@@ -177,7 +179,7 @@ impl LlamaGenConfig {
         self.num_classes.unwrap_or(1000)
     }
 
-    /// Entries of the sequence before the image's tokens.
+    /// Returns the number of sequence entries that precede the image tokens.
     fn prefix(&self) -> usize {
         match self.model_type {
             ModelType::C2i => 1,
@@ -200,12 +202,12 @@ impl BackboneConfig for LlamaGenConfig {
         for (name, value) in [("dim", self.dim), ("n_layer", self.n_layer), ("n_head", self.n_head)] {
             match (self.size, value) {
                 (Some(_), Some(_)) => problems.push(
-                    Problem::new(format!("/{name}"), format!("`{name}` is set beside `size`, which already says it"))
+                    Problem::new(format!("/{name}"), format!("`{name}` is set, but `size` already determines it"))
                         .accepts("either `size`, or dim, n_layer and n_head")
                         .fix(format!("delete /backbone/{name} or /backbone/size")),
                 ),
                 (None, None) => problems.push(
-                    Problem::new("", format!("the llamagen has neither `size` nor `{name}`"))
+                    Problem::new("", format!("neither `size` nor `{name}` is set"))
                         .accepts("either `size` (such as \"XL\"), or dim, n_layer and n_head"),
                 ),
                 _ => {}
@@ -215,18 +217,18 @@ impl BackboneConfig for LlamaGenConfig {
         let of_text = [("cls_token_num", self.cls_token_num), ("caption_dim", self.caption_dim)];
         let idle: &[_] = if text { &[("num_classes", self.num_classes)] } else { &of_text };
         for (name, _) in idle.iter().filter(|(_, value)| value.is_some()) {
-            let what = format!("`{name}` has no effect on this `model_type`");
+            let what = format!("`{name}` has no effect with this `model_type`");
             let fix = format!("delete /backbone/{name}");
             problems.push(Problem::new(format!("/{name}"), what).and_at("/model_type").accepts("null").fix(fix));
         }
         if self.side().pow(2) != self.block_size {
-            let what = format!("`block_size` = {} is no square number", self.block_size);
-            problems.push(Problem::new("/block_size", what).accepts("side x side tokens, e.g. 256"));
+            let what = format!("`block_size` = {} is not a square number", self.block_size);
+            problems.push(Problem::new("/block_size", what).accepts("a square number, e.g. 256"));
         }
         if let Some(Numbers { dim, n_head, .. }) = self.numbers()
             && !dim.is_multiple_of(4 * n_head)
         {
-            let what = format!("`dim` = {dim} is no multiple of 4 x `n_head` = {}", 4 * n_head);
+            let what = format!("`dim` = {dim} is not a multiple of 4 x `n_head` = {}", 4 * n_head);
             problems
                 .push(Problem::new("/dim", what).and_at("/n_head").accepts("heads of a width that is a multiple of 4"));
         }
@@ -234,16 +236,15 @@ impl BackboneConfig for LlamaGenConfig {
     }
 
     fn accepts(&self) -> Accepts {
-        let text = self.model_type == ModelType::T2i;
         Accepts {
-            condition: if text { ConditionKind::Text } else { ConditionKind::Class },
-            num_classes: (!text).then(|| self.classes()),
-            text_width: text.then(|| self.text_width()),
-            text_length: None,
+            condition: match self.model_type {
+                ModelType::T2i => ConditionShape::Text { length: None, width: self.text_width() },
+                _ => ConditionShape::Class { count: self.classes() },
+            },
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,
-            perturbation: false,
+            hooks: HookSites { blocks: self.checked().n_layer, text_attention: false, decode_cache: true },
             cache: true,
         }
     }
@@ -273,8 +274,8 @@ impl BackboneConfig for LlamaGenConfig {
         }
     }
 
-    fn formats(&self) -> Vec<ForeignNames> {
-        vec![checkpoint::names()]
+    fn formats(&self) -> Vec<OfficialNames> {
+        vec![official::names()]
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
@@ -292,14 +293,14 @@ impl BackboneConfig for LlamaGenConfig {
     fn activations(&self) -> f64 {
         let Numbers { dim, n_layer, .. } = self.checked();
         let length = (self.prefix() + self.block_size - 1) as f64;
-        // Kept per layer: inputs of norms, maps and the gate; queries, keys and values, before they are turned and after.
-        // At the end the logits and their gradient.
+        // Stored per layer: the inputs of norms, linear layers and the gate, and the queries, keys and values
+        // before and after the rotation. The output adds the logits and their gradient.
         let layer = length * (10.0 * dim as f64 + 3.0 * self.hidden() as f64);
         n_layer as f64 * layer + 2.0 * (self.block_size * self.vocab_size) as f64
     }
 }
 
-/// Self-attention with rotated queries and keys, without biases.
+/// Self-attention without biases, with rotary position embedding of queries and keys.
 #[derive(Module, Debug)]
 struct SelfAttention {
     wqkv: Linear,
@@ -308,7 +309,7 @@ struct SelfAttention {
     n_head: usize,
 }
 
-/// One layer: attention and gated MLP, each after a norm.
+/// Transformer layer: attention and gated MLP, each preceded by a norm.
 #[derive(Module, Debug)]
 struct Layer {
     attention: SelfAttention,
@@ -317,14 +318,15 @@ struct Layer {
     ffn_norm: RmsNorm,
 }
 
-/// A text's features, projected.
+/// Projection of the text features.
 #[derive(Module, Debug)]
 struct CaptionProjection {
     fc1: Linear,
     fc2: Linear,
 }
 
-/// What stands before the image's tokens: a row of the class table (the last is the null class), or a text.
+/// Weights of the prefix that precedes the image tokens. The prefix is a row of the class table, whose last row
+/// belongs to the null class, or the projected features of a text.
 #[derive(Module, Debug)]
 struct Prefix {
     embedding_table: Option<Embedding>,
@@ -332,7 +334,7 @@ struct Prefix {
     uncond_embedding: Option<Param<Tensor<2>>>,
 }
 
-/// The network. Fields are named as in the official files.
+/// The LlamaGen network. Field names follow the official checkpoints.
 #[derive(Module, Debug)]
 pub struct LlamaGen {
     cls_embedding: Prefix,
@@ -345,11 +347,11 @@ pub struct LlamaGen {
     config: LlamaGenConfig,
 }
 
-/// Width of the guidance number's sinusoids.
+/// Width of the sinusoids of the guidance number.
 const FREQUENCIES: usize = 256;
 
 impl LlamaGen {
-    /// Allocates nothing.
+    /// Builds the network without allocating its parameters.
     pub fn new(config: &LlamaGenConfig, device: &Device) -> Self {
         let Numbers { dim, n_layer, n_head } = config.checked();
         let layer = |_| Layer {
@@ -382,7 +384,7 @@ impl LlamaGen {
         }
     }
 
-    /// What stands before the image's tokens, `[B, prefix, D]`.
+    /// Returns the prefix that precedes the image tokens, `[B, prefix, D]`.
     fn prefix(&self, condition: &Condition, guidance: Option<&[f64]>) -> Tensor<3> {
         let prefix = match (&self.cls_embedding.embedding_table, condition) {
             (Some(table), _) => table.rows(&condition.class_rows(self.config.classes())).unsqueeze_dim(1),
@@ -399,11 +401,11 @@ impl LlamaGen {
         }
     }
 
-    /// A text's features `[B, prefix, F]`, or the learned null in their place, projected.
+    /// Projects text features `[B, prefix, F]`. Dropped samples use the learned null features instead.
     fn text(&self, features: &Tensor<3>, dropped: &[bool]) -> Tensor<3> {
         let (Some(projection), Some(null)) = (&self.cls_embedding.cap_proj, &self.cls_embedding.uncond_embedding)
         else {
-            unreachable!("a network without class table has both")
+            unreachable!("a network without a class table has both")
         };
         let null: Tensor<3> = null.val().unsqueeze();
         let rows: Vec<Tensor<3>> = dropped
@@ -418,7 +420,7 @@ impl LlamaGen {
         projection.fc2.forward(activate(projection.fc1.forward(Tensor::cat(rows, 0)), Activation::GeluTanh))
     }
 
-    /// Rotations of the sequence's entries `from..to`.
+    /// Returns the rotations of the sequence entries `from..to`.
     fn rotary(&self, from: usize, to: usize, like: &Tensor<3>) -> Rotary {
         let (prefix, side) = (self.config.prefix(), self.config.side());
         let place = |i: usize| match i.checked_sub(prefix) {
@@ -438,7 +440,7 @@ impl Backbone for LlamaGen {
         };
         let (length, prefix) = (ids.dims()[1], self.config.prefix());
         let cache = control.cache.as_ref();
-        // Of the sequence [prefix, all tokens but the last], what was not read before.
+        // The sequence is [prefix, all tokens except the last]. Entries before `read` are in the cache already.
         let (read, end) = (cache.map_or(0, Cache::read), prefix + length - 1);
         let tokens = |from: usize| self.tok_embeddings.forward(ids.clone().narrow(1, from, length - 1 - from));
         let mut x = match read {
@@ -448,34 +450,49 @@ impl Backbone for LlamaGen {
         };
         let rotary = self.rotary(read, end, &x);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &rotary, cache, i);
+            x = control.hooks.block(i, x, |x| layer.forward(x, &rotary, (cache, &control.hooks), i));
         }
         if let Some(cache) = cache {
             cache.advance(end);
         }
-        // The last entry of the prefix predicts the first token.
+        // The last entry of the prefix predicts the first token, so drop the outputs of the entries before it.
         let skip = if read == 0 { prefix - 1 } else { 0 };
         self.output.forward(self.norm.forward(x.narrow(1, skip, end - read - skip)))
     }
 }
 
 impl Layer {
-    fn forward(&self, x: Tensor<3>, rotary: &Rotary, cache: Option<&Cache>, index: usize) -> Tensor<3> {
-        let x = x.clone() + self.attention.forward(self.attention_norm.forward(x), rotary, cache, index);
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary,
+        (cache, hooks): (Option<&Cache>, &Hooked),
+        index: usize,
+    ) -> Tensor<3> {
+        let x = x.clone() + self.attention.forward(self.attention_norm.forward(x), rotary, (cache, hooks), index);
         x.clone() + self.feed_forward.forward(self.ffn_norm.forward(x))
     }
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, rotary: &Rotary, cache: Option<&Cache>, layer: usize) -> Tensor<3> {
-        let width = x.dims()[2];
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary,
+        (cache, hooks): (Option<&Cache>, &Hooked),
+        index: usize,
+    ) -> Tensor<3> {
+        let (width, site) = (x.dims()[2], AttentionSite::own(index));
         let qkv = rotary.turn(self.wqkv.forward(x));
         let mixed = match cache {
-            None => attend_packed(qkv, self.n_head, Span::Causal, None, None),
+            None => {
+                let packed = Packed { span: Span::Causal, ..Packed::all(self.n_head) };
+                hooks.attend_packed(site, qkv, packed)
+            }
             Some(cache) => {
                 let part = |i: usize| heads(qkv.clone().narrow(2, i * width, width), self.n_head);
-                let [k, v] = cache.extend(layer, part(1), part(2));
-                merge_heads(attend([part(0), k, v], Span::Causal, None, None))
+                let [k, v] = hooks.cached(index, cache.extend(index, part(1), part(2)));
+                merge_heads(hooks.attend(site, [part(0), k, v], Span::Causal, None, None))
             }
         };
         self.wo.forward(mixed)

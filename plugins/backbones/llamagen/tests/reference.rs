@@ -1,15 +1,16 @@
-//! Forward, gradients, losses and greedy decoding equal those of the official code, recorded in `shared/goldens`
-//! (FoundationVision/LlamaGen ce98ec4, thu-ml/GFT 9bf5ee4, thu-ml/CCA 7d5a073; tiny configurations, f32).
+//! Compares the forward pass, gradients, losses and greedy decoding with recordings of the official code:
+//! FoundationVision/LlamaGen ce98ec4, thu-ml/GFT 9bf5ee4 and thu-ml/CCA 7d5a073, tiny configurations, f32.
+//! `tests/goldens/data/MANIFEST.md` describes the recordings.
 
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::Module;
-use framework::guidance::Denoiser;
+use framework::network::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::nn::parameters;
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::random::Random;
-use framework::sampler::{NoiseSource, Progress, Sampler, SeededNoise};
+use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+use framework::sampling::sampler::{NoiseSource, Sampler, SamplerStep, SeededNoise};
 use framework::serde_json::from_str;
-use framework::weights;
 use framework_dylib as _;
 use goldens::{Draws, Golden, Recorded, close, gradients, load, same_gradients, values};
 use guidance::Cfg;
@@ -33,9 +34,9 @@ fn logits(network: &BoxBackbone, golden: &Golden, condition: &Condition, beta: O
 
 #[test]
 fn forward_equals_the_official_code() {
-    let Some(golden) = Golden::open("llamagen.safetensors") else { return };
+    let golden = Golden::open("llamagen.safetensors");
     for (file, ignored) in [("llamagen_ckpt.pt", 0), ("llamagen_ckpt_fsdp.pt", 1)] {
-        let Some((network, report)) = load(&plain(), file, &Device::flex()) else { return };
+        let (network, report) = load(&plain(), file, &Device::flex());
         assert_eq!((report.used.len(), report.ignored.len()), (25, ignored), "{file}: {report}");
         let condition = golden.classes("cond_idx", 10);
         let cond = values(logits(&network, &golden, &condition, None));
@@ -47,8 +48,8 @@ fn forward_equals_the_official_code() {
 
 #[test]
 fn guidance_input_equals_the_official_code() {
-    let Some(golden) = Golden::open("gft_llamagen_forward.safetensors") else { return };
-    let Some((network, report)) = load(&guided(), "gft_llamagen_ckpt.pt", &Device::flex()) else { return };
+    let golden = Golden::open("gft_llamagen_forward.safetensors");
+    let (network, report) = load(&guided(), "gft_llamagen_ckpt.pt", &Device::flex());
     assert!(report.fresh.is_empty(), "{report}");
     let condition = golden.classes("cond_idx", 10);
     let with = values(logits(&network, &golden, &condition, Some(golden.numbers("betas"))));
@@ -59,8 +60,8 @@ fn guidance_input_equals_the_official_code() {
 
 #[test]
 fn plain_checkpoint_starts_a_guided_network_at_the_published_model() {
-    let Some(golden) = Golden::open("llamagen.safetensors") else { return };
-    let Some((network, report)) = load(&guided(), "llamagen_ckpt.pt", &Device::flex()) else { return };
+    let golden = Golden::open("llamagen.safetensors");
+    let (network, report) = load(&guided(), "llamagen_ckpt.pt", &Device::flex());
     assert_eq!(report.fresh.len(), 4, "{report}");
     for beta in [0.1, 1.0] {
         let got = values(logits(&network, &golden, &golden.classes("cond_idx", 10), Some(vec![beta; 3])));
@@ -68,16 +69,16 @@ fn plain_checkpoint_starts_a_guided_network_at_the_published_model() {
     }
 }
 
-/// The example of recorded tokens.
+/// Builds a training example from the recorded tokens.
 fn example(config: &LlamaGenConfig, golden: &Golden) -> Example {
     config.process().corrupt(&Latent::Ids(golden.ids("z_indices")), &Random::new(0), 0)
 }
 
 #[test]
 fn gradients_equal_the_official_code() {
-    let Some(golden) = Golden::open("llamagen.safetensors") else { return };
+    let golden = Golden::open("llamagen.safetensors");
     let config = plain();
-    let Some((network, _)) = load(&config, "llamagen_ckpt.pt", &Device::flex().autodiff()) else { return };
+    let (network, _) = load(&config, "llamagen_ckpt.pt", &Device::flex().autodiff());
     let example = example(&config, &golden);
     let prediction = network.predict(&example.input, &golden.classes("cond_idx", 10), &Control::default());
     let loss = config.process().loss(prediction, &example).mean();
@@ -87,9 +88,9 @@ fn gradients_equal_the_official_code() {
 
 #[test]
 fn gft_has_the_official_loss_and_gradients() {
-    let Some(golden) = Golden::open("gft_llamagen_objective.safetensors") else { return };
+    let golden = Golden::open("gft_llamagen_objective.safetensors");
     let config = guided();
-    let Some((network, _)) = load(&config, "gft_llamagen_ckpt.pt", &Device::flex().autodiff()) else { return };
+    let (network, _) = load(&config, "gft_llamagen_ckpt.pt", &Device::flex().autodiff());
     let (example, condition, process) = (example(&config, &golden), golden.classes("c_indices", 10), config.process());
     let models = Recorded { other: network.valid(), online: network.clone() };
     let draws = Draws { uniform: golden.numbers("betas"), dropped: golden.flags("drop_ids"), negative: None };
@@ -103,9 +104,9 @@ fn gft_has_the_official_loss_and_gradients() {
 
 #[test]
 fn gft_at_a_fixed_beta_has_the_official_loss() {
-    let Some(golden) = Golden::open("gft_llamagen_objective_fixedbeta.safetensors") else { return };
-    let Some((network, _)) = load(&guided(), "gft_llamagen_ckpt.pt", &Device::flex()) else { return };
-    // That branch of the official code feeds no guidance number; the mixture is the same.
+    let golden = Golden::open("gft_llamagen_objective_fixedbeta.safetensors");
+    let (network, _) = load(&guided(), "gft_llamagen_ckpt.pt", &Device::flex());
+    // At a fixed beta, the official code gives the network no guidance number. The mixture is the same.
     let (example, condition) = (example(&guided(), &golden), golden.classes("c_indices", 10));
     let beta = golden.numbers("beta")[0];
     let predict = |condition: &Condition| network.predict(&example.input, condition, &Control::default());
@@ -122,7 +123,7 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
     for (file, variant) in [
         ("cca_llamagen_cca.safetensors", contrast(0.02, 300.0)),
         ("cca_llamagen_cca_lowlambda.safetensors", contrast(0.1, 0.5)),
-        // The official script runs the unlearning loss, undivided, under the name of CCA where nothing is dropped.
+        // If no condition is dropped, the official script's "CCA" is the unlearning loss without the division.
         (
             "cca_llamagen_nouncond.safetensors",
             r#"{"type": "unlearning", "negatives": {"lambda": 300.0, "divide": false, "same_condition": "negative"}}"#
@@ -130,21 +131,21 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
         ),
         ("cca_llamagen_dpo.safetensors", r#"{"type": "dpo", "beta": 0.02}"#.into()),
     ] {
-        let Some(golden) = Golden::open(file) else { return };
+        let golden = Golden::open(file);
         let config = plain();
         let device = Device::flex().autodiff();
-        let Some((guided_network, _)) = load(&guided(), "gft_llamagen_ckpt.pt", &device) else { return };
-        // The policy is the guidance-free network without its guidance input.
-        let mut weights = weights::export(&guided_network);
+        let (guided_network, _) = load(&guided(), "gft_llamagen_ckpt.pt", &device);
+        // The trained network has the weights of the guidance-free network, without its guidance input.
+        let mut weights = parameters::export(&guided_network);
         weights.retain(|path, _| !path.starts_with("t_embedder"));
-        let Some((fresh, _)) = load(&config, "llamagen_ckpt.pt", &device) else { return };
+        let (fresh, _) = load(&config, "llamagen_ckpt.pt", &device);
         let reference = fresh.valid();
-        let network = weights::restore(fresh, weights).unwrap();
+        let network = parameters::restore(fresh, weights).unwrap();
         let (example, process) = (example(&config, &golden), config.process());
         let condition = golden.classes("c_indices", 10);
         let has = |name: &str| golden.names().any(|known| known == name);
         let dropped = if has("TBM") { golden.flags("TBM") } else { vec![false; 6] };
-        // The negatives are the labels rolled by one.
+        // The official negatives are the labels, rolled by one sample.
         let negative = Some(condition.select(&[1, 2, 3, 4, 5, 0]));
         let likelihood = |network: &BoxBackbone, condition: &Condition| {
             let prediction = network.predict(&example.input, &condition.dropped(&dropped), &Control::default());
@@ -169,13 +170,13 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
     }
 }
 
-/// Noise for samplers that draw none.
+/// Returns a noise source for greedy decoding, which uses no noise.
 fn silent(count: usize, shape: &LatentShape) -> SeededNoise {
     let (random, dtype) = (Random::new(0), framework::burn::tensor::DType::F32);
     SeededNoise { random, first: 0, count, shape: shape.clone(), dtype, device: Device::flex() }
 }
 
-/// Greedy tokens, with their guided logits read back by teacher forcing.
+/// Decodes greedily and returns the tokens.
 fn greedy(
     config: &LlamaGenConfig,
     network: &BoxBackbone,
@@ -189,26 +190,33 @@ fn greedy(
     let number = |_: f64| beta;
     let cfg: Cfg = from_str(&format!(r#"{{"scale": {scale}}}"#)).unwrap();
     let none: guidance::NoGuidance = from_str("{}").unwrap();
-    let rule: &dyn framework::guidance::Guidance = if scale == 1.0 { &none } else { &cfg };
-    let mut model = Denoiser::new(network, &*process, rule, &number, &condition, &shape);
+    let rule: &dyn framework::sampling::guidance::Guidance = if scale == 1.0 { &none } else { &cfg };
+    let mut model = Denoiser::new(
+        network,
+        &*process,
+        rule,
+        GuidanceNumbers { of_scale: &number, null: number(1.0) },
+        &condition,
+        &shape,
+    );
     let mut noise = silent(condition.len(), &shape);
     assert_eq!(noise.count(), 3);
-    let ids = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}).ids();
+    let ids = sampler.sample(&mut model, &mut noise, &mut |_: &SamplerStep<'_>| {}).ids();
     goldens::numbers(ids.into_data())
 }
 
 #[test]
 fn greedy_decoding_equals_the_official_code_with_cache_and_without() {
-    let Some(golden) = Golden::open("llamagen.safetensors") else { return };
-    let Some((network, _)) = load(&plain(), "llamagen_ckpt.pt", &Device::flex()) else { return };
+    let golden = Golden::open("llamagen.safetensors");
+    let (network, _) = load(&plain(), "llamagen_ckpt.pt", &Device::flex());
     for (name, scale) in [("greedy.cfg1.0", 1.0), ("greedy.cfg1.75", 1.75)] {
         for cache in [true, false] {
             let ids = greedy(&plain(), &network, &golden, scale, None, cache);
             assert_eq!(ids, golden.numbers(&format!("{name}.idx")), "{name}, cache {cache}");
         }
     }
-    let Some(golden) = Golden::open("gft_llamagen_forward.safetensors") else { return };
-    let Some((network, _)) = load(&guided(), "gft_llamagen_ckpt.pt", &Device::flex()) else { return };
+    let golden = Golden::open("gft_llamagen_forward.safetensors");
+    let (network, _) = load(&guided(), "gft_llamagen_ckpt.pt", &Device::flex());
     for beta in [1.0, 0.66] {
         let ids = greedy(&guided(), &network, &golden, 1.0, Some(beta), true);
         assert_eq!(ids, golden.numbers(&format!("greedy.beta{beta:?}.idx")), "beta {beta}");
@@ -217,7 +225,7 @@ fn greedy_decoding_equals_the_official_code_with_cache_and_without() {
 
 #[test]
 fn filters_equal_the_official_code() {
-    let Some(golden) = Golden::open("llamagen.safetensors") else { return };
+    let golden = Golden::open("llamagen.safetensors");
     let logits = golden.numbers("filter.logits");
     for (name, top_k, top_p) in [("k5.p1.0", 5, 1.0), ("k0.p0.8", 0, 0.8), ("k10.p0.6", 10, 0.6)] {
         let how = samplers::categorical::Categorical { temperature: 1.0, top_k, top_p };
@@ -228,11 +236,11 @@ fn filters_equal_the_official_code() {
 
 #[test]
 fn published_sizes_count_the_published_parameters() {
-    // Source: arXiv:2406.06525 table 2; the released class-conditional files.
+    // Source: arXiv:2406.06525 table 2 and the released class-conditional checkpoints.
     for (size, millions) in [("B", 111.0), ("L", 343.0), ("XL", 775.0), ("XXL", 1411.0), ("3B", 3096.0)] {
         let config: LlamaGenConfig = from_str(&format!(r#"{{"size": "{size}"}}"#)).unwrap();
         assert!(config.check().is_empty());
-        let parameters = weights::parameters(&config.init(&Device::flex()));
+        let parameters = parameters::parameters(&config.init(&Device::flex()));
         let count: usize = parameters.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
         assert!((count as f64 / (millions * 1e6) - 1.0).abs() < 0.005, "{size}: {count}");
     }

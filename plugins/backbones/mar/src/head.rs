@@ -1,8 +1,11 @@
-//! The head: a multilayer perceptron on one noisy token, modulated by its time and by what the decoder says of its place.
+//! The head: a multilayer perceptron on one noisy token, modulated by the token's time and by the decoder's
+//! output at the token's position.
 //!
-//!   y = time(t) + cond(z);   h <- h + gate mlp(modulate(norm(h), y)), depth times;   out = linear(modulate(norm(h), y))
+//!   y   = time(t) + cond(z)
+//!   h   <- h + gate mlp(modulate(norm(h), y)), depth times
+//!   out = linear(modulate(norm(h), y))
 //!
-//! Source: arXiv:2406.11838 sec. 4.1. Shapes: R rows, one a token and time.
+//! Source: arXiv:2406.11838 sec. 4.1. Shapes: R rows, one per pair of token and time.
 
 use crate::{EPSILON, FREQUENCIES};
 use framework::burn;
@@ -10,12 +13,12 @@ use framework::burn::module::Module;
 use framework::nn::{LayerNorm, Linear, TimestepEmbedder, adaptive_layer_norm, gated_add, rows, silu};
 use framework::prelude::*;
 
-/// Widths of the head.
+/// Dimensions of the head.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadConfig {
-    /// Channels of a token.
+    /// Number of channels per token.
     pub channels: usize,
-    /// Channels of the output: twice those of a token with a learned variance.
+    /// Number of output channels. A learned variance doubles the number of channels per token.
     pub out_channels: usize,
     /// Width of the decoder's output.
     pub condition: usize,
@@ -25,7 +28,7 @@ pub struct HeadConfig {
     pub width: usize,
 }
 
-/// Two layers between norm and gate.
+/// Residual block: a modulated norm, two linear layers and a gate.
 #[derive(Module, Debug)]
 struct ResBlock {
     in_ln: LayerNorm,
@@ -34,14 +37,14 @@ struct ResBlock {
     ada_ln: Linear,
 }
 
-/// The last norm, modulated, and the map to a token.
+/// Modulated layer norm followed by the projection to a token.
 #[derive(Module, Debug)]
 struct FinalLayer {
     linear: Linear,
     ada_ln: Linear,
 }
 
-/// The head's weights. Fields are named as in the official files.
+/// The head network. Field names follow the official checkpoints.
 #[derive(Module, Debug)]
 pub struct Head {
     time_embed: TimestepEmbedder,
@@ -52,7 +55,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Allocates nothing.
+    /// Builds the head without allocating its parameters.
     pub fn new(config: HeadConfig, device: &Device) -> Self {
         let width = config.width;
         let block = |_| ResBlock {
@@ -73,9 +76,11 @@ impl Head {
         }
     }
 
-    /// The prediction, `[R, out]`. Shapes: `x_t` `[R, D]`, `t` `[R]` as indices of training times, `z` `[R, condition]`.
+    /// Computes the prediction, `[R, out]`.
+    /// Shapes: `x_t` `[R, D]`, `t` `[R]` as indices of training timesteps, `z` `[R, condition]`.
     pub fn forward(&self, x_t: Tensor<2>, t: &[f64], z: Tensor<2>) -> Tensor<2> {
-        // Few times are different: all are one in a step of sampling, and training draws from a table.
+        // Embed each distinct time once. There are few: a sampling step has one time, and training picks its
+        // times from the T timesteps.
         let mut times = t.to_vec();
         times.sort_by(f64::total_cmp);
         times.dedup();

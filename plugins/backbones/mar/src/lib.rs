@@ -1,33 +1,35 @@
-//! MAR: a masked autoencoder that reads the known tokens of a latent, and a small diffusion network that draws the others
-//! from what its decoder says of their places.
+//! MAR: a masked autoencoder reads the known tokens of a latent. A small diffusion network, the head, samples every
+//! other token, conditioned on the decoder's output at the token's position.
 //!
-//! Source: arXiv:2406.11838. The published dropout of 0.1 is left out: a prediction here draws no random numbers.
-//! Its guidance input is our port of arXiv:2501.15420, which trains MAR but releases no code for it.
-//! Read this file first; `head.rs` is the diffusion network, `checkpoint.rs` holds the official names.
-//! Shapes: L tokens of D channels, E and W the widths of encoder and decoder.
+//! Source: arXiv:2406.11838. The published dropout of 0.1 is omitted, because predictions use no random numbers.
+//! The guidance input is our port of arXiv:2501.15420, which trains MAR but releases no code for it.
+//! Read this file first. `head.rs` holds the diffusion network, and `checkpoint.rs` the official parameter names.
+//! Shapes: L tokens of D channels; E and W are the widths of encoder and decoder.
 
 #[cfg(test)]
 use framework_dylib as _;
 
-mod checkpoint;
 mod head;
+mod official;
 
-use framework::backbone::{Backbone, BackboneConfig};
 use framework::burn;
 use framework::burn::module::{Module, Param};
+use framework::checkpoint::names::OfficialNames;
 use framework::error::Problems;
-use framework::foreign::ForeignNames;
-use framework::masked::{Masked, Patches};
+use framework::network::backbone::{Backbone, BackboneConfig, HookSites};
+use framework::nn::hooks::{AttentionSite, Hooked};
+use framework::nn::parameters::Init;
 use framework::nn::{
     Activation, Attention, AttentionConfig, EmbeddingInit, LayerNorm, Linear, Mlp, TimestepEmbedder, gather, parameter,
     rows,
 };
 use framework::prelude::*;
-use framework::vp::{Betas, VpConfig, VpPrediction};
-use framework::weights::Init;
+use framework::process::diffusion::{Betas, VpConfig, VpPrediction};
+use framework::process::masked::Masked;
+use framework::process::patches::Patches;
 use head::{Head, HeadConfig};
 
-/// The published sizes.
+/// Published sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub enum Size {
@@ -36,7 +38,7 @@ pub enum Size {
     H,
 }
 
-/// Width, depth and heads of a transformer.
+/// Width, depth and number of heads of a transformer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Numbers {
     embed_dim: usize,
@@ -44,7 +46,7 @@ struct Numbers {
     num_heads: usize,
 }
 
-/// The numbers that a size stands for.
+/// Dimensions of the network, which a published size sets together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sizes {
     encoder: Numbers,
@@ -54,7 +56,8 @@ struct Sizes {
 }
 
 impl Size {
-    /// Source: the models and commands of the code of arXiv:2406.11838.
+    /// Returns the published dimensions. Source: the model definitions and training commands in the code of
+    /// arXiv:2406.11838.
     fn sizes(self) -> Sizes {
         let (embed_dim, depth, num_heads, diffloss_d, diffloss_w) = match self {
             Self::B => (768, 12, 12, 6, 1024),
@@ -66,29 +69,29 @@ impl Size {
     }
 }
 
-/// Where the guidance number enters.
+/// How the guidance number enters the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuidanceInput {
-    /// An embedder of 1000 times the number, added to the class tokens.
+    /// Embeds 1000 times the number, and adds the result to the class tokens.
     Mlp,
 }
 
-/// The diffusion process of the head.
+/// Diffusion process of the head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HeadProcess {
     /// Noise schedule.
     #[serde(default = "cosine")]
     pub betas: Betas,
-    /// Number of training times T, 2 to 100000.
+    /// Number of training timesteps T, from 2 to 100000.
     #[serde(default = "thousand")]
     #[schemars(range(min = 2, max = 100_000))]
     pub timesteps: usize,
-    /// What the head predicts.
+    /// Quantity that the head predicts.
     #[serde(default = "eps")]
     pub prediction: VpPrediction,
-    /// Train the variance channels, by the variational bound of each step. GFT trains MAR without.
+    /// Trains the variance channels with the variational bound of each step. GFT trains MAR without this loss.
     #[serde(default = "yes")]
     pub variance_loss: bool,
 }
@@ -112,54 +115,54 @@ impl Default for HeadProcess {
     }
 }
 
-/// Sizes of a MAR, by published name (`size`) or by number.
+/// Dimensions of MAR, set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MarConfig {
-    /// A published size; then leave out the widths, depths and heads of encoder, decoder and head.
+    /// Published size. If it is set, leave out all `encoder_*`, `decoder_*` and `diffloss_*` fields.
     #[serde(default)]
     pub size: Option<Size>,
-    /// Side of the square image, in pixels.
+    /// Side length of the square image, in pixels.
     #[serde(default = "img_size")]
     #[schemars(range(min = 1, max = 16384))]
     pub img_size: usize,
-    /// Pixels a latent position; divides `img_size`.
+    /// Side length of a latent position, in pixels. Must divide `img_size`.
     #[serde(default = "vae_stride")]
     #[schemars(range(min = 1, max = 1024))]
     pub vae_stride: usize,
-    /// Side of a token in latent positions; divides `img_size / vae_stride`.
+    /// Side length of a token, in latent positions. Must divide `img_size / vae_stride`.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub patch_size: usize,
-    /// Channels of the latent.
+    /// Number of latent channels.
     #[serde(default = "vae_embed_dim")]
     #[schemars(range(min = 1, max = 1024))]
     pub vae_embed_dim: usize,
-    /// Width of the encoder; a multiple of its heads.
+    /// Width of the encoder. Must be a multiple of `encoder_num_heads`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub encoder_embed_dim: Option<usize>,
-    /// Blocks of the encoder.
+    /// Number of encoder blocks.
     #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub encoder_depth: Option<usize>,
-    /// Attention heads of an encoder block.
+    /// Number of attention heads per encoder block.
     #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub encoder_num_heads: Option<usize>,
-    /// Width of the decoder; a multiple of its heads. null = the encoder's.
+    /// Width of the decoder. Must be a multiple of `decoder_num_heads`. null = the width of the encoder.
     #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub decoder_embed_dim: Option<usize>,
-    /// Blocks of the decoder. null = the encoder's.
+    /// Number of decoder blocks. null = the number of encoder blocks.
     #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub decoder_depth: Option<usize>,
-    /// Attention heads of a decoder block. null = the encoder's.
+    /// Number of attention heads per decoder block. null = the number of heads of the encoder.
     #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub decoder_num_heads: Option<usize>,
-    /// Blocks of the head.
+    /// Number of blocks in the head.
     #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub diffloss_d: Option<usize>,
@@ -167,37 +170,38 @@ pub struct MarConfig {
     #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub diffloss_w: Option<usize>,
-    /// Hidden width of the blocks' MLP, as a multiple of their width.
+    /// Hidden width of the MLP in each transformer block, as a multiple of the transformer's width.
     #[serde(default = "mlp_ratio")]
     #[schemars(range(min = 0.25, max = 32.0))]
     pub mlp_ratio: f64,
-    /// Number of classes. The null condition is a vector of its own, as long as theirs.
+    /// Number of classes, without the null class. The null class has a separate embedding.
     #[serde(default = "class_num")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub class_num: usize,
-    /// Tokens that hold the class, before those of the latent.
+    /// Number of class tokens that precede the tokens of the latent.
     #[serde(default = "buffer_size")]
     #[schemars(range(min = 1, max = 4096))]
     pub buffer_size: usize,
-    /// Smallest share of tokens that training hides, in [0, 1].
+    /// Minimum fraction of tokens that training hides, in [0, 1].
     #[serde(default = "mask_ratio_min")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mask_ratio_min: f64,
-    /// Times and noises at which the head is trained on each hidden token.
+    /// Number of pairs of time and noise at which each hidden token trains the head.
     #[serde(default = "diffusion_batch_mul")]
     #[schemars(range(min = 1, max = 1024))]
     pub diffusion_batch_mul: usize,
-    /// Predict a variance beside the noise: twice the channels. Published files have it.
+    /// Predicts a variance in addition to the noise, which doubles the output channels. The published checkpoints
+    /// have it.
     #[serde(default = "yes")]
     pub learn_sigma: bool,
-    /// Whether the network reads the guidance number of a guidance-free objective: an embedding of 1000 times the number
-    /// is added to that of the class. Our port of arXiv:2501.15420, which releases no code for MAR.
+    /// How the guidance number of a guidance-free objective enters the network. null = no guidance input. This is
+    /// our port of arXiv:2501.15420, which releases no code for MAR.
     #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
-    /// How the embeddings are drawn.
+    /// Initialization of the class, null, time and guidance embeddings.
     #[serde(default)]
     pub embedding_init: EmbeddingInit,
-    /// Noise schedule and prediction of the head.
+    /// Noise schedule of the head, and the quantity that the head predicts.
     #[serde(default)]
     pub process: HeadProcess,
 }
@@ -250,16 +254,16 @@ impl MarConfig {
         Some(Sizes { encoder, decoder, diffloss_d: self.diffloss_d?, diffloss_w: self.diffloss_w? })
     }
 
-    /// The sizes of a checked entry.
+    /// Returns the dimensions of an entry that passed the check phase.
     fn checked(&self) -> Sizes {
-        self.sizes().expect("the check phase refuses a mar without size")
+        self.sizes().expect("the check phase refuses a mar without dimensions")
     }
 
     fn patches(&self) -> Patches {
         Patches { grid: [self.img_size / self.vae_stride; 2], patch: self.patch_size }
     }
 
-    /// Channels of a token.
+    /// Returns the number of channels per token.
     fn token_width(&self) -> usize {
         self.vae_embed_dim * self.patch_size * self.patch_size
     }
@@ -272,7 +276,7 @@ impl MarConfig {
         (embed_dim as f64 * self.mlp_ratio) as usize
     }
 
-    /// The masked process that these settings describe.
+    /// Builds the masked process.
     pub fn masked(&self) -> Masked {
         let HeadProcess { betas, timesteps, prediction, variance_loss } = self.process;
         let head = VpConfig { betas, timesteps, prediction, variance_loss }.process();
@@ -280,7 +284,8 @@ impl MarConfig {
         Masked { patches: self.patches(), mask_ratio_min, repeats, head }
     }
 
-    /// Both transformers with the tokens that go through them where most are known, and the rows of the head.
+    /// Returns the work that the cost estimates assume: both transformers with their number of tokens, and the
+    /// number of rows of the head. Training hides the minimum fraction of tokens in this case.
     fn work(&self) -> ([(Numbers, f64); 2], f64) {
         let Sizes { encoder, decoder, .. } = self.checked();
         let (buffer, tokens) = (self.buffer_size as f64, self.patches().tokens() as f64);
@@ -306,12 +311,12 @@ impl BackboneConfig for MarConfig {
         for (name, value, required) in given {
             match (self.size, value) {
                 (Some(_), Some(_)) => problems.push(
-                    Problem::new(format!("/{name}"), format!("`{name}` is set beside `size`, which already says it"))
-                        .accepts("either `size`, or the numbers of encoder, decoder and head")
+                    Problem::new(format!("/{name}"), format!("`{name}` is set, but `size` already determines it"))
+                        .accepts("either `size`, or the dimensions of encoder, decoder and head")
                         .fix(format!("delete /backbone/{name} or /backbone/size")),
                 ),
                 (None, None) if required => problems.push(
-                    Problem::new("", format!("the mar has neither `size` nor `{name}`")).accepts(
+                    Problem::new("", format!("neither `size` nor `{name}` is set")).accepts(
                         "either `size` (such as \"B\"), or encoder_embed_dim, encoder_depth, encoder_num_heads, diffloss_d and diffloss_w",
                     ),
                 ),
@@ -346,14 +351,18 @@ impl BackboneConfig for MarConfig {
 
     fn accepts(&self) -> Accepts {
         Accepts {
-            condition: ConditionKind::Class,
-            num_classes: Some(self.class_num),
-            text_width: None,
-            text_length: None,
+            condition: ConditionShape::Class { count: self.class_num },
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: self.learn_sigma,
-            perturbation: false,
+            hooks: HookSites {
+                blocks: {
+                    let Sizes { encoder, decoder, .. } = self.checked();
+                    encoder.depth + decoder.depth
+                },
+                text_attention: false,
+                decode_cache: false,
+            },
             cache: true,
         }
     }
@@ -383,14 +392,14 @@ impl BackboneConfig for MarConfig {
             }
             _ => match *shape {
                 [fan_in, fan_out] => Init::XavierUniform { fan_in, fan_out },
-                // The factors of norms.
+                // The weights of norms.
                 _ => Init::Ones,
             },
         }
     }
 
-    fn formats(&self) -> Vec<ForeignNames> {
-        vec![checkpoint::names()]
+    fn formats(&self) -> Vec<OfficialNames> {
+        vec![official::names()]
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
@@ -415,16 +424,17 @@ impl BackboneConfig for MarConfig {
         let (parts, rows) = self.work();
         let transformer = |(Numbers { embed_dim, depth, .. }, tokens): (Numbers, f64)| {
             let (width, mlp) = (embed_dim as f64, self.mlp_width(embed_dim) as f64);
-            // Kept per block: inputs of norms, maps and gelu; queries, keys and values.
+            // Stored per block: the inputs of norms, linear layers and GELU, and the queries, keys and values.
             depth as f64 * tokens * (9.0 * width + 2.0 * mlp)
         };
         let Sizes { diffloss_d, diffloss_w, .. } = self.checked();
-        // Kept per row and block of the head: inputs of norm, maps, silu and gate, and the modulation, which is a row's own.
+        // Stored per row and block of the head: the inputs of norm, linear layers, SiLU and gate, and the modulation.
+        // Every row has its own modulation.
         parts.into_iter().map(transformer).sum::<f64>() + rows * (diffloss_d * 10 * diffloss_w) as f64
     }
 }
 
-/// A transformer block: attention and MLP, each after a norm.
+/// Transformer block: attention and MLP, each preceded by a norm.
 #[derive(Module, Debug)]
 struct Block {
     norm1: LayerNorm,
@@ -433,7 +443,7 @@ struct Block {
     mlp: Mlp,
 }
 
-/// The network. Fields are named as in the official files.
+/// The MAR network. Field names follow the official checkpoints.
 #[derive(Module, Debug)]
 pub struct Mar {
     class_emb: Param<Tensor<2>>,
@@ -455,13 +465,13 @@ pub struct Mar {
     config: MarConfig,
 }
 
-/// Width of the sinusoids of time and guidance number.
+/// Width of the sinusoids of time and of the guidance number.
 const FREQUENCIES: usize = 256;
 /// Epsilon of every layer norm.
 const EPSILON: f64 = 1e-6;
 
 impl Mar {
-    /// Allocates nothing.
+    /// Builds the network without allocating its parameters.
     pub fn new(config: &MarConfig, device: &Device) -> Self {
         let Sizes { encoder, decoder, diffloss_d, diffloss_w } = config.checked();
         let (tokens, channels) = (config.patches().tokens(), config.token_width());
@@ -505,7 +515,7 @@ impl Mar {
         }
     }
 
-    /// Class and guidance number as one vector a sample, `[B, E]`.
+    /// Returns the sum of the class and guidance embeddings, one vector per sample: `[B, E]`.
     pub fn condition(&self, condition: &Condition, guidance: Option<&[f64]>, device: &Device) -> Tensor<2> {
         let table = Tensor::cat(vec![self.class_emb.val(), self.fake_latent.val()], 0);
         let classes = condition.class_rows(self.config.class_num);
@@ -519,9 +529,9 @@ impl Mar {
         }
     }
 
-    /// The class's tokens and the known ones of the latent, `[B, buffer + known, E]`. Shapes: `x` `[B, L, D]`, `hidden`
-    /// row-major `[B, L]`, `class` `[B, E]`.
-    pub fn encode(&self, x: Tensor<3>, hidden: &[bool], class: Tensor<2>) -> Tensor<3> {
+    /// Encodes the class tokens and the known tokens of the latent, `[B, buffer + known, E]`.
+    /// Shapes: `x` `[B, L, D]`, `hidden` row-major `[B, L]`, `class` `[B, E]`.
+    pub fn encode(&self, x: Tensor<3>, hidden: &[bool], class: Tensor<2>, hooks: &Hooked) -> Tensor<3> {
         let ([batch, length, _], [_, width]) = (x.dims(), class.dims());
         let buffer = self.config.buffer_size;
         let position = self.encoder_pos_embed_learned.val();
@@ -533,26 +543,27 @@ impl Mar {
             let values = self.z_proj.forward(gather(x, &known).cast(tokens.dtype()));
             tokens = Tensor::cat(vec![tokens, values + places.reshape([batch, known.len() / batch, width])], 1);
         }
-        let tokens = self.encoder_blocks.iter().fold(self.z_proj_ln.forward(tokens), |x, block| block.forward(x));
+        let tokens = run(&self.encoder_blocks, 0, self.z_proj_ln.forward(tokens), hooks);
         self.encoder_norm.forward(tokens)
     }
 
-    /// What the decoder says of every place, `[B, L, W]`. Shapes: `encoded` `[B, buffer + known, E]`.
-    pub fn decode(&self, encoded: Tensor<3>, hidden: &[bool]) -> Tensor<3> {
+    /// Computes the decoder's output at every position, `[B, L, W]`.
+    /// Shapes: `encoded` `[B, buffer + known, E]`, `hidden` row-major `[B, L]`.
+    pub fn decode(&self, encoded: Tensor<3>, hidden: &[bool], hooks: &Hooked) -> Tensor<3> {
         let x = self.decoder_embed.forward(encoded);
         let [batch, read, width] = x.dims();
         let (buffer, length) = (self.config.buffer_size, hidden.len() / batch);
-        // One table of all that was read, with the mask token as its last row.
+        // The table holds all encoded tokens, and the mask token as its last row.
         let mask = batch * read;
         let table = Tensor::cat(vec![x.reshape([mask, width]), self.mask_token.val().reshape([1, width])], 0);
         let mut next = 0..mask;
-        let mut row = |hidden: bool| if hidden { mask } else { next.next().expect("as many are known of each sample") };
+        let mut row = |hidden: bool| if hidden { mask } else { next.next().expect("an equal number of known tokens") };
         let mut order = Vec::with_capacity(batch * (buffer + length));
         for hidden in hidden.chunks(length) {
             order.extend((0..buffer).map(|_| false).chain(hidden.iter().copied()).map(&mut row));
         }
         let x = rows(table, order).reshape([batch, buffer + length, width]) + self.decoder_pos_embed_learned.val();
-        let x = self.decoder_blocks.iter().fold(x, |x, block| block.forward(x));
+        let x = run(&self.decoder_blocks, self.encoder_blocks.len(), x, hooks);
         self.decoder_norm.forward(x).narrow(1, buffer, length) + self.diffusion_pos_embed_learned.val()
     }
 }
@@ -564,7 +575,7 @@ impl Backbone for Mar {
         };
         let read = || {
             let class = self.condition(condition, control.guidance.as_deref(), &x.device().inner());
-            self.decode(self.encode(x.clone(), hidden, class), hidden)
+            self.decode(self.encode(x.clone(), hidden, class, &control.hooks), hidden, &control.hooks)
         };
         let z = match &control.cache {
             Some(cache) => cache.features(read),
@@ -581,9 +592,15 @@ impl Backbone for Mar {
     }
 }
 
+/// Runs the blocks on the tokens. The first block has index `first` in the numbering over encoder and decoder.
+fn run(blocks: &[Block], first: usize, tokens: Tensor<3>, hooks: &Hooked) -> Tensor<3> {
+    let indexed = blocks.iter().zip(first..);
+    indexed.fold(tokens, |tokens, (block, i)| hooks.block(i, tokens, |tokens| block.forward(tokens, hooks, i)))
+}
+
 impl Block {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.norm1.forward(x), None, &[], 0);
+    fn forward(&self, x: Tensor<3>, hooks: &Hooked, index: usize) -> Tensor<3> {
+        let x = x.clone() + self.attn.forward(self.norm1.forward(x), hooks, AttentionSite::own(index));
         x.clone() + self.mlp.forward(self.norm2.forward(x))
     }
 }

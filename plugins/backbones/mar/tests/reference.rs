@@ -1,26 +1,28 @@
-//! Encoder, decoder, head, losses, gradients and whole decodings equal those of the official code, recorded in
-//! `shared/goldens` (LTH14/mar fe470ac, a tiny configuration, f32; see MANIFEST.md there).
+//! Compares the encoder, decoder, head, losses, gradients and whole decodings with recordings of the official code:
+//! LTH14/mar fe470ac, a tiny configuration, f32. `tests/goldens/data/MANIFEST.md` describes the recordings.
 
-use framework::backbone::{Backbone, BackboneConfig, Control};
 use framework::burn::tensor::DType;
-use framework::guidance::{Denoiser, Guidance};
+use framework::network::backbone::{Backbone, BackboneConfig, Control};
 use framework::nn::gather;
+use framework::nn::hooks::Hooked;
+use framework::nn::parameters;
 use framework::prelude::*;
 use framework::process::Latent;
+use framework::process::diffusion::VpConfig;
 use framework::random::tensor;
-use framework::sampler::{NoiseSource, Progress, Sampler};
-use framework::vp::VpConfig;
-use framework::weights;
+use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+use framework::sampling::guidance::Guidance;
+use framework::sampling::sampler::{NoiseSource, Sampler, SamplerStep};
 use framework_dylib as _;
 use goldens::{Golden, close, gradients, load, same_gradients, values};
 use mar::{Mar, MarConfig};
 
-/// Sizes of what is recorded.
+/// Sizes of the recorded tensors.
 const SAMPLES: usize = 2;
 const TOKENS: usize = 16;
 const CHANNELS: usize = 6;
 
-/// The recorded latents as positions, and their classes.
+/// Returns the recorded latents as `[B, position, channel]`, and their classes.
 fn latents(golden: &Golden) -> (Tensor<3>, Condition) {
     let x = golden.tensor::<4>("latent").reshape([SAMPLES, CHANNELS, TOKENS]).swap_dims(1, 2);
     (x, golden.classes("labels", usize::MAX))
@@ -45,16 +47,16 @@ const FILE: &str = "mar_ckpt.pth";
 
 #[test]
 fn checkpoint_is_read_whole() {
-    let Some((_, report)) = load(&config(), FILE, &Device::flex()) else { return };
+    let (_, report) = load(&config(), FILE, &Device::flex());
     assert_eq!((report.used.len(), report.nesting.as_str(), report.fresh.len()), (92, "model_ema", 0), "{report}");
     assert_eq!(report.ignored.iter().filter(|(_, why)| why.contains("`model`")).count(), 92);
 }
 
 #[test]
 fn encoder_and_decoder_equal_the_official_code() {
-    let (Some(golden), config) = (Golden::open("mar.safetensors"), config()) else { return };
-    let Some((network, _)) = load(&config, FILE, &Device::flex()) else { return };
-    let network = weights::restore(Mar::new(&config, &Device::flex()), weights::export(&network)).unwrap();
+    let (golden, config) = (Golden::open("mar.safetensors"), config());
+    let (network, _) = load(&config, FILE, &Device::flex());
+    let network = parameters::restore(Mar::new(&config, &Device::flex()), parameters::export(&network)).unwrap();
     let (x, condition) = latents(&golden);
     let tokens = config.masked().patches.cut(x);
     assert_eq!(values(tokens.clone()), golden.numbers("patchified"));
@@ -65,15 +67,15 @@ fn encoder_and_decoder_equal_the_official_code() {
     }
     for (prefix, condition) in [("", condition.clone()), ("null.", condition.null())] {
         let class = network.condition(&condition, None, &Device::flex());
-        let encoded = network.encode(tokens.clone(), &hidden, class);
+        let encoded = network.encode(tokens.clone(), &hidden, class, &Hooked::default());
         let name = |part: &str| format!("{prefix}{part}");
         close(&name("encoder_out"), &values(encoded.clone()), &golden.numbers(&name("encoder_out")), 1e-4);
-        let decoded = network.decode(encoded, &hidden);
+        let decoded = network.decode(encoded, &hidden, &Hooked::default());
         close(&name("decoder_out"), &values(decoded), &golden.numbers(&name("decoder_out")), 1e-4);
     }
 }
 
-/// Every token at its recorded time and noise.
+/// Builds the input that evaluates the head on every token, at the recorded times and noise.
 fn whole(config: &MarConfig, golden: &Golden) -> Input {
     Input::Masked {
         x: config.masked().patches.cut(latents(golden).0),
@@ -86,12 +88,12 @@ fn whole(config: &MarConfig, golden: &Golden) -> Input {
 
 #[test]
 fn head_and_its_losses_equal_the_official_code() {
-    let (Some(golden), config) = (Golden::open("mar.safetensors"), config()) else { return };
-    let Some((network, _)) = load(&config, FILE, &Device::flex()) else { return };
+    let (golden, config) = (Golden::open("mar.safetensors"), config());
+    let (network, _) = load(&config, FILE, &Device::flex());
     let (x, condition) = latents(&golden);
     let out = network.predict(&whole(&config, &golden), &condition, &Control::default());
     close("head.out", &values(out.clone()), &golden.numbers("head.out"), 1e-4);
-    // Each token as a sample of its own, so that losses come a token.
+    // Make each token a sample of its own, to get one loss per token.
     let rows = SAMPLES * TOKENS;
     let out = out.reshape([rows, 1, 2 * CHANNELS]);
     let t: Vec<f64> = golden.numbers("head.t").into_iter().map(|t| config.t_of_native(t)).collect();
@@ -112,13 +114,14 @@ fn head_and_its_losses_equal_the_official_code() {
 
 #[test]
 fn loss_and_gradients_equal_the_official_code() {
-    let (Some(golden), config) = (Golden::open("mar.safetensors"), config()) else { return };
-    let Some((network, _)) = load(&config, FILE, &Device::flex().autodiff()) else { return };
+    let (golden, config) = (Golden::open("mar.safetensors"), config());
+    let (network, _) = load(&config, FILE, &Device::flex().autodiff());
     let (x, condition) = latents(&golden);
     let process = config.masked();
     let (orders, count) = (golden.indices("orders"), golden.indices("num_masked")[0]);
     let hidden: Vec<usize> = orders.chunks(TOKENS).flat_map(|order| order[..count].to_vec()).collect();
-    // Recorded are all tokens of all samples, then all again; the loss weighs those that are not hidden with zero.
+    // The recording holds all tokens of all samples, repeated. The official loss gives weight zero to tokens that are
+    // not hidden, so select the rows of the hidden tokens.
     let recorded: Vec<usize> = (0..SAMPLES)
         .flat_map(|sample| (0..process.repeats).map(move |repeat| (repeat * SAMPLES + sample) * TOKENS))
         .zip(hidden.chunks(count).flat_map(|hidden| vec![hidden; process.repeats]))
@@ -138,9 +141,9 @@ fn loss_and_gradients_equal_the_official_code() {
 
 #[test]
 fn official_file_starts_a_guided_network_at_the_published_model() {
-    let Some(golden) = Golden::open("mar.safetensors") else { return };
+    let golden = Golden::open("mar.safetensors");
     let config = MarConfig { guidance_input: Some(mar::GuidanceInput::Mlp), ..config() };
-    let Some((network, report)) = load(&config, FILE, &Device::flex()) else { return };
+    let (network, report) = load(&config, FILE, &Device::flex());
     assert_eq!(report.fresh.len(), 4, "{report}");
     for beta in [0.1, 0.5, 1.0] {
         let control = Control::guided(Some(vec![beta; SAMPLES]));
@@ -149,11 +152,11 @@ fn official_file_starts_a_guided_network_at_the_published_model() {
     }
 }
 
-/// The recorded orders, and the recorded noise at each token's place.
+/// Noise source that returns the recorded orders, and the recorded noise at the position of each token.
 struct Recorded<'a> {
     golden: &'a Golden,
     key: &'a str,
-    /// How many tokens are hidden after each iteration.
+    /// Number of tokens that are hidden after each iteration.
     hidden: [usize; 4],
 }
 
@@ -168,7 +171,7 @@ impl NoiseSource for Recorded<'_> {
                 .collect();
             places.sort_unstable();
             let name = format!("{}.iter{i}.{}", self.key, if draw == 0 { "init_noise" } else { "step_noise" });
-            // With guidance the rows of the null half follow those of the conditional one.
+            // With guidance, the rows of the null half follow the rows of the conditional half.
             let rows = self.golden.data(&name).shape().to_vec()[usize::from(draw > 0)];
             let recorded = &self.golden.numbers(&name)[draw.saturating_sub(1) * rows * CHANNELS..];
             for (place, row) in places.into_iter().zip(recorded.chunks(CHANNELS)) {
@@ -198,8 +201,8 @@ impl NoiseSource for Recorded<'_> {
 
 #[test]
 fn whole_decodings_equal_the_official_code() {
-    let (Some(golden), config) = (Golden::open("mar_sample.safetensors"), config()) else { return };
-    let Some((network, _)) = load(&config, FILE, &Device::flex()) else { return };
+    let (golden, config) = (Golden::open("mar_sample.safetensors"), config());
+    let (network, _) = load(&config, FILE, &Device::flex());
     let sampler: samplers::Masked = json(
         r#"{ "iterations": 4, "temperature": 0.95, "head": { "type": "ddpm", "steps": 8, "variance": "learned_range" } }"#,
     );
@@ -213,10 +216,11 @@ fn whole_decodings_equal_the_official_code() {
         ("cfg2.5.constant", rule(r#"{ "scale": 2.5 }"#), 8),
     ] {
         let rule: &dyn Guidance = &rule;
-        let mut model = Denoiser::new(&network, &*process, rule, &|_| None, &condition, &config.latent_shape());
+        let mut model =
+            Denoiser::new(&network, &*process, rule, GuidanceNumbers::NONE, &condition, &config.latent_shape());
         let mut noise = Recorded { golden: &golden, key, hidden: [14, 11, 6, 0] };
         let mut steps = 0;
-        let latent = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| steps += 1);
+        let latent = sampler.sample(&mut model, &mut noise, &mut |_: &SamplerStep<'_>| steps += 1);
         let Latent::Values(x) = latent else { unreachable!() };
         close(key, &values(x.swap_dims(1, 2)), &golden.numbers(&format!("{key}.tokens")), 1e-3);
         assert_eq!((steps, model.nfe()), (4, nfe), "{key}");
@@ -225,11 +229,11 @@ fn whole_decodings_equal_the_official_code() {
 
 #[test]
 fn published_sizes_count_the_published_parameters() {
-    // arXiv:2406.11838, in millions.
+    // Source: arXiv:2406.11838, in millions.
     for (size, published) in [("B", 208.0), ("L", 479.0), ("H", 943.0)] {
         let config: MarConfig = json(&format!(r#"{{"size": "{size}"}}"#));
         assert!(config.check().is_empty());
-        let parameters = weights::parameters(&config.init(&Device::flex()));
+        let parameters = parameters::parameters(&config.init(&Device::flex()));
         let count: usize = parameters.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
         let millions = count as f64 / 1e6;
         println!("{size}: {millions}");

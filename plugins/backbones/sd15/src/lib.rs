@@ -1,109 +1,115 @@
-//! The text-conditional U-Net of latent diffusion; Stable Diffusion 1.5 is its published size.
+//! The text-conditional U-Net of latent diffusion. Stable Diffusion 1.5 is its published size.
 //!
-//! Source: arXiv:2112.10752; its guidance input is that of GFT on Stable Diffusion, arXiv:2501.15420, and of latent
-//! consistency models, arXiv:2310.04378. Read this file first; `unet.rs` holds the blocks, `checkpoint.rs` the official
-//! names. Shapes: x_t `[B, H W, C]` in raster order, text `[B, K, T]`.
+//! Source: arXiv:2112.10752. The guidance input follows GFT on Stable Diffusion (arXiv:2501.15420) and latent
+//! consistency models (arXiv:2310.04378).
+//! Read this file first. `unet.rs` holds the blocks, and `checkpoint.rs` the official parameter names.
+//! Shapes: x_t `[B, H W, C]` in raster order, text `[B, K, T]`.
 
 #[cfg(test)]
 use framework_dylib as _;
 
-mod checkpoint;
+mod official;
 mod unet;
 
-use framework::backbone::{Backbone, BackboneConfig};
 use framework::burn;
 use framework::burn::module::Module;
+use framework::checkpoint::names::OfficialNames;
 use framework::error::Problems;
-use framework::foreign::ForeignNames;
+use framework::network::backbone::{Backbone, BackboneConfig, HookSites};
 use framework::nn::autoencoder::Resample;
+use framework::nn::parameters::Init;
 use framework::nn::{
     Conv2d, EmbeddingInit, GroupNorm, GroupNormConfig, TextEncoder, TextEncoderConfig, TimestepEmbedder,
     from_positions, guidance_sinusoid, silu, sinusoid, to_positions,
 };
 use framework::prelude::*;
-use framework::vp::{Betas, VpConfig};
-use framework::weights::Init;
+use framework::process::diffusion::{Betas, VpConfig};
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use unet::{Level, Middle, Shared};
+use unet::{Level, Middle, Pass, Shared};
 
-/// Which number the guidance projection reads the sinusoids of. It is added to the time's sinusoids.
+/// The value whose sinusoids the guidance projection reads. The projection is added to the sinusoids of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuidanceInput {
-    /// 1000 times the number itself.
+    /// 1000 times the guidance number.
     Linear,
-    /// 1000 (1 / number - 1): a beta, as `diffusers` feeds scale - 1.
+    /// 1000 (1 / number - 1), for a number that is a beta. This equals the 1000 (scale - 1) of `diffusers`.
     ScaleOfBeta,
-    /// 1000 (number - 1): a scale, as `diffusers` feeds it.
+    /// 1000 (number - 1), for a number that is a scale, as in `diffusers`.
     Scale,
 }
 
-/// A text encoder that is trained with the network: it reads token ids instead of features.
+/// Dimensions of a text encoder that is trained with the network. The network then reads token ids instead of text
+/// features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(example = framework::serde_json::json!({ "vocab_size": 23, "length": 10, "layers": 2, "num_heads": 4 }))]
 #[serde(deny_unknown_fields)]
 pub struct TextEncoderSizes {
-    /// Number of distinct tokens, as the conditioner makes them.
+    /// Number of distinct tokens that the conditioner produces.
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocab_size: usize,
-    /// Longest text, in tokens.
+    /// Maximum length of a text, in tokens.
     #[schemars(range(min = 1, max = 65_536))]
     pub length: usize,
-    /// Transformer layers.
+    /// Number of transformer layers.
     #[schemars(range(min = 1, max = 512))]
     pub layers: usize,
-    /// Attention heads of a layer; divides `cross_attention_dim`.
+    /// Number of attention heads per layer. Must divide `cross_attention_dim`.
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: usize,
 }
 
-/// Sizes of the U-Net. The defaults are those of Stable Diffusion 1.5.
+/// Dimensions of the U-Net. The defaults match Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sd15Config {
-    /// Side of the square latent, in positions. Published: 64 (512 pixels).
+    /// Side length of the square latent, in positions. Published: 64 for 512-pixel images.
     #[serde(default = "sample_size")]
     #[schemars(range(min = 1, max = 4096))]
     pub sample_size: usize,
-    /// Channels of the latent.
+    /// Number of latent channels.
     #[serde(default = "in_channels")]
     #[schemars(range(min = 1, max = 1024))]
     pub in_channels: usize,
-    /// Channels of each level, finest first; each level but the last halves height and width.
+    /// Number of channels per resolution level, finest level first. Every level except the last halves height and
+    /// width.
     #[serde(default = "block_out_channels")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 16_384)))]
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of a level on the way down; one more on the way up.
+    /// Number of residual blocks per level on the downsampling path. The upsampling path has one more per level.
     #[serde(default = "layers_per_block")]
     #[schemars(range(min = 1, max = 64))]
     pub layers_per_block: usize,
-    /// Levels with a transformer behind each residual block, finest = 0. The middle always has one.
+    /// Levels with a transformer after each residual block, where 0 is the finest level. The middle block always
+    /// has one.
     #[serde(default = "attention")]
     #[schemars(length(max = 8))]
     pub attention: Vec<usize>,
-    /// Attention heads of every transformer; divides the channels of its level. (`attention_head_dim` in the published
-    /// configuration, which means the number of heads there.)
+    /// Number of attention heads of every transformer. Must divide the channels of its level. The published
+    /// configuration calls this number `attention_head_dim`.
     #[serde(default = "num_heads")]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: usize,
-    /// Width of the text's features.
+    /// Width of the text features.
     #[serde(default = "cross_attention_dim")]
     #[schemars(range(min = 1, max = 65_536))]
     pub cross_attention_dim: usize,
-    /// Groups of every group normalisation; divides the channels of every level.
+    /// Number of groups of every group normalization. Must divide the channels of every level.
     #[serde(default = "norm_num_groups")]
     #[schemars(range(min = 1, max = 1024))]
     pub norm_num_groups: usize,
-    /// Trains a text encoder with the network, which then reads token ids; null = the conditioner makes features.
+    /// Text encoder to train with the network, which then reads token ids. null = the conditioner computes text
+    /// features.
     #[serde(default)]
     pub text_encoder: Option<TextEncoderSizes>,
-    /// How the guidance number of a guidance-free objective enters; null = the network takes none.
+    /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
     #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
-    /// How the text encoder's tables are drawn.
+    /// Initialization of the text encoder's embedding tables.
     #[serde(default)]
     pub embedding_init: EmbeddingInit,
-    /// Noise schedule and prediction.
+    /// Noise schedule, and the quantity that the network predicts.
     #[serde(default = "process")]
     pub process: VpConfig,
 }
@@ -138,16 +144,16 @@ fn process() -> VpConfig {
 
 framework::register!(backbone "sd15" => Sd15Config, "arXiv:2112.10752");
 
-/// Epsilon of the group norms of residual blocks and of the last layer.
+/// Epsilon of the group norms in residual blocks and before the output convolution.
 const EPSILON: f64 = 1e-5;
-/// Width of the guidance number's sinusoids.
+/// Width of the sinusoids of the guidance number.
 const GUIDANCE_FREQUENCIES: usize = 512;
 /// Width of the time embedding, as a multiple of the first level's channels.
 const TIME: usize = 4;
-/// The smallest beta of `scale_of_beta`: at 0 the scale has no number.
+/// Lower limit of beta for [`GuidanceInput::ScaleOfBeta`]. At 0, the scale would be infinite.
 const LEAST_BETA: f64 = 1e-4;
 
-/// One residual block of the plan: level, inputs, outputs, whether a transformer follows.
+/// A residual block as the cost estimates see it: its level, its channels, and whether a transformer follows.
 struct Planned {
     level: usize,
     inputs: usize,
@@ -168,7 +174,7 @@ impl Sd15Config {
         self.attention.contains(&level)
     }
 
-    /// Inputs of the residual blocks of each level on the way down.
+    /// Returns the input channels of a level's residual blocks on the downsampling path.
     fn down(&self, level: usize) -> Vec<usize> {
         let before = self.block_out_channels[level.saturating_sub(1)];
         let mut inputs = vec![self.block_out_channels[level]; self.layers_per_block];
@@ -176,20 +182,21 @@ impl Sd15Config {
         inputs
     }
 
-    /// Inputs of the residual blocks of each level on the way up: what comes from below, and what was kept.
+    /// Returns the input channels of a level's residual blocks on the upsampling path. A block reads the previous
+    /// block's output and the output that the skip connection kept.
     fn up(&self, level: usize) -> Vec<usize> {
         let channels = &self.block_out_channels;
         let below = channels[(level + 1).min(self.coarsest())];
         let inputs = |i: usize| {
             let from = if i == 0 { below } else { channels[level] };
-            // The last block meets what entered the level.
+            // The last block's skip connection is the input of the level on the downsampling path.
             let kept = if i == self.layers_per_block { channels[level.saturating_sub(1)] } else { channels[level] };
             from + kept
         };
         (0..=self.layers_per_block).map(inputs).collect()
     }
 
-    /// Every residual block, for the estimates.
+    /// Returns every residual block, for the cost estimates.
     fn plan(&self) -> Vec<Planned> {
         let mut plan = Vec::new();
         for (level, outputs) in self.block_out_channels.iter().enumerate() {
@@ -202,12 +209,12 @@ impl Sd15Config {
         plan
     }
 
-    /// Positions of a level.
+    /// Returns the number of positions of a level.
     fn positions(&self, level: usize) -> f64 {
         ((self.sample_size >> level) as f64).powi(2)
     }
 
-    /// Tokens of a text, for the estimates: CLIP's where no length is set.
+    /// Returns the number of tokens per text, for the cost estimates. Without a text encoder, CLIP's 77 is assumed.
     fn text_length(&self) -> f64 {
         self.text_encoder.as_ref().map_or(77.0, |encoder| encoder.length as f64)
     }
@@ -221,6 +228,12 @@ impl Sd15Config {
             layers: sizes.layers,
             num_heads: sizes.num_heads,
         })
+    }
+
+    /// Returns the number of transformer blocks: one per attention layer on both paths, and one in the middle block.
+    fn transformers(&self) -> usize {
+        let levels = (0..self.block_out_channels.len()).filter(|level| self.attended(*level));
+        1 + levels.map(|level| self.down(level).len() + self.up(level).len()).sum::<usize>()
     }
 }
 
@@ -249,18 +262,18 @@ impl BackboneConfig for Sd15Config {
             problems.push(problem.accepts(format!("a multiple of {halvings}")));
         }
         if !self.block_out_channels[0].is_multiple_of(2) {
-            let what = "the first level's channels are as many as sinusoids of time, half of them cosines";
+            let what = "the first level's number of channels is odd, but half of the time sinusoids are cosines";
             problems.push(Problem::new("/block_out_channels/0", what).accepts("an even number"));
         }
         for (i, level) in self.attention.iter().enumerate() {
             if *level >= self.levels() || self.attention[..i].contains(level) {
-                let what = format!("`attention` names level {level}");
-                let accepts = format!("levels from 0 to {}, each once", self.coarsest());
+                let what = format!("`attention` lists level {level}, which is repeated or does not exist");
+                let accepts = format!("distinct levels from 0 to {}", self.coarsest());
                 problems.push(Problem::new(format!("/attention/{i}"), what).accepts(accepts));
             }
         }
         if self.text_encoder.is_none() && self.embedding_init != EmbeddingInit::default() {
-            let what = "`embedding_init` has no effect: there is no text encoder to draw";
+            let what = "`embedding_init` has no effect without a text encoder";
             problems.push(
                 Problem::new("/embedding_init", what).and_at("/text_encoder").fix("delete /backbone/embedding_init"),
             );
@@ -273,19 +286,16 @@ impl BackboneConfig for Sd15Config {
     }
 
     fn accepts(&self) -> Accepts {
-        let (condition, width) = match &self.text_encoder {
-            None => (ConditionKind::Text, self.cross_attention_dim),
-            Some(encoder) => (ConditionKind::Tokens, encoder.vocab_size),
+        let condition = match &self.text_encoder {
+            None => ConditionShape::Text { length: None, width: self.cross_attention_dim },
+            Some(encoder) => ConditionShape::Tokens { length: Some(encoder.length), vocabulary: encoder.vocab_size },
         };
         Accepts {
             condition,
-            num_classes: None,
-            text_width: Some(width),
-            text_length: self.text_encoder.as_ref().map(|encoder| encoder.length),
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,
-            perturbation: false,
+            hooks: HookSites { blocks: self.transformers(), text_attention: true, decode_cache: false },
             cache: false,
         }
     }
@@ -310,7 +320,8 @@ impl BackboneConfig for Sd15Config {
             _ if path.ends_with("bias") => Init::Zeros,
             "text_encoder.token_embedding.weight" => Init::Normal(table),
             "text_encoder.position_embedding.weight" => Init::Normal(0.5 * table),
-            // Every residual branch, and the network, begins as zero (arXiv:2105.05233 app. C and its code).
+            // The output of every residual branch and of the network starts at zero (arXiv:2105.05233 app. C and its
+            // code).
             "conv_out.weight" => Init::Zeros,
             _ if path.ends_with("block.conv2.weight") || path.ends_with("proj_out.weight") => Init::Zeros,
             "time_embedding.cond_proj.weight" => Init::Normal(0.02),
@@ -321,8 +332,8 @@ impl BackboneConfig for Sd15Config {
         }
     }
 
-    fn formats(&self) -> Vec<ForeignNames> {
-        checkpoint::formats(self.levels(), self.layers_per_block, self.attention.clone())
+    fn formats(&self) -> Vec<OfficialNames> {
+        official::formats(self.levels(), self.layers_per_block, self.attention.clone())
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
@@ -338,7 +349,8 @@ impl BackboneConfig for Sd15Config {
             if !block.attended {
                 return convolutions;
             }
-            // Two 1x1 maps, four of self-attention, two of cross-attention, GEGLU; keys and values of the text.
+            // Linear layers per position: proj_in and proj_out (2), self-attention (4), queries and output of
+            // cross-attention (2), and GEGLU (12). Cross-attention also computes keys and values per text token.
             let maps = 2.0 * positions * outputs * outputs * (2.0 + 4.0 + 2.0 + 12.0);
             let keys = 4.0 * text * self.cross_attention_dim as f64 * outputs;
             convolutions + maps + keys + 4.0 * positions * outputs * (positions + text)
@@ -355,14 +367,15 @@ impl BackboneConfig for Sd15Config {
     fn activations(&self) -> f64 {
         let block = |block: Planned| {
             let (inputs, outputs, positions) = (block.inputs as f64, block.outputs as f64, self.positions(block.level));
-            // Inputs of norms and convolutions; of a transformer also those of its maps, attentions and gate.
+            // Stored: the inputs of norms and convolutions. A transformer adds the inputs of its linear layers,
+            // attentions and gate.
             positions * (2.0 * inputs + 4.0 * outputs + if block.attended { 30.0 * outputs } else { 0.0 })
         };
         self.plan().into_iter().map(block).sum()
     }
 }
 
-/// The network. Fields are named as in the `diffusers` files.
+/// The U-Net. Field names follow the `diffusers` checkpoints.
 #[derive(Module, Debug)]
 pub struct UNet {
     time_embedding: TimestepEmbedder,
@@ -378,7 +391,7 @@ pub struct UNet {
 }
 
 impl UNet {
-    /// Allocates nothing.
+    /// Builds the network without allocating its parameters.
     pub fn new(config: &Sd15Config, device: &Device) -> Self {
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[config.coarsest()]);
@@ -392,7 +405,7 @@ impl UNet {
             made.downsampler = (level < config.coarsest()).then(halve);
             made
         };
-        // The way up begins at the coarsest level.
+        // The upsampling path starts at the coarsest level and ends at the finest, which does not upsample.
         let up = |level: usize| {
             let width = channels[level];
             let mut made = Level::new(&config.up(level), width, config.attended(level), shared, device);
@@ -413,12 +426,12 @@ impl UNet {
         }
     }
 
-    /// Features of the text, `[B, K, T]`.
+    /// Returns the text features, `[B, K, T]`.
     fn text(&self, condition: &Condition, device: &Device) -> Tensor<3> {
         match (condition, &self.text_encoder) {
             (Condition::Text { features, .. }, None) => features.clone(),
             (Condition::Tokens { ids, .. }, Some(encoder)) => {
-                // Each different text is read once: of a null branch, one.
+                // Encode each distinct text once. All samples of a null branch share one text.
                 let mut place = BTreeMap::new();
                 let rows: Vec<i64> = ids
                     .iter()
@@ -438,7 +451,7 @@ impl UNet {
         }
     }
 
-    /// The sinusoids that the guidance projection reads, `[B, 512]` row-major.
+    /// Returns the sinusoids that the guidance projection reads, `[B, 512]` row-major.
     fn guidance(&self, numbers: &[f64]) -> Vec<f64> {
         let each = |f: fn(f64) -> f64| numbers.iter().map(|number| f(*number)).collect::<Vec<_>>();
         match self.config.guidance_input {
@@ -460,17 +473,21 @@ impl Backbone for UNet {
         let process = self.config.process.process();
         let index: Vec<f64> = t.iter().map(|t| process.index_of_t(*t)).collect();
         let guidance = control.guidance.as_deref().map(|numbers| self.guidance(numbers));
-        let time = silu(self.time_embedding.forward(&index, guidance.as_deref(), &device));
-        let text = self.text(condition, &device).cast(dtype);
+        let pass = Pass {
+            time: silu(self.time_embedding.forward(&index, guidance.as_deref(), &device)),
+            text: self.text(condition, &device).cast(dtype),
+            hooks: &control.hooks,
+            next: Cell::new(0),
+        };
         let grid = [self.config.sample_size; 2];
         let mut x = self.conv_in.forward(from_positions(x_t.clone().cast(dtype), grid));
         let mut kept = vec![x.clone()];
         for level in &self.down_blocks {
-            x = level.down(x, &time, &text, &mut kept);
+            x = level.down(x, &pass, &mut kept);
         }
-        x = self.mid_block.forward(x, &time, &text);
+        x = self.mid_block.forward(x, &pass);
         for level in &self.up_blocks {
-            x = level.up(x, &time, &text, &mut kept);
+            x = level.up(x, &pass, &mut kept);
         }
         to_positions(self.conv_out.forward(self.conv_norm_out.forward_silu(x))).cast(x_t.dtype())
     }

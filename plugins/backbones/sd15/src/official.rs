@@ -1,22 +1,24 @@
-//! The official files: `diffusers` folders (unet/) and the CompVis container, whose prefix is `model.diffusion_model.`.
+//! Parameter names and layouts of the official checkpoints: `diffusers` folders (`unet/`) and CompVis containers
+//! (prefix `model.diffusion_model.`).
 
-use framework::foreign::{BESIDE_LATENT_DIFFUSION, ForeignName, ForeignNames, Fresh, Layout};
+use framework::checkpoint::names::{BESIDE_LATENT_DIFFUSION, Fresh, Layout, OfficialName, OfficialNames};
 use std::sync::Arc;
 
-/// Both formats of a network with so many levels, residual blocks of a level, and attended levels.
-pub fn formats(levels: usize, layers: usize, attention: Vec<usize>) -> Vec<ForeignNames> {
+/// Returns both formats, for a network with this number of levels, this number of residual blocks per level, and
+/// transformers at the levels in `attention`.
+pub fn formats(levels: usize, layers: usize, attention: Vec<usize>) -> Vec<OfficialNames> {
     let compvis =
-        move |path: &str| ForeignName { name: compvis(path, levels, layers, &attention), layout: layout(path) };
+        move |path: &str| OfficialName { name: compvis(path, levels, layers, &attention), layout: layout(path) };
     vec![
-        ForeignNames {
+        OfficialNames {
             format: "diffusers",
             folder: "unet",
-            of: Arc::new(|path| ForeignName { name: diffusers(path), layout: layout(path) }),
+            of: Arc::new(|path| OfficialName { name: diffusers(path), layout: layout(path) }),
             nesting: &[],
             ignored: &[],
             optional: OPTIONAL,
         },
-        ForeignNames {
+        OfficialNames {
             format: "compvis",
             folder: "",
             of: Arc::new(compvis),
@@ -27,15 +29,17 @@ pub fn formats(levels: usize, layers: usize, attention: Vec<usize>) -> Vec<Forei
     ]
 }
 
-/// The new term of a guidance-free network starts at zero, so it starts as the published network for every number.
-const OPTIONAL: &[(&str, Fresh)] = &[("time_embedding.cond_proj.weight", Fresh::Zero), ("text_encoder.", Fresh::Drawn)];
+/// Parameters that a checkpoint may lack. The new guidance term starts at zero, so a guidance-free network starts
+/// as the published network for every guidance number. A jointly trained text encoder keeps its initialization.
+const OPTIONAL: &[(&str, Fresh)] =
+    &[("time_embedding.cond_proj.weight", Fresh::Zero), ("text_encoder.", Fresh::Initialized)];
 
 fn layout(path: &str) -> Layout {
     let convolution = path.contains("conv") || path.contains("nin_shortcut") || path.contains("sampler");
     match path {
         _ if !path.ends_with(".weight") || path.contains("norm") || convolution => Layout::Same,
         _ if path.contains("_embedding.weight") => Layout::Same,
-        // 1x1 convolutions there, maps of positions here.
+        // The official networks use 1x1 convolutions. Ours uses linear layers.
         _ if path.ends_with("proj_in.weight") || path.ends_with("proj_out.weight") => Layout::PatchConv { patch: 1 },
         _ => Layout::Transposed,
     }
@@ -51,12 +55,13 @@ fn diffusers(path: &str) -> String {
         .replace("upsampler.conv", "upsamplers.0.conv")
 }
 
-/// What both formats call alike within a transformer.
+/// Renames the parts of a transformer. Both formats use the same names for them.
 fn within(path: &str) -> String {
     path.replace(".to_out.", ".to_out.0.").replace(".ff.proj.", ".ff.net.0.proj.").replace(".ff.out.", ".ff.net.2.")
 }
 
-/// The CompVis code numbers all steps of one way one after another.
+/// Returns the CompVis name. CompVis numbers all steps of the downsampling path consecutively, and all steps of the
+/// upsampling path likewise.
 fn compvis(path: &str, levels: usize, layers: usize, attention: &[usize]) -> String {
     let path = within(path);
     let parts: Vec<&str> = path.split('.').collect();
@@ -78,7 +83,8 @@ fn compvis(path: &str, levels: usize, layers: usize, attention: &[usize]) -> Str
             format!("input_blocks.{step}.{}", step_part(part, &parts[4..]))
         }
         ["up_blocks", _, "upsampler", "conv", rest] => {
-            // It stands behind the last block's transformer, where there is one.
+            // The upsampler comes after the last residual block and, at a level with transformers, after the last
+            // transformer.
             let place = 1 + usize::from(attention.contains(&(levels - 1 - number(1))));
             format!("output_blocks.{}.{place}.conv.{rest}", number(1) * (layers + 1) + layers)
         }

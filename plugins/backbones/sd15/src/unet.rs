@@ -1,4 +1,5 @@
-//! The U-Net: residual blocks told of time, transformers that look at the text, on levels of falling resolution.
+//! Parts of the U-Net: residual blocks conditioned on time, and transformers that attend to the text, on levels of
+//! decreasing resolution.
 //!
 //!   residual     x + conv2(silu(norm2(conv1(silu(norm1(x))) + W silu(time))))
 //!   transformer  x + W_out blocks(W_in norm(x)),  block: x + attn1(n1(x)); x + attn2(n2(x), text); x + ff(n3(x))
@@ -8,11 +9,13 @@
 
 use framework::burn::module::Module;
 use framework::nn::autoencoder::{Resample, ResidualBlock};
+use framework::nn::hooks::{AttentionSite, Hooked};
 use framework::nn::{
-    Activation, GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, attend, from_positions, gate, heads, merge_heads,
+    Activation, GroupNorm, GroupNormConfig, LayerNorm, Linear, Span, from_positions, gate, heads, merge_heads,
     to_positions, upsample_nearest,
 };
 use framework::prelude::*;
+use std::cell::Cell;
 
 /// Epsilon of the group norm before a transformer.
 const TRANSFORMER_EPSILON: f64 = 1e-6;
@@ -21,30 +24,48 @@ const LAYER_EPSILON: f64 = 1e-5;
 /// Hidden width of a feed-forward layer, as a multiple of its width.
 const FEED_FORWARD: usize = 4;
 
-/// What all parts of a level share.
+/// Settings shared by all parts of a level.
 #[derive(Clone, Copy)]
 pub struct Shared {
     /// Width of the time embedding.
     pub time: usize,
-    /// Width of the text's features.
+    /// Width of the text features.
     pub text: usize,
-    /// Attention heads of every transformer.
+    /// Number of attention heads of every transformer.
     pub heads: usize,
-    /// Group normalisation of the residual blocks.
+    /// Group normalization of the residual blocks.
     pub norm: GroupNormConfig,
 }
 
-/// A residual block with what it is told of time.
+/// Inputs of the blocks apart from the image.
+pub struct Pass<'a> {
+    /// Time embedding, `[B, T]`, after SiLU.
+    pub time: Tensor<2>,
+    /// Text features, `[B, K, D]`.
+    pub text: Tensor<3>,
+    /// Hooks that read or change the pass.
+    pub hooks: &'a Hooked,
+    /// Index of the next transformer block, in execution order.
+    pub next: Cell<usize>,
+}
+
+impl Pass<'_> {
+    fn next_block(&self) -> usize {
+        self.next.replace(self.next.get() + 1)
+    }
+}
+
+/// Residual block conditioned on time.
 #[derive(Module, Debug)]
 pub struct Residual {
-    /// The convolutions.
+    /// Norms, convolutions and shortcut.
     pub block: ResidualBlock,
-    /// To a shift of each channel.
+    /// Projection of the time embedding to one shift per channel.
     pub time_emb_proj: Linear,
 }
 
 impl Residual {
-    /// Allocates nothing.
+    /// Builds the block without allocating its parameters.
     pub fn new(inputs: usize, outputs: usize, shared: Shared, device: &Device) -> Self {
         Self {
             block: ResidualBlock::new(inputs, outputs, shared.norm, device),
@@ -52,22 +73,22 @@ impl Residual {
         }
     }
 
-    /// Shapes: `x` `[B, in, H, W]`, `time` `[B, T]`, already through silu.
+    /// Applies the block. Shapes: `x` `[B, in, H, W]`; `time` `[B, T]`, after SiLU.
     fn forward(&self, x: Tensor<4>, time: &Tensor<2>) -> Tensor<4> {
         self.block.forward(x, Some(self.time_emb_proj.forward(time.clone())))
     }
 }
 
-/// Attention from one sequence to another, or to itself.
+/// Attention from one sequence to another sequence or to itself.
 #[derive(Module, Debug)]
 pub struct CrossAttention {
-    /// Queries.
+    /// Query projection.
     pub to_q: Linear,
-    /// Keys.
+    /// Key projection.
     pub to_k: Linear,
-    /// Values.
+    /// Value projection.
     pub to_v: Linear,
-    /// What comes back.
+    /// Output projection.
     pub to_out: Linear,
     #[module(skip)]
     num_heads: usize,
@@ -84,21 +105,21 @@ impl CrossAttention {
         }
     }
 
-    /// Shapes: `x` `[B, L, D]`, `context` `[B, K, C]`, to `[B, L, D]`.
-    fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+    /// Attends from `x` to `context`. Shapes: `x` `[B, L, D]`, `context` `[B, K, C]`, result `[B, L, D]`.
+    fn forward(&self, x: Tensor<3>, context: Tensor<3>, hooks: &Hooked, site: AttentionSite) -> Tensor<3> {
         let split = |x: Tensor<3>| heads(x, self.num_heads);
         let (k, v) = (self.to_k.forward(context.clone()), self.to_v.forward(context));
-        let mixed = attend([split(self.to_q.forward(x)), split(k), split(v)], Span::All, None, None);
+        let mixed = hooks.attend(site, [split(self.to_q.forward(x)), split(k), split(v)], Span::All, None, None);
         self.to_out.forward(merge_heads(mixed))
     }
 }
 
-/// `W2 (a gelu(b))`, `[a, b] = W1 x`, with the exact gelu.
+/// Feed-forward layer `W2 (a gelu(b))`, `[a, b] = W1 x`, with the exact GELU.
 #[derive(Module, Debug)]
 pub struct GeGlu {
-    /// To twice the hidden width.
+    /// Projection to twice the hidden width.
     pub proj: Linear,
-    /// Back.
+    /// Projection back to the input width.
     pub out: Linear,
 }
 
@@ -108,20 +129,20 @@ impl GeGlu {
     }
 }
 
-/// Attention within the image, attention to the text, and a feed-forward layer.
+/// Self-attention within the image, cross-attention to the text, and a feed-forward layer.
 #[derive(Module, Debug)]
 pub struct TransformerBlock {
-    /// Before `attn1`.
+    /// Norm before `attn1`.
     pub norm1: LayerNorm,
-    /// Within the image.
+    /// Self-attention within the image.
     pub attn1: CrossAttention,
-    /// Before `attn2`.
+    /// Norm before `attn2`.
     pub norm2: LayerNorm,
-    /// To the text.
+    /// Cross-attention to the text.
     pub attn2: CrossAttention,
-    /// Before `ff`.
+    /// Norm before `ff`.
     pub norm3: LayerNorm,
-    /// Of each position by itself.
+    /// Feed-forward layer, applied to each position separately.
     pub ff: GeGlu,
 }
 
@@ -139,29 +160,30 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, x: Tensor<3>, text: &Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>, index: usize) -> Tensor<3> {
+        let (own, text) = (AttentionSite::own(index), AttentionSite::text(index));
         let normal = self.norm1.forward(x.clone());
-        let x = x + self.attn1.forward(normal.clone(), normal);
-        let x = x.clone() + self.attn2.forward(self.norm2.forward(x), text.clone());
+        let x = x + self.attn1.forward(normal.clone(), normal, pass.hooks, own);
+        let x = x.clone() + self.attn2.forward(self.norm2.forward(x), pass.text.clone(), pass.hooks, text);
         x.clone() + self.ff.forward(self.norm3.forward(x))
     }
 }
 
-/// A transformer over the positions of an image.
+/// Transformer over the positions of an image.
 #[derive(Module, Debug)]
 pub struct SpatialTransformer {
-    /// Before everything.
+    /// Norm of the input.
     pub norm: GroupNorm,
-    /// Of each position; a 1x1 convolution in official files.
+    /// Input projection of each position. Official files store it as a 1x1 convolution.
     pub proj_in: Linear,
-    /// One, in every published network.
+    /// Transformer blocks. Every published network has one.
     pub transformer_blocks: Vec<TransformerBlock>,
-    /// Of each position.
+    /// Output projection of each position. Official files store it as a 1x1 convolution.
     pub proj_out: Linear,
 }
 
 impl SpatialTransformer {
-    /// Allocates nothing.
+    /// Builds the transformer without allocating its parameters.
     pub fn new(width: usize, shared: Shared, device: &Device) -> Self {
         let norm = GroupNormConfig { epsilon: TRANSFORMER_EPSILON, ..shared.norm };
         Self {
@@ -172,32 +194,34 @@ impl SpatialTransformer {
         }
     }
 
-    /// Shapes: `x` `[B, C, H, W]`, `text` `[B, K, T]`.
-    fn forward(&self, x: Tensor<4>, text: &Tensor<3>) -> Tensor<4> {
+    /// Adds the transformer's output to `x`. Shapes: `x` `[B, C, H, W]`, `text` `[B, K, T]`.
+    fn forward(&self, x: Tensor<4>, pass: &Pass<'_>) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let mut tokens = self.proj_in.forward(to_positions(self.norm.forward(x.clone())));
         for block in &self.transformer_blocks {
-            tokens = block.forward(tokens, text);
+            let i = pass.next_block();
+            tokens = pass.hooks.block(i, tokens, |tokens| block.forward(tokens, pass, i));
         }
         x + from_positions(self.proj_out.forward(tokens), [height, width])
     }
 }
 
-/// Residual blocks of one resolution, each followed by a transformer or none, and the way to the next resolution.
+/// Residual blocks of one resolution, optionally with a transformer after each, and the step to the next
+/// resolution.
 #[derive(Module, Debug)]
 pub struct Level {
-    /// One after another.
+    /// Residual blocks, in order.
     pub resnets: Vec<Residual>,
-    /// Behind each of them, or none.
+    /// One transformer per residual block, or empty.
     pub attentions: Vec<SpatialTransformer>,
-    /// To half the size, on the way down.
+    /// Halves height and width on the downsampling path.
     pub downsampler: Option<Resample>,
-    /// To twice the size, on the way up.
+    /// Doubles height and width on the upsampling path.
     pub upsampler: Option<Resample>,
 }
 
 impl Level {
-    /// Residual blocks of the given inputs to `width` channels.
+    /// Builds one residual block per entry of `inputs`, with that many input channels and `width` output channels.
     pub fn new(inputs: &[usize], width: usize, attended: bool, shared: Shared, device: &Device) -> Self {
         let attentions = if attended { inputs.len() } else { 0 };
         Self {
@@ -208,18 +232,19 @@ impl Level {
         }
     }
 
-    fn block(&self, i: usize, x: Tensor<4>, time: &Tensor<2>, text: &Tensor<3>) -> Tensor<4> {
-        let x = self.resnets[i].forward(x, time);
+    fn block(&self, i: usize, x: Tensor<4>, pass: &Pass<'_>) -> Tensor<4> {
+        let x = self.resnets[i].forward(x, &pass.time);
         match self.attentions.get(i) {
-            Some(attention) => attention.forward(x, text),
+            Some(attention) => attention.forward(x, pass),
             None => x,
         }
     }
 
-    /// On the way down: what every step made is kept for the way up.
-    pub fn down(&self, mut x: Tensor<4>, time: &Tensor<2>, text: &Tensor<3>, kept: &mut Vec<Tensor<4>>) -> Tensor<4> {
+    /// Runs the level on the downsampling path. Appends the output of every step to `kept`, for the skip
+    /// connections.
+    pub fn down(&self, mut x: Tensor<4>, pass: &Pass<'_>, kept: &mut Vec<Tensor<4>>) -> Tensor<4> {
         for i in 0..self.resnets.len() {
-            x = self.block(i, x, time, text);
+            x = self.block(i, x, pass);
             kept.push(x.clone());
         }
         if let Some(halve) = &self.downsampler {
@@ -229,11 +254,11 @@ impl Level {
         x
     }
 
-    /// On the way up: each block also sees what was kept, last first.
-    pub fn up(&self, mut x: Tensor<4>, time: &Tensor<2>, text: &Tensor<3>, kept: &mut Vec<Tensor<4>>) -> Tensor<4> {
+    /// Runs the level on the upsampling path. Each block also reads an output from `kept`, in reverse order.
+    pub fn up(&self, mut x: Tensor<4>, pass: &Pass<'_>, kept: &mut Vec<Tensor<4>>) -> Tensor<4> {
         for i in 0..self.resnets.len() {
-            let skip = kept.pop().expect("as many blocks up as steps down");
-            x = self.block(i, Tensor::cat(vec![x, skip], 1), time, text);
+            let skip = kept.pop().expect("one kept output per block on the upsampling path");
+            x = self.block(i, Tensor::cat(vec![x, skip], 1), pass);
         }
         match &self.upsampler {
             Some(double) => double.conv.forward(upsample_nearest(x)),
@@ -242,17 +267,17 @@ impl Level {
     }
 }
 
-/// The middle: a residual block, a transformer, a residual block.
+/// Middle block: a residual block, a transformer, a residual block.
 #[derive(Module, Debug)]
 pub struct Middle {
-    /// Before and behind the transformer.
+    /// Residual blocks before and after the transformer.
     pub resnets: Vec<Residual>,
-    /// One.
+    /// A single transformer.
     pub attentions: Vec<SpatialTransformer>,
 }
 
 impl Middle {
-    /// Allocates nothing.
+    /// Builds the block without allocating its parameters.
     pub fn new(width: usize, shared: Shared, device: &Device) -> Self {
         Self {
             resnets: (0..2).map(|_| Residual::new(width, width, shared, device)).collect(),
@@ -260,9 +285,9 @@ impl Middle {
         }
     }
 
-    /// Shapes: `[B, C, H, W]` to the same.
-    pub fn forward(&self, x: Tensor<4>, time: &Tensor<2>, text: &Tensor<3>) -> Tensor<4> {
-        let x = self.attentions[0].forward(self.resnets[0].forward(x, time), text);
-        self.resnets[1].forward(x, time)
+    /// Applies the block. Keeps the shape `[B, C, H, W]`.
+    pub fn forward(&self, x: Tensor<4>, pass: &Pass<'_>) -> Tensor<4> {
+        let x = self.attentions[0].forward(self.resnets[0].forward(x, &pass.time), pass);
+        self.resnets[1].forward(x, &pass.time)
     }
 }

@@ -1,31 +1,33 @@
-//! VAR: a transformer that predicts a pyramid of token maps, level after level, modulated by the class (adaLN).
+//! VAR: a transformer that predicts a pyramid of token maps, level by level, modulated by the class (adaLN).
 //!
-//! Source: arXiv:2404.02905. Its guidance input is our port of GFT's appendix (arXiv:2501.15420): no official code exists.
-//! Read this file first; `checkpoint.rs` holds the official names.
+//! Source: arXiv:2404.02905. The guidance input is our port of GFT's appendix (arXiv:2501.15420), for which no
+//! official code exists.
+//! Read this file first. `checkpoint.rs` holds the official parameter names.
 
-// The official names of two parameters hold capital letters.
+// Two parameters keep the capital letters of their official names.
 #![allow(non_snake_case)]
 
 #[cfg(test)]
 use framework_dylib as _;
 
-mod checkpoint;
+mod official;
 
-use framework::backbone::{Backbone, BackboneConfig, Cache};
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::burn::tensor::{Bool, TensorData};
+use framework::checkpoint::names::OfficialNames;
 use framework::error::Problems;
-use framework::foreign::ForeignNames;
+use framework::network::backbone::{Backbone, BackboneConfig, Cache, HookSites};
+use framework::nn::hooks::{AttentionSite, Hooked, Packed};
+use framework::nn::parameters::Init;
 use framework::nn::{
-    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, affine, attend, attend_packed,
-    gated_add, heads, merge_heads, parameter, silu, unit_heads,
+    Embedding, EmbeddingInit, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, affine, gated_add, heads,
+    merge_heads, parameter, silu, unit_heads,
 };
 use framework::prelude::*;
-use framework::tokens::TokenProcess;
-use framework::weights::Init;
+use framework::process::tokens::TokenProcess;
 
-/// The published sizes: depth, and `s` for a shared modulation.
+/// Published sizes, named by depth. The suffix `s` marks a modulation shared by all blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -38,7 +40,7 @@ pub enum Size {
     D36S,
 }
 
-/// The numbers that a size stands for.
+/// Dimensions of the network, which a published size sets together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Numbers {
     depth: usize,
@@ -48,7 +50,8 @@ struct Numbers {
 }
 
 impl Size {
-    /// Width 64 depth, as many heads as layers. Source: arXiv:2404.02905 eq. 8.
+    /// Returns the published dimensions: the width is 64 depth, and there are as many heads as blocks.
+    /// Source: arXiv:2404.02905 eq. 8.
     fn numbers(self) -> Numbers {
         let (depth, shared_aln) = match self {
             Self::D16 => (16, false),
@@ -61,67 +64,69 @@ impl Size {
     }
 }
 
-/// Where the guidance number enters.
+/// How the guidance number enters the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuidanceInput {
-    /// An embedder of 1000 times the number, added to the class embedding.
+    /// Embeds 1000 times the number, and adds the result to the class embedding.
     Mlp,
 }
 
-/// Sizes of a VAR, by published name (`size`) or by number.
+/// Dimensions of VAR, set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VarConfig {
-    /// A published size; then leave out depth, embed_dim, num_heads and shared_aln.
+    /// Published size. If it is set, leave out `depth`, `embed_dim`, `num_heads` and `shared_aln`.
     #[serde(default)]
     pub size: Option<Size>,
-    /// Number of blocks.
+    /// Number of transformer blocks.
     #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub depth: Option<usize>,
-    /// Width of the transformer; a multiple of `num_heads`.
+    /// Width of the transformer. Must be a multiple of `num_heads`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub embed_dim: Option<usize>,
-    /// Attention heads of a block.
+    /// Number of attention heads per block.
     #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: Option<usize>,
-    /// One modulation for all blocks, to which each adds an offset; null = false.
+    /// Shares one modulation layer among all blocks. Each block adds a learned offset. null = false.
     #[serde(default)]
     pub shared_aln: Option<bool>,
-    /// Hidden width of the blocks' MLP, as a multiple of `embed_dim`.
+    /// Hidden width of the MLP in each block, as a multiple of `embed_dim`.
     #[serde(default = "mlp_ratio")]
     #[schemars(range(min = 0.25, max = 32.0))]
     pub mlp_ratio: f64,
-    /// Queries and keys of unit length, with a learned scale a head: every released model.
+    /// Normalizes queries and keys to unit length and learns one scale per head, as every released model does.
     #[serde(default = "yes")]
     pub attn_l2_norm: bool,
-    /// Number of classes; the null class is one more row of the table.
+    /// Number of classes, without the null class. The null class has an additional row in the class table.
     #[serde(default = "num_classes")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub num_classes: usize,
-    /// Sides of the token maps, coarse to fine. Published, 256 pixels: 1, 2, 3, 4, 5, 6, 8, 10, 13, 16.
+    /// Side lengths of the token maps, coarse to fine. Must be strictly increasing. Published for 256-pixel images:
+    /// 1, 2, 3, 4, 5, 6, 8, 10, 13, 16.
     #[serde(default = "patch_nums")]
     #[schemars(length(min = 1), inner(range(min = 1, max = 1024)))]
     pub patch_nums: Vec<usize>,
-    /// Tokens of the vocabulary.
+    /// Vocabulary size of the tokenizer.
     #[serde(default = "vocabulary", rename = "V")]
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocabulary: usize,
-    /// Channels of the tokenizer's features, which feed the levels.
+    /// Number of channels of the tokenizer's features. Every level after the first reads the features of the
+    /// coarser levels.
     #[serde(default = "channels", rename = "Cvae")]
     #[schemars(range(min = 1, max = 65536))]
     pub channels: usize,
-    /// Epsilon of the norms.
+    /// Epsilon of the layer norms.
     #[serde(default = "norm_eps")]
     #[schemars(range(min = 1e-12, max = 1.0))]
     pub norm_eps: f64,
-    /// Where the guidance number of a guidance-free objective enters; null = the network takes none.
+    /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
     #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
-    /// How embeddings and layers are drawn.
+    /// Initialization of embeddings and linear layers.
     #[serde(default)]
     pub embedding_init: EmbeddingInit,
 }
@@ -163,9 +168,9 @@ impl VarConfig {
         }
     }
 
-    /// The numbers of a checked entry.
+    /// Returns the dimensions of an entry that passed the check phase.
     fn checked(&self) -> Numbers {
-        self.numbers().expect("the check phase refuses a var without size")
+        self.numbers().expect("the check phase refuses a var without dimensions")
     }
 
     fn hidden(&self) -> usize {
@@ -176,12 +181,12 @@ impl VarConfig {
         self.patch_nums.iter().map(|side| side * side).sum()
     }
 
-    /// Positions of the first level.
+    /// Returns the number of positions in the first level.
     fn first(&self) -> usize {
         self.patch_nums[0] * self.patch_nums[0]
     }
 
-    /// The level of each position.
+    /// Returns the level of each position.
     fn levels(&self) -> Vec<usize> {
         self.patch_nums.iter().enumerate().flat_map(|(k, side)| vec![k; side * side]).collect()
     }
@@ -199,20 +204,20 @@ impl BackboneConfig for VarConfig {
         for (name, is_given, needed) in given {
             if self.size.is_some() && is_given {
                 problems.push(
-                    Problem::new(format!("/{name}"), format!("`{name}` is set beside `size`, which already says it"))
+                    Problem::new(format!("/{name}"), format!("`{name}` is set, but `size` already determines it"))
                         .accepts("either `size`, or depth, embed_dim and num_heads")
                         .fix(format!("delete /backbone/{name} or /backbone/size")),
                 );
             } else if self.size.is_none() && !is_given && needed {
                 problems.push(
-                    Problem::new("", format!("the var has neither `size` nor `{name}`"))
+                    Problem::new("", format!("neither `size` nor `{name}` is set"))
                         .accepts("either `size` (such as \"d16\"), or depth, embed_dim and num_heads"),
                 );
             }
         }
         if !self.patch_nums.windows(2).all(|pair| pair[0] < pair[1]) {
-            let what = format!("`patch_nums` {:?} do not grow", self.patch_nums);
-            problems.push(Problem::new("/patch_nums", what).accepts("growing sides, coarse to fine"));
+            let what = format!("`patch_nums` {:?} is not strictly increasing", self.patch_nums);
+            problems.push(Problem::new("/patch_nums", what).accepts("strictly increasing sides, coarse to fine"));
         }
         if let Some(Numbers { embed_dim, num_heads, .. }) = self.numbers()
             && !embed_dim.is_multiple_of(num_heads)
@@ -225,14 +230,11 @@ impl BackboneConfig for VarConfig {
 
     fn accepts(&self) -> Accepts {
         Accepts {
-            condition: ConditionKind::Class,
-            num_classes: Some(self.num_classes),
-            text_width: None,
-            text_length: None,
+            condition: ConditionShape::Class { count: self.num_classes },
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,
-            perturbation: false,
+            hooks: HookSites { blocks: self.checked().depth, text_attention: false, decode_cache: true },
             cache: true,
         }
     }
@@ -252,8 +254,9 @@ impl BackboneConfig for VarConfig {
     fn initializer(&self, path: &str, shape: &[usize]) -> Init {
         let published = self.embedding_init == EmbeddingInit::Published;
         let Numbers { embed_dim, depth, .. } = self.checked();
-        // Source: the released training code: every table and layer N(0, 1 / (3 D)), residual outputs over sqrt(2 depth),
-        // the head over 50, modulations that leave the blocks almost at rest.
+        // Source: the released training code. Tables and layers have a standard deviation of sqrt(1 / (3 D)). It is
+        // divided by sqrt(2 depth) for residual outputs and by 50 for the head. It is divided by 1000 for
+        // modulations, so that every block starts close to the identity.
         let std = (1.0 / embed_dim as f64 / 3.0).sqrt();
         let table = path.contains("emb") || path.starts_with("pos_") || path.ends_with("ada_gss");
         match path {
@@ -274,8 +277,8 @@ impl BackboneConfig for VarConfig {
         }
     }
 
-    fn formats(&self) -> Vec<ForeignNames> {
-        vec![checkpoint::names()]
+    fn formats(&self) -> Vec<OfficialNames> {
+        vec![official::names()]
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
@@ -294,14 +297,14 @@ impl BackboneConfig for VarConfig {
     fn activations(&self) -> f64 {
         let Numbers { depth, embed_dim, .. } = self.checked();
         let length = self.positions() as f64;
-        // Kept per block: inputs of norms, maps, gates and gelu; queries, keys and values, before they are scaled to one and
-        // after. At the end the logits and their gradient.
+        // Stored per block: the inputs of norms, linear layers, gates and GELU, and the queries, keys and values
+        // before and after normalization to unit length. The output adds the logits and their gradient.
         let block = length * (13.0 * embed_dim as f64 + 2.0 * self.hidden() as f64);
         depth as f64 * block + 2.0 * length * self.vocabulary as f64
     }
 }
 
-/// Self-attention on levels. Keys have no bias.
+/// Self-attention within and across levels. Queries and values have a bias, keys have none.
 #[derive(Module, Debug)]
 struct SelfAttention {
     scale_mul_1H11: Option<Param<Tensor<4>>>,
@@ -313,7 +316,8 @@ struct SelfAttention {
     num_heads: usize,
 }
 
-/// One block. Its modulation is a layer of its own, or an offset to the shared one.
+/// Transformer block. Its modulation comes from its own layer (`ada_lin`), or from the shared layer plus an offset
+/// (`ada_gss`).
 #[derive(Module, Debug)]
 struct Block {
     attn: SelfAttention,
@@ -322,13 +326,13 @@ struct Block {
     ada_gss: Option<Param<Tensor<4>>>,
 }
 
-/// The last norm's modulation.
+/// Modulation of the final norm.
 #[derive(Module, Debug)]
 struct HeadNorm {
     ada_lin: Linear,
 }
 
-/// The network. Fields are named as in the official files.
+/// The VAR network. Field names follow the official checkpoints.
 #[derive(Module, Debug)]
 pub struct Var {
     word_embed: Linear,
@@ -345,13 +349,13 @@ pub struct Var {
     config: VarConfig,
 }
 
-/// Width of the guidance number's sinusoids.
+/// Width of the sinusoids of the guidance number.
 const FREQUENCIES: usize = 256;
-/// The learned logarithm of an attention scale counts up to that of 100.
+/// Upper limit of an attention scale. The learned logarithm of the scale is clamped to ln(100).
 const LARGEST_SCALE: f64 = 100.0;
 
 impl Var {
-    /// Allocates nothing.
+    /// Builds the network without allocating its parameters.
     pub fn new(config: &VarConfig, device: &Device) -> Self {
         let Numbers { depth, embed_dim: width, num_heads, shared_aln } = config.checked();
         let block = |_| Block {
@@ -382,7 +386,7 @@ impl Var {
         }
     }
 
-    /// Class and guidance number as one vector a sample, `[B, D]`.
+    /// Returns the sum of the class and guidance embeddings, one vector per sample: `[B, D]`.
     fn condition(&self, condition: &Condition, guidance: Option<&[f64]>) -> Tensor<2> {
         let class = self.class_emb.rows(&condition.class_rows(self.config.num_classes));
         match (&self.beta_embedder, guidance) {
@@ -395,7 +399,8 @@ impl Var {
         }
     }
 
-    /// Which keys `0..to` the queries `from..to` may not see: those of finer levels. `None` if they see all.
+    /// Returns the attention mask of the queries `from..to` over the keys `0..to`. It hides keys of finer levels.
+    /// Returns `None` if no key is hidden.
     fn mask(&self, from: usize, to: usize, batch: usize, device: &Device) -> Option<Tensor<4, Bool>> {
         let levels = &self.config.levels()[..to];
         if levels[from] == levels[to - 1] {
@@ -418,7 +423,7 @@ impl Backbone for Var {
         let read = cache.map_or(0, Cache::read);
         let c = self.condition(condition, control.guidance.as_deref());
         let width = c.dims()[1];
-        // The first level starts from the class alone, the others from the coarser level's features.
+        // The first level starts from the class alone. Every other level reads the features of the coarser levels.
         let words = |from: usize| {
             let features = features.clone().narrow(1, from, end - from).cast(c.dtype());
             self.word_embed.forward(features)
@@ -437,7 +442,8 @@ impl Backbone for Var {
         let shared = self.shared_ada_lin.as_ref().map(|ada| ada.forward(active.clone()).reshape([batch, 1, 6, width]));
         for (i, block) in self.blocks.iter().enumerate() {
             let modulation = block.modulation(&active, shared.as_ref());
-            x = block.forward(x, modulation, mask.clone(), cache, (i, self.config.norm_eps));
+            let state = Pass { mask: mask.clone(), cache, hooks: &control.hooks, index: i };
+            x = control.hooks.block(i, x, |x| block.forward(x, modulation, state, self.config.norm_eps));
         }
         if let Some(cache) = cache {
             cache.advance(end);
@@ -448,14 +454,23 @@ impl Backbone for Var {
     }
 }
 
+/// Inputs of a block apart from its tokens.
+struct Pass<'a> {
+    mask: Option<Tensor<4, Bool>>,
+    cache: Option<&'a Cache>,
+    hooks: &'a Hooked,
+    index: usize,
+}
+
 impl Block {
-    /// gamma, scale and shift of both halves, each `[B, D]`: gamma1, gamma2, scale1, scale2, shift1, shift2.
+    /// Returns the gates, scales and shifts of attention (1) and MLP (2), each `[B, D]`, in the official order:
+    /// gamma1, gamma2, scale1, scale2, shift1, shift2.
     fn modulation(&self, active: &Tensor<2>, shared: Option<&Tensor<4>>) -> [Tensor<2>; 6] {
         let [batch, width] = active.dims();
         let all = match (&self.ada_lin, &self.ada_gss, shared) {
             (Some(ada), ..) => ada.forward(active.clone()).reshape([batch, 1, 6, width]),
             (None, Some(offset), Some(shared)) => shared.clone() + offset.val(),
-            _ => unreachable!("a block has a modulation of its own or shares one"),
+            _ => unreachable!("a block has its own modulation layer or an offset to the shared one"),
         };
         std::array::from_fn(|i| all.clone().narrow(2, i, 1).reshape([batch, width]))
     }
@@ -464,12 +479,11 @@ impl Block {
         &self,
         x: Tensor<3>,
         [gamma_attn, gamma_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn]: [Tensor<2>; 6],
-        mask: Option<Tensor<4, Bool>>,
-        cache: Option<&Cache>,
-        (index, epsilon): (usize, f64),
+        pass: Pass<'_>,
+        epsilon: f64,
     ) -> Tensor<3> {
         let modulated = adaptive_layer_norm(x.clone(), epsilon, shift_attn, scale_attn);
-        let x = gated_add(x, self.attn.forward(modulated, mask, cache, index), gamma_attn);
+        let x = gated_add(x, self.attn.forward(modulated, pass), gamma_attn);
         let modulated = adaptive_layer_norm(x.clone(), epsilon, shift_ffn, scale_ffn);
         let mixed = self.ffn.forward(modulated);
         gated_add(x, mixed, gamma_ffn)
@@ -477,8 +491,8 @@ impl Block {
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, mask: Option<Tensor<4, Bool>>, cache: Option<&Cache>, layer: usize) -> Tensor<3> {
-        let width = x.dims()[2];
+    fn forward(&self, x: Tensor<3>, Pass { mask, cache, hooks, index }: Pass<'_>) -> Tensor<3> {
+        let (width, site) = (x.dims()[2], AttentionSite::own(index));
         let [q_bias, v_bias] = [&self.q_bias, &self.v_bias].map(Param::val);
         let bias = Tensor::cat(vec![q_bias.clone(), q_bias.zeros_like(), v_bias], 0);
         let mut qkv = affine(x, self.mat_qkv.weight.val(), Some(bias));
@@ -490,10 +504,13 @@ impl SelfAttention {
         let mixed = match cache {
             Some(cache) => {
                 let [q, k, v] = [0, 1, 2].map(|i| heads(qkv.clone().narrow(2, i * width, width), self.num_heads));
-                let [k, v] = cache.extend(layer, k, v);
-                merge_heads(attend([q, k, v], Span::All, mask, Some(scale)))
+                let [k, v] = hooks.cached(index, cache.extend(index, k, v));
+                merge_heads(hooks.attend(site, [q, k, v], Span::All, mask, Some(scale)))
             }
-            None => attend_packed(qkv, self.num_heads, Span::All, mask, Some(scale)),
+            None => {
+                let packed = Packed { num_heads: self.num_heads, span: Span::All, mask, scale: Some(scale) };
+                hooks.attend_packed(site, qkv, packed)
+            }
         };
         self.proj.forward(mixed)
     }

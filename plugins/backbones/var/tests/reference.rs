@@ -1,17 +1,19 @@
-//! Forward, gradients, losses and greedy decoding equal those of the official code, recorded in `shared/goldens`
-//! (FoundationVision/VAR 78b9539, thu-ml/CCA 7d5a073; tiny configurations, f32).
+//! Compares the forward pass, gradients, losses and greedy decoding with recordings of the official code:
+//! FoundationVision/VAR 78b9539 and thu-ml/CCA 7d5a073, tiny configurations, f32.
+//! `tests/goldens/data/MANIFEST.md` describes the recordings.
 
-use framework::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
 use framework::burn::module::Module;
 use framework::burn::tensor::DType;
-use framework::guidance::{Denoiser, Guidance};
+use framework::data::tokenizer::Tokenizer;
+use framework::network::backbone::{Backbone, BackboneConfig, BoxBackbone, Control};
+use framework::nn::parameters;
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::random::Random;
-use framework::sampler::{Progress, Sampler, SeededNoise};
+use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+use framework::sampling::guidance::Guidance;
+use framework::sampling::sampler::{Sampler, SamplerStep, SeededNoise};
 use framework::serde_json::from_str;
-use framework::tokenizer::Tokenizer;
-use framework::weights;
 use framework_dylib as _;
 use goldens::{Draws, Golden, Recorded, close, gradients, load, overridden, same_gradients, values};
 use guidance::{Cfg, NoGuidance};
@@ -27,12 +29,12 @@ fn tiny(more: &str) -> VarConfig {
     .unwrap()
 }
 
-/// The two recorded forms: a modulation for each block, and a shared one.
+/// Returns the two recorded configurations: one modulation layer per block, and a shared modulation layer.
 fn forms() -> [(&'static str, VarConfig); 2] {
     [("var", tiny("")), ("var_saln", tiny(r#", "shared_aln": true"#))]
 }
 
-/// Recorded features with a row for the first level, which is not read.
+/// Returns the recorded features, with a zero row for the first level, which the network does not read.
 fn features(golden: &Golden, name: &str) -> Tensor<3> {
     let features: Tensor<3> = golden.tensor(name);
     let [batch, _, channels] = features.dims();
@@ -42,8 +44,8 @@ fn features(golden: &Golden, name: &str) -> Tensor<3> {
 #[test]
 fn forward_equals_the_official_code() {
     for (name, config) in forms() {
-        let Some(golden) = Golden::open(&format!("{name}.safetensors")) else { return };
-        let Some((network, report)) = load(&config, &format!("{name}_ckpt.pth"), &Device::flex()) else { return };
+        let golden = Golden::open(&format!("{name}.safetensors"));
+        let (network, report) = load(&config, &format!("{name}_ckpt.pth"), &Device::flex());
         assert_eq!(report.ignored.len(), 5, "{report}");
         let input = Input::Levels { features: features(&golden, "x_BLCv_wo_first_l") };
         let condition = golden.classes("label", 10);
@@ -61,9 +63,9 @@ fn example(config: &VarConfig, ids: Tensor<2, Int>, features: Tensor<3>) -> Exam
 #[test]
 fn gradients_equal_the_official_code() {
     for (name, config) in forms() {
-        let Some(golden) = Golden::open(&format!("{name}.safetensors")) else { return };
+        let golden = Golden::open(&format!("{name}.safetensors"));
         let device = Device::flex().autodiff();
-        let Some((network, _)) = load(&config, &format!("{name}_ckpt.pth"), &device) else { return };
+        let (network, _) = load(&config, &format!("{name}_ckpt.pth"), &device);
         let example = example(&config, golden.ids("gt_idx"), features(&golden, "x_BLCv_wo_first_l"));
         let prediction = network.predict(&example.input, &golden.classes("label", 10), &Control::default());
         let loss = config.process().loss(prediction, &example).mean();
@@ -72,38 +74,38 @@ fn gradients_equal_the_official_code() {
     }
 }
 
-/// The recorded tokenizer, with its weights.
-fn tokenizer() -> Option<VarVqvae> {
-    let path = goldens::path("var_vae_ckpt.pth")?;
+/// Loads the recorded tokenizer.
+fn tokenizer() -> VarVqvae {
+    let path = goldens::path("var_vae_ckpt.pth");
     let mut tokenizer: VarVqvae = from_str(&format!(
         r#"{{"path": {path:?}, "vocab_size": 64, "z_channels": 8, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1,
             "v_patch_nums": [1, 2, 3, 4]}}"#
     ))
     .unwrap();
     tokenizer.load(&Device::flex()).unwrap();
-    Some(tokenizer)
+    tokenizer
 }
 
 #[test]
 fn greedy_decoding_equals_the_official_code_with_cache_and_without() {
-    let Some(tokenizer) = tokenizer() else { return };
+    let tokenizer = tokenizer();
     for (name, config) in forms() {
-        let Some(golden) = Golden::open(&format!("{name}.safetensors")) else { return };
-        let Some((network, _)) = load(&config, &format!("{name}_ckpt.pth"), &Device::flex()) else { return };
+        let golden = Golden::open(&format!("{name}.safetensors"));
+        let (network, _) = load(&config, &format!("{name}_ckpt.pth"), &Device::flex());
         let (condition, process, shape) = (golden.classes("label", 10), config.process(), config.latent_shape());
-        // Their cfg grows linearly with the level and counts from 0: 1 + cfg level / (levels - 1) is our scale.
+        // The official cfg value grows linearly with the level, from 0. Our scale is 1 + cfg level / (levels - 1).
         let ramp: Cfg = from_str(r#"{"scale": 2.5, "schedule": {"type": "linear"}}"#).unwrap();
         let none: NoGuidance = from_str("{}").unwrap();
         let rules: [(&str, &dyn Guidance); 2] = [("infer.cfg0.0", &none), ("infer.cfg1.5", &ramp)];
         for (run, rule) in rules {
             for cache in [true, false] {
                 let sampler: NextLevel = from_str(&format!(r#"{{"temperature": 0.0, "cache": {cache}}}"#)).unwrap();
-                let mut model = Denoiser::new(&network, &*process, rule, &|_| None, &condition, &shape)
+                let mut model = Denoiser::new(&network, &*process, rule, GuidanceNumbers::NONE, &condition, &shape)
                     .with_codec(tokenizer.codec());
                 let (random, device) = (Random::new(0), Device::flex());
                 let mut noise =
                     SeededNoise { random, first: 0, count: 2, shape: shape.clone(), dtype: DType::F32, device };
-                let ids = sampler.sample(&mut model, &mut noise, &mut |_: &Progress<'_>| {}).ids();
+                let ids = sampler.sample(&mut model, &mut noise, &mut |_: &SamplerStep<'_>| {}).ids();
                 let mut from = 0;
                 for (k, side) in shape.levels.iter().enumerate() {
                     let level = ids.clone().narrow(1, from, side * side);
@@ -111,7 +113,7 @@ fn greedy_decoding_equals_the_official_code_with_cache_and_without() {
                     assert_eq!(goldens::numbers(level.into_data()), expected, "{name} {run} level {k}, cache {cache}");
                     from += side * side;
                 }
-                // Their pictures lie in [0, 1].
+                // The official images have values in [0, 1].
                 let image = tokenizer.decode(Latent::Ids(ids), [3, 8, 8]).clamp(-1.0, 1.0) * 0.5 + 0.5;
                 close(run, &values(image), &golden.numbers(&format!("{run}.img")), 1e-4);
             }
@@ -121,7 +123,7 @@ fn greedy_decoding_equals_the_official_code_with_cache_and_without() {
 
 #[test]
 fn cca_has_the_official_loss_gradients_and_log_probabilities() {
-    let Some(tokenizer) = tokenizer() else { return };
+    let tokenizer = tokenizer();
     let negatives = |lambda: f64, more: &str| format!(r#""negatives": {{"lambda": {lambda}{more}}}"#);
     for (file, variant) in [
         ("cca_var_cca", format!(r#"{{"type": "contrast", "beta": 0.02, {}}}"#, negatives(50.0, ""))),
@@ -135,9 +137,9 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
         ("cca_var_dpo", r#"{"type": "dpo", "beta": 0.02}"#.into()),
         ("cca_var_unlearning", format!(r#"{{"type": "unlearning", {}}}"#, negatives(0.5, ""))),
     ] {
-        let Some(golden) = Golden::open(&format!("{file}.safetensors")) else { return };
+        let golden = Golden::open(&format!("{file}.safetensors"));
         let (config, device) = (tiny(""), Device::flex().autodiff());
-        let Some((network, _)) = load(&config, "var_ckpt.pth", &device) else { return };
+        let (network, _) = load(&config, "var_ckpt.pth", &device);
         let reference = network.valid();
         let network = overridden(network, &config.formats()[0], &golden, "policy_override.");
         let Latent::Levels { ids, features } = tokenizer.encode(golden.tensor("img")) else { panic!("no levels") };
@@ -169,9 +171,9 @@ fn cca_has_the_official_loss_gradients_and_log_probabilities() {
 
 #[test]
 fn a_guided_network_starts_at_the_published_model() {
-    let Some(golden) = Golden::open("var.safetensors") else { return };
+    let golden = Golden::open("var.safetensors");
     let config = tiny(r#", "guidance_input": "mlp""#);
-    let Some((network, report)) = load(&config, "var_ckpt.pth", &Device::flex()) else { return };
+    let (network, report) = load(&config, "var_ckpt.pth", &Device::flex());
     assert_eq!(report.fresh.len(), 4, "{report}");
     let input = Input::Levels { features: features(&golden, "x_BLCv_wo_first_l") };
     let control = Control::guided(Some(vec![0.3; 2]));
@@ -181,13 +183,14 @@ fn a_guided_network_starts_at_the_published_model() {
 
 #[test]
 fn published_sizes_count_the_published_parameters() {
-    // Source: arXiv:2404.02905 table 1 gives 310 M, 600 M, 1.0 B, 2.0 B and 2.3 B: as many digits as it prints. Width 64 d
-    // and 18 width^2 a block (12 and 6 of the modulation) leave no other choice within half a percent.
+    // Source: arXiv:2404.02905 table 1 prints 310 M, 600 M, 1.0 B, 2.0 B and 2.3 B. The tolerances are its rounding. A
+    // block has 18 width^2 parameters (6 of them in the modulation), and the width is 64 depth. No other choice fits
+    // within half a percent.
     let published = [("d16", 310.0, 0.5), ("d20", 600.0, 1.0), ("d24", 1000.0, 50.0), ("d30", 2000.0, 50.0)];
     for (size, millions, rounding) in published.into_iter().chain([("d36-s", 2300.0, 51.0)]) {
         let config: VarConfig = from_str(&format!(r#"{{"size": "{size}"}}"#)).unwrap();
         assert!(config.check().is_empty());
-        let parameters = weights::parameters(&config.init(&Device::flex()));
+        let parameters = parameters::parameters(&config.init(&Device::flex()));
         let count: usize = parameters.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
         assert!((count as f64 / 1e6 - millions).abs() <= rounding, "{size}: {count}");
     }

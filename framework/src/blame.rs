@@ -1,0 +1,49 @@
+//! Attributes panics to plugins: a plugin's code runs under the plugin's name. A panic then fails the run
+//! with that name instead of aborting the process.
+
+use crate::error::{Error, Result};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+/// A panic payload, with the name of the plugin that panicked.
+struct Panicked {
+    who: String,
+    what: String,
+}
+
+/// Runs the code of `who`. A panic continues with that name attached. If names are nested, the innermost one
+/// is kept.
+pub fn named<T>(who: &str, run: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| resume_unwind(name(who, panic)))
+}
+
+/// Runs the code of `who` and turns a panic into an error.
+///
+/// # Errors
+/// If the code panics. The error names the plugin and contains the panic message.
+pub fn caught<T>(who: &str, run: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let Panicked { who, what } = *name(who, panic);
+        Error::Run(format!("{who} panicked: {what}"))
+    })
+}
+
+fn name(who: &str, panic: Box<dyn Any + Send>) -> Box<Panicked> {
+    panic.downcast::<Panicked>().unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Box::new(Panicked { who: who.to_string(), what: text.unwrap_or_else(|| "no message".to_string()) })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_name_is_reported() {
+        let error = caught::<()>("outer", || named("inner", || panic!("out of {}", "range"))).unwrap_err();
+        assert_eq!(error.to_string(), "inner panicked: out of range");
+        assert_eq!(caught("outer", || named("inner", || 3)).unwrap(), 3);
+    }
+}

@@ -1,0 +1,132 @@
+//! Sampling of labelled images from a pipeline: batches, seeds, and the count of network evaluations.
+
+use crate::blame;
+use crate::data::dataset::Label;
+use crate::error::{Error, Result};
+use crate::evaluation::images::Images;
+use crate::network::backbone::{Backbone, Control};
+use crate::network::condition::Condition;
+use crate::nn::precision::MatmulPrecision;
+use crate::pipeline::Pipeline;
+use crate::plugin::Kind;
+use crate::process::Input;
+use crate::random::Random;
+use crate::sampling::denoiser::{Denoiser, GuidanceNumbers, Weak};
+use crate::sampling::guidance::Guidance;
+use crate::sampling::sampler::{Sampler, SamplerStep, SeededNoise};
+use burn::tensor::{DType, Device, Tensor};
+use std::time::Instant;
+
+/// A request for samples.
+pub struct Request<'a> {
+    /// Condition of each sample. The length is the number of samples.
+    pub labels: Vec<Label>,
+    /// Seed. The noise of sample `i` depends only on (seed, i).
+    pub seed: u64,
+    /// Samples per batch.
+    pub batch_size: usize,
+    /// Sampler.
+    pub sampler: &'a dyn Sampler,
+    /// Guidance rule.
+    pub guidance: &'a dyn Guidance,
+    /// Precision of the network's matrix products.
+    pub matmul_precision: MatmulPrecision,
+}
+
+/// The samples, and their cost.
+#[derive(Clone, Debug)]
+pub struct Sampled {
+    /// Images as rows `[C, H, W]`, nominally in [-1, 1].
+    pub images: Images,
+    /// Network evaluations per sample.
+    pub nfe: usize,
+    /// Total duration in seconds.
+    pub seconds: f64,
+}
+
+impl Sampled {
+    /// Returns the number of images per second.
+    pub fn images_per_second(&self) -> f64 {
+        self.images.len() as f64 / self.seconds
+    }
+}
+
+/// A network for sampling. Its panics carry the backbone's name, and its passes have the requested precision.
+#[derive(Debug)]
+struct Named<'a> {
+    network: &'a dyn Backbone,
+    name: &'a str,
+    precision: MatmulPrecision,
+}
+
+impl Backbone for Named<'_> {
+    fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        let pass = || self.network.predict(input, condition, control);
+        blame::named(self.name, || self.precision.within(pass))
+    }
+}
+
+/// Samples images. Calls `progress` after every sampler step with (completed steps, total steps).
+///
+/// # Errors
+/// If a caption cannot be encoded, a plugin panics, or a sample is not finite.
+pub fn sample(
+    pipeline: &Pipeline,
+    network: &dyn Backbone,
+    request: &Request<'_>,
+    device: &Device,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Sampled> {
+    let process = pipeline.process();
+    let network = Named { network, name: pipeline.name(Kind::Backbone), precision: request.matmul_precision };
+    let drawing = format!("{} under {}", pipeline.name(Kind::Sampler), pipeline.name(Kind::Guidance));
+    let (shape, image) = (pipeline.latent_shape(), pipeline.image_shape());
+    let of_scale = |scale: f64| pipeline.objective.guidance_of_scale(scale);
+    let numbers = GuidanceNumbers { of_scale: &of_scale, null: pipeline.objective.null().number() };
+    let weak_of_scale = |scale: f64| pipeline.weak.as_ref()?.objective.as_ref()?.guidance_of_scale(scale);
+    let weak_null = pipeline.weak.as_ref().and_then(|weak| weak.objective.as_ref()?.null().number());
+    let weak_named = pipeline.weak.as_ref().map(|weak| Named {
+        network: &weak.network,
+        name: "the weak network",
+        precision: request.matmul_precision,
+    });
+    let weak = weak_named
+        .as_ref()
+        .map(|network| Weak { network, numbers: GuidanceNumbers { of_scale: &weak_of_scale, null: weak_null } });
+    let start = Instant::now();
+    let count = request.labels.len();
+    let batches = count.div_ceil(request.batch_size);
+    let mut images = Images::none(image);
+    let mut nfe = 0;
+    for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
+        let condition = pipeline.condition(labels)?;
+        let mut model = Denoiser::new(&network, &*process, request.guidance, numbers, &condition, &shape)
+            .with_codec(pipeline.tokenizer.codec())
+            .with_weak(weak);
+        let mut noise = SeededNoise {
+            random: Random::new(request.seed),
+            first: batch * request.batch_size,
+            count: labels.len(),
+            shape: shape.clone(),
+            dtype: DType::F32,
+            device: device.clone(),
+        };
+        let mut observer = |at: &SamplerStep<'_>| progress(batch * at.steps + at.step, batches * at.steps);
+        let latent = blame::caught(&drawing, || request.sampler.sample(&mut model, &mut noise, &mut observer))?;
+        nfe = model.nfe();
+        let decoded = pipeline.decode(latent, image)?;
+        let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
+        if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+            let sample = batch * request.batch_size + bad / images.width();
+            let why = match request.matmul_precision {
+                MatmulPrecision::Highest => "the weights have diverged",
+                MatmulPrecision::Medium => {
+                    "the weights have diverged, or values are too large for matmul precision medium"
+                }
+            };
+            return Err(Error::Run(format!("sample {sample} of seed {} is not finite: {why}", request.seed)));
+        }
+        images.extend(values, labels);
+    }
+    Ok(Sampled { images, nfe, seconds: start.elapsed().as_secs_f64() })
+}

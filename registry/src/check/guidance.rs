@@ -1,0 +1,136 @@
+//! Checks of the guidance rule against backbone, objective and process.
+
+use super::words::describe;
+use crate::document::Document;
+use framework::error::{Problem, Problems};
+use framework::network::condition::ConditionShape;
+use framework::objective::NullPrediction;
+use framework::sampling::guidance::HookNeeds;
+
+/// Returns the needs of the rule that the pipeline does not meet.
+pub(super) fn needs(document: &Document) -> Problems {
+    let (needs, accepts) = (document.guidance.needs(), document.backbone.accepts());
+    let (guidance, backbone) = (document.guidance.typetag_name(), document.backbone.typetag_name());
+    let mut problems = Problems::new();
+    if needs.null && accepts.condition == ConditionShape::None {
+        let what =
+            format!("guidance \"{guidance}\" needs the null condition; backbone \"{backbone}\" reads no condition");
+        let problem = Problem::new("/guidance", what).and_at("/backbone");
+        problems.push(problem.accepts("guidance without a null branch, or a backbone that reads a class or a text"));
+    }
+    let process = document.backbone.process();
+    let path = process.path().or_else(|| process.head()?.process.path());
+    if path.is_none() && needs.space.is_some_and(|space| space != process.prediction()) {
+        let what = format!(
+            "guidance \"{guidance}\" needs another prediction space than backbone \"{backbone}\", which has {}",
+            describe(process.family())
+        );
+        let problem = Problem::new("/guidance", what).and_at("/backbone");
+        problems.push(problem.accepts("guidance in the backbone's own prediction space, or a continuous process"));
+    }
+    match (needs.weak, &document.weak) {
+        (true, None) => {
+            let what = format!("guidance \"{guidance}\" needs a weak network; the document names none");
+            problems.push(
+                Problem::new("/guidance/weak", what)
+                    .accepts("a run folder, a checkpoint or an official file")
+                    .fix("set /guidance/weak to {\"checkpoint\": \"runs/NAME\"}"),
+            );
+        }
+        (false, Some(_)) => {
+            let what = format!("the weak network has no effect: guidance \"{guidance}\" uses one network only");
+            problems.push(
+                Problem::new("/guidance/weak", what)
+                    .accepts("null, or a rule that compares two networks")
+                    .fix("remove /guidance/weak"),
+            );
+        }
+        _ => {}
+    }
+    if needs.gradient {
+        let what = format!("guidance \"{guidance}\" needs gradients; sampling computes none");
+        problems.push(Problem::new("/guidance", what).accepts("a rule that needs only predictions"));
+    }
+    if needs.most_branches == 0 {
+        let what = format!("guidance \"{guidance}\" declares that it evaluates no branch");
+        problems.push(Problem::new("/guidance", what).accepts("a rule with at least one branch"));
+    }
+    problems.extend(hooks(document, needs.hooks));
+    problems
+}
+
+/// Returns the problems with hooks that the network does not support.
+fn hooks(document: &Document, needs: HookNeeds) -> Problems {
+    let sites = document.backbone.accepts().hooks;
+    let (guidance, backbone) = (document.guidance.typetag_name(), document.backbone.typetag_name());
+    let mut problems = Problems::new();
+    let mut refuse = |what: String, accepts: String| {
+        problems.push(Problem::new("/guidance", what).and_at("/backbone").accepts(accepts));
+    };
+    if (needs.attention || needs.blocks) && sites.blocks == 0 {
+        refuse(
+            format!("guidance \"{guidance}\" needs hooks in the network's blocks; backbone \"{backbone}\" has none"),
+            "a backbone with hooks in its blocks".to_string(),
+        );
+    } else if needs.blocks_named > sites.blocks {
+        refuse(
+            format!(
+                "guidance \"{guidance}\" names block {}; backbone \"{backbone}\" has {} blocks",
+                needs.blocks_named - 1,
+                sites.blocks
+            ),
+            format!("blocks 0 to {}", sites.blocks.saturating_sub(1)),
+        );
+    }
+    if needs.text_attention && !sites.text_attention {
+        refuse(
+            format!(
+                "guidance \"{guidance}\" changes attention to a text; backbone \"{backbone}\" has no such attention"
+            ),
+            "a backbone that attends to a text, such as sd15".to_string(),
+        );
+    }
+    if needs.decode_cache && !sites.decode_cache {
+        refuse(
+            format!("guidance \"{guidance}\" changes cached keys and values; backbone \"{backbone}\" caches none"),
+            "a backbone that decodes tokens with a cache, such as llamagen or var".to_string(),
+        );
+    }
+    problems
+}
+
+/// Returns the problems with predictions and inputs that the rule uses but the objective does not train.
+pub(super) fn training(document: &Document) -> Problems {
+    let (guidance, objective) = (document.guidance.typetag_name(), document.objective.typetag_name());
+    let mut problems = Problems::new();
+    let mut refuse = |what: String, accepts: String| {
+        problems.push(Problem::new("/guidance", what).and_at("/objective").accepts(accepts));
+    };
+    if document.guidance.needs().null
+        && let NullPrediction::Untrained(why) = document.objective.null()
+    {
+        refuse(
+            format!(
+                "guidance \"{guidance}\" needs the null prediction, which objective \"{objective}\" does not train: \
+                 {why}"
+            ),
+            "guidance \"none\", or an objective that trains the null prediction".to_string(),
+        );
+    }
+    let Some(scale) = document.guidance.input_scale() else { return problems };
+    match document.objective.trained_scales() {
+        _ if document.objective.guidance_of_scale(1.0).is_none() => refuse(
+            format!(
+                "guidance \"{guidance}\" sets the scale through the backbone's guidance input; objective \
+                 \"{objective}\" trains no guidance input"
+            ),
+            "guidance by branches, or an objective that trains a guidance input".to_string(),
+        ),
+        Some([low, high]) if !(low..=high).contains(&scale) => refuse(
+            format!("guidance \"{guidance}\" requests scale {scale}; objective \"{objective}\" does not train it"),
+            if high.is_finite() { format!("scales from {low} to {high}") } else { format!("scales >= {low}") },
+        ),
+        _ => {}
+    }
+    problems
+}

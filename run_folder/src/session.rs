@@ -1,0 +1,140 @@
+//! A complete training: from a pipeline to a trained network, pictures and a report.
+
+use crate::evaluator::MetricEvaluator;
+use crate::folder::RunFolder;
+use crate::recorder::Recorder;
+use crate::report::Comparison;
+use crate::samples::sample;
+use crate::watcher::{Stage, Watcher};
+use crate::{frozen, labels, picture, report, start};
+use framework::burn::tensor::Device;
+use framework::checkpoint::Checkpoint;
+use framework::data::dataset::Dataset;
+use framework::error::{Problem, Result};
+use framework::network::backbone::BoxBackbone;
+use framework::pipeline::Pipeline;
+use framework::training::events::End;
+use framework::training::trainer::Trainer;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// How a training starts.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Checkpoint to resume from; `None` = the newest.
+    pub resume_from: Option<PathBuf>,
+    /// Command that resumes the run. Error messages quote it.
+    pub command: String,
+}
+
+/// How a training ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// All steps are done. The text summarizes the samples and the measurements.
+    Done(String),
+    /// The training was stopped at this step, after saving a checkpoint.
+    Interrupted(usize),
+}
+
+/// Trains `pipeline` in the run folder `folder`, or resumes its run, until all steps are done or `stop` is set.
+///
+/// # Errors
+/// If the folder belongs to another document, the input is wrong, or the training fails. The last checkpoint is kept.
+pub fn train(
+    mut pipeline: Pipeline,
+    folder: &Path,
+    device: &Device,
+    options: &Options,
+    stop: &AtomicBool,
+    watcher: &mut dyn Watcher,
+) -> Result<Outcome> {
+    let run = RunFolder::open(folder, &pipeline.document)?;
+    let _lock = run.lock()?;
+    let from = resumed(&run, &pipeline, options, watcher)?;
+    pipeline.load(device)?;
+    let dataset: Arc<dyn Dataset> = Arc::new(pipeline.open_data()?);
+    for warning in dataset.warnings() {
+        watcher.say(&format!("warning: {warning}"));
+    }
+    start::learn_tokenizer(&mut pipeline, &run, &*dataset, device, watcher)?;
+    frozen::load_weak(&mut pipeline, device)?;
+    let pipeline = Arc::new(pipeline);
+    let start = start::start(&pipeline, &run, device, from, watcher)?;
+    allocator::keep_pages();
+    let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), device, start)?;
+    let end = {
+        let reborrowed: &mut dyn Watcher = watcher;
+        let shared = RefCell::new(reborrowed);
+        let mut recorder = Recorder::new(&run, pipeline.clone(), dataset.clone(), device, trainer.step(), &shared)?;
+        let mut evaluator = MetricEvaluator {
+            pipeline: pipeline.clone(),
+            dataset: dataset.clone(),
+            device: device.clone(),
+            watcher: &shared,
+        };
+        trainer.run(dataset.clone(), stop, &mut recorder, &mut evaluator)
+    };
+    watcher.finished(Stage::Training);
+    match end? {
+        End::Interrupted(step) => Ok(Outcome::Interrupted(step)),
+        End::Done => {
+            finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), device, watcher).map(Outcome::Done)
+        }
+    }
+}
+
+/// Returns the checkpoint that the run resumes from, or `None` if the run has none. With `resume_from`, that checkpoint
+/// becomes the newest of the run.
+fn resumed(
+    run: &RunFolder,
+    pipeline: &Pipeline,
+    options: &Options,
+    watcher: &mut dyn Watcher,
+) -> Result<Option<Checkpoint>> {
+    let offer = |path: &Path| format!("{} --resume-from {}", options.command, path.display());
+    let found = match &options.resume_from {
+        Some(path) => Some((path.clone(), Checkpoint::load(path)?)),
+        None => run.newest(Checkpoint::load, &offer)?,
+    };
+    let Some((path, checkpoint)) = found else { return Ok(None) };
+    if checkpoint.document != pipeline.document {
+        let what = format!("{} is a checkpoint of another document", path.display());
+        return Err(Problem::new("", what).fix("choose a checkpoint of this run").into());
+    }
+    watcher.say(&format!("resuming from {} (step {})", path.display(), checkpoint.step));
+    if options.resume_from.is_some()
+        && let Some(aside) = run.make_newest(&path, checkpoint.step)?
+    {
+        watcher.say(&format!("moved later checkpoints to {}", aside.display()));
+    }
+    Ok(Some(checkpoint))
+}
+
+/// Writes the samples, metrics, plots and report of a finished run. Returns the summary.
+fn finish(
+    run: &RunFolder,
+    pipeline: &Pipeline,
+    dataset: &dyn Dataset,
+    network: &BoxBackbone,
+    device: &Device,
+    watcher: &mut dyn Watcher,
+) -> Result<String> {
+    let rows = labels::rows(pipeline, dataset)?;
+    let columns = pipeline.train.sample_columns;
+    let grid = sample(pipeline, network, labels::grid(&rows, columns), device, watcher)?;
+    picture::save(&picture::grid(&grid.images, columns), &run.path.join("samples.png"))?;
+    let mut compared = Comparison::default();
+    let mut sampled = grid.clone();
+    if !pipeline.metrics.is_empty() {
+        let count = pipeline.train.samples_to_measure(dataset.info().num_classes);
+        let classes_left = labels::classes(pipeline).is_some_and(|classes| classes.len() > rows.len());
+        if count > rows.len() * columns || classes_left {
+            sampled = sample(pipeline, network, labels::measured(pipeline, dataset, count)?, device, watcher)?;
+        }
+        compared = report::compare(pipeline, &sampled.images, dataset, device)?;
+    }
+    report::write(run, pipeline, &rows, &sampled, &compared)?;
+    Ok(report::summary(&sampled, &compared))
+}

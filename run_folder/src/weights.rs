@@ -1,0 +1,72 @@
+//! Weights from a run folder, a native checkpoint or an official file.
+
+use crate::document;
+use crate::folder::RunFolder;
+use framework::burn::tensor::Device;
+use framework::checkpoint::official::{self, CheckpointSource, Report};
+use framework::checkpoint::{self, Checkpoint};
+use framework::error::{Error, Problem, Result};
+use framework::network::backbone::{BackboneConfig, BoxBackbone};
+use framework::nn::parameters::{self, Initialization};
+use framework::random::Random;
+use std::path::{Path, PathBuf};
+
+/// Loads the weights of a run folder, a native checkpoint or an official file into a new network of this backbone. Returns
+/// the network and a report of the tensors used.
+///
+/// # Errors
+/// If the source cannot be read, or its weights do not fit the network.
+pub fn weights(
+    backbone: &dyn BackboneConfig,
+    seed: u64,
+    source: &CheckpointSource,
+    device: &Device,
+) -> Result<(BoxBackbone, Report)> {
+    let (network, formats) = (backbone.init(device), backbone.formats());
+    let init = |path: &str, shape: &[usize]| backbone.initializer(path, shape);
+    let random = Random::new(seed);
+    let initialization: Initialization<'_> = (&random, &init);
+    if let Some((path, Checkpoint { document, model: mut values, .. })) = native(&source.checkpoint)? {
+        if values.keys().any(|name| name.ends_with(".lora.a")) {
+            // Merge the low-rank adapters of the earlier run into its weights.
+            let theirs = document::from_text(&document, &[], &format!("{} (its document)", path.display()))?;
+            values = parameters::export(&theirs.restore(values, &Device::flex())?);
+        }
+        return official::adopt(network, &formats[0], values, &path, initialization);
+    }
+    official::load(network, &formats, source, initialization)
+}
+
+/// Loads the native checkpoint at `path` (see [`checkpoint`]), or returns `None` for a file or folder of an official
+/// format.
+pub(crate) fn native(path: &Path) -> Result<Option<(PathBuf, Checkpoint)>> {
+    let official = match path.is_dir() {
+        true => !RunFolder { path: path.to_path_buf() }.checkpoints().exists(),
+        false => path.exists() && checkpoint::metadata(path)?.is_none(),
+    };
+    if official { Ok(None) } else { checkpoint(path).map(Some) }
+}
+
+/// Loads the checkpoint at `path` for sampling, and returns its file as well. For a run folder, loads the newest
+/// checkpoint.
+///
+/// # Errors
+/// If the path does not exist, contains no checkpoint, or the checkpoint is damaged.
+pub fn checkpoint(path: &Path) -> Result<(PathBuf, Checkpoint)> {
+    if !path.exists() {
+        return Err(Error::from(
+            Problem::new("", format!("{} does not exist", path.display()))
+                .accepts("a run folder, a checkpoint, or an official file"),
+        ));
+    }
+    if !path.is_dir() {
+        return Ok((path.to_path_buf(), Checkpoint::load_for_sampling(path)?));
+    }
+    let offer = |path: &Path| path.display().to_string();
+    RunFolder { path: path.to_path_buf() }.newest(Checkpoint::load_for_sampling, &offer)?.ok_or_else(|| {
+        Error::from(
+            Problem::new("", format!("{} contains no checkpoint", path.display()))
+                .accepts("a run folder, or a checkpoint file"),
+        )
+    })
+}
