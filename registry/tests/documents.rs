@@ -141,7 +141,7 @@ fn wrong_names_are_reported_with_the_accepted_ones() {
     assert_snapshot!(after(&[("/backbone/condition", "txt"), ("/backbone/norm", "lair")]), @r#"
     error: "txt" is not accepted here
       at       p.json  /backbone/condition
-      accepts  none, class, text, tokens
+      accepts  none, class, text
       nearest  text
     error: "lair" is not accepted here
       at       p.json  /backbone/norm

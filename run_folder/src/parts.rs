@@ -39,6 +39,11 @@ impl Parts {
         &self.name
     }
 
+    /// Returns whether the document has an entry of this kind.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.value.get(kind.name()).is_some_and(|entry| !entry.is_null())
+    }
+
     /// Returns the backbone, checked.
     ///
     /// # Errors

@@ -157,8 +157,11 @@ impl Checkpoint {
             |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("its metadata has no `{name}`")));
         let step = get("step")?.parse().map_err(|_| damaged("its step is not a number".into()))?;
         let (document, losses, memory) = (get("document")?, get("losses")?, get("memory")?);
-        // The earlier layout knows no dataset, and its checksum covers none.
+        // The earlier layout has no dataset, and its checksum covers none.
         let dataset = metadata.get("dataset").cloned();
+        if dataset.is_some() != (get("format")? == FORMAT) {
+            return Err(altered(&"its layout is not that of its format"));
+        }
         let texts: Vec<&str> = [Some(&losses), Some(&memory), Some(&document), dataset.as_ref()]
             .into_iter()
             .flatten()
