@@ -155,7 +155,8 @@ fn plain_mg_has_the_fixed_point_one_over_one_minus_w_and_repels_from_w_one_on() 
 }
 
 fn mg(scale: f64) -> objectives::Mg {
-    objectives::Mg { scale: objectives::Scale::Fixed { scale }, t_high: 1.0, ..serde_json::from_str("{}").unwrap() }
+    let scale = objectives::Scale::Fixed(objectives::FixedScale { scale });
+    objectives::Mg { scale, t_high: 1.0, ..objectives::Mg::default() }
 }
 
 #[test]

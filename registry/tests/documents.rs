@@ -181,6 +181,22 @@ fn wrong_names_are_reported_with_the_accepted_ones() {
 }
 
 #[test]
+fn a_missing_required_field_is_refused() {
+    assert_snapshot!(without("/backbone/size"), @r#"
+    error: missing field "size"
+      at       p.json  /backbone
+      accepts  an integer >= 0
+      fix      add "size"
+    "#);
+    assert_snapshot!(without("/train/steps"), @r#"
+    error: missing field "steps"
+      at       p.json  /train
+      accepts  an integer from 1 to 1000000000
+      fix      add "steps"
+    "#);
+}
+
+#[test]
 fn wrong_values_are_reported_with_the_accepted_ones() {
     assert_snapshot!(after(&[("/data/size", "\"big\""), ("/sampler/steps", "0"), ("/objective/teacher/drop", "1.5")]), @r#"
     error: "big" is not an integer
