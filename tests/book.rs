@@ -143,7 +143,8 @@ fn the_reference_is_the_schema() {
 
 /// Returns the id of a heading, as mdBook and GitHub make it.
 fn heading_id(heading: &str) -> String {
-    let kept = |c: char| if c.is_whitespace() { Some('-') } else { (c.is_alphanumeric() || "-_".contains(c)).then_some(c) };
+    let kept =
+        |c: char| if c.is_whitespace() { Some('-') } else { (c.is_alphanumeric() || "-_".contains(c)).then_some(c) };
     heading.to_lowercase().chars().filter_map(kept).collect()
 }
 

@@ -127,12 +127,12 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the same context with the values that [`Objective::measured`] has stored.
+    /// Returns the same context with the values that [`measured`](crate::objective::Objective::measured) has stored.
     pub fn with_memory(self, memory: &'a Memory) -> Self {
         Self { memory: Some(memory), ..self }
     }
 
-    /// Returns a value that [`Objective::measured`] has stored; `None` before the first measurement.
+    /// Returns a value that [`measured`](crate::objective::Objective::measured) has stored; `None` before the first measurement.
     pub fn remembered(&self, name: &str) -> Option<f64> {
         self.memory?.get(name).copied()
     }
