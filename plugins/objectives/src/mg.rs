@@ -326,6 +326,10 @@ impl Objective for Mg {
         Optimum::Tilted(Tilt { against, ..tilt })
     }
 
+    fn settles_at(&self) -> usize {
+        self.start_step
+    }
+
     fn guidance_of_scale(&self, scale: f64) -> Option<f64> {
         self.reads_scale().then_some(scale)
     }
