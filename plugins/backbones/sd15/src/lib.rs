@@ -2,7 +2,7 @@
 //!
 //! Source: arXiv:2112.10752. The guidance input follows GFT on Stable Diffusion (arXiv:2501.15420) and latent
 //! consistency models (arXiv:2310.04378).
-//! Read this file first. `unet.rs` holds the blocks, and `checkpoint.rs` the official parameter names.
+//! Read this file first. `unet.rs` holds the blocks, and `official.rs` the official parameter names.
 //! Shapes: x_t `[B, H W, C]` in raster order, text `[B, K, T]`.
 
 #[cfg(test)]
