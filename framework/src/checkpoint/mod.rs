@@ -7,11 +7,14 @@
 //! document. It is written next to its final name and then renamed, so a killed run leaves either the whole
 //! file or no file. Reading verifies a SHA-256 of the whole content.
 
+mod element;
 pub mod facts;
+mod file_kind;
 pub mod names;
 pub mod official;
 pub mod open;
 mod pickle;
+mod recognise;
 pub mod tensor_file;
 
 use crate::error::{Error, Result};

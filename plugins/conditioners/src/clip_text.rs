@@ -102,25 +102,27 @@ impl ClipText {
         TextEncoder::new(&config, device)
     }
 
-    /// Returns the names of two formats: `transformers`, and the CompVis checkpoint, which nests the same
-    /// names.
+    /// Returns the names of three formats: `transformers` before version 5, the CompVis checkpoint, which nests the
+    /// same names, and `transformers` 5, which writes no `text_model.`.
     pub fn formats(&self) -> Vec<OfficialNames> {
-        let format = |format, folder, nesting, ignored| OfficialNames {
+        let format = |format, folder, of: fn(&str) -> String, nesting, ignored| OfficialNames {
             format,
             folder,
-            of: Arc::new(move |path: &str| OfficialName { name: name(path), layout: layout(path) }),
+            of: Arc::new(move |path: &str| OfficialName { name: of(path), layout: layout(path) }),
             nesting,
             ignored,
             optional: &[],
         };
         vec![
-            format("diffusers", "text_encoder", &[], &[("position_ids", "indices that count from 0")]),
+            format("diffusers", "text_encoder", name, &[], BESIDE_THE_TEXT_ENCODER),
             format(
                 "compvis",
                 "",
+                name,
                 &["state_dict.cond_stage_model.transformer.", "cond_stage_model.transformer."],
                 BESIDE_LATENT_DIFFUSION,
             ),
+            format("transformers5", "text_encoder", short_name, &[], BESIDE_THE_TEXT_ENCODER),
         ]
     }
 
@@ -143,11 +145,24 @@ impl ClipText {
     }
 }
 
+/// Contents of a whole CLIP other than its text encoder.
+const BESIDE_THE_TEXT_ENCODER: &[(&str, &str)] = &[
+    ("position_ids", "indices that count from 0"),
+    ("vision_model.", "the image encoder"),
+    ("visual_projection", "the projection of images"),
+    ("text_projection", "the projection of texts"),
+    ("logit_scale", "the scale of CLIP's loss"),
+];
+
 fn name(path: &str) -> String {
+    format!("text_model.{}", short_name(path))
+}
+
+fn short_name(path: &str) -> String {
     match path.split('.').next() {
-        Some("layers") => format!("text_model.encoder.{path}"),
-        Some("final_layer_norm") => format!("text_model.{path}"),
-        _ => format!("text_model.embeddings.{path}"),
+        Some("layers") => format!("encoder.{path}"),
+        Some("final_layer_norm") => path.to_string(),
+        _ => format!("embeddings.{path}"),
     }
 }
 
