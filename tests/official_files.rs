@@ -297,3 +297,53 @@ fn eight_bit_floats_of_torch_are_read() {
         assert_eq!(tensors["a"].shape.to_vec(), [2, 2]);
     }
 }
+
+#[test]
+fn a_folder_that_contradicts_the_document_is_refused_with_the_line_to_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    for name in ["model/unet", "model/scheduler"] {
+        fs::create_dir_all(at(name)).unwrap();
+    }
+    fs::copy(goldens::path("sd15_diffusers_unet.safetensors"), at("model/unet/diffusion_pytorch_model.safetensors"))
+        .unwrap();
+    let backbone = json!({
+        "type": "sd15", "sample_size": 8, "in_channels": 4, "block_out_channels": [32, 64], "layers_per_block": 1,
+        "attention": [0], "num_heads": 8, "cross_attention_dim": 24, "norm_num_groups": 16
+    });
+    let unet = json!({
+        "in_channels": 4, "out_channels": 4, "block_out_channels": [32, 64], "layers_per_block": 1,
+        "attention_head_dim": 8, "cross_attention_dim": 24, "norm_num_groups": 16, "sample_size": 64,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "act_fn": "silu"
+    });
+    let scheduler = json!({
+        "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear"
+    });
+    fs::write(at("document.json"), json!({ "version": 1, "backbone": backbone }).to_string()).unwrap();
+    let said = |unet: &Value, scheduler: &Value| {
+        fs::write(at("model/unet/config.json"), unet.to_string()).unwrap();
+        fs::write(at("model/scheduler/scheduler_config.json"), scheduler.to_string()).unwrap();
+        let done = unguided(&["convert", "--pipeline", &at("document.json"), &at("model"), &at("out.safetensors")]);
+        (done.status.code(), text(&done))
+    };
+    // The files agree. The network reads latents of any size, so `sample_size` is not compared.
+    let (code, agreed) = said(&unet, &scheduler);
+    assert_eq!(code, Some(0), "{agreed}");
+    for (file, key, value, fix) in [
+        ("scheduler", "prediction_type", json!("v_prediction"), "set /backbone/process/prediction to \"v\""),
+        ("scheduler", "beta_schedule", json!("linear"), "set /backbone/process/betas to \"linear\""),
+        ("scheduler", "rescale_betas_zero_snr", json!(true), "at       /backbone/process/betas"),
+        ("unet", "attention_head_dim", json!(4), "set /backbone/num_heads to 4"),
+        ("unet", "norm_num_groups", json!(32), "set /backbone/norm_num_groups to 32"),
+        ("unet", "down_block_types", json!(["DownBlock2D", "CrossAttnDownBlock2D"]), "set /backbone/attention to [1]"),
+        ("unet", "act_fn", json!("gelu"), "the network computes \"silu\""),
+    ] {
+        let (mut unet, mut scheduler) = (unet.clone(), scheduler.clone());
+        let changed = if file == "unet" { &mut unet } else { &mut scheduler };
+        changed[key] = value;
+        let (code, said) = said(&unet, &scheduler);
+        assert_eq!(code, Some(2), "{key}: {said}");
+        assert!(said.contains(fix) && said.contains("config.json says"), "{key}: {said}");
+    }
+}

@@ -14,6 +14,7 @@ pub mod names;
 pub mod official;
 pub mod open;
 mod pickle;
+pub mod published_config;
 mod recognise;
 pub mod tensor_file;
 

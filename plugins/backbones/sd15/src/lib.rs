@@ -14,6 +14,7 @@ mod unet;
 use framework::burn;
 use framework::burn::module::Module;
 use framework::checkpoint::names::OfficialNames;
+use framework::checkpoint::published_config::PublishedConfig;
 use framework::error::Problems;
 use framework::network::backbone::{Backbone, BackboneConfig, HookSites};
 use framework::nn::autoencoder::Resample;
@@ -334,6 +335,10 @@ impl BackboneConfig for Sd15Config {
 
     fn formats(&self) -> Vec<OfficialNames> {
         official::formats(self.levels(), self.layers_per_block, self.attention.clone())
+    }
+
+    fn contradictions(&self, published: &PublishedConfig) -> Problems {
+        official::contradictions(self, published)
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
