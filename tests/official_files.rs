@@ -347,3 +347,43 @@ fn a_folder_that_contradicts_the_document_is_refused_with_the_line_to_change() {
         assert!(said.contains(fix) && said.contains("config.json says"), "{key}: {said}");
     }
 }
+
+#[test]
+fn convert_writes_the_container_of_the_file_name_and_never_overwrites_unasked() {
+    let dit = Dit::new();
+    dit.write("plain.safetensors", &[""], &[]);
+    let convert = |more: &[&str], from: &str, to: &str| {
+        let (from, to) = (dit.at(from), dit.at(to));
+        let done = unguided(&[&["convert", "--pipeline", &dit.pipeline][..], more, &[&from, &to]].concat());
+        (done.status.code(), text(&done))
+    };
+    let expected: Vec<_> = dit.tensors.iter().map(|(name, data)| (name.clone(), numbers(data.clone()))).collect();
+    for name in ["out.safetensors", "out.ckpt", "out.pt", "out.bin"] {
+        let (code, said) = convert(&["--to", "official"], "plain.safetensors", name);
+        assert_eq!(code, Some(0), "{said}");
+        let start = fs::read(dit.at(name)).unwrap();
+        assert_eq!(start.starts_with(b"PK"), name != "out.safetensors", "{name}");
+        let read = open::open(Path::new(&dit.at(name))).unwrap();
+        let read: Vec<_> =
+            read.iter().map(|(name, tensor)| (name.clone(), numbers(bridge::to_data(tensor).unwrap()))).collect();
+        assert!(read == expected, "{name} holds other tensors");
+    }
+    // An existing file stays as it is, unless --force says otherwise.
+    fs::write(dit.at("mine.safetensors"), "mine").unwrap();
+    let (code, said) = convert(&["--to", "official"], "plain.safetensors", "mine.safetensors");
+    assert_eq!((code, fs::read(dit.at("mine.safetensors")).unwrap()), (Some(2), b"mine".to_vec()), "{said}");
+    assert!(said.contains("exists already") && said.contains("--force"), "{said}");
+    let (code, said) = convert(&["--to", "official", "--force"], "plain.safetensors", "mine.safetensors");
+    assert_eq!(code, Some(0), "{said}");
+    // Names that select no container, and a native checkpoint in a container of torch.
+    for (name, more, accepts) in [
+        ("dit-0.1", &["--to", "official"][..], ".safetensors, or .pt, .pth, .ckpt or .bin"),
+        ("dit", &[], ".safetensors, or .pt, .pth, .ckpt or .bin"),
+        ("native.ckpt", &[], "accepts  .safetensors"),
+        ("absent/a.safetensors", &[], "does not exist"),
+    ] {
+        let (code, said) = convert(more, "plain.safetensors", name);
+        assert_eq!(code, Some(2), "{name}: {said}");
+        assert!(said.contains(accepts) && !Path::new(&dit.at(name)).exists(), "{name}: {said}");
+    }
+}

@@ -1,8 +1,8 @@
 //! Official checkpoints: loads a network's weights from a published file, and writes them back.
 
+use crate::checkpoint::container::Container;
 use crate::checkpoint::names::{Fresh, Layout, OFFICIAL, OfficialName, OfficialNames, format};
 use crate::checkpoint::recognise::{Found, Left, left, recognise};
-use crate::checkpoint::tensor_file::save_tensors;
 use crate::error::{Error, Result};
 use crate::nn::parameters::{self, Init, Initialization};
 use crate::random::Random;
@@ -220,11 +220,13 @@ pub fn convert<M: Module>(
     Ok(report)
 }
 
-/// Writes a network as safetensors, under its official names and in its official layouts.
+/// Writes a network under its official names and in its official layouts. The ending of the file name selects the
+/// container.
 ///
 /// # Errors
-/// If the file cannot be written.
+/// If the ending is unknown, or the file cannot be written.
 pub fn save<M: Module>(network: &M, names: &OfficialNames, path: &Path) -> Result<()> {
+    let container = Container::of(path)?;
     let mut tensors: BTreeMap<String, BTreeMap<usize, TensorData>> = BTreeMap::new();
     for (own, data) in parameters::export(network) {
         let OfficialName { name, layout } = (names.of)(&own);
@@ -232,7 +234,7 @@ pub fn save<M: Module>(network: &M, names: &OfficialNames, path: &Path) -> Resul
         tensors.entry(name).or_default().insert(index, layout.to_foreign(data));
     }
     let tensors = tensors.into_iter().map(|(name, parts)| (name, concatenate(parts.into_values().collect())));
-    save_tensors(&tensors.collect::<Vec<_>>(), path)
+    container.save(&tensors.collect::<Vec<_>>(), path)
 }
 
 /// Concatenates tensors along their first dimension.
@@ -250,6 +252,7 @@ fn concatenate(mut parts: Vec<TensorData>) -> TensorData {
 mod tests {
     use super::*;
     use crate::checkpoint::open::open;
+    use crate::checkpoint::tensor_file::save_tensors;
     use crate::nn::Linear;
     use crate::nn::parameters::{Init, export, initialize};
     use crate::random::Random;
