@@ -338,8 +338,12 @@ pub struct ConvertOptions {
     /// [default: official for a native checkpoint, native for an official file].
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<String>,
+    /// Overwrite an existing output file.
+    #[arg(long)]
+    pub force: bool,
     /// File to read, or the folder of a diffusers pipeline.
     pub input: PathBuf,
-    /// File to write.
+    /// File to write. Its ending selects the container: .safetensors, or .pt, .pth, .ckpt or .bin as torch.save writes
+    /// them. A native checkpoint is always .safetensors.
     pub output: PathBuf,
 }

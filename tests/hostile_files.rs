@@ -291,7 +291,7 @@ fn zips_with_false_headers_are_refused() {
     // A sparse tar container of 10 GiB, the oldest format of torch.
     let mut file = File::create(at("a.pt")).unwrap();
     file.write_all(&[b'a'; 257]).and_then(|()| file.write_all(b"ustar")).and_then(|()| file.set_len(10 << 30)).unwrap();
-    documents.refused_because("a.pt", "neither a zip nor a legacy file");
+    documents.refused_because("a.pt", "it is a tar archive");
 }
 
 /// Returns a deflate stream of about `size` equal bytes.

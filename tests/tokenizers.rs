@@ -193,6 +193,9 @@ fn convert_writes_the_official_names_and_reports() {
     let mut expected = tensors(&from);
     expected.remove("quantize.ema_vocab_hit_SV");
     assert_eq!(tensors(&to), expected);
+    // An existing file is never overwritten without --force.
+    assert!(refused(&convert(&pipeline, &from)).contains("exists already"));
+    fs::remove_file(&to).unwrap();
     let pixels = document(folder.path(), json!({ "type": "pixels" }), 4);
     assert!(refused(&convert(&pixels, &from)).contains("no weights to convert"));
 }

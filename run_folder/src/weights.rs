@@ -4,6 +4,7 @@ use crate::document;
 use crate::folder::RunFolder;
 use framework::burn::tensor::Device;
 use framework::checkpoint::official::{self, CheckpointSource, Report};
+use framework::checkpoint::published_config::PublishedConfig;
 use framework::checkpoint::{self, Checkpoint};
 use framework::error::{Error, Problem, Result};
 use framework::network::backbone::{BackboneConfig, BoxBackbone};
@@ -33,6 +34,12 @@ pub fn weights(
             values = parameters::export(&theirs.restore(values, &Device::flex())?);
         }
         return official::adopt(network, &formats[0], values, &path, initialization);
+    }
+    let folder = formats.first().map_or("", |names| names.folder);
+    let published = PublishedConfig::of(&source.checkpoint, folder)?;
+    let problems = backbone.contradictions(&published);
+    if !problems.is_empty() {
+        return Err(Error::Input(problems.into_iter().map(|problem| problem.under("/backbone")).collect()));
     }
     official::load(network, &formats, source, initialization)
 }

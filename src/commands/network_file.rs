@@ -6,6 +6,7 @@ use crate::{Outcome, device};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
+use framework::checkpoint::container::Container;
 use framework::checkpoint::names;
 use framework::checkpoint::official::{self, CheckpointSource};
 use framework::checkpoint::open;
@@ -185,17 +186,26 @@ const NATIVE: &str = "native";
 
 /// Converts a checkpoint between its published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
+    let container = output_container(options)?;
     if options.tokenizer || options.conditioner {
         return convert_parts::convert(options);
     }
     let device = Device::flex();
     let parts = Parts::read(&options.pipeline, &[])?;
     let backbone = parts.backbone()?;
-    let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(&options.input), &device)?;
     let formats = backbone.formats();
+    if let Some(to) = options.to.as_deref().filter(|to| *to != NATIVE) {
+        names::format(&formats, Some(to))?;
+    }
+    let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(&options.input), &device)?;
     let from_native = report.format.is_empty();
     let to = options.to.as_deref().unwrap_or(if from_native { formats[0].format } else { NATIVE });
     if to == NATIVE {
+        if container != Container::Safetensors {
+            let what = format!("{}: a native checkpoint is safetensors", options.output.display());
+            let fix = "end the file name with .safetensors, or choose a published format with --to";
+            return Err(Problem::new("--to native", what).accepts(".safetensors").fix(fix).into());
+        }
         let model = framework::nn::parameters::export(&network);
         Checkpoint { document: parts.document(), model, ..Checkpoint::default() }.save(&options.output)?;
     } else {
@@ -204,4 +214,24 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     println!("{report}");
     println!("{}", options.output.display());
     Ok(())
+}
+
+/// Checks the output of `convert` before any work, and returns its container.
+fn output_container(options: &ConvertOptions) -> Result<Container> {
+    let output = &options.output;
+    let container = Container::of(output)?;
+    if output.is_dir() {
+        let problem = Problem::new("", format!("{} is a folder", output.display()));
+        return Err(problem.accepts("the name of a file to write").into());
+    }
+    if output.exists() && !options.force {
+        let problem = Problem::new("", format!("{} exists already", output.display()));
+        return Err(problem.accepts("the name of a new file").fix("choose another name, or add --force").into());
+    }
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        let problem = Problem::new("", format!("the folder {} of the output does not exist", folder.display()));
+        return Err(problem.fix("create the folder first").into());
+    }
+    Ok(container)
 }

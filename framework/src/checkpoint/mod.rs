@@ -7,12 +7,18 @@
 //! document. It is written next to its final name and then renamed, so a killed run leaves either the whole
 //! file or no file. Reading verifies a SHA-256 of the whole content.
 
+pub mod container;
+mod element;
 pub mod facts;
+mod file_kind;
 pub mod names;
 pub mod official;
 pub mod open;
 mod pickle;
+pub mod published_config;
+mod recognise;
 pub mod tensor_file;
+mod torch_file;
 
 use crate::error::{Error, Result};
 use burn::tensor::TensorData;

@@ -1,8 +1,8 @@
 //! Official checkpoints: loads a network's weights from a published file, and writes them back.
 
+use crate::checkpoint::container::Container;
 use crate::checkpoint::names::{Fresh, Layout, OFFICIAL, OfficialName, OfficialNames, format};
-use crate::checkpoint::open::{Tensors, open, within};
-use crate::checkpoint::tensor_file::save_tensors;
+use crate::checkpoint::recognise::{Found, Left, left, recognise};
 use crate::error::{Error, Result};
 use crate::nn::parameters::{self, Init, Initialization};
 use crate::random::Random;
@@ -42,6 +42,8 @@ pub struct Report {
     pub nesting: String,
     /// Tensors that became parameters: official name, our path.
     pub used: Vec<(String, String)>,
+    /// What was done to the names of the file.
+    pub notes: Vec<String>,
     /// Ignored tensors, and why.
     pub ignored: Vec<(String, String)>,
     /// Parameters that the file lacks, and their initial values.
@@ -63,6 +65,9 @@ impl fmt::Display for Report {
             self.ignored.len(),
             self.fresh.len()
         )?;
+        for note in &self.notes {
+            write!(f, "\n  note     {note}")?;
+        }
         for (name, why) in &self.ignored {
             write!(f, "\n  ignored  {name}: {why}")?;
         }
@@ -97,10 +102,16 @@ pub fn load<M: Module>(
     (random, init): Initialization<'_>,
 ) -> Result<(M, Report)> {
     let parameters = parameters::parameters(&network);
-    let (path, file, names, nesting) = recognise(&parameters, formats, source)?;
+    let own: Vec<&str> = parameters.iter().map(|(own, ..)| own.as_str()).collect();
+    let Found { path, tensors: file, names, prefix: nesting, removed } =
+        recognise(&own, formats, &source.checkpoint, source.format.as_deref())?;
     let path = &path;
     let mut report =
         Report { format: names.format.to_string(), nesting: nesting.trim_end_matches('.').into(), ..Report::default() };
+    if !nesting.is_empty() && !names.nesting.contains(&nesting.as_str()) {
+        report.notes.push(format!("the prefix `{nesting}` of a wrapper was stripped from all names"));
+    }
+    report.notes.extend(removed.iter().map(|part| format!("`{part}.` of a wrapper was stripped from the names")));
     let (mut plan, mut considered) = (BTreeMap::new(), BTreeSet::new());
     let (mut problems, mut unknown) = (Vec::new(), Vec::new());
     for (own, shape, _) in &parameters {
@@ -120,21 +131,12 @@ pub fn load<M: Module>(
             (None, None) => problems.push(format!("missing `{name}` {wanted:?}")),
         }
     }
-    for name in file.keys() {
-        if considered.contains(name) {
-            continue;
-        }
-        // A name may be inside the nesting prefix or elsewhere in the container.
-        let seen = name.strip_prefix(nesting).unwrap_or(name);
-        let named = |part: &str| seen.starts_with(part) || name.ends_with(part);
-        let why = names.ignored.iter().find(|(part, _)| named(part)).map(|(_, why)| (*why).to_string());
-        let copy = names.nesting.iter().find(|prefix| **prefix != nesting && name.starts_with(**prefix));
-        match (why, copy) {
-            (Some(why), _) => report.ignored.push((name.clone(), why)),
-            (None, Some(prefix)) => {
-                report.ignored.push((name.clone(), format!("the copy under `{}`", prefix.trim_end_matches('.'))))
-            }
-            (None, None) => unknown.push(format!("unknown `{name}` {:?}", file[name].shape.to_vec())),
+    let official: Vec<String> = own.iter().map(|own| (names.of)(own).name).collect();
+    let parts: BTreeSet<&str> = official.iter().filter_map(|name| name.split('.').next()).collect();
+    for name in file.keys().filter(|name| !considered.contains(*name)) {
+        match left(name, names, &nesting, &parts) {
+            Left::Ignored(why) => report.ignored.push((name.clone(), why)),
+            Left::Part => unknown.push(format!("unknown `{name}` {:?}", file[name].shape.to_vec())),
         }
     }
     refuse(path, &problems, &unknown)?;
@@ -153,45 +155,6 @@ pub fn load<M: Module>(
 /// See [`load`].
 pub fn load_whole<M: Module>(network: M, formats: &[OfficialNames], path: &Path) -> Result<(M, Report)> {
     load(network, formats, &CheckpointSource::of(path), (&Random::new(0), &|_, _| Init::Zeros))
-}
-
-/// The parameters of a network: path, shape, and whether it is trained.
-type Parameters = [(String, Vec<usize>, bool)];
-
-/// Returns the path, the opened file, its format, and the prefix of the network's weights in it.
-fn recognise<'a>(
-    parameters: &Parameters,
-    formats: &'a [OfficialNames],
-    source: &CheckpointSource,
-) -> Result<(PathBuf, Tensors, &'a OfficialNames, &'static str)> {
-    let wanted = |names: &&OfficialNames| source.format.as_ref().is_none_or(|format| format == names.format);
-    let candidates: Vec<&OfficialNames> = formats.iter().filter(wanted).collect();
-    let Some(folder) = candidates.first().map(|names| names.folder) else {
-        let known: Vec<&str> = formats.iter().map(|names| names.format).collect();
-        let asked = source.format.as_deref().unwrap_or_default();
-        return Err(Error::file(&source.checkpoint, format!("the network has no format `{asked}`, only {known:?}")));
-    };
-    let path = within(&source.checkpoint, folder);
-    let file = open(&path)?;
-    // Choose the format and prefix that match the most parameters. On a tie, the first one wins.
-    let mut best: Option<(usize, &OfficialNames, &'static str)> = None;
-    for names in &candidates {
-        let theirs: Vec<String> = parameters.iter().map(|(own, ..)| (names.of)(own).name).collect();
-        for prefix in names.nesting.iter().copied().chain([""]) {
-            let found = theirs.iter().filter(|name| file.contains_key(&format!("{prefix}{name}"))).count();
-            if found > best.map_or(0, |(most, ..)| most) {
-                best = Some((found, *names, prefix));
-            }
-        }
-    }
-    if let Some((_, names, prefix)) = best {
-        return Ok((path, file, names, prefix));
-    }
-    let first = |names: &&OfficialNames| format!("`{}`", (names.of)(&parameters[0].0).name);
-    let sought: Vec<String> = candidates.iter().map(first).collect();
-    let some: Vec<&str> = file.keys().take(3).map(String::as_str).collect();
-    let what = format!("holds no {}, so it is not a checkpoint of this network", sought.join(" and no "));
-    Err(Error::file(&path, format!("{what}; its first tensors are {some:?}")))
 }
 
 /// Loads the values of a native checkpoint into an uninitialized network. The network may have new optional
@@ -257,11 +220,13 @@ pub fn convert<M: Module>(
     Ok(report)
 }
 
-/// Writes a network as safetensors, under its official names and in its official layouts.
+/// Writes a network under its official names and in its official layouts. The ending of the file name selects the
+/// container.
 ///
 /// # Errors
-/// If the file cannot be written.
+/// If the ending is unknown, or the file cannot be written.
 pub fn save<M: Module>(network: &M, names: &OfficialNames, path: &Path) -> Result<()> {
+    let container = Container::of(path)?;
     let mut tensors: BTreeMap<String, BTreeMap<usize, TensorData>> = BTreeMap::new();
     for (own, data) in parameters::export(network) {
         let OfficialName { name, layout } = (names.of)(&own);
@@ -269,7 +234,7 @@ pub fn save<M: Module>(network: &M, names: &OfficialNames, path: &Path) -> Resul
         tensors.entry(name).or_default().insert(index, layout.to_foreign(data));
     }
     let tensors = tensors.into_iter().map(|(name, parts)| (name, concatenate(parts.into_values().collect())));
-    save_tensors(&tensors.collect::<Vec<_>>(), path)
+    container.save(&tensors.collect::<Vec<_>>(), path)
 }
 
 /// Concatenates tensors along their first dimension.
@@ -286,6 +251,8 @@ fn concatenate(mut parts: Vec<TensorData>) -> TensorData {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::open::open;
+    use crate::checkpoint::tensor_file::save_tensors;
     use crate::nn::Linear;
     use crate::nn::parameters::{Init, export, initialize};
     use crate::random::Random;

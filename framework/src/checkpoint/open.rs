@@ -1,12 +1,15 @@
-//! Opens official files: `.pt`, `.pth`, `.ckpt` (zip and legacy pickles), `.safetensors`, and folders of shards.
+//! Opens official files: zip and legacy pickles of torch.save, safetensors, and folders of shards. The content of a
+//! file says which of them it is, not its name.
 //!
 //! A pickle is only interpreted as far as the calls that rebuild tensors. Code that it names is never run.
 
+use crate::checkpoint::element::{self, Element};
+use crate::checkpoint::file_kind::{ACCEPTS, FileKind, file_kind};
 use crate::checkpoint::pickle::{self, Stored};
 use crate::checkpoint::tensor_file::header_bytes;
 use crate::error::{Error, Result};
-use burn::store::{ModuleStore, PytorchStore, SafetensorsStore, bridge, burn_pack};
-use burn::tensor::TensorData;
+use burn::store::{ModuleStore, PytorchStore, burn_pack};
+use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,40 +34,80 @@ pub fn open(path: &Path) -> Result<Tensors> {
         };
         return open(&file);
     }
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => open_shards(path),
-        Some("safetensors") => {
-            names_once(path)?;
-            read(SafetensorsStore::from_file(path).map_indices_contiguous(false), path)
-        }
-        _ => {
+    match file_kind(path)? {
+        FileKind::Json => open_shards(path),
+        FileKind::Safetensors => open_safetensors(path),
+        FileKind::Torch => {
             pickle::check(path).map_err(|what| unreadable(path, &what))?;
-            read(PytorchStore::from_file(path).map_indices_contiguous(false), path)
-                .or_else(|refused| open_lightning(path).ok_or(refused))
+            let mut store = PytorchStore::from_file(path).map_indices_contiguous(false);
+            let read = store.get_all_tensors().cloned().map_err(|what| unreadable(path, &what.to_string()));
+            read.or_else(|refused| open_pickle(path).ok_or(refused))
         }
     }
 }
 
-/// Reads the weights of a Lightning container, `{"state_dict": .., "callbacks": {CLASS: ..}}`, which Burn's
-/// reader refuses because of the class keys. Returns `None` if there are no weights.
-fn open_lightning(path: &Path) -> Option<Tensors> {
-    const KEY: &str = "state_dict";
+/// Opens a safetensors file.
+fn open_safetensors(path: &Path) -> Result<Tensors> {
+    let header = header_bytes(path)?;
+    names_once(path, &header)?;
+    let damaged = |what: &dyn fmt::Display| unreadable(path, &format!("its header is invalid: {what}"));
+    let layout: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
+    let begin = 8 + header.len() as u64;
+    let length = path.metadata().map_err(|e| Error::io(path, e))?.len();
+    if begin + layout.data_len() as u64 != length {
+        let declared = begin + layout.data_len() as u64;
+        let what = format!("its content is not fully covered by its header: {length} of {declared} bytes");
+        return Err(unreadable(path, &what));
+    }
     let mut tensors = Tensors::new();
-    for Stored { name, dtype, shape, place } in pickle::tensors(path, KEY).ok()? {
-        let (path, declared) = (path.to_path_buf(), shape.clone());
-        let data = move || {
-            let bytes = pickle::read(&path, place).map_err(burn_pack::Error::IoError)?;
-            Ok(TensorData::from_bytes_vec(bytes, declared.clone(), dtype))
+    for (name, info) in layout.tensors() {
+        let (start, end) = info.data_offsets;
+        let tensor = match Element::of_safetensors(info.dtype) {
+            Some(element) => {
+                let place = (begin + start as u64, end - start);
+                element::deferred(path, name.clone(), element, info.shape.clone(), place)
+            }
+            None => {
+                let what = format!("the element type {} is not read", info.dtype);
+                element::unreadable(name.clone(), info.shape.clone(), what)
+            }
         };
-        let name = format!("{KEY}.{name}");
-        tensors.insert(name.clone(), bridge::deferred(name, dtype, shape.into(), None, data));
+        tensors.insert(name, tensor);
+    }
+    refuse_scaled(path, &layout)?;
+    Ok(tensors)
+}
+
+/// Refuses eight-bit weights that are stored with separate scales. Read without their scales, they would be wrong.
+fn refuse_scaled(path: &Path, layout: &Metadata) -> Result<()> {
+    let all = layout.tensors();
+    let is_float = |dtype| matches!(Element::of_safetensors(dtype), Some(Element::E4m3 | Element::E5m2));
+    let eight_bit = all.values().any(|info| is_float(info.dtype));
+    let is_scale = |name: &&String| {
+        ["scale_weight", "weight_scale", "weight_scale_inv", "scaled_fp8"].iter().any(|ending| name.ends_with(ending))
+    };
+    match all.keys().filter(is_scale).min() {
+        Some(name) if eight_bit => {
+            let what = format!("its eight-bit weights have separate scales (`{name}`); use a file in 16 or 32 bits");
+            Err(unreadable(path, &what))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads the float tensors of a zip of `torch.save` that Burn's reader refuses: a Lightning container, whose
+/// `callbacks` have classes as keys, or eight-bit floats. Returns `None` if there are none.
+fn open_pickle(path: &Path) -> Option<Tensors> {
+    let mut tensors = Tensors::new();
+    for Stored { name, element, shape, place } in pickle::tensors(path).ok()? {
+        tensors.insert(name.clone(), element::deferred(path, name, element, shape, place));
     }
     (!tensors.is_empty()).then_some(tensors)
 }
 
 /// Refuses a safetensors file whose header names a tensor twice, because readers would disagree on which one
 /// counts.
-fn names_once(path: &Path) -> Result<()> {
+fn names_once(path: &Path, header: &[u8]) -> Result<()> {
     struct Once;
     impl<'de> Deserialize<'de> for Once {
         fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -86,8 +129,7 @@ fn names_once(path: &Path) -> Result<()> {
             Ok(self)
         }
     }
-    let header = header_bytes(path)?;
-    serde_json::from_slice(&header).map(|Once| ()).map_err(|e| unreadable(path, &format!("its header is invalid: {e}")))
+    serde_json::from_slice(header).map(|Once| ()).map_err(|e| unreadable(path, &format!("its header is invalid: {e}")))
 }
 
 /// Largest size in bytes of a text file that belongs to weights: an index, a configuration, a vocabulary.
@@ -120,14 +162,10 @@ const WEIGHTS: [&str; 8] = [
     "pytorch_model.bin",
 ];
 
-fn read(mut store: impl ModuleStore<Error: fmt::Display>, path: &Path) -> Result<Tensors> {
-    store.get_all_tensors().cloned().map_err(|what| unreadable(path, &what.to_string()))
-}
-
 fn unreadable(path: &Path, what: &str) -> Error {
     // A reader may quote any amount of the file.
     let what: String = what.chars().take(500).collect();
-    Error::file(path, format!("cannot be read as a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors): {what}"))
+    Error::file(path, format!("cannot be read as a checkpoint ({ACCEPTS}): {what}"))
 }
 
 /// Opens the tensors that an index names, from the shards next to it.
@@ -146,7 +184,7 @@ fn open_shards(index: &Path) -> Result<Tensors> {
             return Err(Error::file(index, format!("names the shard `{shard}`, which is not a plain file name")));
         }
         let path = index.with_file_name(shard);
-        if path.extension().is_some_and(|extension| extension == "json") {
+        if path.exists() && file_kind(&path)? == FileKind::Json {
             return Err(Error::file(index, format!("names the shard `{shard}`, which is not a tensor file")));
         }
         tensors.extend(open(&path)?);
@@ -162,4 +200,48 @@ fn open_shards(index: &Path) -> Result<Tensors> {
 pub(crate) fn within(path: &Path, folder: &str) -> PathBuf {
     let inner = path.join(folder);
     if !folder.is_empty() && inner.is_dir() { inner } else { path.to_path_buf() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::tensor_file::{Entry, write_tensors};
+    use burn::store::bridge;
+    use safetensors::tensor::Dtype;
+
+    fn written<'a>(tensors: &[(&str, Dtype, &'a [u8])]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        // The name says something else.
+        let path = folder.path().join("a.ckpt");
+        let entry = |(name, dtype, bytes): &(&str, Dtype, &'a [u8])| -> Entry<'a> {
+            (name.to_string(), *dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes)
+        };
+        write_tensors(&path, tensors.iter().map(entry).collect(), None).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn safetensors_are_read_under_any_name_and_eight_bit_floats_become_f32() {
+        let (_folder, path) = written(&[
+            ("e4m3", Dtype::F8_E4M3, &[0x38, 0xb8, 0x7e]),
+            ("e5m2", Dtype::F8_E5M2, &[0x3c, 0xbc]),
+            ("half", Dtype::F16, &[0x00, 0x3c]),
+            ("odd", Dtype::F8_E8M0, &[0x01]),
+        ]);
+        let tensors = open(&path).unwrap();
+        let values = |name: &str| bridge::to_data(&tensors[name]).unwrap().iter::<f32>().collect::<Vec<_>>();
+        assert_eq!(values("e4m3"), [1.0, -1.0, 448.0]);
+        assert_eq!(values("e5m2"), [1.0, -1.0]);
+        assert_eq!(values("half"), [1.0]);
+        // A type that is not read is an error only where its values are asked for.
+        assert!(bridge::to_data(&tensors["odd"]).unwrap_err().to_string().contains("F8_E8M0"));
+    }
+
+    #[test]
+    fn eight_bit_weights_with_separate_scales_are_refused() {
+        let one = 1.0_f32.to_le_bytes();
+        let (_folder, path) = written(&[("a.scale_weight", Dtype::F32, &one), ("a.weight", Dtype::F8_E4M3, &[0x38])]);
+        let said = open(&path).unwrap_err().to_string();
+        assert!(said.contains("separate scales (`a.scale_weight`)"), "{said}");
+    }
 }

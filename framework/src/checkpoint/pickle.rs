@@ -1,5 +1,5 @@
 //! Files written by `torch.save`: checks them before another reader trusts them, and reads the tensors of
-//! Lightning containers.
+//! files that the other reader refuses.
 //!
 //! A zip holds `NAME/data.pkl`, a pickle that names the tensors, and `NAME/data/KEY`, their values. torch
 //! compresses nothing. Files from before 2020 are five pickles followed by the values.
@@ -7,6 +7,7 @@
 //! Only the structure of a pickle is read. Its objects are entries of one list, which grows by at most one
 //! entry per opcode. Nothing nests, nothing is copied, and no code is run.
 
+use crate::checkpoint::element::{self, Element};
 use burn::tensor::DType;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -58,6 +59,9 @@ fn entries(path: &Path) -> Result<BTreeMap<String, (u64, u64)>> {
         if entry.compression() != CompressionMethod::Stored || entry.compressed_size() != size || entry.encrypted() {
             return Err(format!("its entry `{name}` is compressed, which torch.save never does; save it again"));
         }
+        if name.ends_with("/constants.pkl") {
+            return Err("it is a TorchScript archive; save the `state_dict` of its module instead".into());
+        }
         if name.ends_with("data.pkl") && size > LARGEST_PICKLE {
             return Err(format!("its entry `{name}` has {size} bytes; the limit is {LARGEST_PICKLE}"));
         }
@@ -79,18 +83,24 @@ pub struct Stored {
     /// Name of the tensor.
     pub name: String,
     /// Element type.
-    pub dtype: DType,
+    pub element: Element,
     /// Shape.
     pub shape: Vec<usize>,
     /// Offset and size of its values in bytes.
     pub place: (u64, usize),
 }
 
-/// Returns the float tensors under `key` of a zip. Other entries of the zip need not be readable.
+/// Greatest depth of nested dictionaries. A container has two or three levels.
+const DEEPEST: usize = 6;
+/// Largest number of dictionary entries that are visited.
+const MOST_ENTRIES: usize = 1 << 20;
+
+/// Returns the float tensors of a zip. The names of nested dictionaries are joined by dots. Other entries of the zip
+/// need not be readable.
 ///
 /// # Errors
 /// If the file is invalid. The text says why.
-pub fn tensors(path: &Path, key: &str) -> Result<Vec<Stored>> {
+pub fn tensors(path: &Path) -> Result<Vec<Stored>> {
     let entries = entries(path)?;
     let pickles = entries.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
     let name = pickles.min_by_key(|name| name.len()).ok_or("it has no data.pkl")?;
@@ -102,22 +112,34 @@ pub fn tensors(path: &Path, key: &str) -> Result<Vec<Stored>> {
         return Err("its values are not little-endian".into());
     }
     let storage = |key: &str| entries.get(&format!("{root}data/{key}")).copied();
-    let own = objects.entries(objects.root).find(|(name, _)| *name == key);
-    let (_, own) = own.ok_or_else(|| format!("it has no `{key}`"))?;
-    let tensors = objects.entries(own).filter_map(|(name, object)| objects.tensor(name, object, &storage).transpose());
-    tensors.collect()
+    let (mut found, mut refused, mut visited) = (Vec::new(), None, 0);
+    let mut open = vec![(String::new(), objects.root, 0)];
+    while let Some((prefix, at, depth)) = open.pop() {
+        for (key, object) in objects.entries(at) {
+            visited += 1;
+            if visited > MOST_ENTRIES {
+                return Err("it has too many entries".into());
+            }
+            let name = format!("{prefix}{key}");
+            match (&objects.all[object], depth < DEEPEST) {
+                (Object::Dict(_), true) => open.push((format!("{name}."), object, depth + 1)),
+                _ => match objects.tensor(&name, object, &storage) {
+                    Ok(tensor) => found.extend(tensor),
+                    Err(what) => refused = Some(what),
+                },
+            }
+        }
+    }
+    // A tensor that is not read may not be a weight. If it is one, the caller misses it.
+    match refused {
+        Some(what) if found.is_empty() => Err(what),
+        _ => Ok(found),
+    }
 }
 
-/// Reads bytes of a file.
-///
-/// # Errors
-/// If the file is too short or cannot be read.
-pub fn read(path: &Path, (offset, size): (u64, impl TryInto<usize>)) -> Result<Vec<u8>> {
-    use std::io::{Seek, SeekFrom};
-    let mut file = File::open(path).map_err(|e| e.to_string())?;
-    let mut bytes = vec![0; size.try_into().map_err(|_| "too long")?];
-    file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(|e| e.to_string())?;
-    Ok(bytes)
+fn read(path: &Path, (offset, size): (u64, u64)) -> Result<Vec<u8>> {
+    let size = usize::try_from(size).map_err(|_| "too long")?;
+    element::read(path, (offset, size)).map_err(|e| e.to_string())
 }
 
 /// Splits off the next opcode and its operand. Source: `pickletools.py` of CPython.
@@ -292,12 +314,26 @@ impl<'a> Objects<'a> {
         Some(parts.iter().map(|part| &self.all[*part]).collect())
     }
 
+    /// Returns the function of torch and the arguments of a call.
+    fn call(&self, at: usize) -> Option<(&'a str, usize)> {
+        let Object::Call(class, arguments) = self.all[at] else { return None };
+        let Object::Class("torch._utils", function) = self.all[class] else { return None };
+        Some((function, arguments))
+    }
+
     /// Returns a float tensor; `None` if the object is not a tensor or holds integers, because positions and
     /// counts are not weights.
     fn tensor(&self, name: &str, at: usize, storage: &dyn Fn(&str) -> Option<(u64, u64)>) -> Result<Option<Stored>> {
-        let Object::Call(class, arguments) = self.all[at] else { return Ok(None) };
-        let Object::Class("torch._utils", "_rebuild_tensor_v2") = self.all[class] else { return Ok(None) };
         let wrong = || format!("`{name}` is not a contiguous tensor within its storage");
+        let Some((mut function, mut arguments)) = self.call(at) else { return Ok(None) };
+        if function == "_rebuild_parameter" {
+            // A parameter contains a tensor as its first argument.
+            let Object::Tuple(parts) = &self.all[arguments] else { return Err(wrong()) };
+            (function, arguments) = parts.first().and_then(|part| self.call(*part)).ok_or_else(wrong)?;
+        }
+        if !["_rebuild_tensor_v2", "_rebuild_tensor_v3"].contains(&function) {
+            return Ok(None);
+        }
         let arguments = self.parts(arguments).ok_or_else(wrong)?;
         let [Object::Storage(kept), Object::Number(offset), Object::Tuple(shape), Object::Tuple(strides), ..] =
             arguments[..]
@@ -305,12 +341,19 @@ impl<'a> Objects<'a> {
             return Err(wrong());
         };
         let kept = self.parts(*kept).ok_or_else(wrong)?;
-        let [_, Object::Class("torch", class), Object::Text(key), ..] = kept[..] else { return Err(wrong()) };
-        let dtype = match *class {
-            "DoubleStorage" => DType::F64,
-            "FloatStorage" => DType::F32,
-            "HalfStorage" => DType::F16,
-            "BFloat16Storage" => DType::BF16,
+        let [_, Object::Class(_, storage_class), Object::Text(key), ..] = kept[..] else { return Err(wrong()) };
+        // The third version has an untyped storage, and the element type as its seventh argument.
+        let class = match (function, arguments.get(6)) {
+            ("_rebuild_tensor_v3", Some(Object::Class("torch", class))) => class,
+            _ => storage_class,
+        };
+        let element = match *class {
+            "DoubleStorage" => Element::Plain(DType::F64),
+            "FloatStorage" => Element::Plain(DType::F32),
+            "HalfStorage" => Element::Plain(DType::F16),
+            "BFloat16Storage" => Element::Plain(DType::BF16),
+            "float8_e4m3fn" => Element::E4m3,
+            "float8_e5m2" => Element::E5m2,
             _ => return Ok(None),
         };
         let numbers = |places: &[usize]| {
@@ -331,13 +374,13 @@ impl<'a> Objects<'a> {
             }
             count = count.checked_mul(*n).ok_or_else(wrong)?;
         }
-        let bytes = count.checked_mul(dtype.size()).ok_or_else(wrong)?;
-        let offset = u64::try_from(*offset).ok().and_then(|offset| offset.checked_mul(dtype.size() as u64));
+        let bytes = count.checked_mul(element.size()).ok_or_else(wrong)?;
+        let offset = u64::try_from(*offset).ok().and_then(|offset| offset.checked_mul(element.size() as u64));
         match offset {
             Some(offset)
                 if strides.len() == shape.len() && offset.checked_add(bytes as u64).is_some_and(|end| end <= size) =>
             {
-                Ok(Some(Stored { name: name.into(), dtype, shape, place: (start + offset, bytes) }))
+                Ok(Some(Stored { name: name.into(), element, shape, place: (start + offset, bytes) }))
             }
             _ => Err(wrong()),
         }

@@ -1,13 +1,14 @@
 //! Safetensors files: atomic writing, hard links, and reading of headers.
 
+use crate::checkpoint::file_kind::regular;
 use crate::error::{Error, Result};
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs;
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 /// Reads the metadata of a safetensors file from its header; `None` if the file has none, or is not a
 /// safetensors file.
@@ -28,6 +29,7 @@ pub fn header(path: &Path) -> Result<Option<HashMap<String, String>>> {
 /// # Errors
 /// If the file cannot be read.
 pub fn header_bytes(path: &Path) -> Result<Vec<u8>> {
+    regular(path)?;
     header_of(&mut fs::File::open(path).map_err(|e| Error::io(path, e))?, path)
 }
 
@@ -47,7 +49,7 @@ pub(crate) fn header_of(file: &mut fs::File, path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// If the link or copy cannot be written.
 pub fn hard_link(path: &Path, name: &Path) -> Result<()> {
-    let partial = name.with_extension("partial");
+    let partial = partial(name);
     let _ = fs::remove_file(&partial);
     // Follow a symbolic link: its relative target may not exist in another folder.
     fs::canonicalize(path)
@@ -93,16 +95,30 @@ pub fn write_tensors(
 /// # Errors
 /// If the file cannot be written.
 pub fn write_atomically<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
-    let partial = path.with_extension("partial");
+    atomically(path, |file| parts.into_iter().try_for_each(|part| file.write_all(part)))
+}
+
+/// Has `write` fill a file. The file is either complete or absent, even after a crash. A failed write leaves nothing.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(crate) fn atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<fs::File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let partial = partial(path);
     // `partial` may be a leftover hard link to another checkpoint. Unlink it instead of truncating the shared
     // file.
     let _ = fs::remove_file(&partial);
-    let write = || {
-        let mut file = std::io::BufWriter::new(fs::File::create(&partial)?);
-        parts.into_iter().try_for_each(|part| file.write_all(part))?;
+    let written = || {
+        let mut file = BufWriter::new(fs::File::create(&partial)?);
+        write(&mut file)?;
         file.into_inner()?.sync_all()
     };
-    write().map_err(|e| Error::io(&partial, e))?;
+    if let Err(error) = written() {
+        let _ = fs::remove_file(&partial);
+        return Err(Error::io(&partial, error));
+    }
     fs::rename(&partial, path).map_err(|e| Error::io(path, e))?;
     // The rename itself must reach the disk, so sync the folder if the system can.
     if let Some(folder) = path.parent()
@@ -111,6 +127,14 @@ pub fn write_atomically<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// Returns the name under which a file is written before it is complete: its own name and `.partial`. A name without
+/// the ending would be that of another file, too.
+fn partial(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    path.with_file_name(name)
 }
 
 /// Converts our data type to the safetensors type.
@@ -156,6 +180,27 @@ pub fn save_tensors(tensors: &[(String, TensorData)], path: &Path) -> Result<()>
 mod tests {
     use super::*;
     use safetensors::tensor::TensorView;
+
+    #[test]
+    fn a_failed_write_leaves_nothing_and_names_that_differ_in_their_ending_do_not_meet() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("model.partial"), "a file of the user").unwrap();
+        let failed = atomically(&path("model.pt"), |file| {
+            file.write_all(b"half")?;
+            Err(std::io::Error::other("the disk is full"))
+        });
+        assert!(failed.unwrap_err().to_string().contains("the disk is full"));
+        assert!(!path("model.pt").exists() && fs::read_dir(folder.path()).unwrap().count() == 1);
+        atomically(&path("model.pt"), |file| {
+            write_atomically(&path("model.safetensors"), [&b"inner"[..]]).unwrap();
+            file.write_all(b"outer")
+        })
+        .unwrap();
+        assert_eq!(fs::read(path("model.pt")).unwrap(), b"outer");
+        assert_eq!(fs::read(path("model.safetensors")).unwrap(), b"inner");
+        assert_eq!(fs::read(path("model.partial")).unwrap(), b"a file of the user");
+    }
 
     #[test]
     fn tensors_are_written_as_crate_safetensors_writes_them() {

@@ -2,6 +2,7 @@
 //! that erases its type ([`BoxBackbone`]).
 
 use crate::checkpoint::names::OfficialNames;
+use crate::checkpoint::published_config::PublishedConfig;
 use crate::error::Problems;
 use crate::network::condition::{Condition, ConditionShape};
 use crate::network::dyn_module::{self, DynMapper, DynVisitor};
@@ -276,6 +277,12 @@ pub trait BackboneConfig: Debug + Send + Sync {
 
     /// Returns the published formats of the weights. `convert` writes the first one by default.
     fn formats(&self) -> Vec<OfficialNames>;
+
+    /// Returns the contradictions of this entry to the configuration files of published weights. Pointers are relative
+    /// to the entry. A backbone whose published weights have no such files keeps the default.
+    fn contradictions(&self, _published: &PublishedConfig) -> Problems {
+        Problems::new()
+    }
 
     /// Converts the official network's time to ours (0 = data, 1 = noise).
     fn t_of_native(&self, native: f64) -> f64;

@@ -8,6 +8,7 @@ pub mod learned_variance;
 pub mod masked;
 pub mod patches;
 pub mod path;
+mod published_schedule;
 pub mod tokens;
 
 use crate::kernels::{self, LogProbability, handle};

@@ -9,12 +9,14 @@
 use crate::bpe::Bpe;
 use framework::checkpoint::names::{BESIDE_LATENT_DIFFUSION, Layout, OfficialName, OfficialNames};
 use framework::checkpoint::official::{self, Report};
+use framework::checkpoint::published_config::PublishedConfig;
 use framework::error::{Error, Problems, Result};
 use framework::network::condition::ConditionShape;
 use framework::network::conditioner::Conditioner;
 use framework::nn::parameters;
 use framework::nn::{TextEncoder, TextEncoderConfig};
 use framework::prelude::*;
+use framework::serde_json::{Value, json};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -94,26 +96,60 @@ impl ClipText {
         TextEncoder::new(&config, device)
     }
 
-    /// Returns the names of two formats: `transformers`, and the CompVis checkpoint, which nests the same
-    /// names.
+    /// Returns the names of three formats: `transformers` before version 5, the CompVis checkpoint, which nests the
+    /// same names, and `transformers` 5, which writes no `text_model.`.
     pub fn formats(&self) -> Vec<OfficialNames> {
-        let format = |format, folder, nesting, ignored| OfficialNames {
+        let format = |format, folder, of: fn(&str) -> String, nesting, ignored| OfficialNames {
             format,
             folder,
-            of: Arc::new(move |path: &str| OfficialName { name: name(path), layout: layout(path) }),
+            of: Arc::new(move |path: &str| OfficialName { name: of(path), layout: layout(path) }),
             nesting,
             ignored,
             optional: &[],
         };
         vec![
-            format("diffusers", "text_encoder", &[], &[("position_ids", "indices that count from 0")]),
+            format("diffusers", "text_encoder", name, &[], BESIDE_THE_TEXT_ENCODER),
             format(
                 "compvis",
                 "",
+                name,
                 &["state_dict.cond_stage_model.transformer.", "cond_stage_model.transformer."],
                 BESIDE_LATENT_DIFFUSION,
             ),
+            format("transformers5", "text_encoder", short_name, &[], BESIDE_THE_TEXT_ENCODER),
         ]
+    }
+
+    /// Compares the entry with the `config.json` next to the weights. Neither the number of heads nor the activation
+    /// shows in the shapes of the weights.
+    ///
+    /// # Errors
+    /// If the file is not JSON, or says something else.
+    fn agrees_with_published(&self) -> Result<()> {
+        let Some(mut file) = PublishedConfig::of(&self.path, "text_encoder")?.network else { return Ok(()) };
+        // A whole CLIP nests the configuration of its text encoder.
+        if let Some(Value::Object(inner)) = file.entries.get("text_config") {
+            file.entries = inner.clone();
+        }
+        let own = [
+            ("vocab_size", "/vocab_size", self.vocab_size),
+            ("hidden_size", "/hidden_size", self.hidden_size),
+            ("intermediate_size", "/intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", "/num_layers", self.num_layers),
+            ("num_attention_heads", "/num_heads", self.num_heads),
+        ];
+        let own = own.map(|(key, field, own)| {
+            file.differs(key, field, &json!(own)).map(|problem| {
+                let fix = problem.fix.as_deref().unwrap_or_default().replace("/backbone", "/conditioner");
+                problem.fix(fix)
+            })
+        });
+        let mut problems: Problems = own.into_iter().flatten().collect();
+        problems.extend(file.fixed("", &[("hidden_act", json!("quick_gelu"))]));
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Input(problems.into_iter().map(|problem| problem.under("/conditioner")).collect())),
+        }
     }
 
     fn loaded(&self) -> Result<&Loaded> {
@@ -135,11 +171,24 @@ impl ClipText {
     }
 }
 
+/// Contents of a whole CLIP other than its text encoder.
+const BESIDE_THE_TEXT_ENCODER: &[(&str, &str)] = &[
+    ("position_ids", "indices that count from 0"),
+    ("vision_model.", "the image encoder"),
+    ("visual_projection", "the projection of images"),
+    ("text_projection", "the projection of texts"),
+    ("logit_scale", "the scale of CLIP's loss"),
+];
+
 fn name(path: &str) -> String {
+    format!("text_model.{}", short_name(path))
+}
+
+fn short_name(path: &str) -> String {
     match path.split('.').next() {
-        Some("layers") => format!("text_model.encoder.{path}"),
-        Some("final_layer_norm") => format!("text_model.{path}"),
-        _ => format!("text_model.embeddings.{path}"),
+        Some("layers") => format!("encoder.{path}"),
+        Some("final_layer_norm") => path.to_string(),
+        _ => format!("embeddings.{path}"),
     }
 }
 
@@ -167,6 +216,7 @@ impl Conditioner for ClipText {
             let what = format!("has {} tokens, but /conditioner/vocab_size is {}", bpe.vocabulary(), self.vocab_size);
             return Err(Error::file(&self.tokenizer, what));
         }
+        self.agrees_with_published()?;
         let (network, _) = official::load_whole(self.init(device), &self.formats(), &self.path)?;
         self.loaded = Some(Loaded { bpe, network, device: device.clone() });
         Ok(())

@@ -2,7 +2,11 @@
 //! MANIFEST.md there).
 
 use conditioners::ClipText;
+use framework::burn::store::bridge::to_data;
+use framework::burn::tensor::TensorData;
 use framework::checkpoint::official;
+use framework::checkpoint::open::open;
+use framework::checkpoint::tensor_file::save_tensors;
 use framework::network::conditioner::Conditioner;
 use framework::prelude::*;
 use framework::serde_json::{self, json};
@@ -32,6 +36,37 @@ fn features_equal_the_official_code_from_every_format() {
         assert_eq!((report.format.as_str(), report.used.len()), (format, 36), "{report}");
         let out = network.forward(golden.ids("input_ids"));
         close(file, &values(out), &golden.numbers("last_hidden_state"), tolerance);
+    }
+}
+
+#[test]
+fn names_of_transformers_5_and_whole_clips_are_read() {
+    let golden = Golden::open("sd15_clip.safetensors");
+    let file = open(&goldens::path("sd15_diffusers_text_encoder.safetensors")).unwrap();
+    let zeros = |name: &str, shape: &[usize]| {
+        (name.to_string(), TensorData::new(vec![0.0_f32; shape.iter().product()], shape.to_vec()))
+    };
+    let named = |name: &dyn Fn(&str) -> String| -> Vec<_> {
+        file.iter().map(|(own, tensor)| (name(own), to_data(tensor).unwrap())).collect()
+    };
+    let short = named(&|name| name.strip_prefix("text_model.").unwrap_or(name).to_string());
+    let mut whole = named(&|name| name.to_string());
+    whole.extend([
+        zeros("vision_model.embeddings.class_embedding", &[8]),
+        zeros("vision_model.encoder.layers.0.mlp.fc1.weight", &[8, 8]),
+        zeros("text_projection.weight", &[8, 24]),
+        zeros("visual_projection.weight", &[8, 8]),
+        zeros("logit_scale", &[1]),
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for (tensors, format) in [(short, "transformers5"), (whole, "diffusers")] {
+        save_tensors(&tensors, &path).unwrap();
+        let clip = tiny(&path);
+        let (network, report) = official::load_whole(clip.init(&Device::flex()), &clip.formats(), &path).unwrap();
+        assert_eq!((report.format.as_str(), report.used.len()), (format, 36), "{report}");
+        let out = network.forward(golden.ids("input_ids"));
+        close(format, &values(out), &golden.numbers("last_hidden_state"), 1e-4);
     }
 }
 

@@ -2,7 +2,7 @@
 //! published for two processes: `dit` predicts the noise of a diffusion, `sit` predicts the velocity of a flow.
 //!
 //! Source: arXiv:2212.09748 (DiT), arXiv:2401.08740 (SiT), arXiv:2501.15420 (GFT's guidance input).
-//! Read this file first. `clock.rs` holds the differences between DiT and SiT, and `checkpoint.rs` the official
+//! Read this file first. `clock.rs` holds the differences between DiT and SiT, and `official.rs` the official
 //! parameter names.
 
 #[cfg(test)]
@@ -273,7 +273,7 @@ impl<P: Clock> BackboneConfig for Config<P> {
             "pos_embed" => Init::Constant(sincos_2d(grid, hidden_size)),
             "y_embedder.embedding_table" => Init::Normal(if published { 0.02 } else { 1.0 }),
             // As published: N(0, 0.02) when training from scratch. Fine-tuning starts this weight at zero instead
-            // (`checkpoint.rs`).
+            // (`official.rs`).
             "t_embedder.cond_proj.weight" => Init::Normal(0.02),
             _ if path.ends_with("bias") || path.contains("ada_ln") || path.starts_with("final_layer") => Init::Zeros,
             _ if published && path.contains("_embedder.mlp") => Init::Normal(0.02),

@@ -1,7 +1,7 @@
 //! LlamaGen: a language model that predicts image tokens in raster order, after a class token or a text.
 //!
 //! Source: arXiv:2406.06525, arXiv:2501.15420 (GFT's guidance input).
-//! Read this file first. `checkpoint.rs` holds the official parameter names.
+//! Read this file first. `official.rs` holds the official parameter names.
 
 #[cfg(test)]
 use framework_dylib as _;

@@ -2,7 +2,7 @@
 //!
 //! Source: arXiv:2112.10752. The guidance input follows GFT on Stable Diffusion (arXiv:2501.15420) and latent
 //! consistency models (arXiv:2310.04378).
-//! Read this file first. `unet.rs` holds the blocks, and `checkpoint.rs` the official parameter names.
+//! Read this file first. `unet.rs` holds the blocks, and `official.rs` the official parameter names.
 //! Shapes: x_t `[B, H W, C]` in raster order, text `[B, K, T]`.
 
 #[cfg(test)]
@@ -14,6 +14,7 @@ mod unet;
 use framework::burn;
 use framework::burn::module::Module;
 use framework::checkpoint::names::OfficialNames;
+use framework::checkpoint::published_config::PublishedConfig;
 use framework::error::Problems;
 use framework::network::backbone::{Backbone, BackboneConfig, HookSites};
 use framework::nn::autoencoder::Resample;
@@ -313,6 +314,10 @@ impl BackboneConfig for Sd15Config {
 
     fn formats(&self) -> Vec<OfficialNames> {
         official::formats(self.levels(), self.layers_per_block, self.attention.clone())
+    }
+
+    fn contradictions(&self, published: &PublishedConfig) -> Problems {
+        official::contradictions(self, published)
     }
 
     fn t_of_native(&self, native: f64) -> f64 {

@@ -1,7 +1,11 @@
 //! Parameter names and layouts of the official checkpoints: `diffusers` folders (`unet/`) and CompVis containers
 //! (prefix `model.diffusion_model.`).
 
+use crate::Sd15Config;
 use framework::checkpoint::names::{BESIDE_LATENT_DIFFUSION, Fresh, Layout, OfficialName, OfficialNames};
+use framework::checkpoint::published_config::PublishedConfig;
+use framework::error::Problems;
+use framework::serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Returns both formats, for a network with this number of levels, this number of residual blocks per level, and
@@ -27,6 +31,49 @@ pub fn formats(levels: usize, layers: usize, attention: Vec<usize>) -> Vec<Offic
             optional: OPTIONAL,
         },
     ]
+}
+
+/// Returns the contradictions of the entry to `config.json` and `scheduler_config.json` of a `diffusers` folder. The
+/// size of the latent is not compared: the network is convolutional, and reads any size.
+pub fn contradictions(config: &Sd15Config, published: &PublishedConfig) -> Problems {
+    let mut problems = Problems::new();
+    if let Some(unet) = &published.network {
+        // The published configuration calls the number of heads `attention_head_dim`.
+        let heads =
+            if unet.get("num_attention_heads").is_some() { "num_attention_heads" } else { "attention_head_dim" };
+        let own = [
+            ("in_channels", "/in_channels", json!(config.in_channels)),
+            ("out_channels", "/in_channels", json!(config.in_channels)),
+            ("block_out_channels", "/block_out_channels", json!(config.block_out_channels)),
+            ("layers_per_block", "/layers_per_block", json!(config.layers_per_block)),
+            (heads, "/num_heads", json!(config.num_heads)),
+            ("cross_attention_dim", "/cross_attention_dim", json!(config.cross_attention_dim)),
+            ("norm_num_groups", "/norm_num_groups", json!(config.norm_num_groups)),
+        ];
+        problems.extend(own.iter().filter_map(|(key, pointer, own)| unet.differs(key, pointer, own)));
+        if let Some(blocks) = unet.get("down_block_types").and_then(Value::as_array) {
+            let attends = |(_, kind): &(usize, &Value)| kind.as_str().is_some_and(|kind| kind.contains("CrossAttn"));
+            let theirs: Vec<usize> = blocks.iter().enumerate().filter(attends).map(|(level, _)| level).collect();
+            let mut own = config.attention.clone();
+            own.sort_unstable();
+            if own != theirs {
+                let says = format!("`down_block_types`: attention at the levels {theirs:?}");
+                problems.push(unet.contradicts(&says, "/attention", &json!(own), Some(&json!(theirs))));
+            }
+        }
+        let fixed = [
+            ("act_fn", json!("silu")),
+            ("flip_sin_to_cos", json!(true)),
+            ("freq_shift", json!(0)),
+            ("center_input_sample", json!(false)),
+            ("norm_eps", json!(1e-5)),
+        ];
+        problems.extend(unet.fixed("", &fixed));
+    }
+    if let Some(scheduler) = &published.scheduler {
+        problems.extend(config.process.contradictions(scheduler));
+    }
+    problems
 }
 
 /// Parameters that a checkpoint may lack. The new guidance term starts at zero, so a guidance-free network starts
