@@ -5,6 +5,10 @@ use framework_dylib as _;
 
 mod cfg;
 mod none;
+#[cfg(test)]
+mod testing;
+mod weak_model;
 
 pub use cfg::Cfg;
 pub use none::NoGuidance;
+pub use weak_model::{WeakCondition, WeakModel};
