@@ -4,16 +4,26 @@
 use framework_dylib as _;
 
 mod cfg;
+mod entropy_cfg;
+mod nag;
 mod none;
 mod pag;
 mod perturbed;
+mod s2;
 mod seg;
+mod slg;
 #[cfg(test)]
 mod testing;
+mod tpg;
 mod weak_model;
 
 pub use cfg::Cfg;
+pub use entropy_cfg::EntropyCfg;
+pub use nag::{Nag, Norm};
 pub use none::NoGuidance;
 pub use pag::Pag;
+pub use s2::S2;
 pub use seg::{Blur, Seg};
+pub use slg::{Skip, Slg};
+pub use tpg::Tpg;
 pub use weak_model::{WeakCondition, WeakModel};

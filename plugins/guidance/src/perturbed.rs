@@ -54,7 +54,7 @@ impl Weights {
 pub fn check_blocks(blocks: &[usize]) -> Problems {
     let mut problems = Problems::new();
     if blocks.is_empty() {
-        let what = "the rule names no block, so the perturbed pass equals the conditional one";
+        let what = "the rule names no block, so it changes nothing";
         problems.push(Problem::new("/blocks", what).accepts("at least one block index"));
     }
     let repeated = (0..blocks.len()).find(|i| blocks[..*i].contains(&blocks[*i]));

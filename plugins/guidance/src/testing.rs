@@ -64,12 +64,18 @@ pub fn moment(progress: f64) -> Moment {
     Moment { progress, t: 1.0 - progress, evaluation: 0, channels: WIDTH }
 }
 
-fn noise() -> Tensor<3> {
+/// Returns the state at which the rules are evaluated, `[2, 16, 4]`.
+pub fn noise() -> Tensor<3> {
     normal("noise", 0, [2, SIDE * SIDE, WIDTH])
 }
 
 fn condition() -> Condition {
     Condition::Class(vec![Some(0), Some(2)])
+}
+
+/// Returns the values of [`noise`].
+pub fn noise_values() -> Vec<f64> {
+    values(noise())
 }
 
 pub fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
