@@ -168,7 +168,9 @@ fn rules_of_this_workspace_are_accepted_where_the_network_serves_them() {
     for name in ["seg", "tpg"] {
         serves(json!({ "type": name, "blocks": [0] }), &GRIDS, "as a square grid");
     }
-    serves(json!({ "type": "nag" }), &["sd15"], "changes attention to a text");
+    for name in ["nag", "vsf", "pladis"] {
+        serves(json!({ "type": name }), &["sd15"], "changes attention to a text");
+    }
     serves(
         json!({ "type": "entropy_cfg", "scale": 2.0, "threshold": 0.5 }),
         &["llamagen", "var"],
@@ -217,7 +219,7 @@ fn every_example_of_a_rule_is_valid() {
         }
         names.push(path.file_stem().unwrap().to_str().unwrap().to_string());
     }
-    for name in ["weak_model", "pag", "seg", "slg", "s2", "tpg", "nag", "entropy_cfg"] {
+    for name in ["weak_model", "pag", "seg", "slg", "s2", "tpg", "nag", "vsf", "pladis", "entropy_cfg"] {
         assert!(names.iter().any(|known| known == name), "no example of {name}");
     }
 }
@@ -259,6 +261,8 @@ fn with_every_rule_a_batch_equals_its_samples() {
             json!({ "type": "tpg", "blocks": [0] }),
             json!({ "type": "nag" }),
             json!({ "type": "nag", "scale": 2.0 }),
+            json!({ "type": "vsf" }),
+            json!({ "type": "pladis", "scale": 2.0 }),
             json!({ "type": "entropy_cfg", "scale": 2.0, "threshold": 0.5 }),
         ];
         for rule in rules.iter().filter(|rule| problems(&document, rule).is_empty()) {

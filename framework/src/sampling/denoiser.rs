@@ -306,3 +306,98 @@ fn repeat(input: &Input, times: usize) -> Input {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::hooks::Hooks;
+    use crate::process::tokens::TokenProcess;
+    use crate::random::tensor;
+    use crate::sampling::guidance::GuidanceNeeds;
+    use burn::tensor::{DType, Device};
+    use std::sync::Mutex;
+
+    /// Predicts the position and class of each unread position, plus 100 in a pass with hooks. Records the number of
+    /// samples and new positions of each pass.
+    #[derive(Debug, Default)]
+    struct Positions(Mutex<Vec<(usize, usize)>>);
+
+    impl Backbone for Positions {
+        fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+            let Input::Tokens { ids } = input else { panic!("expected tokens") };
+            let [batch, length] = ids.dims();
+            let read = control.cache.as_ref().map_or(0, Cache::read);
+            control.cache.iter().for_each(|cache| cache.advance(length));
+            self.0.lock().unwrap().push((batch, length - read));
+            let hooked = if control.hooks.is_some() { 100.0 } else { 0.0 };
+            let classes = condition.class_rows(7);
+            let value =
+                |i: usize| classes[i / (length - read)] as f64 + hooked + (read + i % (length - read)) as f64 * 10.0;
+            let values: Vec<f64> = (0..batch * (length - read)).map(value).collect();
+            tensor(&values, [batch, length - read, 1], DType::F64, &Device::flex())
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    struct Nothing;
+
+    impl Hooks for Nothing {}
+
+    /// From the third evaluation on, evaluates the null condition and a pass with hooks too.
+    #[derive(Clone, Debug)]
+    struct Late {
+        reads_all: bool,
+    }
+
+    impl Guidance for Late {
+        fn needs(&self) -> GuidanceNeeds {
+            GuidanceNeeds::branches(3)
+        }
+        fn start(&self) -> Box<dyn Trajectory> {
+            Box::new(self.clone())
+        }
+    }
+
+    impl Trajectory for Late {
+        fn branches(&mut self, moment: &Moment) -> Vec<Branch> {
+            let hooked = Branch { reads_all: self.reads_all, ..Branch::hooked("hooked", Nothing) };
+            match moment.evaluation {
+                0 | 1 => vec![Branch::given()],
+                _ => vec![Branch::given(), hooked, Branch::null()],
+            }
+        }
+        fn combine(&mut self, _: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
+            Tensor::cat(predictions, 2).into()
+        }
+    }
+
+    #[test]
+    fn branches_without_hooks_share_a_pass_and_all_predict_the_same_positions() {
+        for (reads_all, hooked) in [(false, [(2, 3), (2, 1)]), (true, [(2, 3), (2, 4)])] {
+            let (network, rule, process) = (Positions::default(), Late { reads_all }, TokenProcess::next_token(4));
+            let (condition, shape) = (Condition::Class(vec![Some(1), Some(2)]), LatentShape::tokens([2, 2], 9));
+            let mut denoiser = Denoiser::new(&network, &process, &rule, GuidanceNumbers::NONE, &condition, &shape);
+            denoiser.keep(true);
+            let mut last = Vec::new();
+            for length in 1..=4 {
+                let ids = Tensor::<2, Int>::zeros([2, length], &Device::flex());
+                let guided = denoiser.evaluate(&Input::Tokens { ids }, 0.0).prediction;
+                assert_eq!(guided.dims()[1], if length == 3 { 3 } else { 1 });
+                let newest = guided.dims()[1] - 1;
+                last = guided.narrow(1, newest, 1).into_data().try_into_vec::<f64>().unwrap();
+            }
+            // At position 3: class 1 or 2, with hooks 100 more, and the null class 7.
+            assert_eq!(last, [31.0, 131.0, 37.0, 32.0, 132.0, 37.0]);
+            let passes = network.0.lock().unwrap().clone();
+            assert_eq!(passes, [(2, 1), (2, 1), (4, 3), hooked[0], (4, 1), hooked[1]]);
+            assert_eq!(denoiser.nfe(), 1 + 1 + 3 + 3);
+        }
+    }
+
+    #[test]
+    fn longer_predictions_are_cut_to_the_last_positions() {
+        let of = |values: &[f64]| tensor::<3>(values, [1, values.len(), 1], DType::F64, &Device::flex());
+        let cut = newest(vec![of(&[1.0, 2.0, 3.0]), of(&[4.0])]);
+        assert_eq!(cut.into_iter().map(|x| x.into_scalar::<f64>()).collect::<Vec<_>>(), [3.0, 4.0]);
+    }
+}

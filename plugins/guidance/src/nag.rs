@@ -10,16 +10,13 @@
 //! 4 for transformers, tau 2.5, alpha 0.25 to 0.5, the L1 norm. The authors' code for Flux uses the L2 norm, and its
 //! scale is strength + 1.
 //!
-//! The keys and values of the null text do not depend on the latent. One pass records them at the first evaluation,
-//! and every evaluation with CFG records them again. Other evaluations take one pass.
+//! `null_text.rs` records the keys and values of the null text.
 //! Source: arXiv:2505.21179.
 
-use crate::perturbed::{check_blocks, named};
-use framework::nn::hooks::{Attends, AttentionCall, AttentionSite, Hooked, Hooks};
+use crate::null_text::{self, Blend};
+use framework::nn::hooks::AttentionCall;
 use framework::prelude::*;
-use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, HookNeeds, Moment, Trajectory, mix};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use framework::sampling::guidance::{Guidance, GuidanceNeeds, Trajectory};
 
 /// Guidance within the attention to the text. One pass per step, two with CFG, and one pass per trajectory that records
 /// the null text.
@@ -78,7 +75,7 @@ framework::register!(guidance "nag" => Nag, "arXiv:2505.21179");
 
 impl Guidance for Nag {
     fn check(&self) -> Vec<Problem> {
-        let mut problems = self.blocks.as_deref().map(check_blocks).unwrap_or_default();
+        let mut problems = null_text::check(self);
         for (name, value) in [("strength", self.strength), ("alpha", self.alpha)] {
             if value == 0.0 {
                 let what = format!("the attention is not guided at {name} 0");
@@ -90,74 +87,27 @@ impl Guidance for Nag {
     }
 
     fn needs(&self) -> GuidanceNeeds {
-        let blocks_named = self.blocks.as_deref().map_or(0, named);
-        let hooks = HookNeeds { text_attention: true, blocks_named, ..HookNeeds::default() };
-        GuidanceNeeds { null: true, hooks, ..GuidanceNeeds::branches(2) }
+        null_text::needs(self)
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
-        Box::new(State { rule: self.clone(), recorded: Recorded::default() })
+        null_text::start(self.clone())
     }
 }
 
-/// The calls of the attention layers in the pass with the null text, by block.
-type Recorded = Arc<Mutex<BTreeMap<usize, AttentionCall>>>;
+impl Blend for Nag {
+    const NAME: &'static str = "nag";
 
-struct State {
-    rule: Nag,
-    recorded: Recorded,
-}
-
-impl State {
-    fn hooks(&self, guides: bool) -> Hooked {
-        Hooked(Some(Arc::new(Layers { rule: self.rule.clone(), recorded: self.recorded.clone(), guides })))
-    }
-}
-
-impl Trajectory for State {
-    fn branches(&mut self, _: &Moment) -> Vec<Branch> {
-        let known = !self.recorded.lock().expect("no thread panics while it holds this lock").is_empty();
-        let guided = Branch { name: "nag", hooks: self.hooks(true), ..Branch::given() };
-        if known && self.rule.scale == 1.0 {
-            return vec![guided];
-        }
-        // Branches with hooks run in order, so the null text is recorded first.
-        vec![Branch { hooks: self.hooks(false), ..Branch::null() }, guided]
+    fn scale(&self) -> f64 {
+        self.scale
     }
 
-    fn combine(&mut self, moment: &Moment, mut predictions: Vec<Tensor<3>>) -> Guided {
-        let guided = predictions.pop().expect("the guided branch is evaluated at every step");
-        match predictions.pop() {
-            Some(null) if self.rule.scale != 1.0 => mix(guided, null, self.rule.scale, moment.channels).into(),
-            _ => guided.into(),
-        }
-    }
-}
-
-/// The hooks of a pass: with the null text it records, with the requested text it guides.
-#[derive(Debug)]
-struct Layers {
-    rule: Nag,
-    recorded: Recorded,
-    guides: bool,
-}
-
-impl Hooks for Layers {
-    fn reads_attention(&self, site: AttentionSite) -> bool {
-        let named = self.rule.blocks.as_ref().is_none_or(|blocks| blocks.contains(&site.block));
-        site.attends == Attends::Text && named
+    fn blocks(&self) -> Option<&[usize]> {
+        self.blocks.as_deref()
     }
 
-    fn attention(&self, site: AttentionSite, call: &AttentionCall) -> Tensor<4> {
-        let mut recorded = self.recorded.lock().expect("no thread panics while it holds this lock");
-        if !self.guides {
-            recorded.insert(site.block, call.clone());
-            return call.output();
-        }
-        let null = recorded.get(&site.block).expect("the pass with the null text ran before").clone();
-        drop(recorded);
-        let negative = AttentionCall { queries: call.queries.clone(), ..null }.output();
-        self.rule.guided(call.output(), negative)
+    fn blend(&self, given: &AttentionCall, null: &AttentionCall) -> Tensor<4> {
+        self.guided(given.output(), null.output())
     }
 }
 
@@ -186,7 +136,7 @@ const SHORTEST: f64 = 1e-12;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Fake, close, differs, evaluated, moment, predicted, sampled, sampled_alone, values};
+    use crate::testing::{Fake, close, differs, evaluated, predicted, sampled, sampled_alone, values};
     use framework::burn::tensor::DType;
     use framework::random::tensor;
 
@@ -247,25 +197,6 @@ mod tests {
         let at = |scale, strength| Nag { scale, ..nag(strength, 0.5) };
         close(&evaluated(&at(2.5, 0.0), &network, None), &evaluated(&cfg(2.5), &network, None));
         close(&evaluated(&at(0.0, 3.0), &network, None), &evaluated(&cfg(0.0), &network, None));
-    }
-
-    #[test]
-    fn the_null_text_is_recorded_once_per_trajectory_or_at_every_step_of_cfg() {
-        let call = AttentionCall {
-            queries: token([1.0, 2.0]),
-            keys: token([1.0, 2.0]),
-            values: token([1.0, 2.0]),
-            scale: 1.0,
-            span: framework::nn::Span::All,
-            mask: None,
-        };
-        for (scale, later) in [(1.0, 1), (2.0, 2)] {
-            let mut state = Nag { scale, ..nag(2.0, 0.5) }.start();
-            let first = state.branches(&moment(0.0));
-            assert_eq!(first.len(), 2);
-            first[0].hooks.0.as_ref().unwrap().attention(AttentionSite::text(0), &call);
-            assert_eq!(state.branches(&moment(0.5)).len(), later);
-        }
     }
 
     #[test]
