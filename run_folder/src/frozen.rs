@@ -92,7 +92,8 @@ pub fn reference(
 /// Loads the weak network of the guidance rule, if the document names one.
 ///
 /// # Errors
-/// If a network cannot be read, or does not match the network that is sampled.
+/// If a network cannot be read, does not match the network that is sampled, or lacks the null prediction that the rule
+/// needs.
 pub fn load_weak(pipeline: &mut Pipeline, device: &Device) -> Result<()> {
     let Some(config) = &pipeline.weak_source else { return Ok(()) };
     let mut loaded =
@@ -102,6 +103,12 @@ pub fn load_weak(pipeline: &mut Pipeline, device: &Device) -> Result<()> {
         (Some(other), Some(found)) => interpolate(network, &found.network, other.weight)?,
         _ => network,
     };
+    let null = objective.as_ref().map(|objective| objective.null());
+    if let (true, Some(NullPrediction::Untrained(why))) = (pipeline.guidance.needs().weak_null, null) {
+        let what = format!("the rule needs the null prediction of the weak network, which was not trained: {why}");
+        let problem = Problem::new("/guidance/weak", what).and_at("/guidance");
+        return Err(problem.accepts("a network trained with the null condition, or no null branch").into());
+    }
     pipeline.weak = Some(WeakNetwork { network, objective });
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::nn::parameters::Init;
 use crate::process::{Input, LatentShape, Process};
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -49,6 +50,8 @@ pub struct HookSites {
     pub text_attention: bool,
     /// Whether the cached keys and values of decoding pass through [`crate::nn::hooks::Hooks::cached`].
     pub decode_cache: bool,
+    /// Whether the tokens of every block are the cells of a square grid, row by row, in a pass without a cache.
+    pub grid: bool,
 }
 
 /// Everything other than the input and the condition that a forward pass takes.
@@ -85,7 +88,7 @@ pub struct Cache(Arc<Mutex<Kept>>);
 #[derive(Debug, Default)]
 struct Kept {
     read: usize,
-    layers: Vec<[Tensor<4>; 2]>,
+    layers: BTreeMap<usize, [Tensor<4>; 2]>,
     features: Option<Tensor<3>>,
 }
 
@@ -105,16 +108,17 @@ impl Cache {
     }
 
     /// Appends the keys and values `[B, heads, new, d]` of layer `layer`. Returns the keys and values of all positions
-    /// so far.
+    /// so far. Hooks may skip layers, so a layer may have none while later layers have some.
     pub fn extend(&self, layer: usize, keys: Tensor<4>, values: Tensor<4>) -> [Tensor<4>; 2] {
         let layers = &mut self.kept().layers;
-        if layer == layers.len() {
-            layers.push([keys, values]);
-        } else {
-            let [old_keys, old_values] = layers[layer].clone();
-            layers[layer] = [Tensor::cat(vec![old_keys, keys], 2), Tensor::cat(vec![old_values, values], 2)];
-        }
-        layers[layer].clone()
+        let all = match layers.remove(&layer) {
+            None => [keys, values],
+            Some([old_keys, old_values]) => {
+                [Tensor::cat(vec![old_keys, keys], 2), Tensor::cat(vec![old_values, values], 2)]
+            }
+        };
+        layers.insert(layer, all.clone());
+        all
     }
 
     /// Returns the stored features. Computes them with `make` on the first call.

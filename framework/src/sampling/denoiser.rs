@@ -166,7 +166,7 @@ impl<'a> Denoiser<'a> {
     }
 
     /// Computes the guided prediction at `input`, in the network's own prediction space. Branches of the main network
-    /// run as one batch if possible. With caching ([`Denoiser::keep`]), predicts only the positions not read before.
+    /// without hooks run as one batch if possible. With caching ([`Denoiser::keep`]), predicts only the positions not read before.
     pub fn evaluate(&mut self, input: &Input, progress: f64) -> Guided {
         let t = match input {
             Input::Noisy { t, .. } => t[0],
@@ -206,43 +206,49 @@ impl<'a> Denoiser<'a> {
 
     /// Counts the evaluation of a set of branches and returns the set's cache. Each set has its own cache, so a new set
     /// starts from the first position.
-    fn cache(&mut self, branches: &[Branch]) -> Option<Cache> {
+    fn cache(&mut self, branches: &[&Branch]) -> Option<Cache> {
         let key: Vec<&str> = branches.iter().map(|branch| branch.name).collect();
         let known = self.caches.as_ref().is_some_and(|caches| caches.contains_key(&key));
         let further_step_of_a_head = known && self.progress.is_some();
         self.nfe += if further_step_of_a_head { 0 } else { branches.len() };
+        // Within one iteration of a masked decoding, the features of a branch stay valid whatever its hooks draw.
+        if self.progress.is_none() && branches.iter().any(|branch| branch.reads_all) {
+            return None;
+        }
         Some(self.caches.as_mut()?.entry(key).or_default().clone())
     }
 
     fn predict(&mut self, input: &Input, branches: &[Branch]) -> Vec<Tensor<3>> {
         let samples = self.condition.len();
-        let plain = |branch: &Branch| branch.model == Model::Main && !branch.hooks.is_some();
-        // Batch all branches into one forward pass if they use the main network without hooks, and either all of them
-        // or none have a guidance number.
         let number = |branch: &Branch| match branch.model {
             Model::Main => self.numbers.of(branch),
             Model::Weak => self.weak_network().numbers.of(branch),
         };
         let numbers: Vec<Option<f64>> = branches.iter().map(number).collect();
-        let batchable = branches.iter().all(plain) && numbers.iter().all(|n| n.is_some() == numbers[0].is_some());
-        if batchable && branches.len() > 1 {
-            let mut condition = self.asked(&branches[0]);
-            let mut guidance = Vec::new();
-            for (i, branch) in branches.iter().enumerate() {
-                if i > 0 {
-                    condition = condition.cat(&self.asked(branch));
-                }
-                guidance.extend(numbers[i].map(|n| vec![n; samples]).into_iter().flatten());
-            }
+        let mut predictions: Vec<Option<Tensor<3>>> = vec![None; branches.len()];
+        // Batch the branches that use the main network without hooks into one forward pass, if either all of them or
+        // none have a guidance number.
+        let plain = |i: &usize| branches[*i].model == Model::Main && !branches[*i].hooks.is_some();
+        let together: Vec<usize> = (0..branches.len()).filter(plain).collect();
+        let numbered = together.iter().filter(|i| numbers[**i].is_some()).count();
+        if together.len() > 1 && (numbered == 0 || numbered == together.len()) {
+            let batched: Vec<&Branch> = together.iter().map(|i| &branches[*i]).collect();
+            let condition = batched[1..]
+                .iter()
+                .fold(self.asked(batched[0]), |condition, branch| condition.cat(&self.asked(branch)));
+            let guidance: Vec<f64> =
+                together.iter().filter_map(|i| numbers[*i]).flat_map(|n| vec![n; samples]).collect();
             let guidance = (!guidance.is_empty()).then_some(guidance);
-            let control = Control { guidance, cache: self.cache(branches), ..Control::default() };
-            let all = microbatch::predict(self.main, &repeat(input, branches.len()), &condition, &control);
-            return all.split(samples, 0);
+            let control = Control { guidance, cache: self.cache(&batched), ..Control::default() };
+            let all = microbatch::predict(self.main, &repeat(input, batched.len()), &condition, &control);
+            for (i, prediction) in together.into_iter().zip(all.split(samples, 0)) {
+                predictions[i] = Some(prediction);
+            }
         }
-        branches
-            .iter()
-            .zip(numbers)
-            .map(|(branch, number)| {
+        // Hooks may read what the hooks of an earlier branch recorded, so the other branches run in order.
+        let predictions = predictions.into_iter().zip(branches.iter().zip(numbers));
+        let all = predictions.map(|(known, (branch, number))| {
+            known.unwrap_or_else(|| {
                 let model = match branch.model {
                     Model::Main => self.main,
                     Model::Weak => self.weak_network().network,
@@ -250,11 +256,12 @@ impl<'a> Denoiser<'a> {
                 let control = Control {
                     guidance: number.map(|n| vec![n; samples]),
                     hooks: branch.hooks.clone(),
-                    cache: self.cache(std::slice::from_ref(branch)),
+                    cache: self.cache(&[branch]),
                 };
                 microbatch::predict(model, input, &self.asked(branch), &control)
             })
-            .collect()
+        });
+        newest(all.collect())
     }
 
     fn weak_network(&self) -> Weak<'a> {
@@ -268,6 +275,17 @@ impl<'a> Denoiser<'a> {
             Asked::Other(condition) => condition.clone(),
         }
     }
+}
+
+/// Returns the last positions of each prediction, as many as the shortest prediction has. The predictions of a step
+/// differ in length if their caches do: a branch that was not evaluated at every step reads the missed positions.
+fn newest(predictions: Vec<Tensor<3>>) -> Vec<Tensor<3>> {
+    let shortest = predictions.iter().map(|prediction| prediction.dims()[1]).min().unwrap_or(0);
+    let last = |prediction: Tensor<3>| match prediction.dims()[1] {
+        length if length == shortest => prediction,
+        length => prediction.narrow(1, length - shortest, shortest),
+    };
+    predictions.into_iter().map(last).collect()
 }
 
 /// Repeats the batch `times` times.
@@ -286,5 +304,100 @@ fn repeat(input: &Input, times: usize) -> Input {
             x_t: again(x_t, times),
             t: t.repeat(times),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::hooks::Hooks;
+    use crate::process::tokens::TokenProcess;
+    use crate::random::tensor;
+    use crate::sampling::guidance::GuidanceNeeds;
+    use burn::tensor::{DType, Device};
+    use std::sync::Mutex;
+
+    /// Predicts the position and class of each unread position, plus 100 in a pass with hooks. Records the number of
+    /// samples and new positions of each pass.
+    #[derive(Debug, Default)]
+    struct Positions(Mutex<Vec<(usize, usize)>>);
+
+    impl Backbone for Positions {
+        fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+            let Input::Tokens { ids } = input else { panic!("expected tokens") };
+            let [batch, length] = ids.dims();
+            let read = control.cache.as_ref().map_or(0, Cache::read);
+            control.cache.iter().for_each(|cache| cache.advance(length));
+            self.0.lock().unwrap().push((batch, length - read));
+            let hooked = if control.hooks.is_some() { 100.0 } else { 0.0 };
+            let classes = condition.class_rows(7);
+            let value =
+                |i: usize| classes[i / (length - read)] as f64 + hooked + (read + i % (length - read)) as f64 * 10.0;
+            let values: Vec<f64> = (0..batch * (length - read)).map(value).collect();
+            tensor(&values, [batch, length - read, 1], DType::F64, &Device::flex())
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    struct Nothing;
+
+    impl Hooks for Nothing {}
+
+    /// From the third evaluation on, evaluates the null condition and a pass with hooks too.
+    #[derive(Clone, Debug)]
+    struct Late {
+        reads_all: bool,
+    }
+
+    impl Guidance for Late {
+        fn needs(&self) -> GuidanceNeeds {
+            GuidanceNeeds::branches(3)
+        }
+        fn start(&self) -> Box<dyn Trajectory> {
+            Box::new(self.clone())
+        }
+    }
+
+    impl Trajectory for Late {
+        fn branches(&mut self, moment: &Moment) -> Vec<Branch> {
+            let hooked = Branch { reads_all: self.reads_all, ..Branch::hooked("hooked", Nothing) };
+            match moment.evaluation {
+                0 | 1 => vec![Branch::given()],
+                _ => vec![Branch::given(), hooked, Branch::null()],
+            }
+        }
+        fn combine(&mut self, _: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
+            Tensor::cat(predictions, 2).into()
+        }
+    }
+
+    #[test]
+    fn branches_without_hooks_share_a_pass_and_all_predict_the_same_positions() {
+        for (reads_all, hooked) in [(false, [(2, 3), (2, 1)]), (true, [(2, 3), (2, 4)])] {
+            let (network, rule, process) = (Positions::default(), Late { reads_all }, TokenProcess::next_token(4));
+            let (condition, shape) = (Condition::Class(vec![Some(1), Some(2)]), LatentShape::tokens([2, 2], 9));
+            let mut denoiser = Denoiser::new(&network, &process, &rule, GuidanceNumbers::NONE, &condition, &shape);
+            denoiser.keep(true);
+            let mut last = Vec::new();
+            for length in 1..=4 {
+                let ids = Tensor::<2, Int>::zeros([2, length], &Device::flex());
+                let guided = denoiser.evaluate(&Input::Tokens { ids }, 0.0).prediction;
+                assert_eq!(guided.dims()[1], if length == 3 { 3 } else { 1 });
+                let newest = guided.dims()[1] - 1;
+                last = guided.narrow(1, newest, 1).into_data().try_into_vec::<f64>().unwrap();
+            }
+            // At position 3: class 1 or 2, with hooks 100 more, and the null class 7.
+            assert_eq!(last, [31.0, 131.0, 37.0, 32.0, 132.0, 37.0]);
+            let passes = network.0.lock().unwrap().clone();
+            assert_eq!(passes, [(2, 1), (2, 1), (4, 3), hooked[0], (4, 1), hooked[1]]);
+            assert_eq!(denoiser.nfe(), 1 + 1 + 3 + 3);
+        }
+    }
+
+    #[test]
+    fn longer_predictions_are_cut_to_the_last_positions() {
+        let of = |values: &[f64]| tensor::<3>(values, [1, values.len(), 1], DType::F64, &Device::flex());
+        let cut = newest(vec![of(&[1.0, 2.0, 3.0]), of(&[4.0])]);
+        assert_eq!(cut.into_iter().map(|x| x.into_scalar::<f64>()).collect::<Vec<_>>(), [3.0, 4.0]);
     }
 }

@@ -3,6 +3,8 @@
 //! All guidance arithmetic is in implementations of [`Guidance`].
 
 use crate::error::Problems;
+#[cfg(doc)]
+use crate::network::backbone::HookSites;
 use crate::network::condition::Condition;
 use crate::nn::hooks::{Hooked, Hooks};
 use crate::process::path::Prediction;
@@ -44,12 +46,16 @@ pub struct Branch {
     pub scale: Option<f64>,
     /// Hooks that read or change the forward pass.
     pub hooks: Hooked,
+    /// Whether the pass reads all positions at every step of token decoding, without a cache. Hooks that differ
+    /// between steps need this: a cache would mix the keys and values of different networks.
+    pub reads_all: bool,
 }
 
 impl Branch {
     /// Returns the branch of the main network with the requested condition.
     pub fn given() -> Self {
-        Self { name: "given", model: Model::Main, condition: Asked::Given, scale: None, hooks: Hooked::default() }
+        let (model, condition, hooks) = (Model::Main, Asked::Given, Hooked::default());
+        Self { name: "given", model, condition, scale: None, hooks, reads_all: false }
     }
 
     /// Returns the branch of the main network with the null condition.
@@ -71,10 +77,12 @@ impl Branch {
 /// The requirements of a rule on the networks and the process. The check phase compares them with the pipeline.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GuidanceNeeds {
-    /// Whether a branch uses the null condition.
+    /// Whether a branch of the main network uses the null condition.
     pub null: bool,
     /// Whether a branch uses the weak network of `guidance.weak`.
     pub weak: bool,
+    /// Whether a branch of the weak network uses the null condition.
+    pub weak_null: bool,
     /// Layers that the hooks of the rule use.
     pub hooks: HookNeeds,
     /// Prediction space in which [`Trajectory::combine`] works; `None` = the network's own.
@@ -103,6 +111,8 @@ pub struct HookNeeds {
     pub blocks: bool,
     /// Hooks on the cached keys and values of decoding: [`Hooks::cached`].
     pub decode_cache: bool,
+    /// Whether the hooks need the tokens of a block as a square grid: [`HookSites::grid`].
+    pub grid: bool,
     /// Upper bound, exclusive, of the block indices that the rule names; 0 = it names no block.
     pub blocks_named: usize,
 }

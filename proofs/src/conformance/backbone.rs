@@ -2,11 +2,13 @@
 
 use super::bench::{BATCH, Bench, silent, values};
 use super::entry::{fields, round_trip};
+use super::hooks::hooks;
 
 use burn::module::Module;
 use burn::tensor::Device;
 use framework::network::backbone::{Backbone, Control};
 use framework::network::condition::{Condition, ConditionShape};
+use framework::nn::hooks::Hooked;
 use framework::nn::parameters;
 use framework::plugin::{BackbonePlugin, Kind};
 use framework::process::Input;
@@ -45,7 +47,7 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         "the same input gives the same prediction",
     );
     if accepts.cache {
-        let cached = bench.cached(guidance);
+        let cached = bench.cached(guidance, &Hooked::default());
         let apart = cached.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
         must(cached.len() == whole.len() && apart <= 1e-5 * largest, "predictions with and without a cache are equal");
@@ -73,6 +75,7 @@ pub fn backbone(entry: &Value) -> Vec<String> {
     let gradients = bench.gradients(bench.process.loss(prediction, &bench.example).mean());
     let silent = silent(&gradients);
     must(silent.is_empty(), &format!("gradients reach every parameter; they do not reach {silent:?}"));
+    failures.extend(hooks(&bench, guidance));
     failures.extend(fields::<Box<dyn BackbonePlugin>>(entry, Kind::Backbone, &|new| {
         let problems = new.check();
         if !problems.is_empty() {

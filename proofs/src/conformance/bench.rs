@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::network::backbone::{Backbone, BoxBackbone, Cache, Control};
 use framework::network::condition::{Condition, ConditionShape};
 use framework::nn;
+use framework::nn::hooks::Hooked;
 use framework::nn::parameters::{self, Init};
 use framework::nn::precision::MatmulPrecision;
 use framework::objective::Objective;
@@ -127,11 +128,11 @@ impl Bench {
     }
 
     /// Predicts the batch step by step with a cache.
-    pub(super) fn cached(&self, guidance: Option<f64>) -> Vec<f64> {
+    pub(super) fn cached(&self, guidance: Option<f64>, hooks: &Hooked) -> Vec<f64> {
         let control = Control {
             guidance: guidance.map(|number| vec![number; BATCH]),
             cache: Some(Cache::default()),
-            ..Control::default()
+            hooks: hooks.clone(),
         };
         let sides = self.config.latent_shape().levels;
         let network = self.online.valid();

@@ -10,6 +10,7 @@
 mod backbone;
 mod bench;
 mod entry;
+mod hooks;
 mod objective;
 mod sampler;
 mod tokenizer;

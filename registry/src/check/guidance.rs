@@ -5,6 +5,7 @@ use crate::document::Document;
 use framework::error::{Problem, Problems};
 use framework::network::condition::ConditionShape;
 use framework::objective::NullPrediction;
+use framework::process::path::Prediction;
 use framework::sampling::guidance::HookNeeds;
 
 /// Returns the needs of the rule that the pipeline does not meet.
@@ -12,7 +13,7 @@ pub(super) fn needs(document: &Document) -> Problems {
     let (needs, accepts) = (document.guidance.needs(), document.backbone.accepts());
     let (guidance, backbone) = (document.guidance.typetag_name(), document.backbone.typetag_name());
     let mut problems = Problems::new();
-    if needs.null && accepts.condition == ConditionShape::None {
+    if (needs.null || needs.weak_null) && accepts.condition == ConditionShape::None {
         let what =
             format!("guidance \"{guidance}\" needs the null condition; backbone \"{backbone}\" reads no condition");
         let problem = Problem::new("/guidance", what).and_at("/backbone");
@@ -20,13 +21,17 @@ pub(super) fn needs(document: &Document) -> Problems {
     }
     let process = document.backbone.process();
     let path = process.path().or_else(|| process.head()?.process.path());
-    if path.is_none() && needs.space.is_some_and(|space| space != process.prediction()) {
+    let convertible = |space| space == process.prediction() || (path.is_some() && space != Prediction::Logits);
+    if needs.space.is_some_and(|space| !convertible(space)) {
         let what = format!(
             "guidance \"{guidance}\" needs another prediction space than backbone \"{backbone}\", which has {}",
             describe(process.family())
         );
         let problem = Problem::new("/guidance", what).and_at("/backbone");
-        problems.push(problem.accepts("guidance in the backbone's own prediction space, or a continuous process"));
+        problems.push(problem.accepts(match needs.space {
+            Some(Prediction::Logits) => "guidance in the backbone's own prediction space, or a backbone of tokens",
+            _ => "guidance in the backbone's own prediction space, or a continuous process",
+        }));
     }
     match (needs.weak, &document.weak) {
         (true, None) => {
@@ -80,6 +85,15 @@ fn hooks(document: &Document, needs: HookNeeds) -> Problems {
                 sites.blocks
             ),
             format!("blocks 0 to {}", sites.blocks.saturating_sub(1)),
+        );
+    }
+    if needs.grid && !sites.grid {
+        refuse(
+            format!(
+                "guidance \"{guidance}\" needs the tokens of a block as a square grid; the tokens of backbone \
+                 \"{backbone}\" form none"
+            ),
+            "a backbone whose blocks see the whole image as a grid, such as dit, sit or sd15".to_string(),
         );
     }
     if needs.text_attention && !sites.text_attention {

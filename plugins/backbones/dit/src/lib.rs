@@ -248,7 +248,7 @@ impl<P: Clock> BackboneConfig for Config<P> {
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: self.learn_sigma && P::HAS_VARIANCE,
-            hooks: HookSites { blocks: self.checked().depth, text_attention: false, decode_cache: false },
+            hooks: HookSites { blocks: self.checked().depth, text_attention: false, decode_cache: false, grid: true },
             cache: false,
         }
     }

@@ -235,7 +235,7 @@ impl BackboneConfig for LlamaGenConfig {
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,
-            hooks: HookSites { blocks: self.checked().n_layer, text_attention: false, decode_cache: true },
+            hooks: HookSites { blocks: self.checked().n_layer, text_attention: false, decode_cache: true, grid: false },
             cache: true,
         }
     }

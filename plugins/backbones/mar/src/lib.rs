@@ -326,6 +326,7 @@ impl BackboneConfig for MarConfig {
                 },
                 text_attention: false,
                 decode_cache: false,
+                grid: false,
             },
             cache: true,
         }

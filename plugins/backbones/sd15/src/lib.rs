@@ -275,7 +275,7 @@ impl BackboneConfig for Sd15Config {
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,
-            hooks: HookSites { blocks: self.transformers(), text_attention: true, decode_cache: false },
+            hooks: HookSites { blocks: self.transformers(), text_attention: true, decode_cache: false, grid: true },
             cache: false,
         }
     }

@@ -214,7 +214,7 @@ impl BackboneConfig for VarConfig {
             guidance_input: self.guidance_input.is_some(),
             guidance_field: "/guidance_input",
             variance: false,
-            hooks: HookSites { blocks: self.checked().depth, text_attention: false, decode_cache: true },
+            hooks: HookSites { blocks: self.checked().depth, text_attention: false, decode_cache: true, grid: false },
             cache: true,
         }
     }
