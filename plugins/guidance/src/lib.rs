@@ -5,6 +5,9 @@ use framework_dylib as _;
 
 mod cfg;
 mod none;
+mod per_sample;
+#[cfg(test)]
+mod trials;
 
-pub use cfg::Cfg;
+pub use cfg::{Cfg, SigmaInterval};
 pub use none::NoGuidance;
