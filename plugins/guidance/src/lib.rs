@@ -3,11 +3,13 @@
 #[cfg(test)]
 use framework_dylib as _;
 
+mod apg;
 mod cfg;
 mod none;
 mod per_sample;
 #[cfg(test)]
 mod trials;
 
+pub use apg::{Anchor, Apg};
 pub use cfg::{Cfg, SigmaInterval};
 pub use none::NoGuidance;
