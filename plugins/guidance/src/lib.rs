@@ -7,9 +7,11 @@ mod apg;
 mod cfg;
 mod none;
 mod per_sample;
+mod tcfg;
 #[cfg(test)]
 mod trials;
 
 pub use apg::{Anchor, Apg};
 pub use cfg::{Cfg, SigmaInterval};
 pub use none::NoGuidance;
+pub use tcfg::Tcfg;
