@@ -5,6 +5,7 @@ use framework_dylib as _;
 
 mod apg;
 mod cfg;
+mod cfg_zero_star;
 mod none;
 mod per_sample;
 mod tcfg;
@@ -13,5 +14,6 @@ mod trials;
 
 pub use apg::{Anchor, Apg};
 pub use cfg::{Cfg, SigmaInterval};
+pub use cfg_zero_star::CfgZeroStar;
 pub use none::NoGuidance;
 pub use tcfg::Tcfg;
