@@ -4,6 +4,7 @@
 use framework_dylib as _;
 
 mod apg;
+mod beta_cfg;
 mod cfg;
 mod cfg_zero_star;
 mod fdg;
@@ -14,6 +15,7 @@ mod tcfg;
 mod trials;
 
 pub use apg::{Anchor, Apg};
+pub use beta_cfg::BetaCfg;
 pub use cfg::{Cfg, SigmaInterval};
 pub use cfg_zero_star::CfgZeroStar;
 pub use fdg::Fdg;
