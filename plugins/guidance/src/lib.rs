@@ -12,6 +12,7 @@ mod fdg;
 mod mambo;
 mod none;
 mod per_sample;
+mod perp_neg;
 mod tcfg;
 #[cfg(test)]
 mod trials;
@@ -24,4 +25,5 @@ pub use cfg_zero_star::CfgZeroStar;
 pub use fdg::Fdg;
 pub use mambo::Mambo;
 pub use none::NoGuidance;
+pub use perp_neg::PerpNeg;
 pub use tcfg::Tcfg;
