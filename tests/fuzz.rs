@@ -14,8 +14,13 @@ use unguided as _;
 /// Returns the committed examples, and documents with the options that no example uses.
 fn documents() -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pipelines");
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
+    let documents = |folder: &Path| -> Vec<_> {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut paths: Vec<_> = paths.filter(|path| path.is_file()).collect();
+        paths.sort();
+        paths
+    };
+    let paths = [documents(&folder), documents(&folder.join("guidance"))].concat();
     let mut documents: Vec<Value> =
         paths.iter().map(|path| serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()).collect();
     let first = documents[0].clone();

@@ -22,7 +22,7 @@ pub(super) fn needs(document: &Document) -> Problems {
     }
     let process = document.backbone.process();
     let path = process.path().or_else(|| process.head()?.process.path());
-    if path.is_none() && needs.space.is_some_and(|space| space != process.prediction()) {
+    if path.is_none() && !needs.path && needs.space.is_some_and(|space| space != process.prediction()) {
         let what = format!(
             "guidance \"{guidance}\" needs another prediction space than backbone \"{backbone}\", which has {}",
             describe(process.family())
@@ -52,7 +52,7 @@ pub(super) fn needs(document: &Document) -> Problems {
     }
     let (shape, whole) = (document.backbone.latent_shape(), process.family() == Family::Continuous);
     let side = if whole { shape.grid[0].min(shape.grid[1]) } else { 1 };
-    if needs.grid_side > side {
+    if path.is_some() && needs.grid_side > side {
         let what = format!(
             "guidance \"{guidance}\" filters over a grid of at least {0}x{0} positions; a prediction of backbone \
              \"{backbone}\" has {side}x{side}",
