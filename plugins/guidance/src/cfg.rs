@@ -3,6 +3,7 @@
 //!   g          = f_null + s (f_cond - f_null)
 //!   s          = 1 + (scale - 1) schedule(progress), or scale schedule(progress)
 //!   s          = 1 outside sigma_interval
+//!   f_null     = f(x_t, negative) if a negative class is set
 //!   prediction = rescale g std(f_cond) / std(g) + (1 - rescale) g,   in the space `rescale_space`
 //!
 //! Source: arXiv:2207.12598 eq. 6 (scale = 1 + w); arXiv:2305.08891 eq. 15 (rescale); arXiv:2404.07724 (interval in
@@ -10,7 +11,7 @@
 
 use crate::per_sample::no_logits;
 use framework::prelude::*;
-use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Setting, Trajectory, mix};
+use framework::sampling::guidance::{Asked, Branch, Guidance, GuidanceNeeds, Guided, Moment, Setting, Trajectory, mix};
 use framework::schedule::{Schedule, ScheduleForm};
 
 /// The noise levels at which guidance applies: `low < sigma_t / alpha_t <= high`.
@@ -59,6 +60,9 @@ pub struct Cfg {
     /// Prediction space in which `rescale` acts, on which its result depends; null = the network's own.
     #[serde(default)]
     pub rescale_space: Option<Prediction>,
+    /// Class, from 0, that replaces the null condition; null = none. Guidance then leads away from this class.
+    #[serde(default)]
+    pub negative: Option<usize>,
     /// Number of leading channels to guide; null = all. The published DiT and SiT samplers guide 3 of 4.
     #[serde(default)]
     #[schemars(range(min = 1))]
@@ -76,14 +80,11 @@ impl Cfg {
             && (self.schedule == Schedule::Constant || self.schedule_form == ScheduleForm::FromConditional)
     }
 
-    /// Returns the branch that alone equals the mixture on every channel, or `None` if both branches are needed.
-    fn one_branch(&self, scale: f64, moment: &Moment) -> Option<Branch> {
-        let all = self.guided_channels.is_none_or(|n| n >= moment.channels);
-        match scale {
-            1.0 => Some(Branch::given()),
-            0.0 if all && self.rescale == 0.0 => Some(Branch::null()),
-            _ => None,
-        }
+    /// Returns the branch that guidance leads away from.
+    fn contrast(&self, samples: usize) -> Branch {
+        let Some(class) = self.negative else { return Branch::null() };
+        let condition = Asked::Other(Condition::Class(vec![Some(class); samples]));
+        Branch { name: "negative", condition, ..Branch::given() }
     }
 }
 
@@ -96,6 +97,7 @@ impl Guidance for Cfg {
                 ("schedule", self.schedule != Schedule::Constant),
                 ("sigma_interval", self.sigma_interval.is_some()),
                 ("rescale", self.rescale > 0.0),
+                ("negative", self.negative.is_some()),
             ] {
                 if set {
                     problems.push(
@@ -127,12 +129,13 @@ impl Guidance for Cfg {
     fn needs(&self) -> GuidanceNeeds {
         let guides = !self.is_conditional();
         let path = self.sigma_interval.is_some() || self.rescale_space.is_some();
+        let (null, class) = (guides && self.negative.is_none(), self.negative);
         let most_branches = if guides { 2 } else { 1 };
-        GuidanceNeeds { null: guides, space: self.rescale_space, path, ..GuidanceNeeds::branches(most_branches) }
+        GuidanceNeeds { null, class, space: self.rescale_space, path, ..GuidanceNeeds::branches(most_branches) }
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
-        Box::new(CfgTrajectory { rule: self.clone(), times: None })
+        Box::new(CfgTrajectory { rule: self.clone(), times: None, samples: 0 })
     }
 }
 
@@ -141,6 +144,8 @@ struct CfgTrajectory {
     rule: Cfg,
     /// Guidance applies where `times[0] < t <= times[1]`; `None` = everywhere.
     times: Option<[f64; 2]>,
+    /// Number of samples in the batch.
+    samples: usize,
 }
 
 impl CfgTrajectory {
@@ -155,12 +160,16 @@ impl CfgTrajectory {
 impl Trajectory for CfgTrajectory {
     fn begin(&mut self, setting: &Setting<'_>) {
         self.times = self.rule.sigma_interval.zip(setting.path).map(|(interval, path)| interval.times(path));
+        self.samples = setting.samples;
     }
 
     fn branches(&mut self, moment: &Moment) -> Vec<Branch> {
-        match self.rule.one_branch(self.scale_at(moment), moment) {
-            Some(branch) => vec![branch],
-            None => vec![Branch::given(), Branch::null()],
+        // One branch is enough where it equals the mixture on every channel.
+        let all = self.rule.guided_channels.is_none_or(|n| n >= moment.channels);
+        match self.scale_at(moment) {
+            1.0 => vec![Branch::given()],
+            0.0 if all && self.rule.rescale == 0.0 => vec![self.rule.contrast(self.samples)],
+            _ => vec![Branch::given(), self.rule.contrast(self.samples)],
         }
     }
 
@@ -299,6 +308,23 @@ mod tests {
     #[test]
     fn a_batch_equals_its_samples() {
         assert_samples_are_independent(&Cfg { rescale: 0.7, schedule: Schedule::Cosine, ..cfg(3.0) });
+    }
+
+    #[test]
+    fn a_negative_class_replaces_the_null_condition() {
+        let rule = Cfg { negative: Some(3), ..cfg(2.0) };
+        assert_eq!((rule.needs().null, rule.needs().class), (false, Some(3)));
+        let mut trajectory = rule.start();
+        let shape = LatentShape::values([1, 3], 4);
+        trajectory.begin(&Setting { shape: &shape, path: None, samples: 2 });
+        let branches = trajectory.branches(&at(0.5));
+        let Asked::Other(Condition::Class(classes)) = &branches[1].condition else { panic!("a class") };
+        assert_eq!((branches.len(), classes.as_slice()), (2, [Some(3), Some(3)].as_slice()));
+        let one = |v: f64| tensor::<3>(&[v; 4], [1, 1, 4], DType::F64, &Device::flex());
+        let guided = trajectory.combine(&at(0.5), vec![one(2.0), one(1.0)]).prediction;
+        assert_close(&values(guided), &[3.0; 4], 1e-12);
+        assert_samples_are_independent(&rule);
+        assert_eq!(Cfg { negative: Some(3), ..cfg(1.0) }.check().len(), 1);
     }
 
     /// The path `x_t = (1 - t) x + t eps`, with noise level `t / (1 - t)`.

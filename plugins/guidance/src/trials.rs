@@ -97,6 +97,7 @@ pub(crate) fn cfg(scale: f64) -> Cfg {
         sigma_interval: None,
         rescale: 0.0,
         rescale_space: None,
+        negative: None,
         guided_channels: None,
     }
 }
