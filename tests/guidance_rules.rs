@@ -37,6 +37,7 @@ fn rules() -> Vec<Value> {
     vec![
         json!({ "type": "cfg", "scale": 3.0, "rescale": 0.7, "rescale_space": "x" }),
         json!({ "type": "cfg", "scale": 3.0, "sigma_interval": { "low": 0.2, "high": 2.0 } }),
+        json!({ "type": "adaptive", "scale": 3.0, "threshold": 0.9 }),
         json!({ "type": "apg", "scale": 3.0, "eta": 0.3, "momentum": -0.5, "norm_threshold": 1.5 }),
         json!({ "type": "apg", "scale": 3.0, "anchor": "unconditional", "space": null }),
         json!({ "type": "tcfg", "scale": 3.0, "space": "v" }),
@@ -79,6 +80,12 @@ fn a_negative_class_must_exist() {
     assert_eq!(problems("digits-dit-cfg-tiny.json", rule(9)), [""; 0]);
     assert_refused("digits-dit-cfg-tiny.json", rule(10), "names class 10; backbone \"dit\" has 10");
     assert_refused("shapes-sd15-cfg-tiny.json", rule(0), "backbone \"sd15\" reads none");
+    // Plain guidance away from a class also serves networks that predict logits.
+    let cfg = |class: usize| json!({ "type": "cfg", "scale": 2.0, "negative": class });
+    for example in ["digits-dit-cfg-tiny.json", "digits-llamagen-cfg-tiny.json", "digits-var-cfg-tiny.json"] {
+        assert_eq!(problems(example, cfg(9)), [""; 0], "{example}");
+        assert_refused(example, cfg(10), "names class 10");
+    }
 }
 
 #[test]
@@ -158,6 +165,7 @@ fn neutral_settings_sample_what_cfg_samples_in_every_space() {
             json!({ "type": "apg", "scale": 2.5, "eta": 1.0 }),
             json!({ "type": "apg", "scale": 2.5, "eta": 1.0, "anchor": "unconditional", "space": "v" }),
             json!({ "type": "fdg", "scales": [2.5, 2.5, 2.5] }),
+            json!({ "type": "adaptive", "scale": 2.5, "threshold": 1.1 }),
             json!({ "type": "beta_cfg", "scale": 2.5, "a": 1.0, "b": 1.0, "gamma": 0.0 }),
             json!({ "type": "mambo", "scale": 2.5, "alpha": 0.0, "space": "x" }),
             json!({ "type": "cfg_norm", "scale": 2.5, "limit": 1000.0, "over": "sample" }),

@@ -3,6 +3,7 @@
 #[cfg(test)]
 use framework_dylib as _;
 
+mod adaptive;
 mod apg;
 mod beta_cfg;
 mod cfg;
@@ -17,6 +18,7 @@ mod tcfg;
 #[cfg(test)]
 mod trials;
 
+pub use adaptive::Adaptive;
 pub use apg::{Anchor, Apg};
 pub use beta_cfg::BetaCfg;
 pub use cfg::{Cfg, SigmaInterval};
