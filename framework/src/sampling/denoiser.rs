@@ -5,7 +5,7 @@ use crate::network::backbone::{Backbone, Cache, Control};
 use crate::network::condition::Condition;
 use crate::network::microbatch;
 use crate::process::{Input, LatentShape, Process};
-use crate::sampling::guidance::{Asked, Branch, Guidance, Guided, Model, Moment, Trajectory};
+use crate::sampling::guidance::{Asked, Branch, Guidance, Guided, Model, Moment, Setting, Trajectory};
 use burn::tensor::{Int, Tensor};
 use std::collections::BTreeMap;
 
@@ -67,7 +67,8 @@ impl<'a> Denoiser<'a> {
         condition: &'a Condition,
         shape: &LatentShape,
     ) -> Self {
-        let trajectory = rule.start();
+        let mut trajectory = rule.start();
+        trajectory.begin(&Setting { shape, path: process.path(), samples: condition.len() });
         Self {
             main,
             weak: None,

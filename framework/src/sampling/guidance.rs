@@ -7,7 +7,8 @@ use crate::error::Problems;
 use crate::network::backbone::HookSites;
 use crate::network::condition::Condition;
 use crate::nn::hooks::{Hooked, Hooks};
-use crate::process::path::Prediction;
+use crate::process::LatentShape;
+use crate::process::path::{NoisePath, Prediction};
 use burn::tensor::Tensor;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -91,6 +92,14 @@ pub struct GuidanceNeeds {
     pub most_branches: usize,
     /// Whether the rule uses the gradient of a prediction with respect to its input.
     pub gradient: bool,
+    /// Whether the rule needs the noise path of a continuous process, or of the head of a masked process: it reads the
+    /// noise level, keeps a prediction from step to step, or compares whole predictions. Networks that predict logits
+    /// cannot serve it.
+    pub path: bool,
+    /// Smallest side of the position grid that the rule needs, if it filters over positions; 0 = any latent.
+    pub grid_side: usize,
+    /// Class, from 0, that a branch uses instead of the requested one.
+    pub class: Option<usize>,
 }
 
 impl GuidanceNeeds {
@@ -115,6 +124,17 @@ pub struct HookNeeds {
     pub grid: bool,
     /// Upper bound, exclusive, of the block indices that the rule names; 0 = it names no block.
     pub blocks_named: usize,
+}
+
+/// The surroundings of a trajectory, which do not change between its evaluations.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// Shape of the latent; of one token in the head of a masked process.
+    pub shape: &'a LatentShape,
+    /// Noise path of a continuous process, or of the head of a masked process.
+    pub path: Option<&'a dyn NoisePath>,
+    /// Number of samples in the batch.
+    pub samples: usize,
 }
 
 /// The position of a trajectory at one evaluation.
@@ -166,6 +186,11 @@ pub trait Guidance: Debug + Send + Sync {
 
 /// The state of a guidance rule during one batch of trajectories.
 pub trait Trajectory: Send {
+    /// Receives the surroundings once, before the first evaluation.
+    fn begin(&mut self, setting: &Setting<'_>) {
+        let _ = setting;
+    }
+
     /// Returns the branches to evaluate at this moment, at least one.
     fn branches(&mut self, moment: &Moment) -> Vec<Branch>;
 

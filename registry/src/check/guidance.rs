@@ -5,6 +5,7 @@ use crate::document::Document;
 use framework::error::{Problem, Problems};
 use framework::network::condition::ConditionShape;
 use framework::objective::NullPrediction;
+use framework::process::Family;
 use framework::process::path::Prediction;
 use framework::sampling::guidance::HookNeeds;
 
@@ -22,7 +23,7 @@ pub(super) fn needs(document: &Document) -> Problems {
     let process = document.backbone.process();
     let path = process.path().or_else(|| process.head()?.process.path());
     let convertible = |space| space == process.prediction() || (path.is_some() && space != Prediction::Logits);
-    if needs.space.is_some_and(|space| !convertible(space)) {
+    if !needs.path && needs.space.is_some_and(|space| !convertible(space)) {
         let what = format!(
             "guidance \"{guidance}\" needs another prediction space than backbone \"{backbone}\", which has {}",
             describe(process.family())
@@ -32,6 +33,53 @@ pub(super) fn needs(document: &Document) -> Problems {
             Some(Prediction::Logits) => "guidance in the backbone's own prediction space, or a backbone of tokens",
             _ => "guidance in the backbone's own prediction space, or a continuous process",
         }));
+    }
+    if path.is_none() && needs.path {
+        let what = format!(
+            "guidance \"{guidance}\" needs a noise path; backbone \"{backbone}\" has {}",
+            describe(process.family())
+        );
+        let problem = Problem::new("/guidance", what).and_at("/backbone");
+        problems.push(problem.accepts("a continuous or masked process, or guidance \"cfg\""));
+    }
+    if let (Some(path), Some(space @ (Prediction::Eps | Prediction::Score))) = (path, needs.space)
+        && space != process.prediction()
+        && path.at(path.interval()[1]).alpha < 1e-9
+    {
+        let name = if space == Prediction::Eps { "eps" } else { "score" };
+        let what = format!(
+            "guidance \"{guidance}\" works on \"{name}\", from which the prediction of backbone \"{backbone}\" cannot \
+             be computed at pure noise"
+        );
+        let problem = Problem::new("/guidance", what).and_at("/backbone");
+        problems.push(problem.accepts("the backbone's own prediction space, \"x\", \"v\" or \"velocity\""));
+    }
+    let (shape, whole) = (document.backbone.latent_shape(), process.family() == Family::Continuous);
+    let side = if whole { shape.grid[0].min(shape.grid[1]) } else { 1 };
+    if path.is_some() && needs.grid_side > side {
+        let what = format!(
+            "guidance \"{guidance}\" filters over a grid of at least {0}x{0} positions; a prediction of backbone \
+             \"{backbone}\" has {side}x{side}",
+            needs.grid_side
+        );
+        let problem = Problem::new("/guidance", what).and_at("/backbone");
+        problems.push(problem.accepts("fewer frequency levels, or a continuous process with a larger latent"));
+    }
+    if let Some(class) = needs.class {
+        let (what, accepted) = match accepts.condition {
+            ConditionShape::Class { count } if class < count => (None, String::new()),
+            ConditionShape::Class { count } => (
+                Some(format!("guidance \"{guidance}\" names class {class}; backbone \"{backbone}\" has {count}")),
+                format!("classes 0 to {}", count.saturating_sub(1)),
+            ),
+            _ => (
+                Some(format!("guidance \"{guidance}\" names a class; backbone \"{backbone}\" reads none")),
+                "a backbone that reads a class".to_string(),
+            ),
+        };
+        if let Some(what) = what {
+            problems.push(Problem::new("/guidance", what).and_at("/backbone").accepts(accepted));
+        }
     }
     match (needs.weak, &document.weak) {
         (true, None) => {
