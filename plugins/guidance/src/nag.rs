@@ -27,6 +27,10 @@ pub struct Nag {
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the difference between the outputs for both texts, > 0 to 1000. Published: 2 or 4.
     #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 1000.0))]
@@ -90,6 +94,10 @@ impl Guidance for Nag {
         null_text::needs(self)
     }
 
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
+    }
+
     fn start(&self) -> Box<dyn Trajectory> {
         null_text::start(self.clone())
     }
@@ -100,6 +108,10 @@ impl Blend for Nag {
 
     fn scale(&self) -> f64 {
         self.scale
+    }
+
+    fn input_scale(&self) -> f64 {
+        self.input_scale
     }
 
     fn blocks(&self) -> Option<&[usize]> {
@@ -141,7 +153,7 @@ mod tests {
     use framework::random::tensor;
 
     fn nag(strength: f64, alpha: f64) -> Nag {
-        Nag { scale: 1.0, strength, tau: 2.5, alpha, norm: Norm::L1, blocks: None }
+        Nag { scale: 1.0, input_scale: 1.0, strength, tau: 2.5, alpha, norm: Norm::L1, blocks: None }
     }
 
     fn token(numbers: [f64; 2]) -> Tensor<4> {

@@ -22,6 +22,10 @@ pub struct Pladis {
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the sparse map, > 0 to 100; 1 = the sparse map alone. Published: 2.
     #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 100.0))]
@@ -57,6 +61,10 @@ impl Guidance for Pladis {
         GuidanceNeeds { null: guides, hooks, ..GuidanceNeeds::branches(if guides { 2 } else { 1 }) }
     }
 
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
+    }
+
     fn start(&self) -> Box<dyn Trajectory> {
         Box::new(self.clone())
     }
@@ -66,7 +74,7 @@ impl Trajectory for Pladis {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
         let hooks = Hooked(Some(Arc::new(self.clone())));
         let null = (self.scale != 1.0).then(|| Branch { hooks: hooks.clone(), ..Branch::null() });
-        [Some(Branch { hooks, ..Branch::given() }), null].into_iter().flatten().collect()
+        [Some(Branch { scale: Some(self.input_scale), hooks, ..Branch::given() }), null].into_iter().flatten().collect()
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
@@ -126,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn pladis(scale: f64, strength: f64) -> Pladis {
-        Pladis { scale, strength, blocks: None }
+        Pladis { scale, input_scale: 1.0, strength, blocks: None }
     }
 
     fn row(logits: &[f64]) -> Tensor<4> {

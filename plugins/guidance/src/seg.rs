@@ -25,6 +25,10 @@ pub struct Seg {
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 3.
     #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 1000.0))]
@@ -75,7 +79,7 @@ framework::register!(guidance "seg" => Seg, "arXiv:2408.00760");
 
 impl Seg {
     fn weights(&self) -> Weights {
-        Weights { scale: self.scale, strength: self.strength, schedule: self.schedule }
+        Weights { scale: self.scale, input_scale: self.input_scale, strength: self.strength, schedule: self.schedule }
     }
 }
 
@@ -95,6 +99,10 @@ impl Guidance for Seg {
     fn needs(&self) -> GuidanceNeeds {
         let blocks_named = named(&self.blocks);
         self.weights().needs(HookNeeds { attention: true, grid: true, blocks_named, ..HookNeeds::default() })
+    }
+
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -176,7 +184,7 @@ mod tests {
     use framework::nn::Span;
 
     fn seg(blur: Blur) -> Seg {
-        Seg { scale: 1.0, strength: 3.0, schedule: Schedule::Constant, blocks: vec![0, 1], blur }
+        Seg { scale: 1.0, input_scale: 1.0, strength: 3.0, schedule: Schedule::Constant, blocks: vec![0, 1], blur }
     }
 
     fn call() -> AttentionCall {

@@ -22,6 +22,10 @@ pub struct Slg {
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 2.8.
     #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 1000.0))]
@@ -47,7 +51,7 @@ framework::register!(guidance "slg" => Slg, "arXiv:2411.18664");
 
 impl Slg {
     fn weights(&self) -> Weights {
-        Weights { scale: self.scale, strength: self.strength, schedule: self.schedule }
+        Weights { scale: self.scale, input_scale: self.input_scale, strength: self.strength, schedule: self.schedule }
     }
 }
 
@@ -59,6 +63,10 @@ impl Guidance for Slg {
     fn needs(&self) -> GuidanceNeeds {
         let blocks_named = named(&self.blocks);
         self.weights().needs(HookNeeds { blocks: true, blocks_named, ..HookNeeds::default() })
+    }
+
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -86,7 +94,7 @@ mod tests {
     use crate::testing::{Fake, close, differs, evaluated, moment, noise_values, predicted, sampled, sampled_alone};
 
     fn slg(blocks: &[usize]) -> Slg {
-        Slg { scale: 1.0, strength: 2.0, schedule: Schedule::Constant, blocks: blocks.to_vec() }
+        Slg { scale: 1.0, input_scale: 1.0, strength: 2.0, schedule: Schedule::Constant, blocks: blocks.to_vec() }
     }
 
     #[test]

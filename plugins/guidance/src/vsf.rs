@@ -24,6 +24,10 @@ pub struct Vsf {
     #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Factor of the flipped values, 0 to 1000. Published: 1.8.
     #[serde(default = "alpha")]
     #[schemars(range(min = 0.0, max = 1000.0))]
@@ -58,6 +62,10 @@ impl Guidance for Vsf {
         null_text::needs(self)
     }
 
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
+    }
+
     fn start(&self) -> Box<dyn Trajectory> {
         null_text::start(self.clone())
     }
@@ -68,6 +76,10 @@ impl Blend for Vsf {
 
     fn scale(&self) -> f64 {
         self.scale
+    }
+
+    fn input_scale(&self) -> f64 {
+        self.input_scale
     }
 
     fn blocks(&self) -> Option<&[usize]> {
@@ -99,7 +111,7 @@ mod tests {
     use framework::random::tensor;
 
     fn vsf(alpha: f64, bias: f64) -> Vsf {
-        Vsf { scale: 1.0, alpha, bias, blocks: None }
+        Vsf { scale: 1.0, input_scale: 1.0, alpha, bias, blocks: None }
     }
 
     /// A layer with one query of one channel, and these keys and values.

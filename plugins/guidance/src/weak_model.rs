@@ -25,6 +25,10 @@ pub struct WeakModel {
     /// Scale of the difference between the networks, 0 to 1000; 1 = the strong network, 0 = the weak network.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the guidance input of each network that has one, 0.001 to 1000; 1 = the conditional distribution.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Schedule of the scale over the progress.
     #[serde(default)]
     pub schedule: Schedule,
@@ -63,10 +67,14 @@ impl WeakModel {
         1.0 + (self.scale - 1.0) * self.schedule.at(moment.progress)
     }
 
+    fn scaled(&self, branch: Branch) -> Branch {
+        Branch { scale: Some(self.input_scale), ..branch }
+    }
+
     /// Returns the branches of the strong network.
     fn strong(&self) -> Vec<Branch> {
         let null = (self.cfg_scale != 1.0).then(Branch::null);
-        [Some(Branch::given()), null].into_iter().flatten().collect()
+        [Some(self.scaled(Branch::given())), null].into_iter().flatten().collect()
     }
 
     /// Returns the branches of the weak network.
@@ -74,8 +82,8 @@ impl WeakModel {
         let null = Branch { name: "weak_null", model: Model::Weak, ..Branch::null() };
         match self.weak_condition {
             WeakCondition::Null => vec![null],
-            WeakCondition::Given if self.weak_cfg_scale == 1.0 => vec![Branch::weak()],
-            WeakCondition::Given => vec![Branch::weak(), null],
+            WeakCondition::Given if self.weak_cfg_scale == 1.0 => vec![self.scaled(Branch::weak())],
+            WeakCondition::Given => vec![self.scaled(Branch::weak()), null],
         }
     }
 }
@@ -106,6 +114,10 @@ impl Guidance for WeakModel {
             weak_null,
             ..GuidanceNeeds::branches(self.strong().len() + self.weak().len())
         }
+    }
+
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -147,7 +159,7 @@ mod tests {
 
     fn rule(scale: f64) -> WeakModel {
         let (schedule, weak_condition) = (Schedule::Constant, WeakCondition::Given);
-        WeakModel { scale, schedule, weak_condition, cfg_scale: 1.0, weak_cfg_scale: 1.0 }
+        WeakModel { scale, input_scale: 1.0, schedule, weak_condition, cfg_scale: 1.0, weak_cfg_scale: 1.0 }
     }
 
     fn cfg(scale: f64) -> Cfg {
