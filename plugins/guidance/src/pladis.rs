@@ -108,8 +108,8 @@ const HALVINGS: usize = 40;
 
 /// Computes entmax with exponent 1.5 over the last dimension.
 ///
-/// The sum of the weights decreases in `tau`. It is at least 1 at `max(S / 2) - 1` and 0 at `max(S / 2)`, so halving the
-/// interval finds `tau`. Hidden keys have the logit -inf and get the weight 0.
+/// The sum of the weights decreases in `tau`. It is at least 1 at `max(S / 2) - 1` and 0 at `max(S / 2)`, so halving
+/// the interval finds `tau`. Hidden keys have the logit -inf and get the weight 0.
 fn entmax(logits: Tensor<4>) -> Tensor<4> {
     let half = logits * 0.5;
     let weights = |tau: &Tensor<4>| (half.clone() - tau.clone()).clamp_min(0.0).powi_scalar(2);
@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn entmax_worked_by_hand() {
-        // Half the logits are (0.2, 0). The roots of the weights differ by 0.2, and their squares sum to 1: 0.8 and 0.6.
+        // Half the logits are (0.2, 0). The roots of the weights differ by 0.2, and their squares sum to 1: 0.8 and
+        // 0.6.
         close(&values(entmax(row(&[0.4, 0.0]))), &[0.64, 0.36]);
         // From a difference of 2 on, one key has all the weight.
         close(&values(entmax(row(&[2.5, 0.0, -1.0]))), &[1.0, 0.0, 0.0]);

@@ -25,7 +25,8 @@ pub struct WeakModel {
     /// Scale of the difference between the networks, 0 to 1000; 1 = the strong network, 0 = the weak network.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
-    /// Scale passed to the guidance input of each network that has one, 0.001 to 1000; 1 = the conditional distribution.
+    /// Scale passed to the guidance input of each network that has one, 0.001 to 1000; 1 = the conditional
+    /// distribution.
     #[serde(default = "one")]
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
