@@ -208,6 +208,27 @@ fn a_null_branch_that_the_objective_does_not_train_is_refused() {
 }
 
 #[test]
+fn an_input_scale_needs_an_objective_that_trains_it() {
+    let weak = json!({ "checkpoint": "runs/weak" });
+    for (name, document) in documents() {
+        let mut free = document.clone();
+        free["objective"] = json!({ "type": "gft" });
+        free["backbone"]["guidance_input"] = json!(if name == "sd15" { "linear" } else { "mlp" });
+        for mut rule in [
+            json!({ "type": "pag", "blocks": [0] }),
+            json!({ "type": "slg", "blocks": [0] }),
+            json!({ "type": "weak_model", "scale": 2.0, "weak": weak }),
+        ] {
+            assert_eq!(problems(&free, &rule), Vec::<String>::new(), "{rule} on {name}");
+            rule["input_scale"] = json!(2.0);
+            assert_eq!(problems(&free, &rule), Vec::<String>::new(), "{rule} on {name}");
+            let found = problems(&document, &rule);
+            assert!(found.iter().any(|what| what.contains("trains no guidance input")), "{rule} on {name}: {found:?}");
+        }
+    }
+}
+
+#[test]
 fn every_example_of_a_rule_is_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pipelines/guidance");
     let mut names = Vec::new();

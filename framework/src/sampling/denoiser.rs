@@ -167,7 +167,8 @@ impl<'a> Denoiser<'a> {
     }
 
     /// Computes the guided prediction at `input`, in the network's own prediction space. Branches of the main network
-    /// without hooks run as one batch if possible. With caching ([`Denoiser::keep`]), predicts only the positions not read before.
+    /// without hooks run as one batch if possible. With caching ([`Denoiser::keep`]), predicts only the positions that
+    /// no branch has read before.
     pub fn evaluate(&mut self, input: &Input, progress: f64) -> Guided {
         let t = match input {
             Input::Noisy { t, .. } => t[0],

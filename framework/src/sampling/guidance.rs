@@ -3,8 +3,6 @@
 //! All guidance arithmetic is in implementations of [`Guidance`].
 
 use crate::error::Problems;
-#[cfg(doc)]
-use crate::network::backbone::HookSites;
 use crate::network::condition::Condition;
 use crate::nn::hooks::{Hooked, Hooks};
 use crate::process::LatentShape;
@@ -120,7 +118,7 @@ pub struct HookNeeds {
     pub blocks: bool,
     /// Hooks on the cached keys and values of decoding: [`Hooks::cached`].
     pub decode_cache: bool,
-    /// Whether the hooks need the tokens of a block as a square grid: [`HookSites::grid`].
+    /// Whether the hooks need the tokens of a block as a square grid: [`crate::network::backbone::HookSites::grid`].
     pub grid: bool,
     /// Upper bound, exclusive, of the block indices that the rule names; 0 = it names no block.
     pub blocks_named: usize,

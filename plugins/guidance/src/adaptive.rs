@@ -15,22 +15,23 @@ use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Mom
 
 /// Guidance that stops once the conditional and the null prediction agree. Two passes per step, then one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["scale"]))]
 pub struct Adaptive {
     /// Guidance scale until the gate closes, 0 to 1000; 1 = no guidance.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
     /// Cosine of the angle between both predictions at which guidance ends, -1 to 1. Published: 0.991 to 0.996.
-    #[serde(default = "published")]
     #[schemars(range(min = -1.0, max = 1.0))]
     pub threshold: f64,
     /// Prediction space of the cosine; null = the network's own. The paper uses `eps`.
-    #[serde(default)]
     pub space: Option<Prediction>,
 }
 
-fn published() -> f64 {
-    0.991
+impl Default for Adaptive {
+    fn default() -> Self {
+        Self { scale: 0.0, threshold: 0.991, space: None }
+    }
 }
 
 framework::register!(guidance "adaptive" => Adaptive, "arXiv:2312.12487");
@@ -38,7 +39,7 @@ framework::register!(guidance "adaptive" => Adaptive, "arXiv:2312.12487");
 impl Guidance for Adaptive {
     fn check(&self) -> Vec<Problem> {
         let mut problems = no_logits("space", self.space);
-        let changed = [("threshold", self.threshold != published()), ("space", self.space.is_some())];
+        let changed = [("threshold", self.threshold != Self::default().threshold), ("space", self.space.is_some())];
         problems.extend(no_effect_at_scale_one(self.scale, &changed));
         problems
     }

@@ -28,34 +28,39 @@ pub enum Anchor {
 
 /// Guidance whose update is limited in length and reduced along the conditional prediction. Two passes per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["scale"]))]
 pub struct Apg {
     /// Guidance scale, 0 to 1000; 1 = no guidance with anchor `conditional`.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
     /// Weight of the update's part parallel to the conditional prediction, 0 to 10; 1 = no projection.
-    #[serde(default)]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub eta: f64,
     /// Weight of the previous update, -1 to 1; 0 = none. Published: -0.5 and -0.75.
-    #[serde(default)]
     #[schemars(range(min = -1.0, max = 1.0))]
     pub momentum: f64,
     /// Largest Euclidean norm of the update per sample, 1e-6 to 1e6; null = no limit. The norm grows with the latent's
     /// size; published: 2.5 to 15.
-    #[serde(default)]
     #[schemars(range(min = 1e-6, max = 1e6))]
     pub norm_threshold: Option<f64>,
     /// Prediction to which the update is added.
-    #[serde(default)]
     pub anchor: Anchor,
     /// Prediction space of the rule; null = the network's own. The paper uses `x`.
-    #[serde(default = "clean")]
     pub space: Option<Prediction>,
 }
 
-fn clean() -> Option<Prediction> {
-    Some(Prediction::X)
+impl Default for Apg {
+    fn default() -> Self {
+        Self {
+            scale: 0.0,
+            eta: 0.0,
+            momentum: 0.0,
+            norm_threshold: None,
+            anchor: Anchor::default(),
+            space: Some(Prediction::X),
+        }
+    }
 }
 
 framework::register!(guidance "apg" => Apg, "arXiv:2410.02416");
@@ -150,7 +155,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn apg(scale: f64) -> Apg {
-        let (anchor, space) = (Anchor::Conditional, clean());
+        let (anchor, space) = (Anchor::Conditional, Apg::default().space);
         Apg { scale, eta: 0.0, momentum: 0.0, norm_threshold: None, anchor, space }
     }
 

@@ -25,25 +25,25 @@ pub enum NormOver {
 
 /// Guidance whose result is no longer than `limit` times the conditional prediction. Two passes per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["scale"]))]
 pub struct CfgNorm {
     /// Guidance scale, 0 to 1000; 1 = no guidance.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
     /// Largest norm of the result, in norms of the conditional prediction, 1 to 1000.
-    #[serde(default = "one")]
     #[schemars(range(min = 1.0, max = 1000.0))]
     pub limit: f64,
     /// Values that share one norm.
-    #[serde(default)]
     pub over: NormOver,
     /// Prediction space of the rule; null = the network's own. ComfyUI uses `x`.
-    #[serde(default)]
     pub space: Option<Prediction>,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for CfgNorm {
+    fn default() -> Self {
+        Self { scale: 0.0, limit: 1.0, over: NormOver::default(), space: None }
+    }
 }
 
 framework::register!(guidance "cfg_norm" => CfgNorm, "arXiv:2503.21758");
@@ -61,7 +61,7 @@ impl Guidance for CfgNorm {
     fn check(&self) -> Vec<Problem> {
         let mut problems = no_logits("space", self.space);
         let changed = [
-            ("limit", self.limit != one()),
+            ("limit", self.limit != Self::default().limit),
             ("over", self.over != NormOver::default()),
             ("space", self.space.is_some()),
         ];

@@ -11,23 +11,24 @@ use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Mom
 
 /// Guidance away from the part of the null prediction that fits the conditional one. Two passes per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["scale"]))]
 pub struct CfgZeroStar {
     /// Guidance scale, 0 to 1000; 1 = no guidance.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
     /// Number of evaluations at the start whose prediction is 0, 0 to 1000. Samplers of higher order evaluate more than
     /// once per step.
-    #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub zero_evaluations: usize,
     /// Prediction space of the rule; null = the network's own. The paper uses `velocity`.
-    #[serde(default = "velocity")]
     pub space: Option<Prediction>,
 }
 
-fn velocity() -> Option<Prediction> {
-    Some(Prediction::Velocity)
+impl Default for CfgZeroStar {
+    fn default() -> Self {
+        Self { scale: 0.0, zero_evaluations: 0, space: Some(Prediction::Velocity) }
+    }
 }
 
 framework::register!(guidance "cfg_zero_star" => CfgZeroStar, "arXiv:2503.18886");
@@ -41,7 +42,7 @@ impl CfgZeroStar {
 impl Guidance for CfgZeroStar {
     fn check(&self) -> Vec<Problem> {
         let mut problems = no_logits("space", self.space);
-        let changed = self.space != velocity() && self.zero_evaluations == 0;
+        let changed = self.space != Self::default().space && self.zero_evaluations == 0;
         problems.extend(no_effect_at_scale_one(self.scale, &[("space", changed)]));
         problems
     }
@@ -89,7 +90,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn rule(scale: f64) -> CfgZeroStar {
-        CfgZeroStar { scale, zero_evaluations: 0, space: velocity() }
+        CfgZeroStar { scale, zero_evaluations: 0, ..CfgZeroStar::default() }
     }
 
     proptest! {

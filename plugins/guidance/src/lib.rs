@@ -24,13 +24,13 @@ mod s2;
 mod seg;
 mod slg;
 mod tcfg;
-mod tpg;
-mod vsf;
-mod weak_model;
 #[cfg(test)]
 mod testing;
+mod tpg;
 #[cfg(test)]
 mod trials;
+mod vsf;
+mod weak_model;
 
 pub use adaptive::Adaptive;
 pub use apg::{Anchor, Apg};

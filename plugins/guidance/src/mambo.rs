@@ -12,22 +12,23 @@ use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Mom
 
 /// Guidance that is damped where its update is large. Two passes per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["scale"]))]
 pub struct Mambo {
     /// Guidance scale without damping, 0 to 1000; 1 = no guidance.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
     /// Strength of the damping, 0 to 1000; 0 = plain guidance.
-    #[serde(default = "eight")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub alpha: f64,
     /// Prediction space of the rule; null = the network's own.
-    #[serde(default)]
     pub space: Option<Prediction>,
 }
 
-fn eight() -> f64 {
-    8.0
+impl Default for Mambo {
+    fn default() -> Self {
+        Self { scale: 0.0, alpha: 8.0, space: None }
+    }
 }
 
 framework::register!(guidance "mambo" => Mambo, "arXiv:2508.03442");
@@ -38,7 +39,7 @@ const LARGE: f64 = 1e30;
 impl Guidance for Mambo {
     fn check(&self) -> Vec<Problem> {
         let mut problems = no_logits("space", self.space);
-        let changed = [("alpha", self.alpha != eight()), ("space", self.space.is_some())];
+        let changed = [("alpha", self.alpha != Self::default().alpha), ("space", self.space.is_some())];
         problems.extend(no_effect_at_scale_one(self.scale, &changed));
         problems
     }

@@ -21,30 +21,33 @@ use framework::sampling::guidance::{Guidance, GuidanceNeeds, Trajectory};
 /// Guidance within the attention to the text. One pass per step, two with CFG, and one pass per trajectory that records
 /// the null text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Nag {
     /// Scale of classifier-free guidance, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the difference between the outputs for both texts, > 0 to 1000. Published: 2 or 4.
-    #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Largest growth of a token's norm, 1 to 1000. Published: 2.5.
-    #[serde(default = "tau")]
     #[schemars(range(min = 1.0, max = 1000.0))]
     pub tau: f64,
     /// Share of the guided output, > 0 to 1. Published: 0.25 to 0.5.
-    #[serde(default = "alpha")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub alpha: f64,
     /// Norm of a token.
-    #[serde(default)]
     pub norm: Norm,
     /// Indices of the guided blocks, from 0; null = all.
-    #[serde(default)]
     pub blocks: Option<Vec<usize>>,
+}
+
+impl Default for Nag {
+    fn default() -> Self {
+        Self { scale: 1.0, input_scale: 1.0, strength: 2.0, tau: 2.5, alpha: 0.25, norm: Norm::default(), blocks: None }
+    }
 }
 
 /// Norm of a token over all heads.
@@ -56,19 +59,6 @@ pub enum Norm {
     L1,
     /// Root of the sum of squares, as in the authors' code for Flux.
     L2,
-}
-
-fn one() -> f64 {
-    1.0
-}
-fn strength() -> f64 {
-    2.0
-}
-fn tau() -> f64 {
-    2.5
-}
-fn alpha() -> f64 {
-    0.25
 }
 
 framework::register!(guidance "nag" => Nag, "arXiv:2505.21179");
@@ -90,6 +80,10 @@ impl Guidance for Nag {
         null_text::needs(self)
     }
 
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
+    }
+
     fn start(&self) -> Box<dyn Trajectory> {
         null_text::start(self.clone())
     }
@@ -100,6 +94,10 @@ impl Blend for Nag {
 
     fn scale(&self) -> f64 {
         self.scale
+    }
+
+    fn input_scale(&self) -> f64 {
+        self.input_scale
     }
 
     fn blocks(&self) -> Option<&[usize]> {
@@ -141,7 +139,7 @@ mod tests {
     use framework::random::tensor;
 
     fn nag(strength: f64, alpha: f64) -> Nag {
-        Nag { scale: 1.0, strength, tau: 2.5, alpha, norm: Norm::L1, blocks: None }
+        Nag { scale: 1.0, input_scale: 1.0, strength, tau: 2.5, alpha, norm: Norm::L1, blocks: None }
     }
 
     fn token(numbers: [f64; 2]) -> Tensor<4> {

@@ -24,6 +24,9 @@ pub trait Blend: Clone + Debug + Send + Sync + 'static {
     /// Returns the scale of classifier-free guidance; 1 = none.
     fn scale(&self) -> f64;
 
+    /// Returns the scale for the network's guidance input; 1 = none.
+    fn input_scale(&self) -> f64;
+
     /// Returns the indices of the guided blocks; `None` = all.
     fn blocks(&self) -> Option<&[usize]>;
 
@@ -66,7 +69,8 @@ impl<B: Blend> State<B> {
 impl<B: Blend> Trajectory for State<B> {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
         let known = !self.recorded.lock().expect("no thread panics while it holds this lock").is_empty();
-        let blended = Branch { name: B::NAME, hooks: self.hooks(true), ..Branch::given() };
+        let scale = Some(self.blend.input_scale());
+        let blended = Branch { name: B::NAME, scale, hooks: self.hooks(true), ..Branch::given() };
         if known && self.blend.scale() == 1.0 {
             return vec![blended];
         }
@@ -129,6 +133,9 @@ mod tests {
         const NAME: &'static str = "only";
         fn scale(&self) -> f64 {
             self.scale
+        }
+        fn input_scale(&self) -> f64 {
+            1.0
         }
         fn blocks(&self) -> Option<&[usize]> {
             None

@@ -16,35 +16,35 @@ use std::sync::Arc;
 
 /// Guidance away from a pass whose self-attention is the identity. Two passes per step, three with CFG.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["blocks"]))]
 pub struct Pag {
     /// Scale of classifier-free guidance, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 3.
-    #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress.
-    #[serde(default)]
     pub schedule: Schedule,
     /// Indices of the perturbed blocks, from 0.
     pub blocks: Vec<usize>,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn strength() -> f64 {
-    3.0
+impl Default for Pag {
+    fn default() -> Self {
+        Self { scale: 1.0, input_scale: 1.0, strength: 3.0, schedule: Schedule::default(), blocks: Vec::new() }
+    }
 }
 
 framework::register!(guidance "pag" => Pag, "arXiv:2403.17377");
 
 impl Pag {
     fn weights(&self) -> Weights {
-        Weights { scale: self.scale, strength: self.strength, schedule: self.schedule }
+        Weights { scale: self.scale, input_scale: self.input_scale, strength: self.strength, schedule: self.schedule }
     }
 }
 
@@ -56,6 +56,10 @@ impl Guidance for Pag {
     fn needs(&self) -> GuidanceNeeds {
         let blocks_named = named(&self.blocks);
         self.weights().needs(HookNeeds { attention: true, blocks_named, ..HookNeeds::default() })
+    }
+
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -91,7 +95,7 @@ mod tests {
     use framework::random::tensor;
 
     fn pag(blocks: &[usize]) -> Pag {
-        Pag { scale: 1.0, strength: 3.0, schedule: Schedule::Constant, blocks: blocks.to_vec() }
+        Pag { scale: 1.0, input_scale: 1.0, strength: 3.0, schedule: Schedule::Constant, blocks: blocks.to_vec() }
     }
 
     fn call(queries: usize, keys: usize) -> AttentionCall {

@@ -14,7 +14,8 @@ use framework::sampling::guidance::{Asked, Branch, Guidance, GuidanceNeeds, Guid
 
 /// Guidance away from a negative class, without weakening the requested one. Three passes per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["scale", "negative"]))]
 pub struct PerpNeg {
     /// Guidance scale, 0.001 to 1000; 1 = the conditional prediction minus the negative part.
     #[schemars(range(min = 1e-3, max = 1000.0))]
@@ -22,13 +23,14 @@ pub struct PerpNeg {
     /// Negative class, from 0.
     pub negative: usize,
     /// Weight of the negative class, 0.001 to 100.
-    #[serde(default = "one")]
     #[schemars(range(min = 1e-3, max = 100.0))]
     pub negative_scale: f64,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for PerpNeg {
+    fn default() -> Self {
+        Self { scale: 0.0, negative: 0, negative_scale: 1.0 }
+    }
 }
 
 framework::register!(guidance "perp_neg" => PerpNeg, "arXiv:2304.04968");

@@ -16,6 +16,8 @@ use framework::schedule::Schedule;
 pub struct Weights {
     /// Scale of classifier-free guidance; 1 = none.
     pub scale: f64,
+    /// Scale for the network's guidance input; 1 = none.
+    pub input_scale: f64,
     /// Weight of the difference to the perturbed pass.
     pub strength: f64,
     /// Schedule of `strength` over the progress.
@@ -67,7 +69,7 @@ pub fn check_blocks(blocks: &[usize]) -> Problems {
 
 /// Returns the exclusive upper bound of the block indices.
 pub fn named(blocks: &[usize]) -> usize {
-    blocks.iter().max().map_or(0, |last| last + 1)
+    blocks.iter().max().map_or(0, |last| last.saturating_add(1))
 }
 
 /// Returns the conditional branch of the main network with hooks.
@@ -84,7 +86,8 @@ impl Trajectory for Perturbed {
     fn branches(&mut self, moment: &Moment) -> Vec<Branch> {
         let null = (self.weights.scale != 1.0).then(Branch::null);
         let perturbed = (self.weights.strength_at(moment) != 0.0).then(|| (self.perturb)(moment));
-        [Some(Branch::given()), null, perturbed].into_iter().flatten().collect()
+        let scaled = |branch| Branch { scale: Some(self.weights.input_scale), ..branch };
+        [Some(scaled(Branch::given())), null, perturbed.map(scaled)].into_iter().flatten().collect()
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
@@ -125,7 +128,7 @@ mod tests {
     }
 
     fn weights(scale: f64, strength: f64) -> Weights {
-        Weights { scale, strength, schedule: Schedule::Constant }
+        Weights { scale, input_scale: 1.0, strength, schedule: Schedule::Constant }
     }
 
     #[test]
@@ -148,10 +151,18 @@ mod tests {
     }
 
     #[test]
+    fn both_conditional_passes_read_the_input_scale() {
+        let weights = Weights { input_scale: 2.5, ..weights(2.0, 3.0) };
+        let branches = weights.start(|_| branch("perturbed", Hooked::default())).branches(&moment(0.5));
+        let scales: Vec<Option<f64>> = branches.iter().map(|branch| branch.scale).collect();
+        assert_eq!(scales, [Some(2.5), None, Some(2.5)]);
+    }
+
+    #[test]
     fn blocks_are_named_once_and_at_least_one() {
         assert_eq!(check_blocks(&[])[0].at, ["/blocks"]);
         assert_eq!(check_blocks(&[1, 0, 1])[0].at, ["/blocks/2"]);
         assert!(check_blocks(&[2, 0]).is_empty());
-        assert_eq!((named(&[2, 0]), named(&[])), (3, 0));
+        assert_eq!((named(&[2, 0]), named(&[]), named(&[usize::MAX])), (3, 0, usize::MAX));
     }
 }

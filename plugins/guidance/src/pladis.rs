@@ -16,26 +16,25 @@ use std::sync::Arc;
 
 /// Sparser attention to the text. One pass per step, two with CFG.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Pladis {
     /// Scale of classifier-free guidance, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the sparse map, > 0 to 100; 1 = the sparse map alone. Published: 2.
-    #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub strength: f64,
     /// Indices of the blocks with the sparser map, from 0; null = all.
-    #[serde(default)]
     pub blocks: Option<Vec<usize>>,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn strength() -> f64 {
-    2.0
+impl Default for Pladis {
+    fn default() -> Self {
+        Self { scale: 1.0, input_scale: 1.0, strength: 2.0, blocks: None }
+    }
 }
 
 framework::register!(guidance "pladis" => Pladis, "arXiv:2503.07677", "arXiv:1905.05702");
@@ -57,6 +56,10 @@ impl Guidance for Pladis {
         GuidanceNeeds { null: guides, hooks, ..GuidanceNeeds::branches(if guides { 2 } else { 1 }) }
     }
 
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
+    }
+
     fn start(&self) -> Box<dyn Trajectory> {
         Box::new(self.clone())
     }
@@ -66,7 +69,7 @@ impl Trajectory for Pladis {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
         let hooks = Hooked(Some(Arc::new(self.clone())));
         let null = (self.scale != 1.0).then(|| Branch { hooks: hooks.clone(), ..Branch::null() });
-        [Some(Branch { hooks, ..Branch::given() }), null].into_iter().flatten().collect()
+        [Some(Branch { scale: Some(self.input_scale), hooks, ..Branch::given() }), null].into_iter().flatten().collect()
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
@@ -100,8 +103,8 @@ const HALVINGS: usize = 40;
 
 /// Computes entmax with exponent 1.5 over the last dimension.
 ///
-/// The sum of the weights decreases in `tau`. It is at least 1 at `max(S / 2) - 1` and 0 at `max(S / 2)`, so halving the
-/// interval finds `tau`. Hidden keys have the logit -inf and get the weight 0.
+/// The sum of the weights decreases in `tau`. It is at least 1 at `max(S / 2) - 1` and 0 at `max(S / 2)`, so halving
+/// the interval finds `tau`. Hidden keys have the logit -inf and get the weight 0.
 fn entmax(logits: Tensor<4>) -> Tensor<4> {
     let half = logits * 0.5;
     let weights = |tau: &Tensor<4>| (half.clone() - tau.clone()).clamp_min(0.0).powi_scalar(2);
@@ -126,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn pladis(scale: f64, strength: f64) -> Pladis {
-        Pladis { scale, strength, blocks: None }
+        Pladis { scale, input_scale: 1.0, strength, blocks: None }
     }
 
     fn row(logits: &[f64]) -> Tensor<4> {
@@ -135,7 +138,8 @@ mod tests {
 
     #[test]
     fn entmax_worked_by_hand() {
-        // Half the logits are (0.2, 0). The roots of the weights differ by 0.2, and their squares sum to 1: 0.8 and 0.6.
+        // Half the logits are (0.2, 0). The roots of the weights differ by 0.2, and their squares sum to 1: 0.8 and
+        // 0.6.
         close(&values(entmax(row(&[0.4, 0.0]))), &[0.64, 0.36]);
         // From a difference of 2 on, one key has all the weight.
         close(&values(entmax(row(&[2.5, 0.0, -1.0]))), &[1.0, 0.0, 0.0]);

@@ -24,48 +24,48 @@ use std::sync::Arc;
 /// Guidance away from passes that skip random blocks. Two passes per step, three with CFG, one less where `schedule`
 /// is 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["blocks"]))]
 pub struct S2 {
     /// Scale of classifier-free guidance, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the difference to the dropped pass, > 0 to 1000. Published: 0.25.
-    #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress. Published: the interval from 0.1 to 0.9.
-    #[serde(default = "schedule")]
     pub schedule: Schedule,
     /// Indices of the blocks that may be skipped, from 0. Published: all except block 0.
     pub blocks: Vec<usize>,
     /// Number of blocks skipped per evaluation, 1 to the number of `blocks`. Published: a tenth of the blocks.
-    #[serde(default = "count")]
     #[schemars(range(min = 1))]
     pub count: usize,
     /// Seed of the draws.
-    #[serde(default)]
     pub seed: u64,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn strength() -> f64 {
-    0.25
-}
-fn schedule() -> Schedule {
-    Schedule::Interval { from: 0.1, to: 0.9 }
-}
-fn count() -> usize {
-    1
+impl Default for S2 {
+    fn default() -> Self {
+        Self {
+            scale: 1.0,
+            input_scale: 1.0,
+            strength: 0.25,
+            schedule: Schedule::Interval { from: 0.1, to: 0.9 },
+            blocks: Vec::new(),
+            count: 1,
+            seed: 0,
+        }
+    }
 }
 
 framework::register!(guidance "s2" => S2, "arXiv:2508.12880");
 
 impl S2 {
     fn weights(&self) -> Weights {
-        Weights { scale: self.scale, strength: self.strength, schedule: self.schedule }
+        Weights { scale: self.scale, input_scale: self.input_scale, strength: self.strength, schedule: self.schedule }
     }
 
     /// Returns the blocks that an evaluation skips.
@@ -97,6 +97,10 @@ impl Guidance for S2 {
         self.weights().needs(HookNeeds { blocks: true, blocks_named, ..HookNeeds::default() })
     }
 
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
+    }
+
     fn start(&self) -> Box<dyn Trajectory> {
         let rule = self.clone();
         self.weights().start(move |moment| {
@@ -114,7 +118,15 @@ mod tests {
     use crate::testing::{Fake, close, evaluated, moment, predicted, sampled, sampled_alone};
 
     fn s2(blocks: &[usize], count: usize) -> S2 {
-        S2 { scale: 1.0, strength: 2.0, schedule: Schedule::Constant, blocks: blocks.to_vec(), count, seed: 0 }
+        S2 {
+            scale: 1.0,
+            input_scale: 1.0,
+            strength: 2.0,
+            schedule: Schedule::Constant,
+            blocks: blocks.to_vec(),
+            count,
+            seed: 0,
+        }
     }
 
     fn at(evaluation: usize) -> Moment {
@@ -131,7 +143,7 @@ mod tests {
     #[test]
     fn all_blocks_dropped_is_skip_layer_guidance() {
         let (network, blocks) = (Fake::new(0), vec![1, 2]);
-        let slg = Slg { scale: 1.0, strength: 2.0, schedule: Schedule::Constant, blocks };
+        let slg = Slg { scale: 1.0, input_scale: 1.0, strength: 2.0, schedule: Schedule::Constant, blocks };
         close(&evaluated(&s2(&[1, 2], 2), &network, None), &evaluated(&slg, &network, None));
     }
 

@@ -16,38 +16,41 @@ use std::sync::Arc;
 
 /// Guidance away from a pass that skips blocks. Two passes per step, three with CFG, one less where `schedule` is 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["blocks"]))]
 pub struct Slg {
     /// Scale of classifier-free guidance, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 2.8.
-    #[serde(default = "strength")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress. Published: the interval from 0.01 to 0.2.
-    #[serde(default = "schedule")]
     pub schedule: Schedule,
     /// Indices of the skipped blocks, from 0.
     pub blocks: Vec<usize>,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn strength() -> f64 {
-    2.8
-}
-fn schedule() -> Schedule {
-    Schedule::Interval { from: 0.01, to: 0.2 }
+impl Default for Slg {
+    fn default() -> Self {
+        Self {
+            scale: 1.0,
+            input_scale: 1.0,
+            strength: 2.8,
+            schedule: Schedule::Interval { from: 0.01, to: 0.2 },
+            blocks: Vec::new(),
+        }
+    }
 }
 
 framework::register!(guidance "slg" => Slg, "arXiv:2411.18664");
 
 impl Slg {
     fn weights(&self) -> Weights {
-        Weights { scale: self.scale, strength: self.strength, schedule: self.schedule }
+        Weights { scale: self.scale, input_scale: self.input_scale, strength: self.strength, schedule: self.schedule }
     }
 }
 
@@ -59,6 +62,10 @@ impl Guidance for Slg {
     fn needs(&self) -> GuidanceNeeds {
         let blocks_named = named(&self.blocks);
         self.weights().needs(HookNeeds { blocks: true, blocks_named, ..HookNeeds::default() })
+    }
+
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -86,7 +93,7 @@ mod tests {
     use crate::testing::{Fake, close, differs, evaluated, moment, noise_values, predicted, sampled, sampled_alone};
 
     fn slg(blocks: &[usize]) -> Slg {
-        Slg { scale: 1.0, strength: 2.0, schedule: Schedule::Constant, blocks: blocks.to_vec() }
+        Slg { scale: 1.0, input_scale: 1.0, strength: 2.0, schedule: Schedule::Constant, blocks: blocks.to_vec() }
     }
 
     #[test]
@@ -107,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_published_interval_saves_the_perturbed_pass() {
-        let rule = Slg { schedule: schedule(), ..slg(&[1]) };
+        let rule = Slg { schedule: Slg::default().schedule, ..slg(&[1]) };
         let branches = [0.0, 0.01, 0.1, 0.2, 0.5].map(|progress| rule.start().branches(&moment(progress)).len());
         assert_eq!(branches, [1, 2, 2, 2, 1]);
         let needs = rule.needs();

@@ -18,33 +18,28 @@ use framework::sampling::guidance::{Guidance, GuidanceNeeds, Trajectory};
 /// Attention to the requested text and, with flipped values, to the null text. One pass per step, two with CFG, and one
 /// pass per trajectory that records the null text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Vsf {
     /// Scale of classifier-free guidance, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Factor of the flipped values, 0 to 1000. Published: 1.8.
-    #[serde(default = "alpha")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub alpha: f64,
     /// Number subtracted from the logits of the null text, 0 to 1000. Published: 0.1.
-    #[serde(default = "bias")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub bias: f64,
     /// Indices of the guided blocks, from 0; null = all.
-    #[serde(default)]
     pub blocks: Option<Vec<usize>>,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn alpha() -> f64 {
-    1.8
-}
-fn bias() -> f64 {
-    0.1
+impl Default for Vsf {
+    fn default() -> Self {
+        Self { scale: 1.0, input_scale: 1.0, alpha: 1.8, bias: 0.1, blocks: None }
+    }
 }
 
 framework::register!(guidance "vsf" => Vsf, "arXiv:2508.10931");
@@ -58,6 +53,10 @@ impl Guidance for Vsf {
         null_text::needs(self)
     }
 
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
+    }
+
     fn start(&self) -> Box<dyn Trajectory> {
         null_text::start(self.clone())
     }
@@ -68,6 +67,10 @@ impl Blend for Vsf {
 
     fn scale(&self) -> f64 {
         self.scale
+    }
+
+    fn input_scale(&self) -> f64 {
+        self.input_scale
     }
 
     fn blocks(&self) -> Option<&[usize]> {
@@ -99,7 +102,7 @@ mod tests {
     use framework::random::tensor;
 
     fn vsf(alpha: f64, bias: f64) -> Vsf {
-        Vsf { scale: 1.0, alpha, bias, blocks: None }
+        Vsf { scale: 1.0, input_scale: 1.0, alpha, bias, blocks: None }
     }
 
     /// A layer with one query of one channel, and these keys and values.

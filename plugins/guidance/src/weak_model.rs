@@ -20,25 +20,39 @@ use framework::schedule::Schedule;
 /// Guidance away from the prediction of a weaker network, `guidance.weak`. Two passes per step, one more for each
 /// CFG scale that is not 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["scale"]))]
 pub struct WeakModel {
     /// Scale of the difference between the networks, 0 to 1000; 1 = the strong network, 0 = the weak network.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
+    /// Scale passed to the guidance input of each network that has one, 0.001 to 1000; 1 = the conditional
+    /// distribution.
+    #[schemars(range(min = 1e-3, max = 1000.0))]
+    pub input_scale: f64,
     /// Schedule of the scale over the progress.
-    #[serde(default)]
     pub schedule: Schedule,
     /// Condition that the weak network reads.
-    #[serde(default)]
     pub weak_condition: WeakCondition,
     /// Scale of classifier-free guidance of the strong network, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub cfg_scale: f64,
     /// Scale of classifier-free guidance of the weak network, 0 to 1000; 1 = none.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub weak_cfg_scale: f64,
+}
+
+impl Default for WeakModel {
+    fn default() -> Self {
+        Self {
+            scale: 0.0,
+            input_scale: 1.0,
+            schedule: Schedule::default(),
+            weak_condition: WeakCondition::default(),
+            cfg_scale: 1.0,
+            weak_cfg_scale: 1.0,
+        }
+    }
 }
 
 /// Condition that the weak network reads.
@@ -52,10 +66,6 @@ pub enum WeakCondition {
     Null,
 }
 
-fn one() -> f64 {
-    1.0
-}
-
 framework::register!(guidance "weak_model" => WeakModel, "arXiv:2406.02507", "arXiv:2504.01521", "arXiv:2503.20240");
 
 impl WeakModel {
@@ -63,10 +73,14 @@ impl WeakModel {
         1.0 + (self.scale - 1.0) * self.schedule.at(moment.progress)
     }
 
+    fn scaled(&self, branch: Branch) -> Branch {
+        Branch { scale: Some(self.input_scale), ..branch }
+    }
+
     /// Returns the branches of the strong network.
     fn strong(&self) -> Vec<Branch> {
         let null = (self.cfg_scale != 1.0).then(Branch::null);
-        [Some(Branch::given()), null].into_iter().flatten().collect()
+        [Some(self.scaled(Branch::given())), null].into_iter().flatten().collect()
     }
 
     /// Returns the branches of the weak network.
@@ -74,8 +88,8 @@ impl WeakModel {
         let null = Branch { name: "weak_null", model: Model::Weak, ..Branch::null() };
         match self.weak_condition {
             WeakCondition::Null => vec![null],
-            WeakCondition::Given if self.weak_cfg_scale == 1.0 => vec![Branch::weak()],
-            WeakCondition::Given => vec![Branch::weak(), null],
+            WeakCondition::Given if self.weak_cfg_scale == 1.0 => vec![self.scaled(Branch::weak())],
+            WeakCondition::Given => vec![self.scaled(Branch::weak()), null],
         }
     }
 }
@@ -106,6 +120,10 @@ impl Guidance for WeakModel {
             weak_null,
             ..GuidanceNeeds::branches(self.strong().len() + self.weak().len())
         }
+    }
+
+    fn input_scale(&self) -> Option<f64> {
+        (self.input_scale != 1.0).then_some(self.input_scale)
     }
 
     fn start(&self) -> Box<dyn Trajectory> {
@@ -147,7 +165,7 @@ mod tests {
 
     fn rule(scale: f64) -> WeakModel {
         let (schedule, weak_condition) = (Schedule::Constant, WeakCondition::Given);
-        WeakModel { scale, schedule, weak_condition, cfg_scale: 1.0, weak_cfg_scale: 1.0 }
+        WeakModel { scale, input_scale: 1.0, schedule, weak_condition, cfg_scale: 1.0, weak_cfg_scale: 1.0 }
     }
 
     fn cfg(scale: f64) -> Cfg {
