@@ -14,9 +14,13 @@ pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
     /// Load a plugin library, or every plugin library in a folder. Loading a library runs its code. May be repeated.
-    /// UNGUIDED_PLUGINS (separated like PATH) and a document's `plugins` name further libraries.
+    /// UNGUIDED_PLUGINS (separated like PATH) names further libraries.
     #[arg(long = "plugin-dir", value_name = "PATH", global = true)]
     pub plugins: Vec<PathBuf>,
+    /// Consent to the libraries that the document lists under `plugins`. Loading a library runs its code. Without this
+    /// option, the command asks on a terminal and refuses elsewhere.
+    #[arg(long, global = true)]
+    pub trust_plugins: bool,
 }
 
 #[derive(Debug, Subcommand)]

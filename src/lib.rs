@@ -11,6 +11,7 @@
 
 mod arguments;
 mod commands;
+mod consent;
 mod console;
 mod device;
 mod libraries;
@@ -31,9 +32,9 @@ pub type Outcome = Result<(), Error>;
 /// # Errors
 /// If the input is wrong or the command fails.
 pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Outcome {
-    let Arguments { command, plugins } = Arguments::parse_from(arguments);
+    let Arguments { command, plugins, trust_plugins } = Arguments::parse_from(arguments);
     if !matches!(command, Command::Plugin { .. }) {
-        libraries::load(&plugins, command.document())?;
+        libraries::load(&plugins, command.document(), trust_plugins)?;
     }
     // Commands that load weights call `keep_pages` once the weights are in place.
     allocator::return_pages();

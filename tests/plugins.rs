@@ -81,7 +81,7 @@ fn compiled() -> PathBuf {
 fn train(folder: &Path, pipeline: &str, run: &str, steps: usize) -> Output {
     let steps = format!("/train/steps={steps}");
     let mut train = command(folder);
-    train.args(["train", pipeline, "--run", run, "--set", &steps, "--set", "/train/save_every=10"]);
+    train.args(["train", pipeline, "--trust-plugins", "--run", run, "--set", &steps, "--set", "/train/save_every=10"]);
     train
         .args(["--set", "/train/log_every=5", "--set", "/train/keep_last=9", "--set", "/metrics=[]"])
         .args(["--set", "/train/warmup_steps=0"]);
@@ -143,7 +143,7 @@ fn a_new_objective_is_built_inspected_listed_trained_proven_and_resumed() {
     assert_eq!(schema.pointer("/$defs/objective.new_loss/properties/scale/maximum"), Some(&serde_json::json!(100.0)));
     assert!(!done(unguided(folder, &["list"])).contains("new_loss"), "a library was opened without being named");
 
-    done(unguided(folder, &["check", "new_loss/pipeline.json"]));
+    done(unguided(folder, &["check", "new_loss/pipeline.json", "--trust-plugins"]));
     done(train(folder, "new_loss/pipeline.json", "whole", 20));
     let said = done(unguided(folder, &["verify", "new_loss", "--worlds", "20", "--plugin-dir", "new_loss/target"]));
     assert!(said.contains("4 statements proven") && said.contains("the data at scale `scale`"), "{said}");
@@ -166,7 +166,7 @@ fn every_kind_begins_as_a_plugin_that_builds_passes_its_test_and_trains() {
         assert!(said.contains("1 passed; 0 failed"), "{said}");
         done(unguided(home.path(), &["plugin", "build", &name]));
         let pipeline = format!("{name}/pipeline.json");
-        let mut train = vec!["train", &pipeline, "--run", &name, "--set", "/train/steps=20"];
+        let mut train = vec!["train", &pipeline, "--trust-plugins", "--run", &name, "--set", "/train/steps=20"];
         train.extend(["--set", "/train/sample_columns=1"]);
         if kind != "metric" {
             train.extend(["--set", "/metrics=[]"]);

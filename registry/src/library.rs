@@ -57,6 +57,8 @@ pub struct Library {
     pub path: PathBuf,
     /// Versions and hashes of everything that the library was built from.
     pub build_id: String,
+    /// SHA-256 of the whole file, in hexadecimal. The user consents to these bytes.
+    pub sha256: String,
     /// Plugins in the library.
     pub plugins: Vec<Card>,
     /// Whether the library links the shared framework.
@@ -132,7 +134,8 @@ impl Library {
         let build_id = ids.split('\0').next().unwrap_or_default().to_string();
         let plugins = cards.split_terminator('\0').filter_map(card).collect();
         let shared = needed(content).is_some_and(|names| names.iter().any(|name| name == FRAMEWORK));
-        Ok(Self { path: path.to_path_buf(), build_id, plugins, shared, seal })
+        let sha256 = checksum(&file);
+        Ok(Self { path: path.to_path_buf(), build_id, sha256, plugins, shared, seal })
     }
 
     /// Returns the JSON Schema of a plugin in the library.
@@ -287,31 +290,45 @@ fn open(path: &Path, fix: &str) -> Result<(), Problem> {
     }
 }
 
-/// Reads and checks all libraries, then opens them. Skips libraries that are already open.
-pub(crate) fn load(paths: &[PathBuf], parsed: bool) -> Result<(), Problems> {
+/// Resolves paths, sorts them, and removes duplicates and libraries that are already open.
+pub fn distinct(paths: &[PathBuf]) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
     paths.sort();
     paths.dedup();
     paths.retain(|path| !OPENED.lock().expect("the lock is not poisoned").iter().any(|(opened, _)| opened == path));
-    let (mut libraries, mut refused): (Vec<Library>, Problems) = (Vec::new(), Vec::new());
-    for path in &paths {
-        match Library::read(path).and_then(|library| library.check().map(|()| library)) {
-            Ok(library) => match taken(&library, &libraries) {
-                Some(problem) => refused.push(problem),
-                None => libraries.push(library),
-            },
+    paths
+}
+
+/// Reads the libraries at `paths`. Returns those that can be read, and the problems with the others.
+pub(crate) fn read_all(paths: &[PathBuf]) -> (Vec<Library>, Problems) {
+    let (mut libraries, mut refused) = (Vec::new(), Problems::new());
+    for path in distinct(paths) {
+        match Library::read(&path) {
+            Ok(library) => libraries.push(library),
             Err(problem) => refused.push(problem),
         }
     }
-    if let (true, Some(library)) = (parsed, libraries.first()) {
+    (libraries, refused)
+}
+
+/// Checks libraries that were read, then opens them. Opens none if one is refused or `refused` is not empty.
+pub(crate) fn open_all(libraries: Vec<Library>, mut refused: Problems, parsed: bool) -> Result<(), Problems> {
+    let mut fitting: Vec<Library> = Vec::new();
+    for library in libraries {
+        match library.check().err().or_else(|| taken(&library, &fitting)) {
+            Some(problem) => refused.push(problem),
+            None => fitting.push(library),
+        }
+    }
+    if let (true, Some(library)) = (parsed, fitting.first()) {
         let what = "a library cannot be loaded after the first document was parsed";
         refused.push(refusal(&library.path, what, "load all libraries before the first document"));
     }
     if !refused.is_empty() {
         return Err(refused);
     }
-    libraries.into_iter().try_for_each(|library| library.open().map_err(|problem| vec![problem]))
+    fitting.into_iter().try_for_each(|library| library.open().map_err(|problem| vec![problem]))
 }
 
 /// Returns the problem with the first plugin name of `library` that is already taken. The problem names the holder.
