@@ -11,6 +11,7 @@ mod check;
 mod document;
 mod json;
 pub mod library;
+mod library_file;
 mod names;
 mod schema;
 mod translate;

@@ -3,6 +3,7 @@
 //! Opening a shared library runs its code. Therefore all libraries are first read and checked as files, and none is
 //! opened unless all of them fit. An open library is never closed.
 
+use crate::library_file;
 use framework::error::{Problem, Problems};
 use framework::plugin::{self, BUILD_ID, BUILD_ID_SECTION, Entry, Kind, PLUGINS_SECTION};
 use object::elf::{DT_NEEDED, FileHeader64};
@@ -64,6 +65,8 @@ pub struct Library {
     /// Whether the library links the shared framework.
     shared: bool,
     seal: Seal,
+    /// The whole file. These bytes are opened, whatever happens to the file in the meantime.
+    content: Vec<u8>,
 }
 
 /// The open libraries and their plugins.
@@ -89,7 +92,7 @@ impl Library {
     /// If the file cannot be read, is damaged, or is not a plugin library for this machine.
     pub fn read(path: &Path) -> Result<Self, Problem> {
         let refuse = |what: &str, fix: &str| refusal(path, what, fix);
-        let file = fs::read(path).map_err(|e| {
+        let file = library_file::read(path).map_err(|e| {
             refuse(&format!("the plugin library cannot be read: {e}"), "use a file that `unguided plugin build` wrote")
         })?;
         let no_library = || refuse("the file is not a shared library", "use a file that `unguided plugin build` wrote");
@@ -135,7 +138,7 @@ impl Library {
         let plugins = cards.split_terminator('\0').filter_map(card).collect();
         let shared = needed(content).is_some_and(|names| names.iter().any(|name| name == FRAMEWORK));
         let sha256 = checksum(&file);
-        Ok(Self { path: path.to_path_buf(), build_id, sha256, plugins, shared, seal })
+        Ok(Self { path: path.to_path_buf(), build_id, sha256, plugins, shared, seal, content: file })
     }
 
     /// Returns the JSON Schema of a plugin in the library.
@@ -165,14 +168,15 @@ impl Library {
         Ok(())
     }
 
-    /// Opens the library. This runs its code, which registers its plugins.
+    /// Opens the bytes that were read. This runs the library's code, which registers its plugins.
     ///
     /// # Errors
     /// If the library cannot be opened, or does not register the plugins that its file lists.
     pub fn open(self) -> Result<(), Problem> {
-        let Self { path, plugins, seal, .. } = self;
+        let Self { path, plugins, seal, content, .. } = self;
         let fix = format!("unguided plugin build {}", seal.source.display());
-        open(&path, &fix)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        library_file::open(&name, &content).map_err(|e| refusal(&path, cannot_open(&e), &fix))?;
         let registered = plugin::entries();
         if let Some(card) = plugins.iter().find(|card| !registered.iter().any(|entry| is(entry, card))) {
             let what = format!(
@@ -257,7 +261,8 @@ pub fn seal(compiled: &Path, finished: &Path, source: &Path, schemas: Map<String
 /// If the library cannot be opened or registers no plugin.
 pub fn describe(compiled: &Path) -> Result<Map<String, Value>, Problem> {
     let known: Vec<*const Entry> = plugin::entries().into_iter().map(std::ptr::from_ref).collect();
-    open(compiled, "see the messages of the linker and the loader")?;
+    let fix = "see the messages of the linker and the loader";
+    library_file::open_path(compiled).map_err(|e| refusal(compiled, cannot_open(&e), fix))?;
     let new = plugin::entries().into_iter().filter(|entry| !known.contains(&std::ptr::from_ref(*entry)));
     let schemas: Map<String, Value> =
         new.map(|entry| (key(entry.kind, entry.name), Value::from((entry.schema)()))).collect();
@@ -267,27 +272,8 @@ pub fn describe(compiled: &Path) -> Result<Map<String, Value>, Problem> {
     Ok(schemas)
 }
 
-fn open(path: &Path, fix: &str) -> Result<(), Problem> {
-    #[cfg(unix)]
-    let opened = {
-        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-        // SAFETY: opening runs the library's initializers. The user requested this library, it was built for this
-        // framework, and it is never closed.
-        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-    };
-    #[cfg(not(unix))]
-    // SAFETY: as above.
-    let opened = unsafe { libloading::Library::new(path) };
-    match opened {
-        Ok(library) => {
-            std::mem::forget(library);
-            Ok(())
-        }
-        Err(_) if !path.exists() => {
-            Err(refusal(path, "the library was removed after it was checked and before it was opened", fix))
-        }
-        Err(error) => Err(refusal(path, format!("the library cannot be opened: {error}"), fix)),
-    }
+fn cannot_open(error: &str) -> String {
+    format!("the library cannot be opened: {error}")
 }
 
 /// Resolves paths, sorts them, and removes duplicates and libraries that are already open.
