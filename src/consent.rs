@@ -1,6 +1,7 @@
 //! Consent to run the code of the plugin libraries that a document lists. A consent given on a terminal is remembered
 //! by the SHA-256 of the library's file, so a changed file needs a new one.
 
+use crate::console;
 use framework::error::Problem;
 use registry::library::Library;
 use std::env;
@@ -64,7 +65,7 @@ fn asked(library: &Library, document: &Path, store: Option<&Path>) -> bool {
     }
     question += "Open it now and in the future, as long as its bytes are these? [y/N] ";
     // Without a visible question, no answer is a consent.
-    if io::stderr().write_all(question.as_bytes()).is_err() {
+    if !console::ask(&question) {
         return false;
     }
     let mut answer = String::new();
@@ -73,7 +74,7 @@ fn asked(library: &Library, document: &Path, store: Option<&Path>) -> bool {
     if is_yes {
         let remembered = store.map(|store| remember(store, library));
         if !matches!(remembered, Some(Ok(()))) {
-            let _ = writeln!(io::stderr(), "the consent holds for this command only: it could not be saved");
+            console::say("the consent holds for this command only: it could not be saved");
         }
     }
     is_yes

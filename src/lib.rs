@@ -51,8 +51,9 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Verify(options) => commands::verify::verify(&options),
         Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut script);
+            console::print(String::from_utf8_lossy(&script).trim_end())
         }
     }
 }
@@ -61,8 +62,9 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
 pub fn main() -> ExitCode {
     match execute(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if console::is_closed_output(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            console::say(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

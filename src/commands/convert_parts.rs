@@ -2,7 +2,7 @@
 //! conditioners.
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
-use crate::{Outcome, device};
+use crate::{Outcome, console, device};
 use framework::blame;
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -177,8 +177,8 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     };
     match report {
         Some(report) => {
-            println!("{report}");
-            println!("{}", options.output.display());
+            console::report(&report.to_string());
+            console::report(&options.output.display().to_string());
             Ok(())
         }
         None => Err(Error::from(

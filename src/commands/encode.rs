@@ -1,7 +1,7 @@
 //! `encode`: encodes a dataset of images to latent files. Training then reads the latents instead of encoding again.
 
 use crate::arguments::{EncodeOptions, Float};
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::{Outcome, device};
 use framework::burn::tensor::DType;
 use framework::data::dataset::{DatasetInfo, ItemKind};
@@ -51,10 +51,11 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     let open: Vec<Range<usize>> = ranges.clone().filter(|range| !file(output, range, size).exists()).collect();
     let items: usize = open.iter().map(ExactSizeIterator::len).sum();
     if items < dataset.len() {
-        eprintln!("resuming: {} of {} items are already encoded", dataset.len() - items, dataset.len());
+        let encoded = dataset.len() - items;
+        console::say(&format!("resuming: {encoded} of {} items are already encoded", dataset.len()));
     }
     for warning in dataset.warnings() {
-        eprintln!("warning: {warning}");
+        console::say(&format!("warning: {warning}"));
     }
     pipeline.tokenizer.load(&device)?;
     allocator::keep_pages();
@@ -86,7 +87,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         if plain {
             let speed = done as f64 / start.elapsed().as_secs_f64();
             let left = (items - done) as f64 / speed;
-            eprintln!("{done}/{items} items  {}  {speed:.1} items/s  {left:.0} s left", path.display());
+            console.say(&format!("{done}/{items} items  {}  {speed:.1} items/s  {left:.0} s left", path.display()));
         }
     }
     console.finished(Stage::Encoding);
@@ -94,11 +95,11 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     if files == 0 {
         return Err(Error::Run("no item of the dataset is readable".into()));
     }
-    println!("{} items in {files} files of {}", dataset.len() - left_out, output.display());
+    console::report(&format!("{} items in {files} files of {}", dataset.len() - left_out, output.display()));
     if left_out > 0 {
-        println!("{left_out} items could not be read and were skipped");
+        console::report(&format!("{left_out} items could not be read and were skipped"));
     }
-    println!("\"data\": {:#}", entry(output, &info, &shape));
+    console::report(&format!("\"data\": {:#}", entry(output, &info, &shape)));
     Ok(())
 }
 

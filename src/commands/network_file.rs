@@ -2,7 +2,7 @@
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
 use crate::commands::convert_parts;
-use crate::{Outcome, device};
+use crate::{Outcome, console, device};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
@@ -28,7 +28,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     let device = device::named(options.device.as_deref())?;
     let backbone = Parts::read(&options.pipeline, &[])?.backbone()?;
     let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(checkpoint), &device)?;
-    eprintln!("{report}");
+    console::say(&report.to_string());
     let file = open::open(&options.input)?;
     let get = |name: &str| -> Result<Option<TensorData>> {
         let tensor = file.get(name).map(bridge::to_data).transpose();
@@ -201,7 +201,7 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     } else {
         official::save(&network, names::format(&formats, Some(to))?, &options.output)?;
     }
-    println!("{report}");
-    println!("{}", options.output.display());
+    console::report(&report.to_string());
+    console::report(&options.output.display().to_string());
     Ok(())
 }

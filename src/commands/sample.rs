@@ -1,7 +1,7 @@
 //! `sample`: samples images from a checkpoint, which includes its document.
 
 use crate::arguments::SampleOptions;
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::{Outcome, device};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::tensor_file;
@@ -128,10 +128,10 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     for (row, captions) in drawn.images.captions.chunks(options.count.get()).enumerate() {
         if captions.iter().all(|caption| *caption == captions[0]) {
-            println!("row {:<4} {}", row + 1, captions[0]);
+            console::report(&format!("row {:<4} {}", row + 1, captions[0]));
         }
     }
-    println!("{}", report::summary(&drawn, &compared));
-    println!("{}", options.output.display());
+    console::report(&report::summary(&drawn, &compared));
+    console::report(&options.output.display().to_string());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `train`: trains a document and writes pictures and a report.
 
 use crate::arguments::TrainOptions;
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::{Outcome, device};
 use run_folder::document;
 use run_folder::folder::RunFolder;
@@ -20,11 +20,12 @@ pub fn train(options: &TrainOptions) -> Outcome {
     match session::train(pipeline, &folder, &device, &session, &stop, &mut Console::new())? {
         session::Outcome::Interrupted(step) => {
             let but = if options.resume_from.is_some() { " without --resume-from" } else { "" };
-            eprintln!("stopped at step {step}; the same command{but} resumes the run");
+            console::say(&format!("stopped at step {step}; the same command{but} resumes the run"));
         }
         session::Outcome::Done(summary) => {
-            println!("{summary}");
-            println!("pictures in {}: samples.png, loss.png; measurements: report.md", folder.display());
+            console::report(&summary);
+            let pictures = format!("pictures in {}: samples.png, loss.png", folder.display());
+            console::report(&format!("{pictures}; measurements: report.md"));
         }
     }
     Ok(())
@@ -40,7 +41,7 @@ fn stop_on_ctrl_c() -> Arc<AtomicBool> {
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once");
+        console::say("stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once");
     });
     stop
 }

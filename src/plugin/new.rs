@@ -1,7 +1,7 @@
 //! `plugin new`: creates the crate of a new plugin.
 
-use crate::Outcome;
 use crate::arguments::PluginKind;
+use crate::{Outcome, console};
 use framework::error::{Error, Problem};
 use serde_json::{Value, json};
 use std::fs;
@@ -56,10 +56,10 @@ pub fn new(folder: &Path, kind: PluginKind) -> Outcome {
         written.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
     }
     let folder = folder.display();
-    println!(
+    console::report(&format!(
         "The plugin is {folder}/src/lib.rs. Next:\
          \n  unguided plugin build {folder}\n  unguided train {folder}/pipeline.json --trust-plugins"
-    );
+    ));
     Ok(())
 }
 
