@@ -9,7 +9,12 @@ use std::path::{Path, PathBuf};
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
 #[derive(Debug, Parser)]
-#[command(name = "unguided", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong input.")]
+#[command(
+    name = "unguided",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM, \
+        129 by SIGHUP, 140 by SIGUSR2."
+)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -26,7 +31,12 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a pipeline, or resume an interrupted run.
-    #[command(after_help = "Example: unguided train examples/pipelines/digits-dit-gft.json --set /train/steps=500")]
+    #[command(after_help = "Example: unguided train examples/pipelines/digits-dit-gft.json --set /train/steps=500\
+            \n\nSignals, for batch systems:\
+            \n  SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGUSR2  save a checkpoint after the current step and stop\
+            \n  SIGUSR1                                    save a checkpoint after the current step and go on\
+            \nA second signal to stop ends the command at once. Signals that are ignored at the start, as under nohup, \
+            stay ignored. The same command resumes the run.")]
     Train(TrainOptions),
     /// Sample images from a run or a checkpoint.
     #[command(after_help = "Example: unguided sample runs/digits-dit-gft --guidance 0.5 --classes 3,7 --count 10")]

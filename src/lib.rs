@@ -17,6 +17,7 @@ mod device;
 mod libraries;
 mod linked;
 mod plugin;
+mod signals;
 
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
@@ -60,8 +61,11 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
 
 /// Runs the command given on this process's command line.
 pub fn main() -> ExitCode {
+    signals::handle();
     match execute(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
+        // The command has already said where it stopped.
+        Err(error @ Error::Interrupted) => ExitCode::from(error.exit_code()),
         Err(error) if console::is_closed_output(&error) => ExitCode::SUCCESS,
         Err(error) => {
             console::say(&format!("error: {error}"));

@@ -1,5 +1,6 @@
 //! Errors, and problems in the user's input: what is wrong, where, what is accepted, the nearest name, a fix.
 
+use crate::interrupt;
 use std::fmt;
 
 /// A problem in the user's input. The checks of a document report all of its problems.
@@ -120,6 +121,9 @@ pub enum Error {
     /// The run failed, and a fix is known.
     #[error("{0}")]
     Failed(Box<Problem>),
+    /// The process was asked to stop. The work so far is saved.
+    #[error("interrupted")]
+    Interrupted,
     /// The user's input is wrong: a document, an option, or a file.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
     Input(Problems),
@@ -146,9 +150,14 @@ impl Error {
         Self::Failed(Box::new(problem))
     }
 
-    /// Returns the exit code of a command that ends with this error: 2 if the input is wrong, 1 otherwise.
+    /// Returns the exit code of a command that ends with this error: 2 if the input is wrong, 128 and the number of the
+    /// signal if one stopped it, 1 otherwise.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Input(_)) { 2 } else { 1 }
+        match self {
+            Self::Input(_) => 2,
+            Self::Interrupted => interrupt::exit_code(),
+            _ => 1,
+        }
     }
 }
 

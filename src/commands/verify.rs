@@ -79,8 +79,8 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
         return Err(problem.accepts("one objective").fix("unguided verify gft --against cfg").into());
     };
     let ((left_label, left), (right_label, right)) = (one(asked)?, one(other)?);
-    println!("{left_label} against {right_label}");
-    println!("  {:<10}  {:>6}  {:>6}  {:>11}", "family", "scale", "worlds", "difference");
+    console::print(&format!("{left_label} against {right_label}"))?;
+    console::print(&format!("  {:<10}  {:>6}  {:>6}  {:>11}", "family", "scale", "worlds", "difference"))?;
     let (mut compared, mut differ) = (0, Vec::new());
     for family in Family::ALL {
         for scale in &options.scale {
@@ -90,7 +90,7 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
                 Some(why) => format!("not compared: {why}"),
                 None => format!("{:>11.1e}", found.worst),
             };
-            println!("  {:<10}  {scale:>6}  {:>6}  {outcome}", family.name(), found.worlds);
+            console::print(&format!("  {:<10}  {scale:>6}  {:>6}  {outcome}", family.name(), found.worlds))?;
             compared += usize::from(found.why_not.is_none());
             differ.extend(found.counterexample.map(|world| format!("{}, scale {scale}\n{world}", family.name())));
         }
@@ -100,7 +100,8 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
         return Err(problem.fix("choose scales with --scale, or settings with JSON entries").into());
     }
     if differ.is_empty() {
-        println!("they reach the same optimum in {compared} comparisons, to {:.0e}", laws::TOLERANCE);
+        let tolerance = laws::TOLERANCE;
+        console::print(&format!("they reach the same optimum in {compared} comparisons, to {tolerance:.0e}"))?;
         return Ok(());
     }
     let worlds = differ.join("\n");
