@@ -84,7 +84,7 @@ fn within(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// Returns the libraries that a document lists. Problems with the document are reported later, when it is parsed.
 fn listed(document: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string(document).unwrap_or_default();
+    let text = run_folder::document::text(document).unwrap_or_default();
     let folder = document.parent().unwrap_or(Path::new(""));
     registry::read(&text)
         .map(|(value, _)| library::listed(&value).map(|name| folder.join(name)).collect())

@@ -17,7 +17,7 @@ mod schema;
 mod translate;
 
 pub use document::Document;
-pub use json::{read, set};
+pub use json::{MOST_BYTES, read, set, too_large};
 pub use names::nearest;
 
 use framework::error::{Problem, Problems};
