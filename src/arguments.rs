@@ -83,6 +83,10 @@ pub enum Command {
             \n\nIf the command is interrupted, run it again to resume. At the end it prints the entry that replaces \
             the document's `data`. Unreadable images are skipped and counted.")]
     Encode(EncodeOptions),
+    /// Print what a bug report needs: version, build, processor, devices, memory, disk, limits and plugin libraries.
+    #[command(after_help = "Example: unguided doctor --plugin-dir my_loss/target\
+            \n\nPrints no user names, shortens home folders to ~, and runs no code of a library.")]
+    Doctor,
     /// Create, build, test and inspect your own plugins.
     Plugin {
         /// The plugin command to run.

@@ -18,10 +18,11 @@ mod libraries;
 mod linked;
 mod plugin;
 mod signals;
+mod system;
 
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
-use framework::error::Error;
+use framework::error::{Error, Problem};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -34,7 +35,13 @@ pub type Outcome = Result<(), Error>;
 /// If the input is wrong or the command fails.
 pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Outcome {
     let Arguments { command, plugins, trust_plugins } = Arguments::parse_from(arguments);
-    if !matches!(command, Command::Plugin { .. }) {
+    if trust_plugins && command.document().is_none() {
+        return Err(Error::from(
+            Problem::new("--trust-plugins", "the option has no effect: this command reads no document")
+                .fix("name the libraries with --plugin-dir"),
+        ));
+    }
+    if !matches!(command, Command::Plugin { .. } | Command::Doctor) {
         libraries::load(&plugins, command.document(), trust_plugins)?;
     }
     // Commands that load weights call `keep_pages` once the weights are in place.
@@ -50,6 +57,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Convert(options) => commands::network_file::convert(&options),
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
+        Command::Doctor => commands::doctor::doctor(&plugins),
         Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -12,21 +12,24 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Opens the requested libraries. Must run before the first document is parsed. `trusted` is the consent to all
-/// libraries that the document lists.
-pub fn load(named: &[PathBuf], document: Option<&Path>, trusted: bool) -> Outcome {
-    if trusted && document.is_none() {
-        return Err(Error::from(
-            Problem::new("--trust-plugins", "the option has no effect: this command reads no document")
-                .fix("name the libraries with --plugin-dir"),
-        ));
-    }
+/// Returns the libraries that the options `named` and the environment name.
+///
+/// # Errors
+/// If a folder cannot be read or contains no library.
+pub fn named(named: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let environment = env::var_os("UNGUIDED_PLUGINS").unwrap_or_default();
     let environment = env::split_paths(&environment).filter(|path| !path.as_os_str().is_empty());
     let mut paths = Vec::new();
     for path in named.iter().cloned().chain(environment) {
         paths.extend(within(&path)?);
     }
+    Ok(paths)
+}
+
+/// Opens the requested libraries. Must run before the first document is parsed. `trusted` is the consent to all
+/// libraries that the document lists.
+pub fn load(options: &[PathBuf], document: Option<&Path>, trusted: bool) -> Outcome {
+    let paths = named(options)?;
     let listed = document.map(listed).unwrap_or_default();
     let Some(first) = paths.first().or(listed.first()) else { return Ok(()) };
     if !cfg!(feature = "shared") {

@@ -169,6 +169,17 @@ fn the_consent_is_never_asked_for_where_standard_input_is_no_terminal() {
 }
 
 #[test]
+fn doctor_shows_the_hash_of_a_library_and_runs_no_code() {
+    let home = downloaded();
+    let folder = home.path();
+    let (code, ran, said) = outcome(folder, command(folder).args(["doctor", "--plugin-dir", "target"]));
+    assert_eq!((code, ran), (Some(0), false), "{said}");
+    for part in [library_of(folder).sha256.as_str(), "fits this build", "objective \"trusted_loss\""] {
+        assert!(said.contains(part), "{part} is not in\n{said}");
+    }
+}
+
+#[test]
 fn consent_without_a_document_has_no_effect_and_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (code, _, said) = outcome(folder.path(), command(folder.path()).args(["list", "--trust-plugins"]));
