@@ -238,7 +238,8 @@ pub struct SampleOptions {
     /// File of the sample grid (PNG).
     #[arg(long, default_value = "samples.png")]
     pub output: PathBuf,
-    /// Also write each image as its own PNG file to this folder, with its caption in a text file of the same number.
+    /// Also write each image as its own PNG file to this empty or new folder, with its caption in a text file of the
+    /// same number.
     #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
     /// Also write all images (x [N,C,H,W]) and classes (y [N]) to this safetensors file.

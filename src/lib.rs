@@ -16,6 +16,7 @@ mod console;
 mod device;
 mod libraries;
 mod linked;
+mod outputs;
 mod plugin;
 mod signals;
 mod system;

@@ -82,6 +82,9 @@ mod unix {
                 return;
             }
             PIPE.store(OwnedFd::from(writer).into_raw_fd(), Ordering::SeqCst);
+            // A write beyond the limit of the file size then fails like a write to a full disk.
+            // SAFETY: the signal is valid, and no handler is involved.
+            unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
             for signal in STOPS.into_iter().chain([libc::SIGUSR1]) {
                 install(signal);
             }

@@ -2,7 +2,7 @@
 
 use crate::arguments::{EncodeOptions, Float};
 use crate::console::{self, Console};
-use crate::{Outcome, device};
+use crate::{Outcome, device, outputs};
 use framework::burn::tensor::DType;
 use framework::data::dataset::{DatasetInfo, ItemKind};
 use framework::data::latent_file::{self, Shard};
@@ -46,6 +46,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         "shard": size, "items": dataset.len()
     });
     fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    outputs::writable("--output", output)?;
     let mut left_out = begun(output, &of)?;
     let ranges = (0..dataset.len()).step_by(size).map(|first| first..(first + size).min(dataset.len()));
     let open: Vec<Range<usize>> = ranges.clone().filter(|range| !file(output, range, size).exists()).collect();
@@ -156,7 +157,8 @@ fn begun(folder: &Path, of: &Value) -> Result<usize> {
 
 /// Returns the document entry that reads the files.
 fn entry(folder: &Path, info: &DatasetInfo, shape: &LatentShape) -> Value {
-    let mut entry = json!({ "type": "latents", "path": folder });
+    // A path that is not UTF-8 has no exact form in JSON.
+    let mut entry = json!({ "type": "latents", "path": folder.to_string_lossy() });
     match info.captions {
         true => entry["captions"] = json!(true),
         false => entry["num_classes"] = json!(info.num_classes.unwrap_or(0)),

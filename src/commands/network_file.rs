@@ -2,7 +2,7 @@
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
 use crate::commands::convert_parts;
-use crate::{Outcome, console, device};
+use crate::{Outcome, console, device, outputs};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
@@ -21,6 +21,7 @@ use run_folder::weights;
 
 /// Runs the backbone or the tokenizer once.
 pub fn forward(options: &ForwardOptions) -> Outcome {
+    outputs::file("--output", &options.output, None)?;
     let checkpoint = match &options.checkpoint {
         Some(checkpoint) if !options.tokenizer => checkpoint,
         _ => return convert_parts::forward(options),
@@ -185,6 +186,7 @@ const NATIVE: &str = "native";
 
 /// Converts a checkpoint between its published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
+    outputs::file("OUTPUT", &options.output, None)?;
     if options.tokenizer || options.conditioner {
         return convert_parts::convert(options);
     }

@@ -2,7 +2,7 @@
 
 use crate::arguments::SampleOptions;
 use crate::console::{self, Console};
-use crate::{Outcome, device};
+use crate::{Outcome, device, outputs};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::tensor_file;
 use framework::data::checked::Checked;
@@ -58,6 +58,8 @@ fn requested(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<
 /// Samples images from a run or a checkpoint.
 pub fn sample(options: &SampleOptions) -> Outcome {
     let device = device::named(options.device.as_deref())?;
+    outputs::file("--output", &options.output, Some("png"))?;
+    options.tensors.iter().try_for_each(|path| outputs::file("--tensors", path, None))?;
     let (_, checkpoint) = weights::checkpoint(&options.from)?;
     let mut overrides = options.set.clone();
     overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
@@ -86,6 +88,12 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     allocator::keep_pages();
     let mut dataset: Option<Checked> = None;
     let labels = requested(&pipeline, options, &mut dataset)?;
+    let shape = pipeline.image_shape();
+    if let Some(path) = &options.tensors {
+        outputs::room("--tensors", path, 4 * (labels.len() * shape.iter().product::<usize>()) as u64)?;
+    }
+    // Only now is everything else known to be right: a refused command leaves no folder.
+    options.images.iter().try_for_each(|folder| outputs::empty_folder("--images", folder))?;
     let request = Request {
         labels,
         seed: options.seed,
@@ -95,10 +103,8 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         matmul_precision: options.matmul_precision,
     };
     let drawn = samples::sample_request(&pipeline, &network, &request, &device, &mut Console::new())?;
-    let shape = pipeline.image_shape();
     picture::save(&picture::grid(&drawn.images, options.count.get()), &options.output)?;
     if let Some(folder) = &options.images {
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         for i in 0..drawn.images.len() {
             let class = drawn.images.classes.get(i).map_or(String::new(), |class| format!("-class-{class}"));
             picture::save(&picture::image(drawn.images.row(i), shape), &folder.join(format!("{i:06}{class}.png")))?;
