@@ -168,6 +168,67 @@ fn the_consent_is_never_asked_for_where_standard_input_is_no_terminal() {
     assert!(!folder.join("home/unguided").exists(), "a consent was remembered");
 }
 
+/// Opens a pseudo terminal: the end of its user, and the end of the command.
+#[cfg(unix)]
+fn terminal() -> (fs::File, fs::File) {
+    use std::os::fd::FromRawFd;
+    let (mut user, mut command) = (-1, -1);
+    let none = std::ptr::null_mut();
+    // SAFETY: both numbers outlive the call, and the other arguments may be null.
+    let opened = unsafe { libc::openpty(&mut user, &mut command, none, std::ptr::null_mut(), std::ptr::null_mut()) };
+    assert_eq!(opened, 0);
+    for descriptor in [user, command] {
+        // Children of other tests must not keep the terminal open.
+        // SAFETY: the descriptor is open, and the command takes an integer.
+        assert_eq!(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
+    }
+    // SAFETY: the descriptors are new, and nothing else owns them.
+    unsafe { (fs::File::from_raw_fd(user), fs::File::from_raw_fd(command)) }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminal_is_asked_and_a_yes_is_remembered() {
+    use std::io::{Read, Write};
+    let home = downloaded();
+    let folder = home.path();
+    let sha256 = library_of(folder).sha256;
+    let store = folder.join("home/unguided/trusted-plugins");
+    let answer = |answer: &[u8]| {
+        let (mut user, theirs) = terminal();
+        let mut check = command(folder);
+        check.args(["check", "pipeline.json"]).stdin(theirs.try_clone().unwrap()).stderr(theirs).stdout(Stdio::null());
+        let mut child = check.spawn().unwrap();
+        // The command's ends must be its own, so that the terminal closes with it.
+        drop(check);
+        let mut said = Vec::new();
+        let mut byte = [0];
+        while !said.ends_with(b"[y/N] ") && user.read_exact(&mut byte).is_ok() {
+            said.push(byte[0]);
+        }
+        user.write_all(answer).unwrap();
+        // Read on, so that the command does not wait for room. Linux ends a closed terminal with an error.
+        let mut rest = Vec::new();
+        let _ = user.read_to_end(&mut rest);
+        let code = child.wait().unwrap().code();
+        let ran = fs::remove_file(folder.join("ran")).is_ok();
+        (code, ran, String::from_utf8_lossy(&said).into_owned())
+    };
+    let (code, ran, said) = answer(b"n\n");
+    assert_eq!((code, ran, store.exists()), (Some(2), false, false), "{said}");
+    for part in
+        ["pipeline.json lists a plugin library", &sha256, "target/trusted_loss.so", "objective \"trusted_loss\""]
+    {
+        assert!(said.contains(part), "{part} is not in\n{said}");
+    }
+    let (code, ran, said) = answer(b"y\n");
+    assert_eq!((code, ran), (Some(0), true), "{said}");
+    assert!(fs::read_to_string(&store).unwrap().starts_with(&sha256));
+    // Remembered: no terminal is needed any more.
+    let (code, ran, said) = outcome(folder, command(folder).args(["check", "pipeline.json"]));
+    assert_eq!((code, ran), (Some(0), true), "{said}");
+}
+
 #[test]
 fn doctor_shows_the_hash_of_a_library_and_runs_no_code() {
     let home = downloaded();
