@@ -9,20 +9,34 @@ use std::path::{Path, PathBuf};
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
 #[derive(Debug, Parser)]
-#[command(name = "unguided", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong input.")]
+#[command(
+    name = "unguided",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM, \
+        129 by SIGHUP, 140 by SIGUSR2."
+)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
     /// Load a plugin library, or every plugin library in a folder. Loading a library runs its code. May be repeated.
-    /// UNGUIDED_PLUGINS (separated like PATH) and a document's `plugins` name further libraries.
+    /// UNGUIDED_PLUGINS (separated like PATH) names further libraries.
     #[arg(long = "plugin-dir", value_name = "PATH", global = true)]
     pub plugins: Vec<PathBuf>,
+    /// Consent to the libraries that the document lists under `plugins`. Loading a library runs its code. Without this
+    /// option, the command asks on a terminal and refuses elsewhere.
+    #[arg(long, global = true)]
+    pub trust_plugins: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a pipeline, or resume an interrupted run.
-    #[command(after_help = "Example: unguided train examples/pipelines/digits-dit-gft.json --set /train/steps=500")]
+    #[command(after_help = "Example: unguided train examples/pipelines/digits-dit-gft.json --set /train/steps=500\
+            \n\nSignals, for batch systems:\
+            \n  SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGUSR2  save a checkpoint after the current step and stop\
+            \n  SIGUSR1                                    save a checkpoint after the current step and go on\
+            \nA second signal to stop ends the command at once. Signals that are ignored at the start, as under nohup, \
+            stay ignored. The same command resumes the run.")]
     Train(TrainOptions),
     /// Sample images from a run or a checkpoint.
     #[command(after_help = "Example: unguided sample runs/digits-dit-gft --guidance 0.5 --classes 3,7 --count 10")]
@@ -69,6 +83,10 @@ pub enum Command {
             \n\nIf the command is interrupted, run it again to resume. At the end it prints the entry that replaces \
             the document's `data`. Unreadable images are skipped and counted.")]
     Encode(EncodeOptions),
+    /// Print what a bug report needs: version, build, processor, devices, memory, disk, limits and plugin libraries.
+    #[command(after_help = "Example: unguided doctor --plugin-dir my_loss/target\
+            \n\nPrints no user names, shortens home folders to ~, and runs no code of a library.")]
+    Doctor,
     /// Create, build, test and inspect your own plugins.
     Plugin {
         /// The plugin command to run.
@@ -220,7 +238,8 @@ pub struct SampleOptions {
     /// File of the sample grid (PNG).
     #[arg(long, default_value = "samples.png")]
     pub output: PathBuf,
-    /// Also write each image as its own PNG file to this folder, with its caption in a text file of the same number.
+    /// Also write each image as its own PNG file to this empty or new folder, with its caption in a text file of the
+    /// same number.
     #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
     /// Also write all images (x [N,C,H,W]) and classes (y [N]) to this safetensors file.

@@ -1,8 +1,64 @@
-//! Progress of a command on standard error: progress bars on a terminal, plain lines in a log.
+//! All output of a command: its result on standard output, and messages and progress on standard error. Progress is a
+//! bar on a terminal and plain lines in a log. No other file prints, because `println!` panics where the reader of a
+//! pipe has gone or the disk is full, and because names from files may contain control characters.
 
+use crate::Outcome;
+use framework::error::Error;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use run_folder::watcher::{Stage, Watcher};
-use std::io::IsTerminal;
+use std::borrow::Cow;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+/// Name of the standard output in errors.
+const STDOUT: &str = "standard output";
+
+/// Writes lines to standard output. For commands whose output is their result.
+///
+/// # Errors
+/// If the lines cannot be written. [`is_closed_output`] recognizes a reader that has gone.
+pub fn print(lines: &str) -> Outcome {
+    let mut output = io::stdout().lock();
+    let written = writeln!(output, "{}", visible(lines)).and_then(|()| output.flush());
+    written.map_err(|source| Error::Io { path: STDOUT.to_string(), source })
+}
+
+/// Writes lines to standard output. For commands whose result is in files: if the lines cannot be written, it says so
+/// on standard error and the command succeeds.
+pub fn report(lines: &str) {
+    match print(lines) {
+        Err(error) if !is_closed_output(&error) => say(&format!("warning: {error}")),
+        _ => {}
+    }
+}
+
+/// Writes lines to standard error. A message that cannot be written is lost: no log stops a training.
+pub fn say(lines: &str) {
+    let mut output = io::stderr().lock();
+    let _ = output.write_all(format!("{}\n", visible(lines)).as_bytes());
+}
+
+/// Writes a question to standard error, without a line break after it. Returns whether it was written.
+pub fn ask(question: &str) -> bool {
+    io::stderr().write_all(visible(question).as_bytes()).is_ok()
+}
+
+/// Returns whether the error says that the reader of standard output has gone, as in `unguided list | head`.
+pub fn is_closed_output(error: &Error) -> bool {
+    matches!(error, Error::Io { path, source } if path == STDOUT && source.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Replaces control characters by their escapes, `\u001b`, except line breaks and tabs. The escapes are also valid in
+/// JSON strings. Characters that reverse the direction of text are replaced, too.
+fn visible(text: &str) -> Cow<'_, str> {
+    let is_hidden = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| if is_hidden(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
+}
 
 /// Shows one progress bar at a time.
 pub struct Console {
@@ -13,7 +69,7 @@ pub struct Console {
 impl Console {
     /// Creates a console on standard error.
     pub fn new() -> Self {
-        Self { bar: None, is_terminal: std::io::stderr().is_terminal() }
+        Self { bar: None, is_terminal: io::stderr().is_terminal() }
     }
 }
 
@@ -36,7 +92,7 @@ impl Watcher for Console {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             if !message.is_empty() {
-                bar.set_message(message.to_string());
+                bar.set_message(visible(message).into_owned());
             }
         }
     }
@@ -49,14 +105,14 @@ impl Watcher for Console {
 
     fn say(&mut self, line: &str) {
         match &self.bar {
-            Some((_, bar)) => bar.println(line),
-            None => eprintln!("{line}"),
+            Some((_, bar)) => bar.println(visible(line)),
+            None => say(line),
         }
     }
 
     fn logged(&mut self, step: usize, steps: usize, summary: &str, seconds_left: f64) {
         if !self.is_terminal {
-            eprintln!("step {step}/{steps}  {summary}  {seconds_left:.0} s left");
+            say(&format!("step {step}/{steps}  {summary}  {seconds_left:.0} s left"));
         }
     }
 }
@@ -68,4 +124,33 @@ fn bar(name: &str, length: usize) -> ProgressBar {
     bar.set_style(style);
     bar.set_prefix(name.to_string());
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_shown_as_escapes() {
+        assert_eq!(visible("a\u{1b}[31mb\r\u{7f}\u{9b}\u{202e}"), "a\\u001b[31mb\\u000d\\u007f\\u009b\\u202e");
+        for text in ["two\nlines\tand a tab", "名前 café 🙂", ""] {
+            assert_eq!(visible(text), text);
+        }
+    }
+
+    #[test]
+    fn the_escapes_are_valid_in_json() {
+        let value = serde_json::Value::from("\u{7f}\u{9b}\u{1b}");
+        let shown = visible(&value.to_string()).into_owned();
+        assert!(shown.is_ascii() && !shown.contains(char::is_control), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+    }
+
+    #[test]
+    fn only_a_reader_that_has_gone_ends_a_listing_quietly() {
+        let error = |path: &str, kind: ErrorKind| Error::Io { path: path.to_string(), source: kind.into() };
+        assert!(is_closed_output(&error(STDOUT, ErrorKind::BrokenPipe)));
+        assert!(!is_closed_output(&error(STDOUT, ErrorKind::StorageFull)));
+        assert!(!is_closed_output(&error("a file", ErrorKind::BrokenPipe)));
+    }
 }

@@ -11,15 +11,19 @@
 
 mod arguments;
 mod commands;
+mod consent;
 mod console;
 mod device;
 mod libraries;
 mod linked;
+mod outputs;
 mod plugin;
+mod signals;
+mod system;
 
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
-use framework::error::Error;
+use framework::error::{Error, Problem};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -31,9 +35,15 @@ pub type Outcome = Result<(), Error>;
 /// # Errors
 /// If the input is wrong or the command fails.
 pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Outcome {
-    let Arguments { command, plugins } = Arguments::parse_from(arguments);
-    if !matches!(command, Command::Plugin { .. }) {
-        libraries::load(&plugins, command.document())?;
+    let Arguments { command, plugins, trust_plugins } = Arguments::parse_from(arguments);
+    if trust_plugins && command.document().is_none() {
+        return Err(Error::from(
+            Problem::new("--trust-plugins", "the option has no effect: this command reads no document")
+                .fix("name the libraries with --plugin-dir"),
+        ));
+    }
+    if !matches!(command, Command::Plugin { .. } | Command::Doctor) {
+        libraries::load(&plugins, command.document(), trust_plugins)?;
     }
     // Commands that load weights call `keep_pages` once the weights are in place.
     allocator::return_pages();
@@ -48,20 +58,26 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Convert(options) => commands::network_file::convert(&options),
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
+        Command::Doctor => commands::doctor::doctor(&plugins),
         Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut script);
+            console::print(String::from_utf8_lossy(&script).trim_end())
         }
     }
 }
 
 /// Runs the command given on this process's command line.
 pub fn main() -> ExitCode {
+    signals::handle();
     match execute(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
+        // The command has already said where it stopped.
+        Err(error @ Error::Interrupted) => ExitCode::from(error.exit_code()),
+        Err(error) if console::is_closed_output(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            console::say(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

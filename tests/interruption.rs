@@ -2,7 +2,7 @@
 
 use framework::burn::tensor::Device;
 use framework::checkpoint::{self, Checkpoint};
-use framework::error::Result;
+use framework::error::{Error, Result};
 use framework::network::backbone::BoxBackbone;
 use framework::training::events::{End, Evaluator, Events, StepReport};
 use framework::training::trainer::{Start, Trainer, tracking};
@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use unguided as _;
 
-/// Event listener that stops the run at a step.
+/// Event listener that stops the run at a step, or ends the sampling of a step early, as a request to stop does.
 struct StopAt<'a> {
     step: usize,
+    sampling: usize,
     stop: &'a AtomicBool,
 }
 
@@ -26,8 +27,8 @@ impl Events for StopAt<'_> {
         self.stop.store(report.step == self.step, Ordering::SeqCst);
         Ok(())
     }
-    fn sample(&mut self, _: &BoxBackbone, _: usize) -> Result<()> {
-        Ok(())
+    fn sample(&mut self, _: &BoxBackbone, step: usize) -> Result<()> {
+        if step == self.sampling { Err(Error::Interrupted) } else { Ok(()) }
     }
     fn saved(&mut self, _: &Path, _: usize) {}
 }
@@ -43,12 +44,18 @@ impl Evaluator for Unmeasured {
 
 /// Trains in `folder`, from its newest checkpoint or from the start. Stops at `step`; 0 = at the end.
 fn train(folder: &Path, step: usize) -> End {
+    train_sampling(folder, step, 0)
+}
+
+/// Trains like [`train`], and ends the sampling after step `sampling` early; 0 = of no step.
+fn train_sampling(folder: &Path, step: usize, sampling: usize) -> End {
     let text = fs::read_to_string("examples/pipelines/digits-dit-gft-tiny.json").unwrap();
     let mut document: Value = serde_json::from_str(&text).unwrap();
     for (name, value) in [("steps", json!(15)), ("save_every", json!(5)), ("keep_last", json!(2))] {
         document["train"][name] = value;
     }
     document["train"]["keep_best"] = json!(true);
+    document["train"]["sample_every"] = json!(2);
     let registry = Registry::linked();
     let pipeline = Arc::new(registry.build(registry.parse(&document.to_string()).expect("a pipeline document")));
     let (device, newest) = (Device::flex(), checkpoint::list(folder).unwrap().pop());
@@ -60,7 +67,7 @@ fn train(folder: &Path, step: usize) -> End {
     let dataset = Arc::new(pipeline.open_data().unwrap());
     let mut trainer = Trainer::new(pipeline, folder, &device, start).unwrap();
     let stop = AtomicBool::new(false);
-    trainer.run(dataset, &stop, &mut StopAt { step, stop: &stop }, &mut Unmeasured).unwrap()
+    trainer.run(dataset, &stop, &mut StopAt { step, sampling, stop: &stop }, &mut Unmeasured).unwrap()
 }
 
 /// Returns the name, step, losses and content of each checkpoint, sorted by name.
@@ -93,5 +100,27 @@ fn an_interrupted_run_ends_with_the_files_of_an_uninterrupted_one() {
         assert_eq!((&a.0, a.1, a.2), (&b.0, b.1, b.2));
         assert!(a.3.model == b.3.model && a.3.ema == b.3.ema, "{} has different bits", a.0);
         assert!(!last || (a.1 == 15 && a.2.1 == 5), "the last checkpoint must hold the losses of five steps");
+    }
+}
+
+#[test]
+fn sampling_that_was_ended_early_is_made_up_for_and_changes_no_file() {
+    let whole = tempfile::tempdir().unwrap();
+    assert_eq!(train(whole.path(), 0), End::Done);
+    let whole = checkpoints(whole.path());
+    // Step 10 has a regular checkpoint, step 12 a temporary one.
+    for step in [10, 12] {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(train_sampling(folder.path(), 0, step), End::Interrupted(step));
+        let newest = Checkpoint::load(&folder.path().join(checkpoint::file_name(step))).unwrap();
+        assert_eq!(newest.memory.len(), 1, "the checkpoint says that its samples are due");
+        // A second interruption at the same place changes nothing.
+        assert_eq!(train_sampling(folder.path(), 0, step), End::Interrupted(step));
+        assert_eq!(train(folder.path(), 0), End::Done);
+        for (a, b) in whole.iter().zip(checkpoints(folder.path())) {
+            assert_eq!((&a.0, a.1, a.2), (&b.0, b.1, b.2));
+            assert!(a.3.model == b.3.model && a.3.ema == b.3.ema && a.3.memory == b.3.memory, "{}", a.0);
+        }
+        assert_eq!(checkpoints(folder.path()).len(), whole.len());
     }
 }

@@ -2,6 +2,7 @@
 //! with that name instead of aborting the process.
 
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupted;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -14,15 +15,22 @@ struct Panicked {
 /// Runs the code of `who`. A panic continues with that name attached. If names are nested, the innermost one
 /// is kept.
 pub fn named<T>(who: &str, run: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| resume_unwind(name(who, panic)))
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| match panic.is::<Interrupted>() {
+        true => resume_unwind(panic),
+        false => resume_unwind(name(who, panic)),
+    })
 }
 
 /// Runs the code of `who` and turns a panic into an error.
 ///
 /// # Errors
-/// If the code panics. The error names the plugin and contains the panic message.
+/// If the code panics: the error names the plugin and contains the panic message. If the process was asked to stop and
+/// the code is abortable: [`Error::Interrupted`].
 pub fn caught<T>(who: &str, run: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        if panic.is::<Interrupted>() {
+            return Error::Interrupted;
+        }
         let Panicked { who, what } = *name(who, panic);
         Error::Run(format!("{who} panicked: {what}"))
     })
@@ -45,5 +53,11 @@ mod tests {
         let error = caught::<()>("outer", || named("inner", || panic!("out of {}", "range"))).unwrap_err();
         assert_eq!(error.to_string(), "inner panicked: out of range");
         assert_eq!(caught("outer", || named("inner", || 3)).unwrap(), 3);
+    }
+
+    #[test]
+    fn an_interruption_is_not_blamed_on_a_plugin() {
+        let interrupted = || named("inner", || resume_unwind(Box::new(Interrupted)));
+        assert!(matches!(caught::<()>("outer", interrupted), Err(Error::Interrupted)));
     }
 }

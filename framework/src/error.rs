@@ -1,6 +1,14 @@
 //! Errors, and problems in the user's input: what is wrong, where, what is accepted, the nearest name, a fix.
 
+use crate::interrupt;
+use std::borrow::Cow;
 use std::fmt;
+
+/// Problems that an error shows. It counts the others.
+pub const MOST_SHOWN: usize = 50;
+
+/// Characters that an error shows of one text, such as a name from a file.
+const MOST_CHARACTERS: usize = 4000;
 
 /// A problem in the user's input. The checks of a document report all of its problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,25 +79,42 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { what, file, at, differs, accepts, nearest, fix } = self;
-        f.write_str(what)?;
+        f.write_str(&short(what))?;
         let root = if file.is_some() { "/" } else { "" };
         let at: Vec<&str> = at.iter().map(|place| if place.is_empty() { root } else { place.as_str() }).collect();
         let at = at.join(" and ");
         let place: Vec<&str> =
             [file.as_deref(), Some(at.as_str())].into_iter().flatten().filter(|p| !p.is_empty()).collect();
         if !place.is_empty() {
-            write!(f, "\n  at       {}", place.join("  "))?;
+            write!(f, "\n  at       {}", short(&place.join("  ")))?;
         }
         for line in differs {
-            write!(f, "\n  differs  {line}")?;
+            write!(f, "\n  differs  {}", short(line))?;
         }
         for (name, value) in [("accepts", accepts), ("nearest", nearest), ("fix", fix)] {
             if let Some(value) = value {
-                write!(f, "\n  {name:<8} {value}")?;
+                write!(f, "\n  {name:<8} {}", short(value))?;
             }
         }
         Ok(())
     }
+}
+
+/// Returns the first characters of a text that is too long for a message.
+fn short(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => Cow::Owned(format!("{}.. ({} bytes in all)", &text[..end], text.len())),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Formats problems as the command prints them, without the first "error: ".
+fn joined(problems: &[Problem]) -> String {
+    let mut all: Vec<String> = problems.iter().take(MOST_SHOWN).map(ToString::to_string).collect();
+    if problems.len() > MOST_SHOWN {
+        all.push(format!("{} more problems are not shown", problems.len() - MOST_SHOWN));
+    }
+    all.join("\nerror: ")
 }
 
 /// All problems that a check found.
@@ -120,8 +145,11 @@ pub enum Error {
     /// The run failed, and a fix is known.
     #[error("{0}")]
     Failed(Box<Problem>),
+    /// The process was asked to stop. The work so far is saved.
+    #[error("interrupted")]
+    Interrupted,
     /// The user's input is wrong: a document, an option, or a file.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
+    #[error("{}", joined(.0))]
     Input(Problems),
 }
 
@@ -146,9 +174,14 @@ impl Error {
         Self::Failed(Box::new(problem))
     }
 
-    /// Returns the exit code of a command that ends with this error: 2 if the input is wrong, 1 otherwise.
+    /// Returns the exit code of a command that ends with this error: 2 if the input is wrong, 128 and the number of the
+    /// signal if one stopped it, 1 otherwise.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Input(_)) { 2 } else { 1 }
+        match self {
+            Self::Input(_) => 2,
+            Self::Interrupted => interrupt::exit_code(),
+            _ => 1,
+        }
     }
 }
 
@@ -160,3 +193,23 @@ impl From<Problem> for Error {
 
 /// A result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_fifty_problems_and_counts_the_others() {
+        let problems = |count: usize| Error::Input((0..count).map(|i| Problem::new("", format!("p{i}."))).collect());
+        assert!(!problems(50).to_string().contains("more problems"));
+        let said = problems(53).to_string();
+        assert!(said.ends_with("p49.\nerror: 3 more problems are not shown"), "{said}");
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let said = Problem::new("é".repeat(5000), "é".repeat(4000)).accepts("é".repeat(4001)).to_string();
+        assert_eq!(said.matches('é').count(), 12000);
+        assert!(said.contains("(10000 bytes in all)") && said.contains("(8002 bytes in all)"), "{said}");
+    }
+}

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod evaluation;
+pub mod interrupt;
 mod kernels;
 pub mod network;
 pub mod nn;

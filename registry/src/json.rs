@@ -6,18 +6,36 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::{Map, Value};
 use std::fmt;
 
+/// Size of the largest document, in bytes.
+pub const MOST_BYTES: usize = 1_000_000;
+
+/// Number of values in the largest document: objects, lists, strings, numbers and others.
+pub const MOST_VALUES: usize = 20_000;
+
 /// Parses a text to a JSON value. Returns a problem for every duplicate key; the value keeps its first occurrence.
 ///
 /// # Errors
-/// If the text is not JSON. The problem names the line and the column.
+/// If the text is not JSON; the problem names the line and the column. If it has more than [`MOST_BYTES`] bytes or
+/// [`MOST_VALUES`] values.
 pub fn read(text: &str) -> Result<(Value, Problems), Problem> {
-    let mut reader = Reader { pointer: String::new(), problems: Problems::new() };
+    if text.len() > MOST_BYTES {
+        return Err(too_large());
+    }
+    let mut reader = Reader { pointer: String::new(), problems: Problems::new(), values: 0 };
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = Node(&mut reader).deserialize(&mut deserializer);
     match value.and_then(|value| deserializer.end().map(|()| value)) {
         Ok(value) => Ok((value, reader.problems)),
+        Err(_) if reader.values > MOST_VALUES => {
+            Err(Problem::new("", "the document is too large").accepts(format!("at most {MOST_VALUES} values")))
+        }
         Err(error) => Err(Problem::new(reader.pointer, format!("not JSON: {error}"))),
     }
+}
+
+/// Creates the problem with a document of more than [`MOST_BYTES`] bytes.
+pub fn too_large() -> Problem {
+    Problem::new("", "the document is too large").accepts(format!("at most {} MB", MOST_BYTES / 1_000_000))
 }
 
 /// Sets the value at `pointer`, for `--set /train/steps=500`. A `text` that is not JSON is taken as a string.
@@ -80,12 +98,15 @@ pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Proble
 struct Reader {
     pointer: String,
     problems: Problems,
+    /// Number of values so far.
+    values: usize,
 }
 
 impl Reader {
     fn within<T, E>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
         let outer = self.pointer.len();
-        self.pointer = join(&self.pointer, key);
+        // Extend the pointer in place: a copy per value would be slow where keys are long.
+        self.pointer.push_str(&join("", key));
         let value = read(self)?;
         self.pointer.truncate(outer);
         Ok(value)
@@ -98,6 +119,10 @@ impl<'de> DeserializeSeed<'de> for Node<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.0.values += 1;
+        if self.0.values > MOST_VALUES {
+            return Err(D::Error::custom("too many values"));
+        }
         deserializer.deserialize_any(self)
     }
 }

@@ -11,17 +11,19 @@ mod check;
 mod document;
 mod json;
 pub mod library;
+mod library_file;
 mod names;
 mod schema;
 mod translate;
 
 pub use document::Document;
-pub use json::{read, set};
+pub use json::{MOST_BYTES, read, set, too_large};
 pub use names::nearest;
 
 use framework::error::{Problem, Problems};
 use framework::plugin::{Entry, Kind, ObjectivePlugin};
 use jsonschema::{Keyword, ValidationError, Validator};
+use library::Library;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
@@ -44,7 +46,17 @@ impl Registry {
     /// # Errors
     /// If a library is rejected; one problem per library. In this case no library is opened.
     pub fn load(libraries: &[PathBuf]) -> Result<Self, Problems> {
-        library::load(libraries, PARSED.load(Ordering::SeqCst))?;
+        let (libraries, refused) = library::read_all(libraries);
+        Self::open(libraries, refused)
+    }
+
+    /// Opens libraries that were already read, which runs their code. Returns the registry of all loaded and linked
+    /// plugins. `refused` contains the problems with libraries that could not be read.
+    ///
+    /// # Errors
+    /// If a library is rejected or `refused` is not empty; one problem per library. In this case no library is opened.
+    pub fn open(libraries: Vec<Library>, refused: Problems) -> Result<Self, Problems> {
+        library::open_all(libraries, refused, PARSED.load(Ordering::SeqCst))?;
         Ok(Self::linked())
     }
 

@@ -3,6 +3,7 @@
 //! Opening a shared library runs its code. Therefore all libraries are first read and checked as files, and none is
 //! opened unless all of them fit. An open library is never closed.
 
+use crate::library_file;
 use framework::error::{Problem, Problems};
 use framework::plugin::{self, BUILD_ID, BUILD_ID_SECTION, Entry, Kind, PLUGINS_SECTION};
 use object::elf::{DT_NEEDED, FileHeader64};
@@ -57,11 +58,15 @@ pub struct Library {
     pub path: PathBuf,
     /// Versions and hashes of everything that the library was built from.
     pub build_id: String,
+    /// SHA-256 of the whole file, in hexadecimal. The user consents to these bytes.
+    pub sha256: String,
     /// Plugins in the library.
     pub plugins: Vec<Card>,
     /// Whether the library links the shared framework.
     shared: bool,
     seal: Seal,
+    /// The whole file. These bytes are opened, whatever happens to the file in the meantime.
+    content: Vec<u8>,
 }
 
 /// The open libraries and their plugins.
@@ -87,7 +92,7 @@ impl Library {
     /// If the file cannot be read, is damaged, or is not a plugin library for this machine.
     pub fn read(path: &Path) -> Result<Self, Problem> {
         let refuse = |what: &str, fix: &str| refusal(path, what, fix);
-        let file = fs::read(path).map_err(|e| {
+        let file = library_file::read(path).map_err(|e| {
             refuse(&format!("the plugin library cannot be read: {e}"), "use a file that `unguided plugin build` wrote")
         })?;
         let no_library = || refuse("the file is not a shared library", "use a file that `unguided plugin build` wrote");
@@ -132,7 +137,8 @@ impl Library {
         let build_id = ids.split('\0').next().unwrap_or_default().to_string();
         let plugins = cards.split_terminator('\0').filter_map(card).collect();
         let shared = needed(content).is_some_and(|names| names.iter().any(|name| name == FRAMEWORK));
-        Ok(Self { path: path.to_path_buf(), build_id, plugins, shared, seal })
+        let sha256 = checksum(&file);
+        Ok(Self { path: path.to_path_buf(), build_id, sha256, plugins, shared, seal, content: file })
     }
 
     /// Returns the JSON Schema of a plugin in the library.
@@ -162,14 +168,15 @@ impl Library {
         Ok(())
     }
 
-    /// Opens the library. This runs its code, which registers its plugins.
+    /// Opens the bytes that were read. This runs the library's code, which registers its plugins.
     ///
     /// # Errors
     /// If the library cannot be opened, or does not register the plugins that its file lists.
     pub fn open(self) -> Result<(), Problem> {
-        let Self { path, plugins, seal, .. } = self;
+        let Self { path, plugins, seal, content, .. } = self;
         let fix = format!("unguided plugin build {}", seal.source.display());
-        open(&path, &fix)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        library_file::open(&name, &content).map_err(|e| refusal(&path, cannot_open(&e), &fix))?;
         let registered = plugin::entries();
         if let Some(card) = plugins.iter().find(|card| !registered.iter().any(|entry| is(entry, card))) {
             let what = format!(
@@ -254,7 +261,8 @@ pub fn seal(compiled: &Path, finished: &Path, source: &Path, schemas: Map<String
 /// If the library cannot be opened or registers no plugin.
 pub fn describe(compiled: &Path) -> Result<Map<String, Value>, Problem> {
     let known: Vec<*const Entry> = plugin::entries().into_iter().map(std::ptr::from_ref).collect();
-    open(compiled, "see the messages of the linker and the loader")?;
+    let fix = "see the messages of the linker and the loader";
+    library_file::open_path(compiled).map_err(|e| refusal(compiled, cannot_open(&e), fix))?;
     let new = plugin::entries().into_iter().filter(|entry| !known.contains(&std::ptr::from_ref(*entry)));
     let schemas: Map<String, Value> =
         new.map(|entry| (key(entry.kind, entry.name), Value::from((entry.schema)()))).collect();
@@ -264,54 +272,49 @@ pub fn describe(compiled: &Path) -> Result<Map<String, Value>, Problem> {
     Ok(schemas)
 }
 
-fn open(path: &Path, fix: &str) -> Result<(), Problem> {
-    #[cfg(unix)]
-    let opened = {
-        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-        // SAFETY: opening runs the library's initializers. The user requested this library, it was built for this
-        // framework, and it is never closed.
-        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-    };
-    #[cfg(not(unix))]
-    // SAFETY: as above.
-    let opened = unsafe { libloading::Library::new(path) };
-    match opened {
-        Ok(library) => {
-            std::mem::forget(library);
-            Ok(())
-        }
-        Err(_) if !path.exists() => {
-            Err(refusal(path, "the library was removed after it was checked and before it was opened", fix))
-        }
-        Err(error) => Err(refusal(path, format!("the library cannot be opened: {error}"), fix)),
-    }
+fn cannot_open(error: &str) -> String {
+    format!("the library cannot be opened: {error}")
 }
 
-/// Reads and checks all libraries, then opens them. Skips libraries that are already open.
-pub(crate) fn load(paths: &[PathBuf], parsed: bool) -> Result<(), Problems> {
+/// Resolves paths, sorts them, and removes duplicates and libraries that are already open.
+pub fn distinct(paths: &[PathBuf]) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
     paths.sort();
     paths.dedup();
     paths.retain(|path| !OPENED.lock().expect("the lock is not poisoned").iter().any(|(opened, _)| opened == path));
-    let (mut libraries, mut refused): (Vec<Library>, Problems) = (Vec::new(), Vec::new());
-    for path in &paths {
-        match Library::read(path).and_then(|library| library.check().map(|()| library)) {
-            Ok(library) => match taken(&library, &libraries) {
-                Some(problem) => refused.push(problem),
-                None => libraries.push(library),
-            },
+    paths
+}
+
+/// Reads the libraries at `paths`. Returns those that can be read, and the problems with the others.
+pub(crate) fn read_all(paths: &[PathBuf]) -> (Vec<Library>, Problems) {
+    let (mut libraries, mut refused) = (Vec::new(), Problems::new());
+    for path in distinct(paths) {
+        match Library::read(&path) {
+            Ok(library) => libraries.push(library),
             Err(problem) => refused.push(problem),
         }
     }
-    if let (true, Some(library)) = (parsed, libraries.first()) {
+    (libraries, refused)
+}
+
+/// Checks libraries that were read, then opens them. Opens none if one is refused or `refused` is not empty.
+pub(crate) fn open_all(libraries: Vec<Library>, mut refused: Problems, parsed: bool) -> Result<(), Problems> {
+    let mut fitting: Vec<Library> = Vec::new();
+    for library in libraries {
+        match library.check().err().or_else(|| taken(&library, &fitting)) {
+            Some(problem) => refused.push(problem),
+            None => fitting.push(library),
+        }
+    }
+    if let (true, Some(library)) = (parsed, fitting.first()) {
         let what = "a library cannot be loaded after the first document was parsed";
         refused.push(refusal(&library.path, what, "load all libraries before the first document"));
     }
     if !refused.is_empty() {
         return Err(refused);
     }
-    libraries.into_iter().try_for_each(|library| library.open().map_err(|problem| vec![problem]))
+    fitting.into_iter().try_for_each(|library| library.open().map_err(|problem| vec![problem]))
 }
 
 /// Returns the problem with the first plugin name of `library` that is already taken. The problem names the holder.

@@ -3,8 +3,15 @@
 /// Returns the accepted name with the smallest edit distance to `name`. `None` if no name is near enough to be meant.
 pub fn nearest<'a>(name: &str, accepted: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let name = name.to_lowercase();
+    let length = name.chars().count();
+    // The distance is at least the difference of the lengths. Names from a document may be very long.
+    let may_be_near = |candidate: &&str| {
+        let count = candidate.chars().count();
+        count.abs_diff(length) <= count.div_ceil(3)
+    };
     accepted
         .into_iter()
+        .filter(may_be_near)
         .map(|candidate| (strsim::damerau_levenshtein(&name, &candidate.to_lowercase()), candidate))
         .filter(|(edits, candidate)| *edits <= candidate.chars().count().div_ceil(3))
         .min()

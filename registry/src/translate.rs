@@ -2,7 +2,7 @@
 
 use crate::names::{join, list, nearest};
 use crate::schema::STRICT_INTEGER;
-use framework::error::{Problem, Problems};
+use framework::error::{MOST_SHOWN, Problem, Problems};
 use framework::plugin::Kind;
 use jsonschema::error::{ValidationError, ValidationErrorKind as Error};
 use serde_json::Value;
@@ -34,14 +34,16 @@ pub(crate) fn translate(root: &Value, error: &ValidationError<'_>) -> Problems {
         }
         Error::AdditionalProperties { unexpected } => {
             let fields: Vec<&str> = fields(place.schema).collect();
-            unexpected
-                .iter()
-                .map(|name| {
-                    Problem::new(join(at, name), format!("unknown field \"{name}\""))
-                        .accepts(list(fields.iter().copied()))
-                        .nearest(nearest(name, fields.iter().copied()))
-                })
-                .collect()
+            let mut unexpected: Vec<&String> = unexpected.iter().collect();
+            unexpected.sort();
+            let unknown = |name: &str| Problem::new(join(at, name), format!("unknown field \"{name}\""));
+            let helped = |name: &str| {
+                let near = nearest(name, fields.iter().copied());
+                unknown(name).accepts(list(fields.iter().copied())).nearest(near)
+            };
+            // Only the first problems are shown, so only they need help.
+            let (shown, counted) = unexpected.split_at(unexpected.len().min(MOST_SHOWN));
+            shown.iter().map(|name| helped(name)).chain(counted.iter().map(|name| unknown(name))).collect()
         }
         Error::Enum { options } => {
             let kind = if place.is_slot(&["properties", "type", "enum"]) { place.definition } else { "value" };

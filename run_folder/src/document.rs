@@ -3,6 +3,8 @@
 use framework::error::{Error, Problem, Problems, Result};
 use framework::pipeline::Pipeline;
 use registry::{Registry, library};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// Reads the document at `path`, applies the overrides, and parses, checks and builds it.
@@ -10,9 +12,23 @@ use std::path::Path;
 /// # Errors
 /// If the file cannot be read, an override is malformed, a plugin library is not loaded, or the document has problems.
 pub fn read(path: &Path, overrides: &[String]) -> Result<Pipeline> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::from(Problem::new("", format!("{}: {e}", path.display()))))?;
-    from_text(&text, overrides, &path.display().to_string())
+    from_text(&text(path)?, overrides, &path.display().to_string())
+}
+
+/// Reads the text of a document's file.
+///
+/// # Errors
+/// If the file cannot be read or is too large.
+pub fn text(path: &Path) -> Result<String> {
+    let failed = |e: std::io::Error| Error::from(Problem::new("", format!("{}: {e}", path.display())));
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    // The limit also holds for devices and pipes, which have no size.
+    file.take(registry::MOST_BYTES as u64 + 1).read_to_end(&mut text).map_err(failed)?;
+    if text.len() > registry::MOST_BYTES {
+        return Err(registry::too_large().in_file(&path.display().to_string()).into());
+    }
+    String::from_utf8(text).map_err(|e| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, e)))
 }
 
 /// Does the same as [`read`] for the text of a document. Error messages call it `name`.

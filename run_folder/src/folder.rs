@@ -66,7 +66,9 @@ impl RunFolder {
     /// If another process holds the lock, or the lock file cannot be created.
     pub fn lock(&self) -> Result<File> {
         let path = self.path.join("lock");
-        let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        // The lock may be a symbolic link: never truncate what it points to.
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(|e| Error::io(&path, e))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => Err(Error::failed(
                 Problem::new("", format!("another `train` is running in {}", self.path.display()))
@@ -179,5 +181,24 @@ pub fn differences(at: &str, a: &Value, b: &Value) -> Vec<String> {
         }
         _ if a == b => Vec::new(),
         _ => vec![at.to_string()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_that_is_a_link_leaves_its_target_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("target");
+        fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, folder.path().join("lock")).unwrap();
+        let run = RunFolder { path: folder.path().to_path_buf() };
+        let held = run.lock().unwrap();
+        assert!(run.lock().is_err(), "the link locks like a file");
+        drop(held);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     }
 }

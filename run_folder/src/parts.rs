@@ -1,5 +1,6 @@
 //! Single slots of a document: commands that use one part need no whole pipeline.
 
+use crate::document;
 use framework::error::{Error, Problem, Problems, Result};
 use framework::plugin::{BackbonePlugin, ConditionerPlugin, Kind, TokenizerPlugin};
 use registry::Registry;
@@ -21,7 +22,7 @@ impl Parts {
     /// If the file cannot be read or is not a JSON object, or an override is wrong.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|e| Problem::new("", format!("{name}: {e}")))?;
+        let text = document::text(path)?;
         let (registry, refused) = (Registry::linked(), |problems: Problems| Error::input(problems, &name));
         let (mut value, problems) = registry::read(&text).map_err(|problem| refused(vec![problem]))?;
         if !problems.is_empty() {

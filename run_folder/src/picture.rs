@@ -1,9 +1,11 @@
 //! Sample grids as PNG files.
 
+use framework::checkpoint::tensor_file::write_atomically;
 use framework::data::tokenizer::ImageShape;
 use framework::error::{Error, Result};
 use framework::evaluation::images::Images;
-use image::{ImageBuffer, Rgb, RgbImage, imageops};
+use image::{ImageBuffer, ImageFormat, Rgb, RgbImage, imageops};
+use std::io::Cursor;
 use std::path::Path;
 
 /// Least side, in pixels, that small images are enlarged towards to be visible.
@@ -37,10 +39,30 @@ pub fn grid(images: &Images, columns: usize) -> RgbImage {
     canvas
 }
 
-/// Writes a picture as PNG.
+/// Writes a picture as PNG. The file is either complete or absent.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    picture.save(path).map_err(|e| Error::file(path, e.to_string()))
+    let mut encoded = Cursor::new(Vec::new());
+    picture.write_to(&mut encoded, ImageFormat::Png).map_err(|e| Error::file(path, e.to_string()))?;
+    // Encoders that write to a file drop the errors of their last bytes.
+    write_atomically(path, [encoded.into_inner().as_slice()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_a_png_whatever_its_name_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = RgbImage::from_fn(3, 2, |x, y| Rgb([x as u8, y as u8, 7]));
+        let path = folder.path().join("picture.gif");
+        save(&picture, &path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(image::guess_format(&bytes).unwrap(), ImageFormat::Png);
+        assert_eq!(image::load_from_memory(&bytes).unwrap().to_rgb8(), picture);
+        assert!(save(&picture, &folder.path().join("absent/picture.png")).is_err());
+    }
 }

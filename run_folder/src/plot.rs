@@ -1,10 +1,16 @@
 //! Line plots as PNG files.
 
+use crate::picture;
 use framework::error::{Error, Result};
+use image::RgbImage;
 use plotters::prelude::*;
 use plotters::style::register_font;
 use std::path::Path;
 use std::sync::Once;
+
+/// Size of a plot, in pixels.
+const WIDTH: u32 = 960;
+const HEIGHT: u32 = 540;
 
 /// One curve of a plot.
 #[derive(Clone, Debug)]
@@ -44,7 +50,8 @@ fn draw(path: &Path, title: &str, x_name: &str, y_name: &str, curves: &[Curve]) 
     };
     let (x_low, x_high) = range(points().map(|p| p.0).collect());
     let (y_low, y_high) = range(points().map(|p| p.1).collect());
-    let root = BitMapBackend::new(path, (960, 540)).into_drawing_area();
+    let mut pixels = vec![0; 3 * (WIDTH * HEIGHT) as usize];
+    let root = BitMapBackend::with_buffer(&mut pixels, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut builder = ChartBuilder::on(&root);
     builder.caption(title, ("sans-serif", 24)).margin(16).x_label_area_size(44).y_label_area_size(72);
@@ -81,5 +88,7 @@ fn draw(path: &Path, title: &str, x_name: &str, y_name: &str, curves: &[Curve]) 
         chart!(y_low - margin..y_high + margin);
     }
     root.present()?;
-    Ok(())
+    drop(root);
+    let picture = RgbImage::from_raw(WIDTH, HEIGHT, pixels).ok_or("the plot has the wrong size")?;
+    Ok(picture::save(&picture, path)?)
 }

@@ -5,6 +5,7 @@ use crate::labels;
 use crate::plot::{Curve, lines};
 use framework::blame;
 use framework::burn::tensor::Device;
+use framework::checkpoint::tensor_file::write_atomically;
 use framework::data::dataset::{Dataset, Label};
 use framework::error::{Error, Result};
 use framework::evaluation::images::Images;
@@ -150,13 +151,13 @@ pub fn write(
         "\nThe document, with every default, is `document.json`; every logged step is in `metrics.jsonl`."
     );
     let path = run.path.join("report.md");
-    fs::write(&path, report).map_err(|e| Error::io(&path, e))?;
+    write_atomically(&path, [report.as_bytes()])?;
     let mut numbers = serde_json::Map::new();
     numbers.insert("nfe".into(), drawn.nfe.into());
     numbers.insert("samples".into(), drawn.images.len().into());
     numbers.extend(compared.measured.iter().map(|m| (m.name.clone(), m.value.into())));
     let path = run.path.join("report.json");
-    fs::write(&path, format!("{:#}\n", Value::Object(numbers))).map_err(|e| Error::io(&path, e))
+    write_atomically(&path, [format!("{:#}\n", Value::Object(numbers)).as_bytes()])
 }
 
 /// Formats 675129632 as 675,129,632.

@@ -18,7 +18,7 @@ use framework::training::trainer::Trainer;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How a training starts.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +79,8 @@ pub fn train(
     watcher.finished(Stage::Training);
     match end? {
         End::Interrupted(step) => Ok(Outcome::Interrupted(step)),
+        // The request came during the last step, whose checkpoint is saved. The same command samples and measures.
+        End::Done if stop.load(Ordering::SeqCst) => Ok(Outcome::Interrupted(trainer.step())),
         End::Done => {
             finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), device, watcher).map(Outcome::Done)
         }

@@ -2,7 +2,7 @@
 //! conditioners.
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
-use crate::{Outcome, device};
+use crate::{Outcome, console, device};
 use framework::blame;
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -77,8 +77,15 @@ impl<'a> Inputs<'a> {
 /// Runs the tokenizer once: encodes `img`, or reads `latent` or `indices`, then decodes.
 pub fn forward(options: &ForwardOptions) -> Outcome {
     let device = device::named(options.device.as_deref())?;
-    let path = options.checkpoint.iter().map(|path| format!("/tokenizer/path={}", serde_json::json!(path)));
-    let parts = Parts::read(&options.pipeline, &path.collect::<Vec<_>>())?;
+    let path = options.checkpoint.as_deref().map(|path| {
+        let text = path.to_str().ok_or_else(|| {
+            Problem::new("--checkpoint", format!("the path {} is not UTF-8", path.display()))
+                .accepts("with --tokenizer, a path that can be written in a document")
+        })?;
+        Ok::<String, Problem>(format!("/tokenizer/path={}", serde_json::json!(text)))
+    });
+    let path = path.transpose()?;
+    let parts = Parts::read(&options.pipeline, path.as_slice())?;
     let mut tokenizer = parts.tokenizer()?;
     tokenizer.load(&device)?;
     let inputs = Inputs::read(&options.input)?;
@@ -177,8 +184,8 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     };
     match report {
         Some(report) => {
-            println!("{report}");
-            println!("{}", options.output.display());
+            console::report(&report.to_string());
+            console::report(&options.output.display().to_string());
             Ok(())
         }
         None => Err(Error::from(

@@ -1,8 +1,8 @@
 //! `encode`: encodes a dataset of images to latent files. Training then reads the latents instead of encoding again.
 
 use crate::arguments::{EncodeOptions, Float};
-use crate::console::Console;
-use crate::{Outcome, device};
+use crate::console::{self, Console};
+use crate::{Outcome, device, outputs};
 use framework::burn::tensor::DType;
 use framework::data::dataset::{DatasetInfo, ItemKind};
 use framework::data::latent_file::{self, Shard};
@@ -46,15 +46,17 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         "shard": size, "items": dataset.len()
     });
     fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    outputs::writable("--output", output)?;
     let mut left_out = begun(output, &of)?;
     let ranges = (0..dataset.len()).step_by(size).map(|first| first..(first + size).min(dataset.len()));
     let open: Vec<Range<usize>> = ranges.clone().filter(|range| !file(output, range, size).exists()).collect();
     let items: usize = open.iter().map(ExactSizeIterator::len).sum();
     if items < dataset.len() {
-        eprintln!("resuming: {} of {} items are already encoded", dataset.len() - items, dataset.len());
+        let encoded = dataset.len() - items;
+        console::say(&format!("resuming: {encoded} of {} items are already encoded", dataset.len()));
     }
     for warning in dataset.warnings() {
-        eprintln!("warning: {warning}");
+        console::say(&format!("warning: {warning}"));
     }
     pipeline.tokenizer.load(&device)?;
     allocator::keep_pages();
@@ -86,7 +88,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         if plain {
             let speed = done as f64 / start.elapsed().as_secs_f64();
             let left = (items - done) as f64 / speed;
-            eprintln!("{done}/{items} items  {}  {speed:.1} items/s  {left:.0} s left", path.display());
+            console.say(&format!("{done}/{items} items  {}  {speed:.1} items/s  {left:.0} s left", path.display()));
         }
     }
     console.finished(Stage::Encoding);
@@ -94,11 +96,11 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     if files == 0 {
         return Err(Error::Run("no item of the dataset is readable".into()));
     }
-    println!("{} items in {files} files of {}", dataset.len() - left_out, output.display());
+    console::report(&format!("{} items in {files} files of {}", dataset.len() - left_out, output.display()));
     if left_out > 0 {
-        println!("{left_out} items could not be read and were skipped");
+        console::report(&format!("{left_out} items could not be read and were skipped"));
     }
-    println!("\"data\": {:#}", entry(output, &info, &shape));
+    console::report(&format!("\"data\": {:#}", entry(output, &info, &shape)));
     Ok(())
 }
 
@@ -155,7 +157,8 @@ fn begun(folder: &Path, of: &Value) -> Result<usize> {
 
 /// Returns the document entry that reads the files.
 fn entry(folder: &Path, info: &DatasetInfo, shape: &LatentShape) -> Value {
-    let mut entry = json!({ "type": "latents", "path": folder });
+    // A path that is not UTF-8 has no exact form in JSON.
+    let mut entry = json!({ "type": "latents", "path": folder.to_string_lossy() });
     match info.captions {
         true => entry["captions"] = json!(true),
         false => entry["num_classes"] = json!(info.num_classes.unwrap_or(0)),

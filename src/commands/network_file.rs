@@ -2,7 +2,7 @@
 
 use crate::arguments::{ConvertOptions, ForwardOptions};
 use crate::commands::convert_parts;
-use crate::{Outcome, device};
+use crate::{Outcome, console, device, outputs};
 use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
@@ -22,6 +22,7 @@ use run_folder::weights;
 
 /// Runs the backbone or the tokenizer once.
 pub fn forward(options: &ForwardOptions) -> Outcome {
+    outputs::file("--output", &options.output, None)?;
     let checkpoint = match &options.checkpoint {
         Some(checkpoint) if !options.tokenizer => checkpoint,
         _ => return convert_parts::forward(options),
@@ -29,7 +30,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     let device = device::named(options.device.as_deref())?;
     let backbone = Parts::read(&options.pipeline, &[])?.backbone()?;
     let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(checkpoint), &device)?;
-    eprintln!("{report}");
+    console::say(&report.to_string());
     let file = open::open(&options.input)?;
     let get = |name: &str| -> Result<Option<TensorData>> {
         let tensor = file.get(name).map(bridge::to_data).transpose();
@@ -187,6 +188,7 @@ const NATIVE: &str = "native";
 /// Converts a checkpoint between its published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
     let container = output_container(options)?;
+    outputs::file("OUTPUT", &options.output, None)?;
     if options.tokenizer || options.conditioner {
         return convert_parts::convert(options);
     }
@@ -211,8 +213,8 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     } else {
         official::save(&network, names::format(&formats, Some(to))?, &options.output)?;
     }
-    println!("{report}");
-    println!("{}", options.output.display());
+    console::report(&report.to_string());
+    console::report(&options.output.display().to_string());
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The reference of every entry as Markdown, from the JSON Schema: `unguided schema --markdown`.
 
-use crate::Outcome;
+use crate::{Outcome, console};
 use framework::plugin::Kind;
 use registry::Registry;
 use serde_json::{Map, Value};
@@ -8,8 +8,8 @@ use std::fmt::Write;
 
 /// Prints the reference page of the book.
 pub fn markdown() -> Outcome {
-    print!("{}", page(&Registry::linked()));
-    Ok(())
+    let page = page(&Registry::linked());
+    console::print(page.strip_suffix('\n').unwrap_or(&page))
 }
 
 fn page(registry: &Registry) -> String {

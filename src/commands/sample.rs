@@ -1,8 +1,8 @@
 //! `sample`: samples images from a checkpoint, which includes its document.
 
 use crate::arguments::SampleOptions;
-use crate::console::Console;
-use crate::{Outcome, device};
+use crate::console::{self, Console};
+use crate::{Outcome, device, outputs};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::tensor_file;
 use framework::data::checked::Checked;
@@ -58,6 +58,8 @@ fn requested(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<
 /// Samples images from a run or a checkpoint.
 pub fn sample(options: &SampleOptions) -> Outcome {
     let device = device::named(options.device.as_deref())?;
+    outputs::file("--output", &options.output, Some("png"))?;
+    options.tensors.iter().try_for_each(|path| outputs::file("--tensors", path, None))?;
     let (_, checkpoint) = weights::checkpoint(&options.from)?;
     let mut overrides = options.set.clone();
     overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
@@ -86,6 +88,12 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     allocator::keep_pages();
     let mut dataset: Option<Checked> = None;
     let labels = requested(&pipeline, options, &mut dataset)?;
+    let shape = pipeline.image_shape();
+    if let Some(path) = &options.tensors {
+        outputs::room("--tensors", path, 4 * (labels.len() * shape.iter().product::<usize>()) as u64)?;
+    }
+    // Only now is everything else known to be right: a refused command leaves no folder.
+    options.images.iter().try_for_each(|folder| outputs::empty_folder("--images", folder))?;
     let request = Request {
         labels,
         seed: options.seed,
@@ -95,10 +103,8 @@ pub fn sample(options: &SampleOptions) -> Outcome {
         matmul_precision: options.matmul_precision,
     };
     let drawn = samples::sample_request(&pipeline, &network, &request, &device, &mut Console::new())?;
-    let shape = pipeline.image_shape();
     picture::save(&picture::grid(&drawn.images, options.count.get()), &options.output)?;
     if let Some(folder) = &options.images {
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         for i in 0..drawn.images.len() {
             let class = drawn.images.classes.get(i).map_or(String::new(), |class| format!("-class-{class}"));
             picture::save(&picture::image(drawn.images.row(i), shape), &folder.join(format!("{i:06}{class}.png")))?;
@@ -128,10 +134,10 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     for (row, captions) in drawn.images.captions.chunks(options.count.get()).enumerate() {
         if captions.iter().all(|caption| *caption == captions[0]) {
-            println!("row {:<4} {}", row + 1, captions[0]);
+            console::report(&format!("row {:<4} {}", row + 1, captions[0]));
         }
     }
-    println!("{}", report::summary(&drawn, &compared));
-    println!("{}", options.output.display());
+    console::report(&report::summary(&drawn, &compared));
+    console::report(&options.output.display().to_string());
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! `train`: trains a document and writes pictures and a report.
 
 use crate::arguments::TrainOptions;
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::{Outcome, device};
+use framework::error::Error;
+use framework::interrupt;
 use run_folder::document;
 use run_folder::folder::RunFolder;
 use run_folder::session::{self, Options};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Trains a document, or resumes its interrupted run.
 pub fn train(options: &TrainOptions) -> Outcome {
@@ -16,31 +16,17 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let folder = options.run.clone().unwrap_or_else(|| RunFolder::default_path(&options.document.pipeline));
     let command = format!("unguided train {} --run {}", options.document.pipeline.display(), folder.display());
     let session = Options { resume_from: options.resume_from.clone(), command };
-    let stop = stop_on_ctrl_c();
-    match session::train(pipeline, &folder, &device, &session, &stop, &mut Console::new())? {
+    match session::train(pipeline, &folder, &device, &session, &interrupt::STOP, &mut Console::new())? {
         session::Outcome::Interrupted(step) => {
             let but = if options.resume_from.is_some() { " without --resume-from" } else { "" };
-            eprintln!("stopped at step {step}; the same command{but} resumes the run");
+            console::say(&format!("stopped at step {step}; the same command{but} resumes the run"));
+            return Err(Error::Interrupted);
         }
         session::Outcome::Done(summary) => {
-            println!("{summary}");
-            println!("pictures in {}: samples.png, loss.png; measurements: report.md", folder.display());
+            console::report(&summary);
+            let pictures = format!("pictures in {}: samples.png, loss.png", folder.display());
+            console::report(&format!("{pictures}; measurements: report.md"));
         }
     }
     Ok(())
-}
-
-/// Returns a flag that the first Ctrl-C or termination signal sets. The second signal ends the process at once.
-fn stop_on_ctrl_c() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    // A process accepts only one handler. After an earlier call in the same process, that call's handler remains: the
-    // first Ctrl-C then sets its flag, not this one, and the second Ctrl-C ends the process.
-    let _ = ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        eprintln!("stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once");
-    });
-    stop
 }

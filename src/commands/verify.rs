@@ -1,7 +1,7 @@
 //! `verify`: checks the laws on registered objectives.
 
-use crate::Outcome;
 use crate::arguments::VerifyOptions;
+use crate::{Outcome, console};
 use framework::error::{Error, Problem, Result};
 use framework::objective::Objective;
 use framework::plugin::{Kind, ObjectivePlugin};
@@ -20,12 +20,13 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
     let entries = entries(&registry, &options.objectives)?;
     let start = Instant::now();
     allocator::keep_pages();
-    println!("{:<12}  {:>6}  {:>11}  {:>7}  optimum", "objective", "worlds", "worst error", "seconds");
+    let names = ["objective", "worlds", "worst error", "seconds"];
+    console::print(&format!("{:<12}  {:>6}  {:>11}  {:>7}  optimum", names[0], names[1], names[2], names[3]))?;
     let (mut proven, mut failed, mut counterexamples) = (0, 0, Vec::new());
     for entry in &entries {
         let label = label(entry);
         let objective = registry.objective(entry.clone()).map_err(|problems| Error::input(problems, &label))?;
-        println!("{label}");
+        console::print(&label)?;
         for family in Family::ALL {
             let verdict = laws::verify(&*objective, family, options.worlds as usize, options.seed);
             let outcome = match (verdict.worlds, &verdict.counterexample) {
@@ -34,13 +35,13 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
                 (_, Some(_)) => format!("FAILS {:.0e}", verdict.worst),
             };
             proven += usize::from(verdict.worlds > 0 && verdict.counterexample.is_none());
-            println!(
+            console::print(&format!(
                 "  {:<10}  {:>6}  {outcome:>11}  {:>7.1}  {}",
                 family.name(),
                 verdict.worlds,
                 verdict.seconds,
                 verdict.statement
-            );
+            ))?;
             if let Some(counterexample) = verdict.counterexample {
                 failed += 1;
                 counterexamples.push(format!(
@@ -51,13 +52,13 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
             }
         }
     }
-    println!(
+    console::print(&format!(
         "{proven} statements proven to {:.0e}, {failed} refuted, in {:.1} s",
         laws::TOLERANCE,
         start.elapsed().as_secs_f64()
-    );
-    println!("varied: {}", laws::VARIES);
-    println!("not varied: {}", laws::VARIES_NOT);
+    ))?;
+    console::print(&format!("varied: {}", laws::VARIES))?;
+    console::print(&format!("not varied: {}", laws::VARIES_NOT))?;
     if failed == 0 {
         return Ok(());
     }
@@ -78,8 +79,8 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
         return Err(problem.accepts("one objective").fix("unguided verify gft --against cfg").into());
     };
     let ((left_label, left), (right_label, right)) = (one(asked)?, one(other)?);
-    println!("{left_label} against {right_label}");
-    println!("  {:<10}  {:>6}  {:>6}  {:>11}", "family", "scale", "worlds", "difference");
+    console::print(&format!("{left_label} against {right_label}"))?;
+    console::print(&format!("  {:<10}  {:>6}  {:>6}  {:>11}", "family", "scale", "worlds", "difference"))?;
     let (mut compared, mut differ) = (0, Vec::new());
     for family in Family::ALL {
         for scale in &options.scale {
@@ -89,7 +90,7 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
                 Some(why) => format!("not compared: {why}"),
                 None => format!("{:>11.1e}", found.worst),
             };
-            println!("  {:<10}  {scale:>6}  {:>6}  {outcome}", family.name(), found.worlds);
+            console::print(&format!("  {:<10}  {scale:>6}  {:>6}  {outcome}", family.name(), found.worlds))?;
             compared += usize::from(found.why_not.is_none());
             differ.extend(found.counterexample.map(|world| format!("{}, scale {scale}\n{world}", family.name())));
         }
@@ -99,7 +100,8 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
         return Err(problem.fix("choose scales with --scale, or settings with JSON entries").into());
     }
     if differ.is_empty() {
-        println!("they reach the same optimum in {compared} comparisons, to {:.0e}", laws::TOLERANCE);
+        let tolerance = laws::TOLERANCE;
+        console::print(&format!("they reach the same optimum in {compared} comparisons, to {tolerance:.0e}"))?;
         return Ok(());
     }
     let worlds = differ.join("\n");

@@ -4,7 +4,7 @@
 //! a copy of the manifest without the framework, and passes the shared framework to rustc instead. A second copy of the
 //! framework, even from the same source, would have other symbols.
 
-use crate::Outcome;
+use crate::{Outcome, console};
 use framework::error::{Error, Problem, Result};
 use framework::plugin::BUILD_ID;
 use registry::library::{self, FRAMEWORK, Library};
@@ -32,9 +32,13 @@ pub fn build(folder: &Path) -> Outcome {
     let library = Library::read(&finished)?;
     library.check()?;
     let kilobytes = fs::metadata(&finished).map_err(failed)?.len().div_ceil(1000);
-    println!("{}  {kilobytes} kB, built in {:.1} s", finished.display(), start.elapsed().as_secs_f64());
+    console::report(&format!(
+        "{}  {kilobytes} kB, built in {:.1} s",
+        finished.display(),
+        start.elapsed().as_secs_f64()
+    ));
     for card in &library.plugins {
-        println!("  {} \"{}\"", card.kind.name(), card.name);
+        console::report(&format!("  {} \"{}\"", card.kind.name(), card.name));
     }
     Ok(())
 }

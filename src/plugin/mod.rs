@@ -4,8 +4,8 @@
 mod build;
 mod new;
 
-use crate::Outcome;
 use crate::arguments::PluginCommand;
+use crate::{Outcome, console};
 use framework::error::Error;
 use registry::library::{self, Library};
 use std::path::Path;
@@ -24,23 +24,20 @@ pub fn run(command: &PluginCommand) -> Outcome {
 /// Prints the metadata of a library and whether this installation can load it.
 fn inspect(file: &Path) -> Outcome {
     let library = Library::read(file)?;
-    println!("library      {}", file.display());
+    console::print(&format!("library      {}", file.display()))?;
     for (i, part) in library.build_id.split("; ").enumerate() {
-        println!("{:<12} {part}", if i == 0 { "built with" } else { "" });
+        console::print(&format!("{:<12} {part}", if i == 0 { "built with" } else { "" }))?;
     }
-    let fits = library.check();
-    println!(
-        "{:<12} {}",
-        "fits",
-        if fits.is_ok() { "this installation" } else { "another build, not this installation" }
-    );
+    let fits = if library.check().is_ok() { "this installation" } else { "another build, not this installation" };
+    console::print(&format!("{:<12} {fits}", "fits"))?;
     for card in &library.plugins {
-        println!("\n{:<12} {}", card.kind.name(), card.name);
-        println!("{:<12} {}", "crate", card.origin);
-        println!("{:<12} {}", "papers", if card.papers.is_empty() { "none".into() } else { card.papers.join(", ") });
+        let papers = if card.papers.is_empty() { "none".into() } else { card.papers.join(", ") };
         let schema = library.schema(card).map(serde_json::to_string_pretty);
-        let schema = schema.transpose().map_err(|e| Error::Run(e.to_string()))?;
-        println!("{:<12} {}", "schema", schema.unwrap_or_else(|| "none".into()));
+        let schema = schema.transpose().map_err(|e| Error::Run(e.to_string()))?.unwrap_or_else(|| "none".into());
+        console::print(&format!("\n{:<12} {}", card.kind.name(), card.name))?;
+        for (what, value) in [("crate", &card.origin), ("papers", &papers), ("schema", &schema)] {
+            console::print(&format!("{what:<12} {value}"))?;
+        }
     }
     Ok(())
 }
@@ -48,6 +45,5 @@ fn inspect(file: &Path) -> Outcome {
 /// Prints the schemas of a compiled library as JSON. `plugin build` reads them in another process.
 fn describe(file: &Path) -> Outcome {
     let schemas = library::describe(file)?;
-    println!("{}", serde_json::Value::from(schemas));
-    Ok(())
+    console::print(&serde_json::Value::from(schemas).to_string())
 }

@@ -1,7 +1,7 @@
 //! `plugin new`: creates the crate of a new plugin.
 
-use crate::Outcome;
 use crate::arguments::PluginKind;
+use crate::{Outcome, console};
 use framework::error::{Error, Problem};
 use serde_json::{Value, json};
 use std::fs;
@@ -56,10 +56,10 @@ pub fn new(folder: &Path, kind: PluginKind) -> Outcome {
         written.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
     }
     let folder = folder.display();
-    println!(
+    console::report(&format!(
         "The plugin is {folder}/src/lib.rs. Next:\
-         \n  unguided plugin build {folder}\n  unguided train {folder}/pipeline.json"
-    );
+         \n  unguided plugin build {folder}\n  unguided train {folder}/pipeline.json --trust-plugins"
+    ));
     Ok(())
 }
 
@@ -96,7 +96,7 @@ fn camel(name: &str) -> String {
 fn pipeline(name: &str, kind: PluginKind) -> Value {
     let mut document = json!({
         "version": 1,
-        "about": format!("Uses the plugin {name}. Build the plugin, then run: unguided train {name}/pipeline.json"),
+        "about": format!("Uses the plugin {name}. Build the plugin, then run: unguided train {name}/pipeline.json --trust-plugins"),
         "plugins": [format!("target/{name}{}", std::env::consts::DLL_SUFFIX)],
         "data": { "type": "digits" },
         "tokenizer": { "type": "pixels" },

@@ -4,6 +4,7 @@ use crate::blame;
 use crate::data::dataset::Label;
 use crate::error::{Error, Result};
 use crate::evaluation::images::Images;
+use crate::interrupt;
 use crate::network::backbone::{Backbone, Control};
 use crate::network::condition::Condition;
 use crate::nn::precision::MatmulPrecision;
@@ -61,6 +62,7 @@ struct Named<'a> {
 
 impl Backbone for Named<'_> {
     fn predict(&self, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
+        interrupt::abort_if_asked();
         let pass = || self.network.predict(input, condition, control);
         blame::named(self.name, || self.precision.within(pass))
     }
@@ -69,7 +71,7 @@ impl Backbone for Named<'_> {
 /// Samples images. Calls `progress` after every sampler step with (completed steps, total steps).
 ///
 /// # Errors
-/// If a caption cannot be encoded, a plugin panics, or a sample is not finite.
+/// If a caption cannot be encoded, a plugin panics, a sample is not finite, or a training that samples is asked to stop.
 pub fn sample(
     pipeline: &Pipeline,
     network: &dyn Backbone,

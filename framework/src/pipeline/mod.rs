@@ -13,6 +13,7 @@ use crate::data::tokenizer::{ImageShape, Tokenizer};
 use crate::error::{Error, Problem, Result};
 use crate::evaluation::images::Images;
 use crate::evaluation::metric::Metric;
+use crate::interrupt;
 use crate::network::backbone::{BackboneConfig, BoxBackbone};
 use crate::network::condition::Condition;
 use crate::network::conditioner::Conditioner;
@@ -230,7 +231,7 @@ impl Pipeline {
     /// read. Returns the number of images.
     ///
     /// # Errors
-    /// If most items cannot be read, or `receive` fails.
+    /// If most items cannot be read, `receive` fails, or a training that measures is asked to stop.
     pub fn real_images(
         &self,
         dataset: &dyn Dataset,
@@ -239,6 +240,9 @@ impl Pipeline {
     ) -> Result<usize> {
         let (info, shape, mut count) = (dataset.info(), self.image_shape(), 0);
         for indices in spread(dataset.len(), MOST_VALUES / shape.iter().product::<usize>()).chunks(64) {
+            if interrupt::must_abort() {
+                return Err(Error::Interrupted);
+            }
             let mut images = Images::none(shape);
             let batch = readable(dataset, indices)?;
             match info.items {

@@ -6,6 +6,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::data::dataset::{Dataset, facts};
 use crate::data::loader::{Batch, Loader};
 use crate::error::{Error, Result};
+use crate::interrupt::{self, Counted};
 use crate::network::backbone::BoxBackbone;
 use crate::network::condition::Condition;
 use crate::nn::parameters;
@@ -27,6 +28,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// Key in a checkpoint's memory: an interruption ended the sampling and measuring of the checkpoint's step.
+const UNSAMPLED: &str = "trainer.unsampled";
 
 /// The networks and the checkpoint with which a run starts.
 pub struct Start {
@@ -59,6 +63,8 @@ pub struct Trainer {
     workers: Box<dyn Workers>,
     memory: Memory,
     step: usize,
+    /// Whether the samples and measurements of the current step are due but incomplete.
+    unsampled: bool,
     /// Sum and number of the losses since the last regular checkpoint.
     since_saved: (f64, usize),
 }
@@ -73,10 +79,11 @@ impl Trainer {
         let mut online = start.online;
         let mut optimizer = train.optimizer.init(&train.weight_decay_groups).map_err(Error::Run)?;
         let mut ema = train.ema.is_some().then(|| online.valid());
-        let (mut step, mut memory, mut since_saved) = (0, Memory::new(), (0.0, 0));
+        let (mut step, mut memory, mut since_saved, mut unsampled) = (0, Memory::new(), (0.0, 0), false);
         if let Some(from) = start.resume {
             (step, memory) = (from.step, from.memory);
-            if !train.saves_at(step) {
+            unsampled = memory.remove(UNSAMPLED).is_some();
+            if unsampled || !train.saves_at(step) {
                 since_saved = from.losses;
             }
             online = parameters::restore(online, from.model)?;
@@ -100,6 +107,7 @@ impl Trainer {
             workers: workers(train.workers),
             memory,
             step,
+            unsampled,
             since_saved,
             pipeline,
         })
@@ -119,7 +127,8 @@ impl Trainer {
         self.online.as_ref().expect("the weights are present except during an optimizer step")
     }
 
-    /// Trains until all steps are done, or until `stop` is set.
+    /// Trains until all steps are done, or until `stop` is set. A request to save ([`interrupt::request_save`]) writes a
+    /// temporary checkpoint after the current step.
     ///
     /// # Errors
     /// If most items of a batch cannot be read, a loss or gradient is not finite, a plugin panics, or a file cannot be
@@ -131,6 +140,7 @@ impl Trainer {
         events: &mut dyn Events,
         evaluator: &mut dyn Evaluator,
     ) -> Result<End> {
+        let _training = Counted::training();
         let pipeline = self.pipeline.clone();
         let train = &pipeline.train;
         let passes = train.accumulate;
@@ -140,7 +150,17 @@ impl Trainer {
         let all = (self.step * passes) as u64..(train.steps * passes) as u64;
         let loader = Loader::new(dataset, random, train.batch_size, all.start, all.end);
         let newest = self.folder.join(checkpoint::file_name(self.step));
-        if train.saves_at(self.step) && newest.exists() {
+        if self.unsampled {
+            self.sample(events, evaluator)?;
+            if self.unsampled {
+                return Ok(End::Interrupted(self.step));
+            }
+            if train.saves_at(self.step) {
+                // The checkpoint on disk lacks the measurements.
+                let path = self.save()?;
+                events.saved(&path, self.step);
+            }
+        } else if train.saves_at(self.step) && newest.exists() {
             // The process may have been killed after writing this checkpoint but before pruning the old ones.
             self.settle(&newest)?;
         }
@@ -183,14 +203,11 @@ impl Trainer {
             report.seconds = start.elapsed().as_secs_f64();
             events.step(&report)?;
             if train.sample_every.is_some_and(|every| self.step.is_multiple_of(every)) {
-                events.sample(&self.sampling_network(), self.step)?;
-                if pipeline.objective.needs().measurements {
-                    let measured = evaluator.evaluate(&self.sampling_network(), self.step)?;
-                    pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
-                }
+                self.sample(events, evaluator)?;
             }
-            let stopping = stop.load(Ordering::SeqCst) && self.step < train.steps;
-            if stopping || train.saves_at(self.step) {
+            let stopping = (stop.load(Ordering::SeqCst) || self.unsampled) && self.step < train.steps;
+            let saving = interrupt::take_save_request();
+            if stopping || saving || train.saves_at(self.step) {
                 let path = self.save()?;
                 events.saved(&path, self.step);
             }
@@ -199,6 +216,21 @@ impl Trainer {
             }
         }
         Ok(End::Done)
+    }
+
+    /// Samples and measures after a step. A request to stop ends this early; the checkpoint then says that it is due.
+    fn sample(&mut self, events: &mut dyn Events, evaluator: &mut dyn Evaluator) -> Result<()> {
+        let (pipeline, network) = (self.pipeline.clone(), self.sampling_network());
+        let sampled = interrupt::abortable(|| {
+            events.sample(&network, self.step)?;
+            if pipeline.objective.needs().measurements {
+                let measured = evaluator.evaluate(&network, self.step)?;
+                pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
+            }
+            Ok(())
+        });
+        self.unsampled = matches!(sampled, Err(Error::Interrupted));
+        if self.unsampled { Ok(()) } else { sampled }
     }
 
     /// Computes loss and gradient of one forward pass. `draw_index` selects the random numbers of the pass.
@@ -269,22 +301,24 @@ impl Trainer {
     }
 
     /// Saves a checkpoint. A checkpoint of an interruption is temporary: it evicts no older ones, is deleted at the
-    /// next regular save, and is never "best", because its mean loss covers fewer steps.
+    /// next regular save, and is never "best", because its mean loss covers fewer steps. A regular checkpoint without
+    /// the measurements of its step evicts none either: it is saved again when they are complete.
     fn save(&mut self) -> Result<PathBuf> {
         let path = self.folder.join(checkpoint::file_name(self.step));
+        let due = self.unsampled.then(|| (UNSAMPLED.to_string(), 1.0));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
         Checkpoint {
             step: self.step,
             document: self.pipeline.document.clone(),
             model: parameters::export(self.online()),
             ema: self.ema.as_ref().map(parameters::export),
-            memory: self.memory.clone(),
+            memory: self.memory.clone().into_iter().chain(due).collect(),
             dataset: self.dataset.clone(),
             losses: self.since_saved,
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         }
         .save(&path)?;
-        if self.pipeline.train.saves_at(self.step) {
+        if self.pipeline.train.saves_at(self.step) && !self.unsampled {
             self.since_saved = (0.0, 0);
             self.settle(&path)?;
         }
