@@ -80,8 +80,12 @@ impl Trainer {
                 since_saved = from.losses;
             }
             online = parameters::restore(online, from.model)?;
-            if let (Some(network), Some(values)) = (ema.take(), from.ema) {
-                ema = Some(parameters::restore(network, values)?);
+            if let Some(network) = ema.take() {
+                // Without an average in the checkpoint, the average starts from the weights.
+                ema = Some(match from.ema {
+                    Some(values) => parameters::restore(network, values)?,
+                    None => online.valid(),
+                });
             }
             if !from.optimizer.is_empty() {
                 optimizer = optimizer
@@ -273,7 +277,7 @@ impl Trainer {
     fn save(&mut self) -> Result<PathBuf> {
         let path = self.folder.join(checkpoint::file_name(self.step));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
-        Checkpoint {
+        let checkpoint = Checkpoint {
             step: self.step,
             document: self.pipeline.document.clone(),
             model: parameters::export(self.online()),
@@ -282,8 +286,11 @@ impl Trainer {
             dataset: self.dataset.clone(),
             losses: self.since_saved,
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
+        };
+        if let Some(name) = checkpoint.not_finite() {
+            return Err(self.not_finite(&format!("the weight `{name}`")));
         }
-        .save(&path)?;
+        checkpoint.save(&path)?;
         if self.pipeline.train.saves_at(self.step) {
             self.since_saved = (0.0, 0);
             self.settle(&path)?;
