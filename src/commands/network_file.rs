@@ -199,7 +199,7 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     if let Some(to) = options.to.as_deref().filter(|to| *to != NATIVE) {
         names::format(&formats, Some(to))?;
     }
-    let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(&options.input), &device)?;
+    let (network, report) = weights::weights_to_train(&*backbone, 0, &CheckpointSource::of(&options.input), &device)?;
     let from_native = report.format.is_empty();
     let to = options.to.as_deref().unwrap_or(if from_native { formats[0].format } else { NATIVE });
     if to == NATIVE {

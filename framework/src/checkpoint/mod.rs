@@ -17,6 +17,7 @@ pub mod open;
 mod pickle;
 pub mod published_config;
 mod recognise;
+pub mod refit;
 pub mod tensor_file;
 mod torch_file;
 
