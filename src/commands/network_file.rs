@@ -7,6 +7,7 @@ use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
 use framework::checkpoint::container::Container;
+use framework::checkpoint::file_kind::file_kind;
 use framework::checkpoint::names;
 use framework::checkpoint::official::{self, CheckpointSource};
 use framework::checkpoint::open;
@@ -188,6 +189,10 @@ const NATIVE: &str = "native";
 
 /// Converts a checkpoint between its published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
+    // Both ends are checked before any work.
+    if options.input.exists() && !options.input.is_dir() {
+        file_kind(&options.input)?;
+    }
     let container = output_container(options)?;
     if options.tokenizer || options.conditioner {
         return convert_parts::convert(options);

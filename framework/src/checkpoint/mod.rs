@@ -10,7 +10,7 @@
 pub mod container;
 mod element;
 pub mod facts;
-mod file_kind;
+pub mod file_kind;
 pub mod names;
 pub mod official;
 pub mod open;
@@ -24,6 +24,7 @@ mod torch_file;
 use crate::error::{Error, Result};
 use burn::tensor::TensorData;
 use facts::DatasetFacts;
+use file_kind::regular;
 use safetensors::tensor::{Dtype, Metadata};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -150,6 +151,7 @@ impl Checkpoint {
     fn read(path: &Path, wanted: &mut dyn FnMut(&str) -> bool) -> Result<Self> {
         let damaged = |what: String| Error::file(path, format!("damaged checkpoint: {what}"));
         let altered = |what: &dyn Display| damaged(format!("truncated or altered ({what})"));
+        regular(path)?;
         let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
         let header = header_of(&mut file, path)?;
         let layout: Metadata = serde_json::from_slice(&header).map_err(|e| altered(&e))?;

@@ -175,7 +175,7 @@ impl Trainer {
             let (gradients, norm) = clip_global_norm(self.online(), gradients.grads(), train.clip_norm);
             report.grad_norm = norm;
             if !norm.is_finite() {
-                return Err(self.not_finite("the gradient"));
+                return Err(self.not_finite("the gradient", self.step + 1));
             }
             let online = self.online.take().expect("the weights are present except during an optimizer step");
             self.online = Some(self.optimizer.step(report.learning_rate, online, gradients));
@@ -246,7 +246,7 @@ impl Trainer {
         let loss = losses.mean() / train.accumulate as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
-            return Err(self.not_finite(&format!("the loss of {objective}")));
+            return Err(self.not_finite(&format!("the loss of {objective}"), self.step + 1));
         }
         let mean = |(name, value): (String, Tensor<1>)| (name, f64::from(value.into_scalar::<f32>()));
         let logged = context.into_log().into_iter().map(mean).collect();
@@ -255,18 +255,21 @@ impl Trainer {
         Ok((value, GradientsParams::from_grads(gradients, &leaves), logged))
     }
 
-    fn not_finite(&self, what: &str) -> Error {
+    fn not_finite(&self, what: &str, step: usize) -> Error {
         let help = "Try a smaller learning rate, a longer warm-up or `clip_norm`.";
-        Error::Run(format!("{} {help}", self.failed(&format!("{what} is not finite"))))
+        Error::Run(format!("{} {help}", self.failed_at(&format!("{what} is not finite"), step)))
     }
 
-    /// Adds the step, the seed and the last good checkpoint to an error message.
+    /// Adds the step in progress, the seed and the last good checkpoint to an error message.
     fn failed(&self, what: &str) -> Error {
+        self.failed_at(what, self.step + 1)
+    }
+
+    fn failed_at(&self, what: &str, step: usize) -> Error {
         let last =
             checkpoint::list(&self.folder).ok().and_then(|all| all.last().map(|path| path.display().to_string()));
         Error::Run(format!(
-            "{what}, at step {} (seed {}). The last good checkpoint is {}.",
-            self.step + 1,
+            "{what}, at step {step} (seed {}). The last good checkpoint is {}.",
             self.pipeline.train.seed,
             last.unwrap_or_else(|| "none".into()),
         ))
@@ -288,7 +291,7 @@ impl Trainer {
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
         };
         if let Some(name) = checkpoint.not_finite() {
-            return Err(self.not_finite(&format!("the weight `{name}`")));
+            return Err(self.not_finite(&format!("the weight `{name}`"), self.step));
         }
         checkpoint.save(&path)?;
         if self.pipeline.train.saves_at(self.step) {

@@ -2,6 +2,7 @@
 //!
 //! Source: arXiv:2103.00020 sec. 2.4 and the released code. The fast tokenizer of `transformers` has the same parts.
 
+use framework::checkpoint::file_kind::regular;
 use framework::error::{Error, Result};
 use std::fs;
 use std::io::Read;
@@ -129,6 +130,7 @@ fn text(path: &Path) -> Result<String> {
 
 /// Rejects a file that is larger than any vocabulary.
 fn bounded(path: &Path) -> Result<()> {
+    regular(path)?;
     match fs::metadata(path).map_err(|e| Error::io(path, e))?.len() {
         0..=LARGEST => Ok(()),
         bytes => Err(Error::file(path, format!("has {bytes} bytes; a vocabulary has at most {LARGEST}"))),
@@ -137,6 +139,7 @@ fn bounded(path: &Path) -> Result<()> {
 
 /// Reads a gzip of UTF-8 text to its end, with its checksum.
 fn gzipped(path: &Path) -> Result<String> {
+    regular(path)?;
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut text = String::new();
     let mut reader = flate2::read::MultiGzDecoder::new(file).take(LARGEST + 1);
