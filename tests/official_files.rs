@@ -8,6 +8,7 @@ use framework::checkpoint::open;
 use framework::checkpoint::tensor_file::save_tensors;
 use goldens::{Golden, close, numbers};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -386,4 +387,40 @@ fn convert_writes_the_container_of_the_file_name_and_never_overwrites_unasked() 
         assert_eq!(code, Some(2), "{name}: {said}");
         assert!(said.contains(accepts) && !Path::new(&dit.at(name)).exists(), "{name}: {said}");
     }
+}
+
+#[test]
+fn a_published_network_is_taken_over_for_other_classes_and_another_size() {
+    let dit = Dit::new();
+    dit.write("plain.safetensors", &[""], &[]);
+    let native = |backbone: &Value| {
+        let mut case = cases().remove(0);
+        for (key, value) in backbone.as_object().unwrap() {
+            case.backbone[key] = value.clone();
+        }
+        let pipeline = case.document(dit.folder.path());
+        let out = dit.at("native.safetensors");
+        let done = unguided(&["convert", "--force", "--pipeline", &pipeline, &dit.at("plain.safetensors"), &out]);
+        assert!(done.status.success(), "{}", text(&done));
+        (framework::checkpoint::Checkpoint::load(Path::new(&out)).unwrap().model, text(&done))
+    };
+    let (same, said) = native(&json!({}));
+    assert!(!said.contains("  note     "), "{said}");
+    let differing = |other: &BTreeMap<String, TensorData>| -> Vec<String> {
+        same.iter().filter(|(name, data)| other[*name] != **data).map(|(name, _)| name.clone()).collect()
+    };
+    // Three classes instead of ten. The last row of the table is the null class, and is kept.
+    let (classes, said) = native(&json!({ "num_classes": 3 }));
+    assert!(said.contains("the embeddings of 3 classes start anew; the null class is kept"), "{said}");
+    assert_eq!(differing(&classes), ["y_embedder.embedding_table"]);
+    let table = |model: &BTreeMap<String, TensorData>| numbers(model["y_embedder.embedding_table"].clone());
+    let (ours, theirs) = (table(&classes), table(&same));
+    assert_eq!(ours.len(), 4 * 48);
+    assert_eq!(ours[3 * 48..], theirs[10 * 48..]);
+    assert!(ours[..48] != theirs[..48]);
+    // A latent of twice the side. The positions are computed, and all other weights are the published ones.
+    let (larger, said) = native(&json!({ "input_size": 16 }));
+    assert!(said.contains("is recomputed for 64 positions instead of 16"), "{said}");
+    assert_eq!(differing(&larger), ["pos_embed"]);
+    assert_eq!(larger["pos_embed"].shape().to_vec(), [1, 64, 48]);
 }

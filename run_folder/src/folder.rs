@@ -1,10 +1,10 @@
 //! A run folder: `document.json`, `checkpoints/`, `metrics.jsonl`, `samples/`, pictures, the report, and `lock`, which
 //! the running `train` holds.
 
+use crate::binding::{Binding, Changes};
 use framework::checkpoint::tensor_file;
 use framework::checkpoint::{self, Checkpoint};
 use framework::error::{Error, Problem, Result};
-use serde_json::Value;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -22,41 +22,63 @@ impl RunFolder {
         Path::new("runs").join(pipeline.file_stem().unwrap_or_default())
     }
 
-    /// Opens the run folder, or creates it. An existing folder must contain a run of the same document.
+    /// Opens the run folder, or creates it. [`RunFolder::claim`] then compares its document.
     ///
     /// # Errors
-    /// If the folder contains a run of another document, or cannot be written.
-    pub fn open(folder: &Path, document: &str) -> Result<Self> {
+    /// If the folder cannot be written.
+    pub fn open(folder: &Path) -> Result<Self> {
         let run = Self { path: folder.to_path_buf() };
         for folder in [run.checkpoints(), run.samples()] {
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         }
-        let path = run.path.join("document.json");
-        match fs::read_to_string(&path) {
-            Ok(begun) if begun != document => {
-                let parse = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
-                let differ = differences("", &parse(&begun), &parse(document));
-                Err(Error::from(
-                    Problem::new(
-                        differ.join(" and ").to_string(),
-                        format!("{} contains a run of another document", run.path.display()),
-                    )
-                    .accepts(format!("the document of that run: {}", path.display()))
-                    .fix("choose another folder with --run, or delete this one"),
-                ))
-            }
-            Ok(_) => Ok(run),
+        Ok(run)
+    }
+
+    /// Claims the locked folder for a document, and returns what changed since the run began. Settings that do not bind
+    /// the run are taken over. A folder without a checkpoint is bound to no document.
+    ///
+    /// # Errors
+    /// If the folder contains a run of another document, or cannot be written.
+    pub fn claim(&self, document: &str, binding: Binding) -> Result<Changes> {
+        let path = self.path.join("document.json");
+        let begun = match fs::read_to_string(&path) {
+            Ok(begun) => begun,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 tensor_file::write_atomically(&path, [document.as_bytes()])?;
-                Ok(run)
+                return Ok(Changes::default());
             }
             // An unreadable document may belong to a run: never overwrite it.
             Err(error) => {
-                Err(Problem::new(path.display().to_string(), format!("unreadable document of a run: {error}"))
-                    .fix("make the file readable, or choose another folder with --run")
-                    .into())
+                let problem =
+                    Problem::new(path.display().to_string(), format!("unreadable document of a run: {error}"));
+                return Err(problem.fix("make the file readable, or choose another folder with --run").into());
             }
+        };
+        if begun == document {
+            return Ok(Changes::default());
         }
+        let mut changes = binding.changes(&begun, document);
+        if !changes.binding.is_empty() {
+            if !checkpoint::list(&self.checkpoints())?.is_empty() {
+                let what = format!("{} contains a run of another document", self.path.display());
+                return Err(Problem::new(changes.binding.join(" and "), what)
+                    .accepts(format!("the values of the document of that run: {}", path.display()))
+                    .fix("choose another folder with --run, or restore these values")
+                    .into());
+            }
+            // Nothing was trained. What the other document prepared does not belong to this one.
+            for name in ["tokenizer.safetensors", "reference.safetensors", "metrics.jsonl"] {
+                match fs::remove_file(self.path.join(name)) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io(&self.path.join(name), error));
+                    }
+                    _ => {}
+                }
+            }
+            changes = Changes::default();
+        }
+        tensor_file::write_atomically(&path, [document.as_bytes()])?;
+        Ok(changes)
     }
 
     /// Locks the folder so that no other process trains in it. The lock ends when the file is dropped or the process
@@ -66,9 +88,9 @@ impl RunFolder {
     /// If another process holds the lock, or the lock file cannot be created.
     pub fn lock(&self) -> Result<File> {
         let path = self.path.join("lock");
-        // The lock may be a symbolic link: never truncate what it points to.
-        let file = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(|e| Error::io(&path, e))?;
+        // The name may be a symbolic link: its target keeps its content.
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => Err(Error::failed(
                 Problem::new("", format!("another `train` is running in {}", self.path.display()))
@@ -164,23 +186,6 @@ impl RunFolder {
     /// Returns the path of the file with the metrics of every logged step.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
-    }
-}
-
-/// Returns the JSON pointers, below `at`, where two documents differ.
-pub fn differences(at: &str, a: &Value, b: &Value) -> Vec<String> {
-    match (a, b) {
-        (Value::Object(x), Value::Object(y)) => {
-            let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
-            keys.into_iter()
-                .flat_map(|key| {
-                    let null = Value::Null;
-                    differences(&format!("{at}/{key}"), x.get(key).unwrap_or(&null), y.get(key).unwrap_or(&null))
-                })
-                .collect()
-        }
-        _ if a == b => Vec::new(),
-        _ => vec![at.to_string()],
     }
 }
 

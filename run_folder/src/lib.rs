@@ -4,6 +4,7 @@
 #[cfg(test)]
 use framework_dylib as _;
 
+pub mod binding;
 pub mod document;
 mod evaluator;
 pub mod folder;

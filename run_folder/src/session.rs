@@ -1,5 +1,6 @@
 //! A complete training: from a pipeline to a trained network, pictures and a report.
 
+use crate::binding::Binding;
 use crate::evaluator::MetricEvaluator;
 use crate::folder::RunFolder;
 use crate::recorder::Recorder;
@@ -50,8 +51,12 @@ pub fn train(
     stop: &AtomicBool,
     watcher: &mut dyn Watcher,
 ) -> Result<Outcome> {
-    let run = RunFolder::open(folder, &pipeline.document)?;
+    let run = RunFolder::open(folder)?;
     let _lock = run.lock()?;
+    let changes = run.claim(&pipeline.document, Binding::of(&pipeline))?;
+    if !changes.free.is_empty() {
+        watcher.say(&format!("changed since the run began: {}", changes.free.join(", ")));
+    }
     let from = resumed(&run, &pipeline, options, watcher)?;
     pipeline.load(device)?;
     let dataset: Arc<dyn Dataset> = Arc::new(pipeline.open_data()?);
@@ -101,11 +106,33 @@ fn resumed(
         None => run.newest(Checkpoint::load, &offer)?,
     };
     let Some((path, checkpoint)) = found else { return Ok(None) };
-    if checkpoint.document != pipeline.document {
+    let changes = Binding::of(pipeline).changes(&checkpoint.document, &pipeline.document);
+    if !changes.binding.is_empty() {
         let what = format!("{} is a checkpoint of another document", path.display());
-        return Err(Problem::new("", what).fix("choose a checkpoint of this run").into());
+        let problem = Problem::new(changes.binding.join(" and "), what);
+        return Err(problem.fix("choose a checkpoint of this run, or restore these values").into());
+    }
+    let steps = pipeline.train.steps;
+    if checkpoint.step > steps {
+        let what = format!("{} has {} steps; the document has {steps}", path.display(), checkpoint.step);
+        return Err(Problem::new("/train/steps", what).accepts(format!("at least {}", checkpoint.step)).into());
+    }
+    if checkpoint.step > 0 && checkpoint.optimizer.is_empty() {
+        let what = format!("{} has {} steps, but no optimizer state", path.display(), checkpoint.step);
+        return Err(Problem::new("", what)
+            .fix("start a new run from it: {\"from\": {\"checkpoint\": ..}} in /train")
+            .into());
     }
     watcher.say(&format!("resuming from {} (step {})", path.display(), checkpoint.step));
+    if let Some((before, now)) = changes.more_steps {
+        watcher.say(&format!(
+            "steps: {before} before, {now} now; after step {} the learning rate and every schedule are those of {now} steps",
+            checkpoint.step
+        ));
+    }
+    if pipeline.train.ema.is_some() && checkpoint.ema.is_none() {
+        watcher.say("the checkpoint has no average of the weights; the average starts from its weights");
+    }
     if options.resume_from.is_some()
         && let Some(aside) = run.make_newest(&path, checkpoint.step)?
     {

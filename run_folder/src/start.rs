@@ -3,7 +3,7 @@
 use crate::folder::RunFolder;
 use crate::frozen;
 use crate::watcher::{Stage, Watcher};
-use crate::weights::weights;
+use crate::weights::weights_to_train;
 use framework::burn::tensor::{Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
 use framework::data::dataset::{Dataset, ItemKind};
@@ -97,7 +97,7 @@ pub fn start(
     let tracked = tracking(&pipeline.train, device);
     let online = match (&pipeline.train.from, &resume) {
         (Some(source), None) => {
-            let (network, report) = weights(&*pipeline.backbone, pipeline.train.seed, source, &tracked)?;
+            let (network, report) = weights_to_train(&*pipeline.backbone, pipeline.train.seed, source, &tracked)?;
             watcher.say(&format!("starting from {}: {report}", source.checkpoint.display()));
             pipeline.adapt(network)
         }

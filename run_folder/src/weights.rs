@@ -5,6 +5,7 @@ use crate::folder::RunFolder;
 use framework::burn::tensor::Device;
 use framework::checkpoint::official::{self, CheckpointSource, Report};
 use framework::checkpoint::published_config::PublishedConfig;
+use framework::checkpoint::refit::Refit;
 use framework::checkpoint::{self, Checkpoint};
 use framework::error::{Error, Problem, Result};
 use framework::network::backbone::{BackboneConfig, BoxBackbone};
@@ -23,6 +24,30 @@ pub fn weights(
     source: &CheckpointSource,
     device: &Device,
 ) -> Result<(BoxBackbone, Report)> {
+    load(backbone, seed, source, device, &|_| None)
+}
+
+/// Does the same as [`weights`] for a network that is trained further. It may have other classes and another size: the
+/// report has a note for each parameter that is made anew, recomputed or interpolated.
+///
+/// # Errors
+/// Like [`weights`].
+pub fn weights_to_train(
+    backbone: &dyn BackboneConfig,
+    seed: u64,
+    source: &CheckpointSource,
+    device: &Device,
+) -> Result<(BoxBackbone, Report)> {
+    load(backbone, seed, source, device, &|path| backbone.refit(path))
+}
+
+fn load(
+    backbone: &dyn BackboneConfig,
+    seed: u64,
+    source: &CheckpointSource,
+    device: &Device,
+    refit: &dyn Fn(&str) -> Option<Refit>,
+) -> Result<(BoxBackbone, Report)> {
     let (network, formats) = (backbone.init(device), backbone.formats());
     let init = |path: &str, shape: &[usize]| backbone.initializer(path, shape);
     let random = Random::new(seed);
@@ -33,7 +58,7 @@ pub fn weights(
             let theirs = document::from_text(&document, &[], &format!("{} (its document)", path.display()))?;
             values = parameters::export(&theirs.restore(values, &Device::flex())?);
         }
-        return official::adopt(network, &formats[0], values, &path, initialization);
+        return official::adopt(network, &formats[0], values, &path, initialization, refit);
     }
     let folder = formats.first().map_or("", |names| names.folder);
     let published = PublishedConfig::of(&source.checkpoint, folder)?;
@@ -41,7 +66,7 @@ pub fn weights(
     if !problems.is_empty() {
         return Err(Error::Input(problems.into_iter().map(|problem| problem.under("/backbone")).collect()));
     }
-    official::load(network, &formats, source, initialization)
+    official::load_refitted(network, &formats, source, initialization, refit)
 }
 
 /// Loads the native checkpoint at `path` (see [`checkpoint`]), or returns `None` for a file or folder of an official

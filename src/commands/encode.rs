@@ -10,7 +10,7 @@ use framework::data::tokenizer::ImageShape;
 use framework::error::{Error, Problem, Result};
 use framework::process::LatentShape;
 use run_folder::watcher::{Stage, Watcher};
-use run_folder::{document, folder};
+use run_folder::{binding, document};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs;
@@ -143,7 +143,7 @@ fn begun(folder: &Path, of: &Value) -> Result<usize> {
                 skipped += about.skipped;
                 continue;
             }
-            Some(about) => format!("has a different {}", folder::differences("", &about.of, of).join(" and ")),
+            Some(about) => format!("has a different {}", binding::differences("", &about.of, of).join(" and ")),
             None => "was not written by `encode`".to_string(),
         };
         return Err(Error::from(

@@ -7,6 +7,7 @@ use framework::burn::store::bridge;
 use framework::burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::checkpoint::Checkpoint;
 use framework::checkpoint::container::Container;
+use framework::checkpoint::file_kind::file_kind;
 use framework::checkpoint::names;
 use framework::checkpoint::official::{self, CheckpointSource};
 use framework::checkpoint::open;
@@ -187,6 +188,10 @@ const NATIVE: &str = "native";
 
 /// Converts a checkpoint between its published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
+    // Both ends are checked before any work.
+    if options.input.exists() && !options.input.is_dir() {
+        file_kind(&options.input)?;
+    }
     let container = output_container(options)?;
     outputs::file("OUTPUT", &options.output, None)?;
     if options.tokenizer || options.conditioner {
@@ -199,7 +204,7 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     if let Some(to) = options.to.as_deref().filter(|to| *to != NATIVE) {
         names::format(&formats, Some(to))?;
     }
-    let (network, report) = weights::weights(&*backbone, 0, &CheckpointSource::of(&options.input), &device)?;
+    let (network, report) = weights::weights_to_train(&*backbone, 0, &CheckpointSource::of(&options.input), &device)?;
     let from_native = report.format.is_empty();
     let to = options.to.as_deref().unwrap_or(if from_native { formats[0].format } else { NATIVE });
     if to == NATIVE {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The containers of tensors that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FileKind {
+pub enum FileKind {
     /// Safetensors.
     Safetensors,
     /// A file of `torch.save`, or any other content, which that reader refuses.
@@ -30,10 +30,13 @@ const LARGEST_HEADER: u64 = 100_000_000;
 ///
 /// # Errors
 /// If the file does not exist, or is not a regular file.
-pub(crate) fn regular(path: &Path) -> Result<()> {
+pub fn regular(path: &Path) -> Result<()> {
     match fs::metadata(path).map_err(|e| Error::io(path, e))? {
         metadata if metadata.is_file() => Ok(()),
-        _ => Err(refused(path, "not a regular file", None)),
+        _ => {
+            let problem = Problem::new("", format!("{} is not a regular file", path.display()));
+            Err(problem.accepts("a file; pipes and devices are not opened").into())
+        }
     }
 }
 
@@ -41,7 +44,7 @@ pub(crate) fn regular(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// If the file cannot be read, or is known to be something else. The error says what it is.
-pub(crate) fn file_kind(path: &Path) -> Result<FileKind> {
+pub fn file_kind(path: &Path) -> Result<FileKind> {
     regular(path)?;
     let mut start = Vec::new();
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
@@ -61,13 +64,9 @@ pub(crate) fn file_kind(path: &Path) -> Result<FileKind> {
     })
 }
 
-fn refused(path: &Path, what: &str, fix: Option<&str>) -> Error {
+fn refused(path: &Path, what: &str, fix: &str) -> Error {
     let problem = Problem::new("", format!("{} cannot be read as a checkpoint: it is {what}", path.display()));
-    let problem = problem.accepts(ACCEPTS);
-    match fix {
-        Some(fix) => problem.fix(fix).into(),
-        None => problem.into(),
-    }
+    problem.accepts(ACCEPTS).fix(fix).into()
 }
 
 /// Returns the container that the first bytes of a file announce.
@@ -85,10 +84,10 @@ fn container(start: &[u8]) -> Option<FileKind> {
 }
 
 /// Says what a file is that is not a container of tensors, and how to get one; `None` if it is unknown.
-fn other(start: &[u8]) -> Option<(String, Option<&'static str>)> {
+fn other(start: &[u8]) -> Option<(String, &'static str)> {
     const DOWNLOAD: &str = "download the file itself; the address needs a sign-in, or does not exist";
     const UNPACK: &str = "unpack it, and name the file in it";
-    let known = |what: &str, fix| Some((what.to_string(), Some(fix)));
+    let known = |what: &str, fix| Some((what.to_string(), fix));
     if start.is_empty() {
         return known("an empty file", "download or copy it again");
     }
@@ -134,7 +133,7 @@ fn other(start: &[u8]) -> Option<(String, Option<&'static str>)> {
         return known("an XML document, such as the error of a download", DOWNLOAD);
     }
     let line: String = text.trim().lines().next().unwrap_or_default().chars().take(60).collect();
-    Some((format!("a text that begins with {line:?}"), Some(DOWNLOAD)))
+    Some((format!("a text that begins with {line:?}"), DOWNLOAD))
 }
 
 /// Returns the text that a file begins with; `None` if these bytes are not text.

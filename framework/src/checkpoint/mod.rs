@@ -10,19 +10,21 @@
 pub mod container;
 mod element;
 pub mod facts;
-mod file_kind;
+pub mod file_kind;
 pub mod names;
 pub mod official;
 pub mod open;
 mod pickle;
 pub mod published_config;
 mod recognise;
+pub mod refit;
 pub mod tensor_file;
 mod torch_file;
 
 use crate::error::{Error, Result};
 use burn::tensor::TensorData;
 use facts::DatasetFacts;
+use file_kind::regular;
 use safetensors::tensor::{Dtype, Metadata};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -106,6 +108,17 @@ impl Checkpoint {
         write_tensors(path, tensors, Some(metadata))
     }
 
+    /// Returns the name of a weight that is not finite, in training or averaged; `None` if all are finite.
+    pub fn not_finite(&self) -> Option<&str> {
+        let all = self.model.iter().chain(self.ema.iter().flatten());
+        let mut wrong = all.filter(|(_, data)| match data.as_slice::<f32>() {
+            // The sum of zeros times each value is NaN if one is not finite, and needs no branch per value.
+            Ok(values) => values.iter().map(|value| value * 0.0).sum::<f32>().is_nan(),
+            Err(_) => data.iter::<f64>().any(|value| !value.is_finite()),
+        });
+        wrong.next().map(|(name, _)| name.as_str())
+    }
+
     /// Reads and verifies a checkpoint.
     ///
     /// # Errors
@@ -138,6 +151,7 @@ impl Checkpoint {
     fn read(path: &Path, wanted: &mut dyn FnMut(&str) -> bool) -> Result<Self> {
         let damaged = |what: String| Error::file(path, format!("damaged checkpoint: {what}"));
         let altered = |what: &dyn Display| damaged(format!("truncated or altered ({what})"));
+        regular(path)?;
         let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
         let header = header_of(&mut file, path)?;
         let layout: Metadata = serde_json::from_slice(&header).map_err(|e| altered(&e))?;
@@ -163,6 +177,7 @@ impl Checkpoint {
             |name: &str| metadata.get(name).cloned().ok_or_else(|| damaged(format!("its metadata has no `{name}`")));
         let step = get("step")?.parse().map_err(|_| damaged("its step is not a number".into()))?;
         let (document, losses, memory) = (get("document")?, get("losses")?, get("memory")?);
+        consistent(path, step, &document).map_err(damaged)?;
         // The earlier layout has no dataset, and its checksum covers none.
         let dataset = metadata.get("dataset").cloned();
         if dataset.is_some() != (get("format")? == FORMAT) {
@@ -206,7 +221,7 @@ impl Checkpoint {
             ));
         }
         let memory = serde_json::from_str(&memory).map_err(|e| damaged(format!("its `memory` is invalid: {e}")))?;
-        let losses = sum_and_number(&losses).ok_or_else(|| damaged("its `losses` are not numbers".into()))?;
+        let losses = sum_and_number(&losses).ok_or_else(|| damaged("its `losses` are not finite numbers".into()))?;
         let dataset = match dataset.as_deref() {
             None | Some("") => None,
             Some(text) => {
@@ -227,7 +242,27 @@ impl Checkpoint {
             let dtype = own_dtype(info.dtype).ok_or_else(|| damaged(format!("`{name}` has type {:?}", info.dtype)))?;
             values.0.insert(values.1.to_string(), TensorData::from_bytes_vec(bytes, info.shape.clone(), dtype));
         }
+        if let (false, Some(ema)) = (checkpoint.model.is_empty(), &checkpoint.ema)
+            && !ema.keys().eq(checkpoint.model.keys())
+        {
+            return Err(damaged("its average has other parameters than its weights".into()));
+        }
         Ok(checkpoint)
+    }
+}
+
+/// Checks the step of a checkpoint against its file name and against the number of steps of its document.
+///
+/// # Errors
+/// If they contradict each other. The text says how.
+fn consistent(path: &Path, step: usize, document: &str) -> std::result::Result<(), String> {
+    if let Some(named) = step_of(path).filter(|named| *named != step) {
+        return Err(format!("its name says step {named}, its content says step {step}"));
+    }
+    let document: serde_json::Value = serde_json::from_str(document).unwrap_or_default();
+    match document.pointer("/train/steps").and_then(serde_json::Value::as_u64) {
+        Some(last) if step as u64 > last => Err(format!("its step {step} is beyond the last step {last} of its run")),
+        _ => Ok(()),
     }
 }
 
@@ -259,7 +294,7 @@ pub fn keep_best(path: &Path) -> Result<()> {
 
 fn sum_and_number(losses: &str) -> Option<(f64, usize)> {
     let (sum, count) = losses.split_once(' ')?;
-    Some((sum.parse().ok()?, count.parse().ok()?))
+    Some((sum.parse().ok().filter(|sum: &f64| sum.is_finite())?, count.parse().ok()?))
 }
 
 /// SHA-256 of a checkpoint. Each field is hashed after its length.
@@ -375,6 +410,41 @@ mod tests {
         }
         fs::write(&path, [&bytes[..], &[0]].concat()).unwrap();
         assert!(Checkpoint::load(&path).is_err());
+    }
+
+    #[test]
+    fn sealed_metadata_that_contradict_each_other_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file_name(7));
+        let said = |checkpoint: &Checkpoint| {
+            checkpoint.save(&path).unwrap();
+            Checkpoint::load(&path).unwrap_err().to_string()
+        };
+        let step = Checkpoint { step: 8, ..written(true) };
+        assert!(said(&step).contains("its name says step 7, its content says step 8"));
+        let beyond = Checkpoint { document: "{\"train\":{\"steps\":6}}".into(), ..written(true) };
+        assert!(said(&beyond).contains("its step 7 is beyond the last step 6"));
+        let losses = Checkpoint { losses: (f64::NAN, 3), ..written(true) };
+        assert!(said(&losses).contains("`losses` are not finite"));
+        let mut average = written(true);
+        average.ema.as_mut().unwrap().clear();
+        average.ema.as_mut().unwrap().insert("other".into(), TensorData::new(vec![1.0_f32], [1]));
+        assert!(said(&average).contains("its average has other parameters"));
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_named() {
+        assert_eq!(written(true).not_finite(), None);
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut checkpoint = written(true);
+            let data = TensorData::new(vec![1.0, wrong], [2]);
+            checkpoint.ema.as_mut().unwrap().insert("layer.bias".into(), data);
+            assert_eq!(checkpoint.not_finite(), Some("layer.bias"));
+        }
+        // The largest finite values are finite.
+        let mut checkpoint = written(false);
+        checkpoint.model.insert("large".into(), TensorData::new(vec![f32::MAX; 3], [3]));
+        assert_eq!(checkpoint.not_finite(), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::checkpoint::container::Container;
 use crate::checkpoint::names::{Fresh, Layout, OFFICIAL, OfficialName, OfficialNames, format};
 use crate::checkpoint::recognise::{Found, Left, left, recognise};
+use crate::checkpoint::refit::Refit;
 use crate::error::{Error, Result};
 use crate::nn::parameters::{self, Init, Initialization};
 use crate::random::Random;
@@ -99,7 +100,22 @@ pub fn load<M: Module>(
     network: M,
     formats: &[OfficialNames],
     source: &CheckpointSource,
+    initialization: Initialization<'_>,
+) -> Result<(M, Report)> {
+    load_refitted(network, formats, source, initialization, &|_| None)
+}
+
+/// Does the same as [`load`], and takes over tensors of another shape as `refit` says for a parameter's path. The
+/// report has a note for each of them.
+///
+/// # Errors
+/// Like [`load`].
+pub fn load_refitted<M: Module>(
+    network: M,
+    formats: &[OfficialNames],
+    source: &CheckpointSource,
     (random, init): Initialization<'_>,
+    refit: &dyn Fn(&str) -> Option<Refit>,
 ) -> Result<(M, Report)> {
     let parameters = parameters::parameters(&network);
     let own: Vec<&str> = parameters.iter().map(|(own, ..)| own.as_str()).collect();
@@ -125,7 +141,15 @@ pub fn load<M: Module>(
                 report.used.push((name, own.clone()));
             }
             (Some(tensor), _) => {
-                problems.push(format!("`{name}` is {:?}; the document asks for {wanted:?}", tensor.shape.to_vec()));
+                let theirs = tensor.shape.to_vec();
+                match refit(own).and_then(|refit| refit.note(&name, &theirs, shape)) {
+                    Some(note) => {
+                        report.notes.push(note);
+                        plan.insert(own.clone(), (name.clone(), layout));
+                        report.used.push((name, own.clone()));
+                    }
+                    None => problems.push(format!("`{name}` is {theirs:?}; the document asks for {wanted:?}")),
+                }
             }
             (None, Some(fresh)) => report.fresh.push((own.clone(), fresh)),
             (None, None) => problems.push(format!("missing `{name}` {wanted:?}")),
@@ -144,7 +168,14 @@ pub fn load<M: Module>(
         let Some((name, layout)) = plan.get(own) else { return Ok(names.fresh(own).and_then(|f| f.values(shape))) };
         let wrong = |what: String| Error::file(path, format!("`{name}`: {what}"));
         let data = bridge::to_data(&file[name]).map_err(|e| wrong(e.to_string()))?;
-        layout.to_own(data.convert_dtype(DType::F32), shape).map(Some).map_err(wrong)
+        let data = data.convert_dtype(DType::F32);
+        if data.shape().to_vec() != layout.foreign_shape(shape)
+            && let Some(refit) = refit(own)
+        {
+            let fresh = init(own, shape).draw(own, shape.iter().product(), random);
+            return refit.values(data, shape, fresh).map(Some).map_err(wrong);
+        }
+        layout.to_own(data, shape).map(Some).map_err(wrong)
     })?;
     Ok((network, report))
 }
@@ -158,7 +189,7 @@ pub fn load_whole<M: Module>(network: M, formats: &[OfficialNames], path: &Path)
 }
 
 /// Loads the values of a native checkpoint into an uninitialized network. The network may have new optional
-/// parameters that the checkpoint lacks.
+/// parameters that the checkpoint lacks, and `refit` says which parameters take over another shape.
 ///
 /// # Errors
 /// If a weight is missing, unknown, or of another shape. The error names all of these weights.
@@ -168,12 +199,22 @@ pub fn adopt<M: Module>(
     mut from: BTreeMap<String, TensorData>,
     path: &Path,
     (random, init): Initialization<'_>,
+    refit: &dyn Fn(&str) -> Option<Refit>,
 ) -> Result<(M, Report)> {
     let (mut report, mut problems) = (Report::default(), Vec::new());
     for (own, shape, _) in parameters::parameters(&network) {
         match (from.get(&own), names.fresh(&own)) {
             (Some(data), _) if data.shape().to_vec() == shape => report.used.push((own.clone(), own)),
-            (Some(data), _) => problems.push(format!("`{own}` is {:?}, not {shape:?}", data.shape().to_vec())),
+            (Some(data), _) => {
+                let theirs = data.shape().to_vec();
+                match refit(&own).and_then(|refit| refit.note(&own, &theirs, &shape)) {
+                    Some(note) => {
+                        report.notes.push(note);
+                        report.used.push((own.clone(), own));
+                    }
+                    None => problems.push(format!("`{own}` is {theirs:?}, not {shape:?}")),
+                }
+            }
             (None, Some(fresh)) => report.fresh.push((own, fresh)),
             (None, None) => problems.push(format!("missing `{own}`")),
         }
@@ -182,8 +223,14 @@ pub fn adopt<M: Module>(
     let unknown: Vec<String> =
         from.keys().filter(|name| !used.contains(name)).map(|name| format!("unknown `{name}`")).collect();
     refuse(path, &problems, &unknown)?;
-    let network = parameters::fill(network, random, init, &mut |own, shape| {
-        Ok(from.remove(own).or_else(|| names.fresh(own).and_then(|fresh| fresh.values(shape))))
+    let network = parameters::fill(network, random, init, &mut |own, shape| match (from.remove(own), refit(own)) {
+        (Some(data), Some(refit)) if data.shape().to_vec() != shape => {
+            let fresh = init(own, shape).draw(own, shape.iter().product(), random);
+            let wrong = |what: String| Error::file(path, format!("`{own}`: {what}"));
+            refit.values(data.convert_dtype(DType::F32), shape, fresh).map(Some).map_err(wrong)
+        }
+        (Some(data), _) => Ok(Some(data)),
+        (None, _) => Ok(names.fresh(own).and_then(|fresh| fresh.values(shape))),
     })?;
     Ok((network, report))
 }

@@ -4,7 +4,7 @@
 //! A pickle is only interpreted as far as the calls that rebuild tensors. Code that it names is never run.
 
 use crate::checkpoint::element::{self, Element};
-use crate::checkpoint::file_kind::{ACCEPTS, FileKind, file_kind};
+use crate::checkpoint::file_kind::{ACCEPTS, FileKind, file_kind, regular};
 use crate::checkpoint::pickle::{self, Stored};
 use crate::checkpoint::tensor_file::header_bytes;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ pub fn open(path: &Path) -> Result<Tensors> {
         };
         return open(&file);
     }
-    match file_kind(path)? {
+    let tensors = match file_kind(path)? {
         FileKind::Json => open_shards(path),
         FileKind::Safetensors => open_safetensors(path),
         FileKind::Torch => {
@@ -43,6 +43,11 @@ pub fn open(path: &Path) -> Result<Tensors> {
             let read = store.get_all_tensors().cloned().map_err(|what| unreadable(path, &what.to_string()));
             read.or_else(|refused| open_pickle(path).ok_or(refused))
         }
+    }?;
+    // Names are printed. Control characters would change the terminal.
+    match tensors.keys().find(|name| name.chars().any(char::is_control)) {
+        Some(name) => Err(unreadable(path, &format!("the name of a tensor has control characters: {name:?}"))),
+        None => Ok(tensors),
     }
 }
 
@@ -141,6 +146,7 @@ const LARGEST_TEXT: u64 = 64 << 20;
 /// If the file cannot be read, is not UTF-8, or is larger than 64 MiB.
 pub fn text(path: &Path) -> Result<String> {
     use std::io::Read;
+    regular(path)?;
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     if file.metadata().map_err(|e| Error::io(path, e))?.len() > LARGEST_TEXT {
         return Err(Error::file(path, format!("has more than {LARGEST_TEXT} bytes, the limit for such a file")));
@@ -235,6 +241,13 @@ mod tests {
         assert_eq!(values("half"), [1.0]);
         // A type that is not read is an error only where its values are asked for.
         assert!(bridge::to_data(&tensors["odd"]).unwrap_err().to_string().contains("F8_E8M0"));
+    }
+
+    #[test]
+    fn names_with_control_characters_are_refused() {
+        let (_folder, path) = written(&[("a\u{1b}[2J", Dtype::U8, &[1])]);
+        let said = open(&path).unwrap_err().to_string();
+        assert!(said.contains("control characters: \"a\\u{1b}[2J\"") && !said.contains('\u{1b}'), "{said}");
     }
 
     #[test]

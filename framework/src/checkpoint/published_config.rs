@@ -47,6 +47,14 @@ impl PublishedConfig {
     }
 }
 
+/// Compares two values. A number is the same with and without a decimal point.
+fn equal(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    }
+}
+
 fn read(path: PathBuf) -> Result<Option<ConfigFile>> {
     if !path.is_file() {
         return Ok(None);
@@ -65,11 +73,7 @@ impl ConfigFile {
     /// Returns the problem of a document whose field at `pointer` is `own`, if the entry `key` is another value.
     pub fn differs(&self, key: &str, pointer: &str, own: &Value) -> Option<Problem> {
         let theirs = self.get(key)?;
-        let equal = match (theirs.as_f64(), own.as_f64()) {
-            (Some(theirs), Some(own)) => theirs == own,
-            _ => theirs == own,
-        };
-        (!equal).then(|| self.contradicts(&format!("`{key}`: {theirs}"), pointer, own, Some(theirs)))
+        (!equal(theirs, own)).then(|| self.contradicts(&format!("`{key}`: {theirs}"), pointer, own, Some(theirs)))
     }
 
     /// Returns the problem of a document whose field at `pointer` is `own`, where the file says `says`. `change` is the
@@ -86,7 +90,7 @@ impl ConfigFile {
     /// Returns the problems of entries that must have one value, because the network is built for it.
     pub fn fixed(&self, pointer: &str, expected: &[(&str, Value)]) -> Problems {
         let other = |(key, expected): &(&str, Value)| {
-            let theirs = self.get(key).filter(|theirs| *theirs != expected)?;
+            let theirs = self.get(key).filter(|theirs| !equal(theirs, expected))?;
             let what = format!("{} says `{key}`: {theirs}; the network computes {expected}", self.path.display());
             Some(Problem::new(pointer, what).accepts(format!("weights with `{key}`: {expected}")))
         };

@@ -3,6 +3,7 @@
 
 use crate::checkpoint::names::OfficialNames;
 use crate::checkpoint::published_config::PublishedConfig;
+use crate::checkpoint::refit::Refit;
 use crate::error::Problems;
 use crate::network::condition::{Condition, ConditionShape};
 use crate::network::dyn_module::{self, DynMapper, DynVisitor};
@@ -281,6 +282,11 @@ pub trait BackboneConfig: Debug + Send + Sync {
 
     /// Returns the published formats of the weights. `convert` writes the first one by default.
     fn formats(&self) -> Vec<OfficialNames>;
+
+    /// Returns how the parameter at `path` takes over published weights of another shape; `None` if it cannot.
+    fn refit(&self, _path: &str) -> Option<Refit> {
+        None
+    }
 
     /// Returns the contradictions of this entry to the configuration files of published weights. Pointers are relative
     /// to the entry. A backbone whose published weights have no such files keeps the default.

@@ -129,7 +129,7 @@ pub fn fill<M: Module>(
 
 impl Init {
     /// Returns `n` values for the parameter at `path`.
-    fn draw(self, path: &str, n: usize, random: &Random) -> Vec<f32> {
+    pub(crate) fn draw(self, path: &str, n: usize, random: &Random) -> Vec<f32> {
         let mut stream = random.stream(&format!("init {path}"), 0, 0);
         match self {
             Self::Zeros => vec![0.0; n],

@@ -87,8 +87,12 @@ impl Trainer {
                 since_saved = from.losses;
             }
             online = parameters::restore(online, from.model)?;
-            if let (Some(network), Some(values)) = (ema.take(), from.ema) {
-                ema = Some(parameters::restore(network, values)?);
+            if let Some(network) = ema.take() {
+                // Without an average in the checkpoint, the average starts from the weights.
+                ema = Some(match from.ema {
+                    Some(values) => parameters::restore(network, values)?,
+                    None => online.valid(),
+                });
             }
             if !from.optimizer.is_empty() {
                 optimizer = optimizer
@@ -191,7 +195,7 @@ impl Trainer {
             let (gradients, norm) = clip_global_norm(self.online(), gradients.grads(), train.clip_norm);
             report.grad_norm = norm;
             if !norm.is_finite() {
-                return Err(self.not_finite("the gradient"));
+                return Err(self.not_finite("the gradient", self.step + 1));
             }
             let online = self.online.take().expect("the weights are present except during an optimizer step");
             self.online = Some(self.optimizer.step(report.learning_rate, online, gradients));
@@ -274,7 +278,7 @@ impl Trainer {
         let loss = losses.mean() / train.accumulate as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
-            return Err(self.not_finite(&format!("the loss of {objective}")));
+            return Err(self.not_finite(&format!("the loss of {objective}"), self.step + 1));
         }
         let mean = |(name, value): (String, Tensor<1>)| (name, f64::from(value.into_scalar::<f32>()));
         let logged = context.into_log().into_iter().map(mean).collect();
@@ -283,18 +287,21 @@ impl Trainer {
         Ok((value, GradientsParams::from_grads(gradients, &leaves), logged))
     }
 
-    fn not_finite(&self, what: &str) -> Error {
+    fn not_finite(&self, what: &str, step: usize) -> Error {
         let help = "Try a smaller learning rate, a longer warm-up or `clip_norm`.";
-        Error::Run(format!("{} {help}", self.failed(&format!("{what} is not finite"))))
+        Error::Run(format!("{} {help}", self.failed_at(&format!("{what} is not finite"), step)))
     }
 
-    /// Adds the step, the seed and the last good checkpoint to an error message.
+    /// Adds the step in progress, the seed and the last good checkpoint to an error message.
     fn failed(&self, what: &str) -> Error {
+        self.failed_at(what, self.step + 1)
+    }
+
+    fn failed_at(&self, what: &str, step: usize) -> Error {
         let last =
             checkpoint::list(&self.folder).ok().and_then(|all| all.last().map(|path| path.display().to_string()));
         Error::Run(format!(
-            "{what}, at step {} (seed {}). The last good checkpoint is {}.",
-            self.step + 1,
+            "{what}, at step {step} (seed {}). The last good checkpoint is {}.",
             self.pipeline.train.seed,
             last.unwrap_or_else(|| "none".into()),
         ))
@@ -307,7 +314,7 @@ impl Trainer {
         let path = self.folder.join(checkpoint::file_name(self.step));
         let due = self.unsampled.then(|| (UNSAMPLED.to_string(), 1.0));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
-        Checkpoint {
+        let checkpoint = Checkpoint {
             step: self.step,
             document: self.pipeline.document.clone(),
             model: parameters::export(self.online()),
@@ -316,8 +323,11 @@ impl Trainer {
             dataset: self.dataset.clone(),
             losses: self.since_saved,
             optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
+        };
+        if let Some(name) = checkpoint.not_finite() {
+            return Err(self.not_finite(&format!("the weight `{name}`"), self.step));
         }
-        .save(&path)?;
+        checkpoint.save(&path)?;
         if self.pipeline.train.saves_at(self.step) && !self.unsampled {
             self.since_saved = (0.0, 0);
             self.settle(&path)?;

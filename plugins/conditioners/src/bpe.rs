@@ -2,6 +2,7 @@
 //!
 //! Source: arXiv:2103.00020 sec. 2.4 and the released code. The fast tokenizer of `transformers` has the same parts.
 
+use framework::checkpoint::file_kind::regular;
 use framework::error::{Error, Result};
 use std::fs;
 use std::io::Read;
@@ -129,17 +130,24 @@ fn text(path: &Path) -> Result<String> {
 
 /// Rejects a file that is larger than any vocabulary.
 fn bounded(path: &Path) -> Result<()> {
+    regular(path)?;
     match fs::metadata(path).map_err(|e| Error::io(path, e))?.len() {
         0..=LARGEST => Ok(()),
         bytes => Err(Error::file(path, format!("has {bytes} bytes; a vocabulary has at most {LARGEST}"))),
     }
 }
 
+/// Reads a gzip of UTF-8 text to its end, with its checksum.
 fn gzipped(path: &Path) -> Result<String> {
+    regular(path)?;
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut text = String::new();
-    let mut reader = flate2::read::GzDecoder::new(file).take(LARGEST);
+    let mut reader = flate2::read::MultiGzDecoder::new(file).take(LARGEST + 1);
     reader.read_to_string(&mut text).map_err(|e| Error::file(path, format!("is not gzip of UTF-8 text: {e}")))?;
+    // The decoder verifies the checksum only at the end.
+    if text.len() as u64 > LARGEST {
+        return Err(Error::file(path, format!("has more than {LARGEST} bytes; a vocabulary has fewer")));
+    }
     Ok(text)
 }
 
@@ -155,6 +163,10 @@ fn built(list: &str) -> std::result::Result<Tokenizer, String> {
             Ok((a.to_string(), b.to_string()))
         })
         .collect::<std::result::Result<_, String>>()?;
+    // With fewer merges, the tokens after them would have other ids.
+    if merges.len() < MERGES {
+        return Err(format!("has {} merges; the published list has {MERGES}, so the file is incomplete", merges.len()));
+    }
     let bytes = byte_letters();
     let ends = bytes.iter().map(|letter| format!("{letter}</w>"));
     let merged = merges.iter().map(|(a, b)| format!("{a}{b}"));
@@ -189,4 +201,51 @@ fn with_text_rules(bpe: BPE) -> std::result::Result<Tokenizer, String> {
     ];
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(words)));
     Ok(tokenizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use std::io::Write;
+
+    fn compressed(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn read(bytes: &[u8]) -> Result<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list.gz");
+        fs::write(&path, bytes).unwrap();
+        gzipped(&path)
+    }
+
+    #[test]
+    fn a_gzip_is_read_whole_or_refused() {
+        let text = "#version\n".to_string() + &"a b\n".repeat(1000);
+        let bytes = compressed(text.as_bytes());
+        assert_eq!(read(&bytes).unwrap(), text);
+        // A gzip may have several members.
+        assert_eq!(read(&[&bytes[..], &bytes].concat()).unwrap(), text.repeat(2));
+        for cut in 1..bytes.len() {
+            assert!(read(&bytes[..cut]).is_err(), "cut at {cut} of {}", bytes.len());
+        }
+        // The last eight bytes are checksum and length.
+        for place in bytes.len() - 8..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[place] ^= 1;
+            assert!(read(&flipped).is_err(), "byte {place}");
+        }
+        let zeros = compressed(&vec![b'a'; LARGEST as usize + 1]);
+        assert!(read(&zeros).unwrap_err().to_string().contains("has more than"));
+    }
+
+    #[test]
+    fn a_list_with_too_few_merges_is_refused() {
+        let said = built("#version\na b\n").unwrap_err();
+        assert!(said.contains("has 1 merges; the published list has 48894"), "{said}");
+    }
 }

@@ -16,6 +16,7 @@ pub use clock::Clock;
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::checkpoint::names::OfficialNames;
+use framework::checkpoint::refit::Refit;
 use framework::error::Problems;
 use framework::network::backbone::{Backbone, BackboneConfig, HookSites};
 use framework::nn::hooks::{AttentionSite, Hooked};
@@ -283,6 +284,14 @@ impl<P: Clock> BackboneConfig for Config<P> {
 
     fn formats(&self) -> Vec<OfficialNames> {
         vec![official::names(self.checked().patch_size)]
+    }
+
+    fn refit(&self, path: &str) -> Option<Refit> {
+        match path {
+            "y_embedder.embedding_table" => Some(Refit::Classes { null: true }),
+            "pos_embed" => Some(Refit::Computed),
+            _ => None,
+        }
     }
 
     fn t_of_native(&self, native: f64) -> f64 {

@@ -17,6 +17,7 @@ mod official;
 pub use network::Mar;
 
 use framework::checkpoint::names::OfficialNames;
+use framework::checkpoint::refit::Refit;
 use framework::error::Problems;
 use framework::network::backbone::{BackboneConfig, HookSites};
 use framework::nn::EmbeddingInit;
@@ -365,6 +366,17 @@ impl BackboneConfig for MarConfig {
 
     fn formats(&self) -> Vec<OfficialNames> {
         vec![official::names()]
+    }
+
+    fn refit(&self, path: &str) -> Option<Refit> {
+        match path {
+            "class_emb" => Some(Refit::Classes { null: false }),
+            "encoder_pos_embed_learned" | "decoder_pos_embed_learned" => {
+                Some(Refit::Positions { before: self.buffer_size })
+            }
+            "diffusion_pos_embed_learned" => Some(Refit::Positions { before: 0 }),
+            _ => None,
+        }
     }
 
     fn t_of_native(&self, native: f64) -> f64 {

@@ -13,6 +13,7 @@ mod official;
 pub use network::Var;
 
 use framework::checkpoint::names::OfficialNames;
+use framework::checkpoint::refit::Refit;
 use framework::error::Problems;
 use framework::network::backbone::{BackboneConfig, HookSites};
 use framework::nn::EmbeddingInit;
@@ -259,6 +260,10 @@ impl BackboneConfig for VarConfig {
 
     fn formats(&self) -> Vec<OfficialNames> {
         vec![official::names()]
+    }
+
+    fn refit(&self, path: &str) -> Option<Refit> {
+        (path == "class_emb.weight").then_some(Refit::Classes { null: true })
     }
 
     fn t_of_native(&self, native: f64) -> f64 {
