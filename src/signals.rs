@@ -51,6 +51,12 @@ fn end(code: i32) -> ! {
 #[cfg(unix)]
 mod unix {
     use super::{console, interrupt, stop};
+    #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
+    use libc::__errno as errno;
+    #[cfg(any(target_os = "linux", target_os = "emscripten", target_os = "hurd"))]
+    use libc::__errno_location as errno;
+    #[cfg(any(target_os = "macos", target_os = "ios", target_os = "freebsd"))]
+    use libc::__error as errno;
     use std::fs::File;
     use std::io::Read;
     use std::os::fd::{IntoRawFd, OwnedFd};
@@ -130,19 +136,6 @@ mod unix {
             let saved = *errno;
             libc::write(PIPE.load(Ordering::SeqCst), ptr::from_ref(&byte).cast(), 1);
             *errno = saved;
-        }
-    }
-
-    /// Returns the location of this thread's errno.
-    unsafe fn errno() -> *mut i32 {
-        // SAFETY: the functions have no preconditions.
-        unsafe {
-            #[cfg(any(target_os = "linux", target_os = "emscripten", target_os = "hurd"))]
-            return libc::__errno_location();
-            #[cfg(any(target_os = "macos", target_os = "ios", target_os = "freebsd"))]
-            return libc::__error();
-            #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
-            return libc::__errno();
         }
     }
 }

@@ -1,7 +1,6 @@
 //! External plugins, as a user meets them. They are created, built and used in their own folder. A library that does
 //! not fit is refused before any of its code runs. A plugin that fails is named.
 
-use framework::plugin::Kind;
 use registry::Registry;
 use registry::library::{self, Library};
 use std::fs;
@@ -363,32 +362,6 @@ fn renamed_to_a_linked_one() -> Vec<u8> {
     done(unguided(home.path(), &["plugin", "new", "cfg", "--kind", "objective"]));
     done(unguided(home.path(), &["plugin", "build", "cfg"]));
     fs::read(home.path().join("cfg/target/cfg.so")).unwrap()
-}
-
-#[test]
-fn the_bytes_that_were_checked_are_opened_whatever_happens_to_the_file() {
-    let home = tempfile::tempdir().unwrap();
-    let path = home.path().join("swapped.so");
-    fs::copy(built(), &path).unwrap();
-    let library = Library::read(&path).unwrap();
-    library.check().unwrap();
-    fs::write(&path, "not a library").unwrap();
-    library.open().unwrap();
-    assert_eq!(library::origin(Kind::Objective, "my_loss"), Some(path));
-}
-
-#[test]
-fn devices_pipes_and_folders_are_refused_without_waiting() {
-    let home = tempfile::tempdir().unwrap();
-    let pipe = home.path().join("pipe.so");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    for name in ["/dev/zero", "pipe.so"] {
-        let said = refused(home.path(), &unguided(home.path(), &["list", "--plugin-dir", name]));
-        assert!(said.contains("the plugin library cannot be read: it is not a regular file"), "{said}");
-    }
-    fs::write(home.path().join("pipeline.json"), r#"{"plugins": ["/dev/zero", "pipe.so", "."]}"#).unwrap();
-    let said = refused(home.path(), &unguided(home.path(), &["check", "pipeline.json"]));
-    assert_eq!(said.matches("it is not a regular file").count(), 3, "{said}");
 }
 
 /// Every file that is almost a library is refused with an error. None crashes the host.

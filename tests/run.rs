@@ -166,7 +166,7 @@ fn an_interrupted_command_saves_before_it_stops() {
     }
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output));
     let step = framework::checkpoint::step_of(&last_checkpoint(&run)).unwrap();
     assert!(text(&output).contains(&format!("stopped at step {step}; the same command resumes the run")));
 }

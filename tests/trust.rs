@@ -1,6 +1,7 @@
-//! Consent to the plugin libraries that a document lists.
+//! Consent to the plugin libraries that a document lists, and what is opened after it was given.
 
-use registry::library::Library;
+use framework::plugin::Kind;
+use registry::library::{self, Library};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -166,6 +167,97 @@ fn the_consent_is_never_asked_for_where_standard_input_is_no_terminal() {
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(!text(&output).contains("[y/N]") && !folder.join("ran").exists(), "{}", text(&output));
     assert!(!folder.join("home/unguided").exists(), "a consent was remembered");
+}
+
+/// Opens a pseudo terminal: the end of its user, and the end of the command.
+#[cfg(unix)]
+fn terminal() -> (fs::File, fs::File) {
+    use std::os::fd::FromRawFd;
+    let (mut user, mut command) = (-1, -1);
+    let none = std::ptr::null_mut();
+    // SAFETY: both numbers outlive the call, and the other arguments may be null.
+    let opened = unsafe { libc::openpty(&mut user, &mut command, none, std::ptr::null_mut(), std::ptr::null_mut()) };
+    assert_eq!(opened, 0);
+    for descriptor in [user, command] {
+        // Children of other tests must not keep the terminal open.
+        // SAFETY: the descriptor is open, and the command takes an integer.
+        assert_eq!(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
+    }
+    // SAFETY: the descriptors are new, and nothing else owns them.
+    unsafe { (fs::File::from_raw_fd(user), fs::File::from_raw_fd(command)) }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminal_is_asked_and_a_yes_is_remembered() {
+    use std::io::{Read, Write};
+    let home = downloaded();
+    let folder = home.path();
+    let sha256 = library_of(folder).sha256;
+    let store = folder.join("home/unguided/trusted-plugins");
+    let answer = |answer: &[u8]| {
+        let (mut user, theirs) = terminal();
+        let mut check = command(folder);
+        check.args(["check", "pipeline.json"]).stdin(theirs.try_clone().unwrap()).stderr(theirs).stdout(Stdio::null());
+        let mut child = check.spawn().unwrap();
+        // The command's ends must be its own, so that the terminal closes with it.
+        drop(check);
+        let mut said = Vec::new();
+        let mut byte = [0];
+        while !said.ends_with(b"[y/N] ") && user.read_exact(&mut byte).is_ok() {
+            said.push(byte[0]);
+        }
+        user.write_all(answer).unwrap();
+        // Read on, so that the command does not wait for room. Linux ends a closed terminal with an error.
+        let mut rest = Vec::new();
+        let _ = user.read_to_end(&mut rest);
+        let code = child.wait().unwrap().code();
+        let ran = fs::remove_file(folder.join("ran")).is_ok();
+        (code, ran, String::from_utf8_lossy(&said).into_owned())
+    };
+    let (code, ran, said) = answer(b"n\n");
+    assert_eq!((code, ran, store.exists()), (Some(2), false, false), "{said}");
+    for part in
+        ["pipeline.json lists a plugin library", &sha256, "target/trusted_loss.so", "objective \"trusted_loss\""]
+    {
+        assert!(said.contains(part), "{part} is not in\n{said}");
+    }
+    let (code, ran, said) = answer(b"y\n");
+    assert_eq!((code, ran), (Some(0), true), "{said}");
+    assert!(fs::read_to_string(&store).unwrap().starts_with(&sha256));
+    // Remembered: no terminal is needed any more.
+    let (code, ran, said) = outcome(folder, command(folder).args(["check", "pipeline.json"]));
+    assert_eq!((code, ran), (Some(0), true), "{said}");
+}
+
+#[test]
+fn the_bytes_that_were_checked_are_opened_whatever_happens_to_the_file() {
+    let home = downloaded();
+    let path = home.path().join("target/trusted_loss.so");
+    let library = library_of(home.path());
+    library.check().unwrap();
+    fs::write(&path, "not a library").unwrap();
+    library.open().unwrap();
+    assert_eq!(library::origin(Kind::Objective, "trusted_loss"), Some(path));
+}
+
+#[cfg(unix)]
+#[test]
+fn devices_pipes_and_folders_are_refused_without_waiting() {
+    use std::os::unix::ffi::OsStrExt;
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path();
+    let name = std::ffi::CString::new(folder.join("pipe.so").as_os_str().as_bytes()).unwrap();
+    // SAFETY: the name is a C string that outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    for name in ["/dev/zero", "pipe.so"] {
+        let (code, _, said) = outcome(folder, command(folder).args(["list", "--plugin-dir", name]));
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("the plugin library cannot be read: it is not a regular file"), "{said}");
+    }
+    fs::write(folder.join("pipeline.json"), r#"{"plugins": ["/dev/zero", "pipe.so", "."]}"#).unwrap();
+    let (code, _, said) = outcome(folder, command(folder).args(["check", "pipeline.json"]));
+    assert_eq!((code, said.matches("it is not a regular file").count()), (Some(2), 3), "{said}");
 }
 
 #[test]

@@ -82,9 +82,9 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
             Problem::new("--checkpoint", format!("the path {} is not UTF-8", path.display()))
                 .accepts("with --tokenizer, a path that can be written in a document")
         })?;
-        Ok(format!("/tokenizer/path={}", serde_json::json!(text)))
+        Ok::<String, Problem>(format!("/tokenizer/path={}", serde_json::json!(text)))
     });
-    let path: Option<String> = path.transpose().map_err(|problem: Problem| Error::from(problem))?;
+    let path = path.transpose()?;
     let parts = Parts::read(&options.pipeline, path.as_slice())?;
     let mut tokenizer = parts.tokenizer()?;
     tokenizer.load(&device)?;
