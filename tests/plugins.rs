@@ -1,7 +1,9 @@
 //! External plugins, as a user meets them. They are created, built and used in their own folder. A library that does
-//! not fit is refused before any of its code runs. A plugin that fails is named.
+//! not fit is refused before any of its code runs.
 
-use framework::plugin::Kind;
+mod installed;
+
+use installed::{command, done, text, train, unguided};
 use registry::Registry;
 use registry::library::{self, Library};
 use std::fs;
@@ -10,27 +12,6 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 use unguided as _;
-
-/// Runs the command in `folder`, without plugins from the environment.
-fn unguided(folder: &Path, arguments: &[&str]) -> Output {
-    command(folder).args(arguments).output().expect("the command starts")
-}
-
-fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_unguided"));
-    command.current_dir(folder).env_remove("UNGUIDED_PLUGINS").env("CARGO_NET_OFFLINE", "true");
-    command
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-#[track_caller]
-fn done(output: Output) -> String {
-    assert!(output.status.success(), "{}", text(&output));
-    text(&output)
-}
 
 /// Returns the message of a command that refuses its input. The folder is written as DIR.
 #[track_caller]
@@ -76,17 +57,6 @@ fn built() -> PathBuf {
 /// Returns the path of the library as the compiler wrote it, without a seal.
 fn compiled() -> PathBuf {
     my_loss().join("my_loss/target/plugin/target/release/libmy_loss.so")
-}
-
-/// Trains a pipeline for `steps` steps.
-fn train(folder: &Path, pipeline: &str, run: &str, steps: usize) -> Output {
-    let steps = format!("/train/steps={steps}");
-    let mut train = command(folder);
-    train.args(["train", pipeline, "--trust-plugins", "--run", run, "--set", &steps, "--set", "/train/save_every=10"]);
-    train
-        .args(["--set", "/train/log_every=5", "--set", "/train/keep_last=9", "--set", "/metrics=[]"])
-        .args(["--set", "/train/warmup_steps=0"]);
-    train.output().unwrap()
 }
 
 /// Returns all tensors of a checkpoint except the optimizer's record, sorted by name.
@@ -365,32 +335,6 @@ fn renamed_to_a_linked_one() -> Vec<u8> {
     fs::read(home.path().join("cfg/target/cfg.so")).unwrap()
 }
 
-#[test]
-fn the_bytes_that_were_checked_are_opened_whatever_happens_to_the_file() {
-    let home = tempfile::tempdir().unwrap();
-    let path = home.path().join("swapped.so");
-    fs::copy(built(), &path).unwrap();
-    let library = Library::read(&path).unwrap();
-    library.check().unwrap();
-    fs::write(&path, "not a library").unwrap();
-    library.open().unwrap();
-    assert_eq!(library::origin(Kind::Objective, "my_loss"), Some(path));
-}
-
-#[test]
-fn devices_pipes_and_folders_are_refused_without_waiting() {
-    let home = tempfile::tempdir().unwrap();
-    let pipe = home.path().join("pipe.so");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    for name in ["/dev/zero", "pipe.so"] {
-        let said = refused(home.path(), &unguided(home.path(), &["list", "--plugin-dir", name]));
-        assert!(said.contains("the plugin library cannot be read: it is not a regular file"), "{said}");
-    }
-    fs::write(home.path().join("pipeline.json"), r#"{"plugins": ["/dev/zero", "pipe.so", "."]}"#).unwrap();
-    let said = refused(home.path(), &unguided(home.path(), &["check", "pipeline.json"]));
-    assert_eq!(said.matches("it is not a regular file").count(), 3, "{said}");
-}
-
 /// Every file that is almost a library is refused with an error. None crashes the host.
 #[test]
 fn fuzzed_libraries_never_crash_the_host() {
@@ -426,136 +370,6 @@ fn fuzzed_libraries_never_crash_the_host() {
             assert!(Registry::load(std::slice::from_ref(&path)).is_err());
         }
     }
-}
-
-/// Source of an objective that fails as `mode` says, from step 12 on. It also shows that a plugin can have its own
-/// dependencies.
-const HOSTILE: &str = r#"
-use framework::prelude::*;
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "framework::serde", rename_all = "snake_case")]
-#[schemars(crate = "framework::schemars")]
-pub enum Mode {
-    Panics,
-    OneLoss,
-    NotFinite,
-    NoGradient,
-    Nothing,
-}
-
-/// Fails in a chosen way.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "framework::serde", deny_unknown_fields)]
-#[schemars(crate = "framework::schemars")]
-pub struct Hostile {
-    /// Kind of failure.
-    pub mode: Mode,
-}
-
-framework::register!(objective "hostile" => Hostile);
-
-impl Objective for Hostile {
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-    fn loss(&self, context: &Context<'_>) -> Tensor<1> {
-        let loss = context.loss(context.online(context.condition, None));
-        match self.mode {
-            _ if context.step < 12 => loss,
-            Mode::Panics => panic!("index {} of {}", 3, 2),
-            Mode::OneLoss => loss.mean(),
-            Mode::NotFinite => loss * libm::log(0.0),
-            Mode::NoGradient => loss.detach(),
-            Mode::Nothing => loss,
-        }
-    }
-    fn null(&self) -> NullPrediction {
-        NullPrediction::TrainedAt(None)
-    }
-    fn optimum(&self, _: Family) -> Optimum {
-        Optimum::Unstated("it fails")
-    }
-    fn extra_passes(&self) -> usize {
-        0
-    }
-}
-"#;
-
-#[test]
-fn a_plugin_that_fails_ends_its_run_by_name_and_the_last_checkpoint_is_whole() {
-    let home = tempfile::tempdir().unwrap();
-    let folder = home.path();
-    done(unguided(folder, &["plugin", "new", "hostile", "--kind", "objective"]));
-    fs::write(folder.join("hostile/src/lib.rs"), HOSTILE).unwrap();
-    let manifest = fs::read_to_string(folder.join("hostile/Cargo.toml")).unwrap();
-    fs::write(folder.join("hostile/Cargo.toml"), manifest.replace("[dependencies]", "[dependencies]\nlibm = \"0.2\""))
-        .unwrap();
-    done(unguided(folder, &["plugin", "build", "hostile"]));
-    let library = folder.canonicalize().unwrap().join("hostile/target/hostile.so");
-    let said_of = |mode: &str| {
-        let pipeline = fs::read_to_string(folder.join("hostile/pipeline.json")).unwrap();
-        let objective = format!("\"type\": \"hostile\",\n    \"mode\": \"{mode}\"");
-        let name = format!("hostile/{mode}.json");
-        fs::write(folder.join(&name), pipeline.replace("\"type\": \"hostile\"", &objective)).unwrap();
-        let output = train(folder, &name, mode, 20);
-        (output.status.code(), text(&output).replace(&library.display().to_string(), "LIBRARY"))
-    };
-    for (mode, expected) in [
-        (
-            "panics",
-            "error: objective \"hostile\" of LIBRARY panicked: index 3 of 2, at step 13 (seed 0). The last good checkpoint is panics/checkpoints/step-000000010.safetensors.",
-        ),
-        (
-            "one_loss",
-            "error: objective \"hostile\" of LIBRARY returned 1 losses for a batch of 64, at step 13 (seed 0). The last good checkpoint is one_loss/checkpoints/step-000000010.safetensors.",
-        ),
-        (
-            "not_finite",
-            "error: the loss of objective \"hostile\" of LIBRARY is not finite, at step 13 (seed 0). The last good checkpoint is not_finite/checkpoints/step-000000010.safetensors.",
-        ),
-        ("no_gradient", "error: objective \"hostile\" of LIBRARY panicked: "),
-    ] {
-        let (code, said) = said_of(mode);
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(expected), "{said}");
-        let last =
-            framework::checkpoint::Checkpoint::load(&folder.join(mode).join("checkpoints/step-000000010.safetensors"));
-        assert_eq!(last.unwrap().step, 10);
-    }
-    let (code, said) = said_of("nothing");
-    assert_eq!(code, Some(0), "{said}");
-}
-
-#[test]
-fn panics_of_datasets_and_tokenizers_are_named() {
-    let home = tempfile::tempdir().unwrap();
-    let folder = home.path();
-    let broken = |name: &str, kind: &str, line: &str, with: &str| {
-        done(unguided(folder, &["plugin", "new", name, "--kind", kind]));
-        let source = folder.join(name).join("src/lib.rs");
-        let code = fs::read_to_string(&source).unwrap();
-        assert!(code.contains(line));
-        fs::write(&source, code.replacen(line, with, 1)).unwrap();
-        done(unguided(folder, &["plugin", "build", name]));
-        let output = train(folder, &format!("{name}/pipeline.json"), &format!("runs/{name}"), 20);
-        let library = folder.canonicalize().unwrap().join(name).join(format!("target/{name}.so"));
-        (output.status.code(), text(&output).replace(&library.display().to_string(), "LIBRARY"))
-    };
-    let class = "let class = index % 2;";
-    let (code, said) =
-        broken("no_data", "dataset", class, "let class = if true { panic!(\"no {index}\") } else { 0 };");
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("data \"no_data\" of LIBRARY panicked: no "), "{said}");
-    // One item in fifty panics. It counts as an unreadable item: the run replaces and counts it.
-    let (code, said) =
-        broken("some_data", "dataset", class, "let class = if index % 50 == 7 { panic!(\"gap\") } else { index % 2 };");
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("data \"some_data\" of LIBRARY panicked: gap"), "{said}");
-    let latent = "Latent::Values(to_positions(images) * self.gain)";
-    let (code, said) = broken("no_latents", "tokenizer", latent, "panic!(\"{:?}\", images.dims())");
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("tokenizer \"no_latents\" of LIBRARY panicked: ["), "{said}");
 }
 
 #[test]

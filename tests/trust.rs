@@ -1,6 +1,7 @@
-//! Consent to the plugin libraries that a document lists.
+//! Consent to the plugin libraries that a document lists, and what is opened after it was given.
 
-use registry::library::Library;
+use framework::plugin::Kind;
+use registry::library::{self, Library};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -227,6 +228,36 @@ fn a_terminal_is_asked_and_a_yes_is_remembered() {
     // Remembered: no terminal is needed any more.
     let (code, ran, said) = outcome(folder, command(folder).args(["check", "pipeline.json"]));
     assert_eq!((code, ran), (Some(0), true), "{said}");
+}
+
+#[test]
+fn the_bytes_that_were_checked_are_opened_whatever_happens_to_the_file() {
+    let home = downloaded();
+    let path = home.path().join("target/trusted_loss.so");
+    let library = library_of(home.path());
+    library.check().unwrap();
+    fs::write(&path, "not a library").unwrap();
+    library.open().unwrap();
+    assert_eq!(library::origin(Kind::Objective, "trusted_loss"), Some(path));
+}
+
+#[cfg(unix)]
+#[test]
+fn devices_pipes_and_folders_are_refused_without_waiting() {
+    use std::os::unix::ffi::OsStrExt;
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path();
+    let name = std::ffi::CString::new(folder.join("pipe.so").as_os_str().as_bytes()).unwrap();
+    // SAFETY: the name is a C string that outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    for name in ["/dev/zero", "pipe.so"] {
+        let (code, _, said) = outcome(folder, command(folder).args(["list", "--plugin-dir", name]));
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("the plugin library cannot be read: it is not a regular file"), "{said}");
+    }
+    fs::write(folder.join("pipeline.json"), r#"{"plugins": ["/dev/zero", "pipe.so", "."]}"#).unwrap();
+    let (code, _, said) = outcome(folder, command(folder).args(["check", "pipeline.json"]));
+    assert_eq!((code, said.matches("it is not a regular file").count()), (Some(2), 3), "{said}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use framework::data::dataset::{Dataset, Label};
 use framework::error::{Error, Result};
 use framework::evaluation::images::Images;
 use framework::evaluation::metric::Measurement;
+use framework::interrupt;
 use framework::nn::parameters;
 use framework::pipeline::Pipeline;
 use framework::pipeline::images::Sampled;
@@ -57,7 +58,10 @@ pub fn compare(pipeline: &Pipeline, samples: &Images, dataset: &dyn Dataset, dev
     for (metric, reference) in pipeline.metrics.iter().zip(references) {
         let measure = || {
             let mut accumulator = metric.start(Arc::new(reference.finish()?))?;
-            samples.batches(BATCH).try_for_each(|batch| accumulator.update(&batch))?;
+            samples.batches(BATCH).try_for_each(|batch| {
+                interrupt::abort_if_asked();
+                accumulator.update(&batch)
+            })?;
             accumulator.finish()
         };
         measured.extend(blame::caught(who, measure)??);
