@@ -61,7 +61,8 @@ pub enum Command {
     Convert(ConvertOptions),
     /// Verify on random finite worlds that the optimum of each objective samples the distribution it states.
     #[command(after_help = "Example: unguided verify gft mg --worlds 1000\
-            \n         unguided verify '{\"type\": \"gft\", \"dropped_sample\": \"plain\"}'")]
+            \n         unguided verify '{\"type\": \"gft\", \"dropped_sample\": \"plain\"}'\
+            \n         unguided verify gft --against cfg --scale 2")]
     Verify(VerifyOptions),
     /// Encode a document's dataset with its tokenizer, for dataset `latents` to read.
     #[command(after_help = "Example: unguided encode pipeline.json --output latents\
@@ -313,6 +314,13 @@ pub struct VerifyOptions {
     /// Seed of the worlds.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Compare the given objective with another one, by name or as a JSON entry, instead of with its statement: do
+    /// both reach the same optimum on the same worlds?
+    #[arg(long, value_name = "OTHER")]
+    pub against: Option<String>,
+    /// Guidance scales to compare at. Repeat it for several.
+    #[arg(long, value_name = "SCALE", requires = "against", default_values_t = [1.5, 3.0])]
+    pub scale: Vec<f64>,
 }
 
 #[derive(Debug, Args)]

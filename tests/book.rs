@@ -1,6 +1,8 @@
 //! Follows the book as a reader does, chapter by chapter, each in its own empty folder. Every command must run and
 //! every document must pass `check`.
 
+use pulldown_cmark::{Event, Tag, TagEnd};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -137,4 +139,59 @@ fn the_reference_is_the_schema() {
     }
     let committed = fs::read_to_string(&path).unwrap_or_default();
     assert!(committed == reference, "run the tests once with UPDATE_BOOK=1");
+}
+
+/// Returns the id of a heading, as mdBook and GitHub make it.
+fn heading_id(heading: &str) -> String {
+    let kept =
+        |c: char| if c.is_whitespace() { Some('-') } else { (c.is_alphanumeric() || "-_".contains(c)).then_some(c) };
+    heading.to_lowercase().chars().filter_map(kept).collect()
+}
+
+/// Returns the links and the heading ids of a page.
+fn links_and_ids(page: &str) -> (Vec<String>, BTreeSet<String>) {
+    let (mut links, mut ids, mut heading) = (Vec::new(), BTreeSet::new(), None);
+    for event in pulldown_cmark::Parser::new_ext(page, pulldown_cmark::Options::all()) {
+        match event {
+            Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => links.push(dest_url.to_string()),
+            Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+            Event::End(TagEnd::Heading(_)) => ids.extend(heading.take().map(|text| heading_id(&text))),
+            Event::Text(text) | Event::Code(text) => {
+                if let Some(heading) = &mut heading {
+                    heading.push_str(&text);
+                }
+            }
+            _ => {}
+        }
+    }
+    (links, ids)
+}
+
+#[test]
+fn every_link_leads_to_a_page_and_a_heading() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<PathBuf> = chapters();
+    pages.push(root.join("docs/src/SUMMARY.md"));
+    for name in ["README.md", "SPEC.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+        pages.push(root.join(name));
+    }
+    let mut broken = Vec::new();
+    for page in &pages {
+        let (links, own) = links_and_ids(&fs::read_to_string(page).unwrap());
+        for link in links.iter().filter(|link| !link.contains("://")) {
+            let (path, id) = link.split_once('#').map_or((link.as_str(), None), |(path, id)| (path, Some(id)));
+            let target = page.parent().unwrap().join(path);
+            let ids = match path {
+                "" => Some(own.clone()),
+                _ if target.extension().is_some_and(|ending| ending == "md") => {
+                    fs::read_to_string(&target).ok().map(|text| links_and_ids(&text).1)
+                }
+                _ => target.exists().then(BTreeSet::new),
+            };
+            if ids.is_none_or(|ids| id.is_some_and(|id| !ids.contains(id))) {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
 }

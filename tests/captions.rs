@@ -103,8 +103,7 @@ fn rows_are_captions_and_given_captions_are_sampled() {
     assert!(text.contains("has no classes") && text.contains("--caption TEXT"), "{text}");
     let error =
         execute(["unguided", "sample", &at("run"), "--metrics", "--caption", "a cat", "--output", &at("cat.png")]);
-    let Err(Error::Failed(problem)) = error else { panic!("{error:?}") };
-    let text = problem.to_string();
+    let Err(Error::Run(text)) = error else { panic!("{error:?}") };
     assert!(text.contains("cannot read the caption \"a cat\""), "{text}");
 }
 

@@ -152,7 +152,7 @@ fn samplers_conform() {
         json!({ "type": "pndm", "steps": 5 }),
         json!({ "type": "k_diffusion", "steps": 5 }),
         json!({ "type": "k_diffusion", "steps": 5, "method": "euler_ancestral" }),
-        json!({ "type": "k_diffusion", "steps": 5, "method": "dpmpp2m", "levels": { "type": "exponential" } }),
+        json!({ "type": "k_diffusion", "steps": 5, "method": "dpmpp2m", "sigmas": { "type": "exponential" } }),
         json!({ "type": "euler_maruyama", "steps": 5, "last_step": "tweedie" }),
     ] {
         holds(&sampler, conformance::sampler(&sampler, &dit(json!({ "learn_sigma": true }))));

@@ -154,7 +154,7 @@ fn wrong_files_are_refused_with_what_was_expected_and_found() {
             assert!(!Path::new(&at("out.safetensors")).exists(), "{file} left an output file");
         };
         // A checkpoint of another network, or of other sizes.
-        refused(another.to_str().unwrap(), &["no checkpoint of", "does not fit", "missing", "unknown"]);
+        refused(another.to_str().unwrap(), &["holds no", "no checkpoint of", "does not fit", "missing", "unknown"]);
         // Truncated checkpoints, and an empty file.
         let bytes = fs::read(&own).unwrap();
         for cut in [0, 10, bytes.len() / 2, bytes.len() - 20] {

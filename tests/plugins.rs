@@ -479,7 +479,7 @@ fn a_plugin_that_fails_ends_its_run_by_name_and_the_last_checkpoint_is_whole() {
     done(unguided(folder, &["plugin", "new", "hostile", "--kind", "objective"]));
     fs::write(folder.join("hostile/src/lib.rs"), HOSTILE).unwrap();
     let manifest = fs::read_to_string(folder.join("hostile/Cargo.toml")).unwrap();
-    fs::write(folder.join("hostile/Cargo.toml"), manifest.replace("[workspace]", "libm = \"0.2\"\n\n[workspace]"))
+    fs::write(folder.join("hostile/Cargo.toml"), manifest.replace("[dependencies]", "[dependencies]\nlibm = \"0.2\""))
         .unwrap();
     done(unguided(folder, &["plugin", "build", "hostile"]));
     let library = folder.canonicalize().unwrap().join("hostile/target/hostile.so");
@@ -555,7 +555,7 @@ fn compile_errors_are_the_compilers_own() {
     done(unguided(folder, &["plugin", "new", "my_rule", "--kind", "guidance"]));
     let source = folder.join("my_rule/src/lib.rs");
     let code = fs::read_to_string(&source).unwrap();
-    fs::write(&source, code.replace("progress.powf(self.power)", "progress.powf(self.might)")).unwrap();
+    fs::write(&source, code.replace("self.schedule.at(progress)", "self.might.at(progress)")).unwrap();
     let output = unguided(folder, &["plugin", "build", "my_rule"]);
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output);
@@ -563,7 +563,7 @@ fn compile_errors_are_the_compilers_own() {
 
     let manifest = folder.join("my_rule/Cargo.toml");
     let given = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, given.replace("[workspace]", "serde = \"1\"\n\n[workspace]")).unwrap();
+    fs::write(&manifest, given.replace("[dependencies]", "[dependencies]\nserde = \"1\"")).unwrap();
     let said = refused(folder, &unguided(folder, &["plugin", "build", "my_rule"]));
     insta::assert_snapshot!(said, @r#"
     error: the crate depends on "serde", which the framework already provides

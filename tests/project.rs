@@ -1,5 +1,6 @@
 //! Checks of the project as a whole: the committed schema, the list of linked plugins, the examples and the README.
 
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use unguided as _;
@@ -22,6 +23,37 @@ fn the_committed_schema_is_the_registrys() {
         fs::write(&path, schema()).unwrap();
     }
     assert!(fs::read_to_string(&path).unwrap_or_default() == schema(), "run the tests once with UPDATE_SCHEMA=1");
+}
+
+/// Returns the path of every required field whose schema has a default.
+fn contradictions(schema: &Value, at: &str, found: &mut Vec<String>) {
+    match schema {
+        Value::Object(members) => {
+            let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let with_default = required.filter(|name| schema["properties"][*name].get("default").is_some());
+            found.extend(with_default.map(|name| format!("{at}: {name}")));
+            members.iter().for_each(|(key, value)| contradictions(value, &format!("{at}/{key}"), found));
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, value)| contradictions(value, &format!("{at}/{i}"), found));
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn required_fields_have_no_default() {
+    let find = |schema: &Value| {
+        let mut found = Vec::new();
+        contradictions(schema, "", &mut found);
+        found
+    };
+    let schema: Value = serde_json::from_str(&schema()).unwrap();
+    assert_eq!(find(&schema), Vec::<String>::new());
+    assert_eq!(schema["$defs"]["train"]["required"], json!(["steps", "batch_size", "learning_rate"]));
+    // The search itself finds a contradiction.
+    let wrong = json!({ "$defs": { "a": { "required": ["b"], "properties": { "b": { "default": 1 } } } } });
+    assert_eq!(find(&wrong), ["/$defs/a: b"]);
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn an_interrupted_command_saves_before_it_stops() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let step = framework::checkpoint::step_of(&last_checkpoint(&run)).unwrap();
-    assert!(text(&output).contains(&format!("stopped at step {step}; the same command goes on from there")));
+    assert!(text(&output).contains(&format!("stopped at step {step}; the same command resumes the run")));
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn data_without_classes_is_refused_for_a_network_with_classes() {
     let data = serde_json::json!({ "type": "image_folder", "path": images.join("3"), "image_size": 8, "channels": 1 });
     let run = folder.path().join("run");
     let output = unguided(&["train", TINY, "--run", run.to_str().unwrap(), "--set", &format!("/data={data}")]);
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(text(&output).contains("the dataset has no classes; the backbone expects 10 classes"), "{}", text(&output));
 }
 
@@ -466,7 +466,7 @@ fn broken_images_are_replaced_and_counted() {
     fs::write(&broken, "no image").unwrap();
     let (output, run) = train("some");
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("skipped an item that cannot be read") && text(&output).contains("3/1.png"));
+    assert!(text(&output).contains("skipped an unreadable item") && text(&output).contains("3/1.png"));
     let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let count = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["skipped"].as_u64();
     let skipped: u64 = lines.lines().filter_map(count).sum();

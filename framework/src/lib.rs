@@ -20,6 +20,7 @@ pub mod process;
 pub mod random;
 pub mod sampling;
 pub mod schedule;
+pub mod schema;
 pub mod training;
 
 pub use {burn, inventory, schemars, serde, serde_json, typetag};
@@ -35,6 +36,7 @@ pub mod prelude {
     pub use crate::process::path::{NoisePath, Prediction};
     pub use crate::process::{Example, Family, Input, LatentShape, Process, Target};
     pub use crate::register;
+    pub use crate::schema::Required;
     pub use burn::tensor::{Device, Int, Tensor};
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};

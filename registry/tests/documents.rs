@@ -141,7 +141,7 @@ fn wrong_names_are_reported_with_the_accepted_ones() {
     assert_snapshot!(after(&[("/backbone/condition", "txt"), ("/backbone/norm", "lair")]), @r#"
     error: "txt" is not accepted here
       at       p.json  /backbone/condition
-      accepts  none, class, text, tokens
+      accepts  none, class, text
       nearest  text
     error: "lair" is not accepted here
       at       p.json  /backbone/norm
@@ -177,6 +177,22 @@ fn wrong_names_are_reported_with_the_accepted_ones() {
       at       p.json  /guidance
       accepts  a number
       fix      add "scale"
+    "#);
+}
+
+#[test]
+fn a_missing_required_field_is_refused() {
+    assert_snapshot!(without("/backbone/size"), @r#"
+    error: missing field "size"
+      at       p.json  /backbone
+      accepts  an integer >= 0
+      fix      add "size"
+    "#);
+    assert_snapshot!(without("/train/steps"), @r#"
+    error: missing field "steps"
+      at       p.json  /train
+      accepts  an integer from 1 to 1000000000
+      fix      add "steps"
     "#);
 }
 

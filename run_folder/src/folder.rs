@@ -168,7 +168,7 @@ impl RunFolder {
                     }
                     None => "no earlier checkpoint is intact; delete the run folder to start again".to_string(),
                 };
-                Err(Error::failed(Problem::new("", format!("{error}")).fix(format!("{help}"))))
+                Err(Error::failed(Problem::new("", format!("{error}")).fix(help)))
             }
         }
     }

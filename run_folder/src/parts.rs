@@ -39,12 +39,17 @@ impl Parts {
         &self.name
     }
 
+    /// Returns whether the document has an entry of this kind.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.value.get(kind.name()).is_some_and(|entry| !entry.is_null())
+    }
+
     /// Returns the backbone, checked.
     ///
     /// # Errors
     /// If the document has no backbone, or it has problems.
     pub fn backbone(&self) -> Result<Box<dyn BackbonePlugin>> {
-        self.part(Kind::Backbone, |part: &Box<dyn BackbonePlugin>| part.check())
+        self.part(Kind::Backbone, |part: &(dyn BackbonePlugin + 'static)| part.check())
     }
 
     /// Returns the tokenizer, checked.
@@ -52,7 +57,7 @@ impl Parts {
     /// # Errors
     /// If the document has no tokenizer, or it has problems.
     pub fn tokenizer(&self) -> Result<Box<dyn TokenizerPlugin>> {
-        self.part(Kind::Tokenizer, |part: &Box<dyn TokenizerPlugin>| part.check())
+        self.part(Kind::Tokenizer, |part: &(dyn TokenizerPlugin + 'static)| part.check())
     }
 
     /// Returns the conditioner, checked.
@@ -60,7 +65,7 @@ impl Parts {
     /// # Errors
     /// If the document has no conditioner, or it has problems.
     pub fn conditioner(&self) -> Result<Box<dyn ConditionerPlugin>> {
-        self.part(Kind::Conditioner, |part: &Box<dyn ConditionerPlugin>| part.check())
+        self.part(Kind::Conditioner, |part: &(dyn ConditionerPlugin + 'static)| part.check())
     }
 
     /// Returns the document as it is kept in a converted checkpoint: whole and with every default, or as it was given if it
@@ -71,7 +76,10 @@ impl Parts {
         serde_json::to_string_pretty(&value).expect("JSON can be written")
     }
 
-    fn part<T: DeserializeOwned>(&self, kind: Kind, check: fn(&T) -> Problems) -> Result<T> {
+    fn part<T: ?Sized>(&self, kind: Kind, check: fn(&T) -> Problems) -> Result<Box<T>>
+    where
+        Box<T>: DeserializeOwned,
+    {
         let at = format!("/{}", kind.name());
         let located = |problems: Problems| {
             Error::input(problems.into_iter().map(|problem| problem.under(&at)).collect(), &self.name)
@@ -80,7 +88,7 @@ impl Parts {
             let problem = Problem::new("", format!("the document has no {}", kind.name())).in_file(&self.name);
             return Err(problem.accepts(format!("a document with {at}; other slots may be missing")).into());
         };
-        let part: T = self.registry.part(kind, entry.clone()).map_err(located)?;
+        let part: Box<T> = self.registry.part(kind, entry.clone()).map_err(located)?;
         let problems = check(&part);
         if problems.is_empty() { Ok(part) } else { Err(located(problems)) }
     }

@@ -34,7 +34,7 @@ pub fn learn_tokenizer(
     let (path, seed) = (learned(&run.path), pipeline.train.seed);
     let Some(learner) = pipeline.tokenizer.learner() else { return Ok(()) };
     if path.exists() {
-        return Ok(learner.restore(&path, device)?);
+        return learner.restore(&path, device);
     }
     let ItemKind::Images([channels, height, width]) = dataset.info().items else {
         return Err(Error::from(
@@ -71,7 +71,7 @@ pub fn restore_tokenizer(pipeline: &mut Pipeline, from: &Path, device: &Device) 
     let among = |folder: &&Path| folder.file_name().is_some_and(|name| name == "checkpoints");
     let run = if from.is_dir() { Some(from) } else { from.ancestors().find(among).and_then(Path::parent) };
     if let Some(path) = run.map(learned).filter(|path| path.exists()) {
-        return Ok(learner.restore(&path, device)?);
+        return learner.restore(&path, device);
     }
     Err(Error::from(
         Problem::new(

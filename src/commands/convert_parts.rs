@@ -11,6 +11,7 @@ use framework::checkpoint::tensor_file;
 use framework::data::tokenizer::{ImageShape, Tokenizer};
 use framework::error::{Error, Problem, Problems, Result};
 use framework::nn::{from_positions, to_positions};
+use framework::plugin::Kind;
 use framework::process::{Latent, LatentShape};
 use run_folder::parts::Parts;
 use std::path::Path;
@@ -81,7 +82,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     let mut tokenizer = parts.tokenizer()?;
     tokenizer.load(&device)?;
     let inputs = Inputs::read(&options.input)?;
-    let (latent, image, mut outputs) = latent(&*tokenizer, options, &inputs, &device)?;
+    let (latent, image, mut outputs) = latent(&parts, &*tokenizer, options, &inputs, &device)?;
     let decoded = blame::caught(TOKENIZER, || tokenizer.decode(latent, image))?;
     outputs.push(("decoded".to_string(), decoded.into_data()));
     tensor_file::save_tensors(&outputs, &options.output)?;
@@ -95,7 +96,13 @@ const TOKENIZER: &str = "tokenizer";
 type Made = (Latent, ImageShape, Vec<(String, TensorData)>);
 
 /// Returns the latent to decode: the encoded `img`, or the given `latent` or `indices`.
-fn latent(tokenizer: &dyn Tokenizer, options: &ForwardOptions, inputs: &Inputs<'_>, device: &Device) -> Result<Made> {
+fn latent(
+    parts: &Parts,
+    tokenizer: &dyn Tokenizer,
+    options: &ForwardOptions,
+    inputs: &Inputs<'_>,
+    device: &Device,
+) -> Result<Made> {
     let refused = |problems: Problems| {
         let problems = problems.into_iter().map(|problem| problem.under("/tokenizer")).collect();
         Error::input(problems, &options.pipeline.display().to_string())
@@ -127,16 +134,22 @@ fn latent(tokenizer: &dyn Tokenizer, options: &ForwardOptions, inputs: &Inputs<'
         return Err(inputs
             .refuse("the file has none of `img`, `latent`, `indices`", "img [B,C,H,W] in [-1,1], latent or indices"));
     };
-    let image = image_of(tokenizer, indices);
+    let image = image_of(parts, tokenizer, indices)?;
     let shape = tokenizer.latent_shape(image).map_err(refused)?;
     Ok((Latent::Ids(inputs.ids(indices, &shape, device)?), image, Vec::new()))
 }
 
-/// Returns the shape of the images whose tokens `indices` holds: of a square grid with as many positions.
-fn image_of(tokenizer: &dyn Tokenizer, indices: &TensorData) -> ImageShape {
+/// Returns the shape of the images whose tokens `indices` holds: the shape that the document's backbone models, or, in a
+/// document without one, the square with as many tokens.
+fn image_of(parts: &Parts, tokenizer: &dyn Tokenizer, indices: &TensorData) -> Result<ImageShape> {
+    if parts.has(Kind::Backbone) {
+        return Ok(tokenizer.image_shape(parts.backbone()?.latent_shape()));
+    }
     let positions = indices.shape().to_vec().last().copied().unwrap_or(1);
-    let side = positions.isqrt();
-    tokenizer.image_shape(LatentShape::tokens([side; 2], 0))
+    let square = |side: usize| tokenizer.image_shape(LatentShape::tokens([side; 2], 0));
+    let fits = |side: &usize| tokenizer.latent_shape(square(*side)).is_ok_and(|shape| shape.positions() == positions);
+    let largest = positions.isqrt();
+    Ok(square((1..=largest).rev().find(fits).unwrap_or(largest)))
 }
 
 /// Returns the tensors of a latent under the names that the reference code uses.

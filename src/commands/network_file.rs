@@ -37,9 +37,7 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
         tensor.map_err(|e| Error::Run(format!("{}: `{name}`: {e}", options.input.display())))
     };
     let missing = |name: &str, what: &str| {
-        Error::from(
-            Problem::new("", format!("{} has no tensor `{name}`", options.input.display())).accepts(format!("{what}")),
-        )
+        Error::from(Problem::new("", format!("{} has no tensor `{name}`", options.input.display())).accepts(what))
     };
     let numbers =
         |data: TensorData| data.convert::<f64>().try_into_vec::<f64>().map_err(|e| Error::Run(format!("{e:?}")));

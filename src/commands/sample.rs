@@ -46,7 +46,7 @@ fn requested(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<
         let opened = &*dataset.insert(opened);
         let rows = labels::rows(pipeline, opened)?;
         if options.metrics {
-            return Ok(labels::measured(pipeline, opened, rows.len() * options.count.get())?);
+            return labels::measured(pipeline, opened, rows.len() * options.count.get());
         }
         rows
     } else {

@@ -74,15 +74,12 @@ impl Plugin {
         let path = folder.join("Cargo.toml");
         let text = fs::read_to_string(&path).map_err(|e| {
             let fix = "name the folder of a plugin's crate, such as one from `unguided plugin new`";
-            Error::from(
-                Problem::new(path.display().to_string(), format!("unreadable manifest: {e}")).fix(format!("{fix}")),
-            )
+            Error::from(Problem::new(path.display().to_string(), format!("unreadable manifest: {e}")).fix(fix))
         })?;
         let given: Table =
             text.parse().map_err(|e| Error::from(Problem::new(path.display().to_string(), format!("{e}"))))?;
-        let (name, manifest) = standalone(&given, &folder).map_err(|(what, fix)| {
-            Error::from(Problem::new(path.display().to_string(), format!("{what}")).fix(format!("{fix}")))
-        })?;
+        let (name, manifest) = standalone(&given, &folder)
+            .map_err(|(what, fix)| Error::from(Problem::new(path.display().to_string(), what).fix(fix)))?;
         Ok(Self { folder, name, manifest, artifacts })
     }
 
@@ -159,7 +156,7 @@ fn standalone(given: &Table, folder: &Path) -> Result<(String, Table), (String, 
     let mut dependencies = table("dependencies");
     let mut tests = table("dev-dependencies");
     for dependencies in [&mut dependencies, &mut tests] {
-        dependencies.retain(|name, _| !["framework", "proofs", "unguided"].iter().any(|ours| name == *ours));
+        dependencies.retain(|name, _| !["framework", "proofs", "unguided"].contains(&name));
     }
     if let Some(ours) = OURS.iter().find(|name| dependencies.contains_key(**name)) {
         let what = format!("the crate depends on \"{ours}\", which the framework already provides");
@@ -194,13 +191,13 @@ fn artifacts() -> Result<PathBuf> {
     let fix = "build the command with its default features: cargo build --release --workspace";
     if !cfg!(feature = "shared") {
         let what = "a build without feature `shared` cannot build plugin libraries";
-        return Err(Error::from(Problem::new("", format!("{what}")).fix(format!("{fix}"))));
+        return Err(Error::from(Problem::new("", what).fix(fix)));
     }
     let program = env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
     let beside = program.parent().unwrap_or(Path::new(""));
     let folders = [beside.join("deps"), beside.to_path_buf(), beside.join("../lib")];
     folders.into_iter().find(|folder| folder.join(FRAMEWORK).exists()).ok_or_else(|| {
-        Error::from(Problem::new("", format!("{FRAMEWORK} is not next to {}", program.display())).fix(format!("{fix}")))
+        Error::from(Problem::new("", format!("{FRAMEWORK} is not next to {}", program.display())).fix(fix))
     })
 }
 

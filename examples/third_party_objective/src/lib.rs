@@ -22,21 +22,21 @@ use framework::prelude::*;
 
 /// Objective that trains one network to sample CFG-Zero* at any scale in one pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "framework::serde", deny_unknown_fields)]
+#[serde(crate = "framework::serde", default, deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct GftZero {
     /// Lower limit of the random `beta`, in [0, 1]. Unitless; `beta = 1 / scale`.
-    #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_min: f64,
     /// Probability of training a sample without its condition, in [0, 1].
-    #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
 }
 
-fn tenth() -> f64 {
-    0.1
+impl Default for GftZero {
+    fn default() -> Self {
+        Self { beta_min: 0.0, drop_probability: 0.1 }
+    }
 }
 
 framework::register!(objective "gft_zero" => GftZero, "arXiv:2501.15420", "arXiv:2503.18886");

@@ -178,8 +178,11 @@ impl Checkpoint {
         let step = get("step")?.parse().map_err(|_| damaged("its step is not a number".into()))?;
         let (document, losses, memory) = (get("document")?, get("losses")?, get("memory")?);
         consistent(path, step, &document).map_err(damaged)?;
-        // The earlier layout knows no dataset, and its checksum covers none.
+        // The earlier layout has no dataset, and its checksum covers none.
         let dataset = metadata.get("dataset").cloned();
+        if dataset.is_some() != (get("format")? == FORMAT) {
+            return Err(altered(&"its layout is not that of its format"));
+        }
         let texts: Vec<&str> = [Some(&losses), Some(&memory), Some(&document), dataset.as_ref()]
             .into_iter()
             .flatten()

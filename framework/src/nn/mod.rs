@@ -1,4 +1,5 @@
 //! Layers that backbones share, so that a faster kernel for a layer serves every backbone.
+//! A layer can change here without touching a backbone, as long as its parameters keep their paths.
 //!
 //! Parameters are allocated lazily: [`parameters::initialize`] or a checkpoint sets their values. Layers
 //! compute in the data type of their effective weights, and compute normalisation statistics in f32. On the

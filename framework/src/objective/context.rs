@@ -7,7 +7,7 @@ use crate::process::{Example, Input, Process, Progress, divergence, squared_erro
 use crate::random::tensor;
 use burn::tensor::Tensor;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Values that an objective keeps between measurements. They are saved with the run.
 pub type Memory = BTreeMap<String, f64>;
@@ -100,6 +100,7 @@ pub struct Context<'a> {
     models: &'a dyn Models,
     choices: &'a dyn RandomChoices,
     log: RefCell<BTreeMap<String, Tensor<1>>>,
+    remembered: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Context<'a> {
@@ -124,17 +125,24 @@ impl<'a> Context<'a> {
             models,
             choices,
             log: RefCell::default(),
+            remembered: RefCell::default(),
         }
     }
 
-    /// Returns the same context with the values that [`Objective::measured`] has stored.
+    /// Returns the same context with the values that [`measured`](crate::objective::Objective::measured) has stored.
     pub fn with_memory(self, memory: &'a Memory) -> Self {
         Self { memory: Some(memory), ..self }
     }
 
-    /// Returns a value that [`Objective::measured`] has stored; `None` before the first measurement.
+    /// Returns a value that [`measured`](crate::objective::Objective::measured) has stored; `None` before the first measurement.
     pub fn remembered(&self, name: &str) -> Option<f64> {
+        self.remembered.borrow_mut().insert(name.to_string());
         self.memory?.get(name).copied()
+    }
+
+    /// Returns the names that the loss has passed to [`Context::remembered`].
+    pub fn names_remembered(&self) -> BTreeSet<String> {
+        self.remembered.borrow().clone()
     }
 
     /// Returns the number of samples.

@@ -85,6 +85,12 @@ pub trait Objective: Debug + Send + Sync {
     /// States what the minimiser samples, on a process of this family.
     fn optimum(&self, family: Family) -> Optimum;
 
+    /// Returns the optimizer step from which [`Objective::optimum`] holds: the end of a warm-up. The loss must have the
+    /// same optimum at every later step.
+    fn settles_at(&self) -> usize {
+        0
+    }
+
     /// Returns why training on this family is an extension that the paper does not define; `None` if the
     /// paper defines it.
     fn extension(&self, family: Family) -> Option<&'static str> {

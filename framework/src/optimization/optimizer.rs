@@ -5,10 +5,7 @@ use crate::kernels::{self, AdamwStep};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{
-    AdamConfig, AdamWState, AdanConfig, AdaptiveMomentumState, GradientsParams, LionConfig, ModuleOptimizer, Optimizer,
-    RmsPropConfig, SgdConfig,
-};
+use burn::optim::{self, AdamWState, AdaptiveMomentumState, GradientsParams, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,99 +15,125 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum OptimizerConfig {
     /// Adam with decoupled weight decay. Source: arXiv:1711.05101.
-    Adamw {
-        /// Decay per step of the first and second moments, in [0, 1).
-        #[serde(default = "adam_betas")]
-        betas: [f64; 2],
-        /// Value added to the square root of the second moment, > 0.
-        #[serde(default = "adam_epsilon")]
-        epsilon: f64,
-        /// Weight decay per step, multiplied by the learning rate, >= 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
+    Adamw(AdamwConfig),
     /// Adam. Source: arXiv:1412.6980.
-    Adam {
-        /// Decay per step of the first and second moments, in [0, 1).
-        #[serde(default = "adam_betas")]
-        betas: [f64; 2],
-        /// Value added to the square root of the second moment, > 0.
-        #[serde(default = "adam_epsilon")]
-        epsilon: f64,
-        /// Coefficient of the L2 penalty, which is added to the gradient, >= 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
+    Adam(AdamConfig),
     /// Lion: steps by the sign of an interpolated momentum. Source: arXiv:2302.06675.
-    Lion {
-        /// Interpolation and decay per step of the momentum, in [0, 1).
-        #[serde(default = "lion_betas")]
-        betas: [f64; 2],
-        /// Weight decay per step, multiplied by the learning rate, >= 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
+    Lion(LionConfig),
     /// Adan: adaptive Nesterov momentum. Source: arXiv:2208.06677.
-    Adan {
-        /// Decay per step of the three moments, in [0, 1).
-        #[serde(default = "adan_betas")]
-        betas: [f64; 3],
-        /// Value added to the square root of the third moment, > 0.
-        #[serde(default = "adam_epsilon")]
-        epsilon: f64,
-        /// Weight decay per step, multiplied by the learning rate, >= 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
+    Adan(AdanConfig),
     /// RMSprop: divides gradients by a running root mean square.
-    Rmsprop {
-        /// Decay per step of the mean square, in [0, 1).
-        #[serde(default = "rmsprop_alpha")]
-        alpha: f64,
-        /// Momentum, in [0, 1); 0 = none.
-        #[serde(default)]
-        momentum: f64,
-        /// Value added to the root mean square, > 0.
-        #[serde(default = "adam_epsilon")]
-        epsilon: f64,
-        /// Coefficient of the L2 penalty, which is added to the gradient, >= 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
+    Rmsprop(RmspropConfig),
     /// Stochastic gradient descent.
-    Sgd {
-        /// Momentum, in [0, 1); 0 = none.
-        #[serde(default)]
-        momentum: f64,
-        /// Whether the momentum is Nesterov's.
-        #[serde(default)]
-        nesterov: bool,
-        /// Coefficient of the L2 penalty, which is added to the gradient, >= 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-}
-
-fn adam_betas() -> [f64; 2] {
-    [0.9, 0.999]
-}
-fn lion_betas() -> [f64; 2] {
-    [0.9, 0.99]
-}
-fn adan_betas() -> [f64; 3] {
-    [0.98, 0.92, 0.99]
-}
-fn adam_epsilon() -> f64 {
-    1e-8
-}
-fn rmsprop_alpha() -> f64 {
-    0.99
+    Sgd(SgdConfig),
 }
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self::Adamw { betas: adam_betas(), epsilon: adam_epsilon(), weight_decay: 0.0 }
+        Self::Adamw(AdamwConfig::default())
     }
+}
+
+/// Settings of AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamwConfig {
+    /// Decay per step of the first and second moments, in [0, 1).
+    pub betas: [f64; 2],
+    /// Value added to the square root of the second moment, > 0.
+    pub epsilon: f64,
+    /// Weight decay per step, multiplied by the learning rate, >= 0.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamwConfig {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Settings of Adam.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamConfig {
+    /// Decay per step of the first and second moments, in [0, 1).
+    pub betas: [f64; 2],
+    /// Value added to the square root of the second moment, > 0.
+    pub epsilon: f64,
+    /// Coefficient of the L2 penalty, which is added to the gradient, >= 0.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamConfig {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Settings of Lion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LionConfig {
+    /// Interpolation and decay per step of the momentum, in [0, 1).
+    pub betas: [f64; 2],
+    /// Weight decay per step, multiplied by the learning rate, >= 0.
+    pub weight_decay: f64,
+}
+
+impl Default for LionConfig {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.99], weight_decay: 0.0 }
+    }
+}
+
+/// Settings of Adan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdanConfig {
+    /// Decay per step of the three moments, in [0, 1).
+    pub betas: [f64; 3],
+    /// Value added to the square root of the third moment, > 0.
+    pub epsilon: f64,
+    /// Weight decay per step, multiplied by the learning rate, >= 0.
+    pub weight_decay: f64,
+}
+
+impl Default for AdanConfig {
+    fn default() -> Self {
+        Self { betas: [0.98, 0.92, 0.99], epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Settings of RMSprop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RmspropConfig {
+    /// Decay per step of the mean square, in [0, 1).
+    pub alpha: f64,
+    /// Momentum, in [0, 1); 0 = none.
+    pub momentum: f64,
+    /// Value added to the root mean square, > 0.
+    pub epsilon: f64,
+    /// Coefficient of the L2 penalty, which is added to the gradient, >= 0.
+    pub weight_decay: f64,
+}
+
+impl Default for RmspropConfig {
+    fn default() -> Self {
+        Self { alpha: 0.99, momentum: 0.0, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Settings of stochastic gradient descent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SgdConfig {
+    /// Momentum, in [0, 1); 0 = none.
+    pub momentum: f64,
+    /// Whether the momentum is Nesterov's.
+    pub nesterov: bool,
+    /// Coefficient of the L2 penalty, which is added to the gradient, >= 0.
+    pub weight_decay: f64,
 }
 
 /// A group of parameters with its own weight decay.
@@ -127,38 +150,38 @@ pub struct WeightDecayGroup {
 impl OptimizerConfig {
     fn weight_decay(&self) -> f64 {
         match self {
-            Self::Adamw { weight_decay, .. }
-            | Self::Adam { weight_decay, .. }
-            | Self::Lion { weight_decay, .. }
-            | Self::Adan { weight_decay, .. }
-            | Self::Rmsprop { weight_decay, .. }
-            | Self::Sgd { weight_decay, .. } => *weight_decay,
+            Self::Adamw(AdamwConfig { weight_decay, .. })
+            | Self::Adam(AdamConfig { weight_decay, .. })
+            | Self::Lion(LionConfig { weight_decay, .. })
+            | Self::Adan(AdanConfig { weight_decay, .. })
+            | Self::Rmsprop(RmspropConfig { weight_decay, .. })
+            | Self::Sgd(SgdConfig { weight_decay, .. }) => *weight_decay,
         }
     }
 
     /// Returns the number of state values per weight.
     pub fn kept(&self) -> usize {
         match self {
-            Self::Adamw { .. } | Self::Adam { .. } => 2,
-            Self::Lion { .. } => 1,
+            Self::Adamw(_) | Self::Adam(_) => 2,
+            Self::Lion(_) => 1,
             // Three moments and the previous gradient.
-            Self::Adan { .. } => 4,
-            Self::Rmsprop { momentum, .. } => 1 + usize::from(*momentum > 0.0),
-            Self::Sgd { momentum, .. } => usize::from(*momentum > 0.0),
+            Self::Adan(_) => 4,
+            Self::Rmsprop(settings) => 1 + usize::from(settings.momentum > 0.0),
+            Self::Sgd(settings) => usize::from(settings.momentum > 0.0),
         }
     }
 
     /// Returns the problems within the settings. Pointers are relative to the entry.
     pub fn check(&self) -> Problems {
         let decays: Vec<(&str, f64)> = match self {
-            Self::Adamw { betas, .. } | Self::Adam { betas, .. } | Self::Lion { betas, .. } => {
-                betas.iter().map(|b| ("betas", *b)).collect()
-            }
-            Self::Adan { betas, .. } => betas.iter().map(|b| ("betas", *b)).collect(),
-            Self::Rmsprop { alpha, momentum, .. } => {
+            Self::Adamw(AdamwConfig { betas, .. })
+            | Self::Adam(AdamConfig { betas, .. })
+            | Self::Lion(LionConfig { betas, .. }) => betas.iter().map(|b| ("betas", *b)).collect(),
+            Self::Adan(AdanConfig { betas, .. }) => betas.iter().map(|b| ("betas", *b)).collect(),
+            Self::Rmsprop(RmspropConfig { alpha, momentum, .. }) => {
                 vec![("alpha", *alpha), ("momentum", *momentum)]
             }
-            Self::Sgd { momentum, .. } => vec![("momentum", *momentum)],
+            Self::Sgd(SgdConfig { momentum, .. }) => vec![("momentum", *momentum)],
         };
         let mut problems: Problems = decays
             .into_iter()
@@ -167,16 +190,16 @@ impl OptimizerConfig {
                 Problem::new(format!("/{name}"), format!("{decay} is out of range")).accepts("numbers in [0, 1)")
             })
             .collect();
-        if let Self::Sgd { momentum: 0.0, nesterov: true, .. } = self {
+        if let Self::Sgd(SgdConfig { momentum: 0.0, nesterov: true, .. }) = self {
             problems.push(
                 Problem::new("/nesterov", "`nesterov` has no effect without momentum")
                     .fix("set `momentum`, or remove `nesterov`"),
             );
         }
-        if let Self::Adamw { epsilon, .. }
-        | Self::Adam { epsilon, .. }
-        | Self::Adan { epsilon, .. }
-        | Self::Rmsprop { epsilon, .. } = self
+        if let Self::Adamw(AdamwConfig { epsilon, .. })
+        | Self::Adam(AdamConfig { epsilon, .. })
+        | Self::Adan(AdanConfig { epsilon, .. })
+        | Self::Rmsprop(RmspropConfig { epsilon, .. }) = self
             && *epsilon as f32 <= 0.0
         {
             // With an epsilon of 0, the first step of a weight with zero gradient would compute 0 / 0.
@@ -207,32 +230,34 @@ impl OptimizerConfig {
             }};
         }
         match self.clone() {
-            Self::Adamw { betas, epsilon, .. } => {
+            Self::Adamw(AdamwConfig { betas, epsilon, .. }) => {
                 build!(|decay: f32| Adamw { betas, epsilon, weight_decay: decay.into() })
             }
-            Self::Adam { betas, epsilon, .. } => build!(|decay| AdamConfig::new()
+            Self::Adam(AdamConfig { betas, epsilon, .. }) => build!(|decay| optim::AdamConfig::new()
                 .with_beta_1(betas[0] as f32)
                 .with_beta_2(betas[1] as f32)
                 .with_epsilon(epsilon as f32)
                 .with_weight_decay(penalty(decay))),
-            Self::Lion { betas, .. } => {
-                build!(|decay| LionConfig::new()
+            Self::Lion(LionConfig { betas, .. }) => {
+                build!(|decay| optim::LionConfig::new()
                     .with_beta_1(betas[0] as f32)
                     .with_beta_2(betas[1] as f32)
                     .with_weight_decay(decay))
             }
-            Self::Adan { betas, epsilon, .. } => build!(|decay| AdanConfig::new()
+            Self::Adan(AdanConfig { betas, epsilon, .. }) => build!(|decay| optim::AdanConfig::new()
                 .with_beta_1(betas[0] as f32)
                 .with_beta_2(betas[1] as f32)
                 .with_beta_3(betas[2] as f32)
                 .with_epsilon(epsilon as f32)
                 .with_weight_decay(decay)),
-            Self::Rmsprop { alpha, momentum, epsilon, .. } => build!(|decay| RmsPropConfig::new()
-                .with_alpha(alpha as f32)
-                .with_momentum(momentum as f32)
-                .with_epsilon(epsilon as f32)
-                .with_weight_decay(penalty(decay))),
-            Self::Sgd { momentum, nesterov, .. } => build!(|decay| SgdConfig::new()
+            Self::Rmsprop(RmspropConfig { alpha, momentum, epsilon, .. }) => {
+                build!(|decay| optim::RmsPropConfig::new()
+                    .with_alpha(alpha as f32)
+                    .with_momentum(momentum as f32)
+                    .with_epsilon(epsilon as f32)
+                    .with_weight_decay(penalty(decay)))
+            }
+            Self::Sgd(SgdConfig { momentum, nesterov, .. }) => build!(|decay| optim::SgdConfig::new()
                 .with_weight_decay(penalty(decay))
                 .with_momentum((momentum > 0.0).then_some(MomentumConfig { momentum, dampening: 0.0, nesterov }))),
         }

@@ -10,6 +10,7 @@ use crate::error::{Problem, Problems};
 use crate::nn::parameters::{Names, keeps_names, param_id};
 use crate::optimization::optimizer::WeightDecayGroup;
 use crate::random::Random;
+use crate::schema::Required;
 use burn::module::{LoraAdapter, Module, ModuleMapper, Param, ParamGroup, Reparameterizer};
 use burn::tensor::{DType, Tensor, TensorData};
 use schemars::JsonSchema;
@@ -18,23 +19,24 @@ use serde::{Deserialize, Serialize};
 /// Low-rank adapters. All other parameters are frozen, except parameters that official files lack (a new guidance
 /// input).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["rank"]))]
 pub struct LoraConfig {
     /// Rank of the adapters.
     #[schemars(range(min = 1, max = 65_536))]
     pub rank: usize,
     /// Numerator of the adapters' factor, alpha / rank, >= 0; null = `rank`, so that the factor is 1.
-    #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub alpha: Option<f64>,
     /// Regular expression. Every matrix whose path contains a match gets an adapter. `check --parameters` prints the
     /// paths.
-    #[serde(default = "attention")]
     pub parameters: String,
 }
 
-fn attention() -> String {
-    r"attn.*\.weight$".to_string()
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 0, alpha: None, parameters: r"attn.*\.weight$".to_string() }
+    }
 }
 
 /// The settings of a run that select parameters.

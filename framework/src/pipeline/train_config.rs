@@ -5,6 +5,7 @@ use crate::error::{Problem, Problems};
 use crate::nn::precision::MatmulPrecision;
 use crate::optimization::optimizer::{LearningRateDecay, OptimizerConfig, WeightDecayGroup};
 use crate::optimization::trainable::{LoraConfig, Trainable};
+use crate::schema::Required;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -47,22 +48,19 @@ pub const MOST_ROWS: usize = 16;
 
 /// The training loop: initial weights, optimizer, precision, checkpoints and sample grids.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["steps", "batch_size", "learning_rate"]))]
 pub struct TrainConfig {
     /// Checkpoint with the initial weights; null = random weights. Parts that the checkpoint lacks, such as a guidance
     /// input, are initialized so that they do not change predictions.
-    #[serde(default)]
     pub from: Option<CheckpointSource>,
     /// Checkpoint of the frozen reference or teacher, for objectives that need one; null = the weights of `from`. An
     /// Unguided checkpoint contains its own backbone; an official file must match the backbone of this pipeline.
-    #[serde(default)]
     pub reference: Option<CheckpointSource>,
     /// Regular expressions. Every parameter whose path contains a match keeps its initial value. `check --parameters`
     /// prints the paths.
-    #[serde(default)]
     pub frozen: Vec<String>,
     /// Low-rank adapters, which are trained instead of the weights; null = the weights are trained.
-    #[serde(default)]
     pub lora: Option<LoraConfig>,
     /// Number of optimizer steps.
     #[schemars(range(min = 1, max = 1_000_000_000))]
@@ -71,95 +69,93 @@ pub struct TrainConfig {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub batch_size: usize,
     /// Number of forward passes per optimizer step. Their gradients are averaged.
-    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub accumulate: usize,
     /// Number of threads that share the forward passes of a step, at most `accumulate`. The result is bit-identical for
     /// any number.
-    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1024))]
     pub workers: usize,
     /// Seed of the initial weights, the data order, the noise and all other random choices.
-    #[serde(default)]
     pub seed: u64,
     /// Optimizer and its settings.
-    #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// Groups of parameters with their own weight decay. The last group that matches a parameter applies.
-    #[serde(default)]
     pub weight_decay_groups: Vec<WeightDecayGroup>,
     /// Learning rate at the end of the warm-up, > 0.
     #[schemars(range(min = 1e-12, max = 100.0))]
     pub learning_rate: f64,
     /// Number of first steps over which the learning rate rises linearly from 0.
-    #[serde(default)]
     #[schemars(range(max = 1_000_000_000))]
     pub warmup_steps: usize,
     /// Learning rate after the warm-up: constant, or a decay.
-    #[serde(default)]
     pub learning_rate_decay: LearningRateDecay,
     /// Largest L2 norm of all gradients together, > 0. Larger gradients are scaled down; null = no clipping.
-    #[serde(default)]
     #[schemars(range(min = 1e-12))]
     pub clip_norm: Option<f64>,
     /// Exponential moving average of the weights, which is used for sampling; null = none.
-    #[serde(default)]
     pub ema: Option<EmaConfig>,
     /// Data type of the forward and backward pass.
-    #[serde(default)]
     pub precision: Precision,
     /// Precision of matrix products in f32 passes with a stopped gradient: GFT's null pass, the passes of a teacher and
     /// of a reference.
-    #[serde(default)]
     pub stopped_matmul_precision: MatmulPrecision,
     /// Whether the backward pass recomputes cheap activations instead of keeping them in memory.
-    #[serde(default)]
     pub gradient_checkpointing: bool,
     /// Number of steps between lines of metrics.
-    #[serde(default = "fifty")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub log_every: usize,
     /// Number of steps between checkpoints. The end of the run always writes one.
-    #[serde(default = "five_hundred")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub save_every: usize,
     /// Number of latest checkpoints to keep. A checkpoint of an interruption is also kept, until the next regular one.
-    #[serde(default = "two")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub keep_last: usize,
     /// Whether to keep the best checkpoint as `best.safetensors`. The best checkpoint has the smallest mean training
     /// loss since the checkpoint before it. Checkpoints of interruptions are not considered.
-    #[serde(default)]
     pub keep_best: bool,
     /// Number of steps between sample grids; null = only at the end.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub sample_every: Option<usize>,
     /// Columns of the sample grid. Each row shows one class; with more than 16 classes, 16 of them, evenly spread. Data
     /// without classes have 8 rows.
-    #[serde(default = "eight")]
     #[schemars(range(min = 1, max = 1000))]
     pub sample_columns: usize,
     /// Number of samples for the metrics at the end; 0 = as many as the sample grid shows.
-    #[serde(default)]
     #[schemars(range(max = 10_000_000))]
     pub metric_samples: usize,
 }
 
-fn one() -> usize {
-    1
-}
-fn two() -> usize {
-    2
-}
-fn eight() -> usize {
-    8
-}
-fn fifty() -> usize {
-    50
-}
-fn five_hundred() -> usize {
-    500
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            from: None,
+            reference: None,
+            frozen: Vec::new(),
+            lora: None,
+            steps: 0,
+            batch_size: 0,
+            accumulate: 1,
+            workers: 1,
+            seed: 0,
+            optimizer: OptimizerConfig::default(),
+            weight_decay_groups: Vec::new(),
+            learning_rate: 0.0,
+            warmup_steps: 0,
+            learning_rate_decay: LearningRateDecay::default(),
+            clip_norm: None,
+            ema: None,
+            precision: Precision::default(),
+            stopped_matmul_precision: MatmulPrecision::default(),
+            gradient_checkpointing: false,
+            log_every: 50,
+            save_every: 500,
+            keep_last: 2,
+            keep_best: false,
+            sample_every: None,
+            sample_columns: 8,
+            metric_samples: 0,
+        }
+    }
 }
 
 impl TrainConfig {

@@ -45,36 +45,22 @@ pub enum VpPrediction {
 
 /// Settings of the variance-preserving process: noise schedule, number of training times, prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct VpConfig {
     /// Noise schedule.
-    #[serde(default = "linear")]
     pub betas: Betas,
     /// Number of training times T, 2 to 100000. Published models use 1000.
-    #[serde(default = "thousand")]
     #[schemars(range(min = 2, max = 100_000))]
     pub timesteps: usize,
     /// The quantity that the network predicts.
-    #[serde(default = "eps")]
     pub prediction: VpPrediction,
     /// Also trains the variance channels of a `learn_sigma` network, with the variational bound of each step.
-    #[serde(default)]
     pub variance_loss: bool,
-}
-
-fn linear() -> Betas {
-    Betas::Linear
-}
-fn thousand() -> usize {
-    1000
-}
-fn eps() -> VpPrediction {
-    VpPrediction::Eps
 }
 
 impl Default for VpConfig {
     fn default() -> Self {
-        Self { betas: linear(), timesteps: thousand(), prediction: eps(), variance_loss: false }
+        Self { betas: Betas::Linear, timesteps: 1000, prediction: VpPrediction::Eps, variance_loss: false }
     }
 }
 

@@ -59,16 +59,13 @@ pub enum Weighting {
 
 /// Settings of a flow: its curve, the network's prediction, and the weight of its error.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct InterpolantConfig {
     /// The curve from data to noise.
-    #[serde(default)]
     pub path: Curve,
     /// The quantity that the network predicts.
-    #[serde(default)]
     pub prediction: FlowPrediction,
     /// Weight of the squared error. It applies to noise and score predictions only.
-    #[serde(default)]
     pub weighting: Weighting,
 }
 

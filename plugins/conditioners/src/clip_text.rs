@@ -22,7 +22,8 @@ use std::sync::Arc;
 
 /// CLIP's text encoder. The defaults match ViT-L/14, which Stable Diffusion 1.5 uses.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["path", "tokenizer"]))]
 pub struct ClipText {
     /// The weights: the folder text_encoder/ of a `diffusers` pipeline, the folder of the whole pipeline, or a
     /// file (.safetensors, .bin, or the .ckpt of the whole model). A relative path starts at the working
@@ -32,34 +33,44 @@ pub struct ClipText {
     /// `bpe_simple_vocab_16e6.txt.gz`, or a folder that holds one of these files.
     pub tokenizer: PathBuf,
     /// The negative prompt, which guided samples move away from. It is the null caption.
-    #[serde(default)]
     pub negative: String,
     /// Length of every encoded text, in tokens. Longer texts are cut; shorter texts are padded.
-    #[serde(default = "length")]
     #[schemars(range(min = 2, max = 65_536))]
     pub length: usize,
     /// Number of distinct tokens: the vocabulary.
-    #[serde(default = "vocab_size")]
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocab_size: usize,
     /// Width of the features.
-    #[serde(default = "hidden_size")]
     #[schemars(range(min = 1, max = 65_536))]
     pub hidden_size: usize,
     /// Hidden width of the MLPs.
-    #[serde(default = "intermediate_size")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub intermediate_size: usize,
     /// Number of transformer layers.
-    #[serde(default = "num_layers")]
     #[schemars(range(min = 1, max = 512))]
     pub num_layers: usize,
     /// Number of attention heads per layer; a divisor of `hidden_size`.
-    #[serde(default = "num_heads")]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: usize,
     #[serde(skip)]
     loaded: Option<Loaded>,
+}
+
+impl Default for ClipText {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            tokenizer: PathBuf::new(),
+            negative: String::new(),
+            length: 77,
+            vocab_size: 49_408,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_layers: 12,
+            num_heads: 12,
+            loaded: None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -67,25 +78,6 @@ struct Loaded {
     bpe: Bpe,
     network: TextEncoder,
     device: Device,
-}
-
-fn length() -> usize {
-    77
-}
-fn vocab_size() -> usize {
-    49_408
-}
-fn hidden_size() -> usize {
-    768
-}
-fn intermediate_size() -> usize {
-    3072
-}
-fn num_layers() -> usize {
-    12
-}
-fn num_heads() -> usize {
-    12
 }
 
 framework::register!(conditioner "clip_text" => ClipText, "arXiv:2103.00020", "arXiv:2112.10752");

@@ -27,7 +27,8 @@ const LONGEST_LINE: u64 = 1 << 20;
 /// The dataset reads files that end in bmp, jpeg, jpg, png or webp, at any depth below a class folder. It
 /// ignores other files, and names that start with a dot. It drops alpha channels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["path", "image_size"]))]
 pub struct ImageFolder {
     /// The folder. A relative path starts at the working directory.
     pub path: PathBuf,
@@ -36,20 +37,30 @@ pub struct ImageFolder {
     #[schemars(range(min = 1))]
     pub image_size: usize,
     /// Channels: 3 = red, green, blue; 1 = grey (Rec. 709 luma).
-    #[serde(default = "three")]
     #[schemars(extend("enum" = [1, 3]))]
     pub channels: usize,
     /// Number of class folders, at least 0; 0 = images without classes. Must agree with the folder. Omitted =
     /// counted when the folder is opened; a document that states it can be checked without the folder.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
     /// Where the captions are stored.
-    #[serde(default)]
     pub captions: Captions,
     /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
-    #[serde(default)]
     pub horizontal_flip: bool,
+}
+
+impl Default for ImageFolder {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            image_size: 0,
+            channels: 3,
+            num_classes: None,
+            captions: Captions::default(),
+            horizontal_flip: false,
+        }
+    }
 }
 
 /// Where the captions of the images are stored.
@@ -63,10 +74,6 @@ pub enum Captions {
     Files,
     /// In the file `metadata.jsonl` in the folder. Each line is `{"file_name": "a/NAME.png", "text": "..."}`.
     Metadata,
-}
-
-fn three() -> usize {
-    3
 }
 
 framework::register!(data "image_folder" => ImageFolder, "arXiv:2105.05233");

@@ -25,37 +25,45 @@ use std::path::{Path as FilePath, PathBuf};
 /// optionally, the classes `y` int64 `[N]`, the latents `x_flip` of the mirrored images, and the captions.
 /// `x_flip` has the shape of `x`; each epoch uses it with probability 1/2, chosen anew for each item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["path"]))]
 pub struct Latents {
     /// A safetensors file, or a folder of such files, which are read in order of name. A relative path starts at
     /// the working directory.
     pub path: PathBuf,
     /// Factor that multiplies every latent, above 0, unitless. Use 1 if the files hold scaled latents.
-    #[serde(default = "one")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: f64,
     /// Number of classes, at least 0; 0 = latents without `y`. Every class in `y` must be below it. Omitted = the
     /// largest class plus 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
     /// Whether the condition is the caption that `unguided encode` stored. If true, `y` is not read.
-    #[serde(default)]
     pub captions: bool,
     /// Height and width of the latents, at least 1 position. Must agree with the files. Omitted = read from the
     /// files. A document can be checked without the files if it states `input_size`, `channels`, and either
     /// `num_classes` or `captions`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub input_size: Option<usize>,
     /// Channels of the latents, at least 1. Must agree with the files. Omitted = read from the files.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub channels: Option<usize>,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for Latents {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            scaling_factor: 1.0,
+            num_classes: None,
+            captions: false,
+            input_size: None,
+            channels: None,
+        }
+    }
 }
 
 framework::register!(data "latents" => Latents);

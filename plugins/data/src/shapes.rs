@@ -18,40 +18,49 @@ use scenes::{Color, MAX_COUNT, Scene, Shape, Size, Vocabulary};
 /// A captioned picture shows one group of equal objects or, with probability 1/2, two groups in a relation:
 /// left of, right of, above or below. Objects never touch. Shapes and sizes are distinct from 24 pixels on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(example = framework::serde_json::json!({ "condition": "class", "image_size": 16 }))]
 pub struct Shapes {
     /// Height and width of a picture, 8 to 1,024 pixels.
-    #[serde(default = "image_size")]
     #[schemars(range(min = 8, max = 1024))]
     pub image_size: usize,
     /// Number of pictures per epoch, at least 1.
-    #[serde(default = "count")]
     #[schemars(range(min = 1))]
     pub count: usize,
     /// Seed of the random scenes.
-    #[serde(default)]
     pub seed: u64,
     /// Condition of each picture.
-    #[serde(default)]
     pub condition: ConditionOf,
     /// Most objects per group, 1 to 3. Only with captions. Omitted = 3.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub max_count: Option<usize>,
     /// Most groups per picture, 1 or 2. Only with captions. Omitted = 2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2))]
     pub groups: Option<usize>,
     /// Shapes that appear, each listed once. Default: all.
-    #[serde(default = "shapes")]
     pub shapes: Vec<Shape>,
     /// Colours that appear, each listed once. Default: all.
-    #[serde(default = "colors")]
     pub colors: Vec<Color>,
     /// Sizes that appear, each listed once. Default: both.
-    #[serde(default = "sizes")]
     pub sizes: Vec<Size>,
+}
+
+impl Default for Shapes {
+    fn default() -> Self {
+        Self {
+            image_size: 32,
+            count: 10_000,
+            seed: 0,
+            condition: ConditionOf::default(),
+            max_count: None,
+            groups: None,
+            shapes: Shape::ALL.to_vec(),
+            colors: Color::ALL.to_vec(),
+            sizes: Size::ALL.to_vec(),
+        }
+    }
 }
 
 /// The condition of a picture.
@@ -63,26 +72,6 @@ pub enum ConditionOf {
     Caption,
     /// A class: the shape and colour of the only object.
     Class,
-}
-
-fn image_size() -> usize {
-    32
-}
-
-fn count() -> usize {
-    10_000
-}
-
-fn shapes() -> Vec<Shape> {
-    Shape::ALL.to_vec()
-}
-
-fn colors() -> Vec<Color> {
-    Color::ALL.to_vec()
-}
-
-fn sizes() -> Vec<Size> {
-    Size::ALL.to_vec()
 }
 
 framework::register!(data "shapes" => Shapes);

@@ -34,7 +34,8 @@ const MOST_SHARDS: usize = 100_000;
 
 /// Images with captions or classes from tar files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["shards", "image_size"]))]
 pub struct WebDataset {
     /// Tar files, or patterns such as "train-{000..012}.tar". A relative path starts at the working directory.
     pub shards: Vec<String>,
@@ -43,20 +44,30 @@ pub struct WebDataset {
     #[schemars(range(min = 1, max = 16_384))]
     pub image_size: usize,
     /// Channels: 3 = red, green, blue; 1 = grey (Rec. 709 luma).
-    #[serde(default = "three")]
     #[schemars(extend("enum" = [1, 3]))]
     pub channels: usize,
     /// Condition that is read with each image. A sample without it is skipped.
-    #[serde(default)]
     pub condition: Beside,
     /// Number of classes, at least 1. Only with the condition "class". A sample whose class is not below it
     /// counts as unreadable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub num_classes: Option<usize>,
     /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
-    #[serde(default)]
     pub horizontal_flip: bool,
+}
+
+impl Default for WebDataset {
+    fn default() -> Self {
+        Self {
+            shards: Vec::new(),
+            image_size: 0,
+            channels: 3,
+            condition: Beside::default(),
+            num_classes: None,
+            horizontal_flip: false,
+        }
+    }
 }
 
 /// The condition that is read with each image.
@@ -70,10 +81,6 @@ pub enum Beside {
     Class,
     /// No condition.
     None,
-}
-
-fn three() -> usize {
-    3
 }
 
 framework::register!(data "webdataset" => WebDataset);

@@ -9,16 +9,17 @@ use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Mom
 
 /// One conditional pass per step, without guidance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct NoGuidance {
     /// Guidance scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
-    #[serde(default = "one")]
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub scale: f64,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for NoGuidance {
+    fn default() -> Self {
+        Self { scale: 1.0 }
+    }
 }
 
 framework::register!(guidance "none" => NoGuidance);

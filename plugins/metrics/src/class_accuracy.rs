@@ -21,17 +21,18 @@ use std::sync::Arc;
 /// The metric also measures the classifier: its accuracy on each real image, when fitted on all other real
 /// images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct ClassAccuracy {
     /// Number of nearest real images that vote on the class of a sample, at least 1 and less than the number
     /// of real images.
-    #[serde(default = "three")]
     #[schemars(range(min = 1))]
     pub neighbours: usize,
 }
 
-fn three() -> usize {
-    3
+impl Default for ClassAccuracy {
+    fn default() -> Self {
+        Self { neighbours: 3 }
+    }
 }
 
 framework::register!(metric "class_accuracy" => ClassAccuracy, "doi:10.1109/TIT.1967.1053964");

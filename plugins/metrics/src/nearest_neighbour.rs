@@ -19,16 +19,17 @@ use std::sync::Arc;
 
 /// Distance of samples to the nearest training image, relative to the distance between training images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct NearestNeighbour {
     /// A sample with a distance ratio below this value counts as a near copy; in [0, 1], unitless.
-    #[serde(default = "fifth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub copy_threshold: f64,
 }
 
-fn fifth() -> f64 {
-    0.2
+impl Default for NearestNeighbour {
+    fn default() -> Self {
+        Self { copy_threshold: 0.2 }
+    }
 }
 
 framework::register!(metric "nearest_neighbour" => NearestNeighbour, "arXiv:2004.05675");

@@ -17,63 +17,83 @@ use framework::random::tensor;
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Variant {
     /// `-log sig(b g+) - lambda log sig(-b g-)`.
-    Contrast {
-        /// Inverse strength b, above 0. The optimum is the reference at scale 1 + 1 / b.
-        #[serde(default = "fiftieth")]
-        #[schemars(range(min = 1e-6, max = 1e6))]
-        beta: f64,
-        /// Treatment of samples paired with another sample's condition.
-        #[serde(default)]
-        negatives: Negatives,
-    },
+    Contrast(Contrast),
     /// `-log sig(b (g+ - g-))`, direct preference optimization.
-    Dpo {
-        /// Inverse strength b, above 0.
-        #[serde(default = "fiftieth")]
-        #[schemars(range(min = 1e-6, max = 1e6))]
-        beta: f64,
-    },
+    Dpo(Dpo),
     /// `-g+ + lambda g-`, an unbounded loss that raises and lowers likelihoods.
-    Unlearning {
-        /// Treatment of samples paired with another sample's condition.
-        #[serde(default)]
-        negatives: Negatives,
-    },
+    Unlearning(Unlearning),
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self::Contrast(Contrast::default())
+    }
+}
+
+/// Settings of the variant `contrast`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Contrast {
+    /// Inverse strength b, above 0. The optimum is the reference at scale 1 + 1 / b.
+    #[schemars(range(min = 1e-6, max = 1e6))]
+    pub beta: f64,
+    /// Treatment of samples paired with another sample's condition.
+    pub negatives: Negatives,
+}
+
+impl Default for Contrast {
+    fn default() -> Self {
+        Self { beta: 0.02, negatives: Negatives::default() }
+    }
+}
+
+/// Settings of the variant `dpo`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dpo {
+    /// Inverse strength b, above 0.
+    #[schemars(range(min = 1e-6, max = 1e6))]
+    pub beta: f64,
+}
+
+impl Default for Dpo {
+    fn default() -> Self {
+        Self { beta: 0.02 }
+    }
+}
+
+/// Settings of the variant `unlearning`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Unlearning {
+    /// Treatment of samples paired with another sample's condition.
+    pub negatives: Negatives,
 }
 
 /// Treatment of samples paired with another sample's condition.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Negatives {
     /// Weight of negatives, at least 0. Published: 50 to 1000.
-    #[serde(default = "fifty")]
     #[schemars(range(min = 0.0, max = 1e9))]
     pub lambda: f64,
     /// Treatment of a pair in which the other sample has the same condition.
-    #[serde(default)]
     pub same_condition: SameCondition,
     /// Whether to divide the loss by max(lambda, 1), as in the released code when conditions are dropped.
-    #[serde(default = "yes")]
     pub divide: bool,
 }
 
 impl Default for Negatives {
     fn default() -> Self {
-        Self { lambda: fifty(), same_condition: SameCondition::default(), divide: yes() }
-    }
-}
-
-impl Default for Variant {
-    fn default() -> Self {
-        Self::Contrast { beta: fiftieth(), negatives: Negatives::default() }
+        Self { lambda: 50.0, same_condition: SameCondition::default(), divide: true }
     }
 }
 
 impl Variant {
     fn negatives(&self) -> Option<&Negatives> {
         match self {
-            Self::Contrast { negatives, .. } | Self::Unlearning { negatives } => Some(negatives),
-            Self::Dpo { .. } => None,
+            Self::Contrast(Contrast { negatives, .. }) | Self::Unlearning(Unlearning { negatives }) => Some(negatives),
+            Self::Dpo(_) => None,
         }
     }
 }
@@ -91,7 +111,7 @@ pub enum SameCondition {
 
 /// Fine-tuning of a pretrained model to sample with guidance in one pass, without a guidance input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(
     example = framework::serde_json::json!({
         "variant": { "type": "contrast", "beta": 1.0, "negatives": { "same_condition": "negative", "lambda": 2.0 } }
@@ -101,25 +121,16 @@ pub enum SameCondition {
 )]
 pub struct Cca {
     /// Probability per sample of dropping the condition, in [0, 1].
-    #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
     /// Loss function.
-    #[serde(default)]
     pub variant: Variant,
 }
 
-fn fiftieth() -> f64 {
-    0.02
-}
-fn fifty() -> f64 {
-    50.0
-}
-fn tenth() -> f64 {
-    0.1
-}
-fn yes() -> bool {
-    true
+impl Default for Cca {
+    fn default() -> Self {
+        Self { drop_probability: 0.1, variant: Variant::default() }
+    }
 }
 
 framework::register!(objective "cca" => Cca, "arXiv:2410.09347");
@@ -133,9 +144,9 @@ impl Cca {
         let sign = like(positive.iter().map(|positive| if *positive { 1.0 } else { -1.0 }).collect());
         let weigh = |n: &Negatives| like(positive.iter().map(|p| if *p { 1.0 } else { n.lambda }).collect());
         let (loss, negatives) = match &self.variant {
-            Variant::Dpo { beta } => return -log_sigmoid((own - other) * *beta),
-            Variant::Unlearning { negatives } => (-own - weigh(negatives) * sign * other, negatives),
-            Variant::Contrast { beta, negatives } => {
+            Variant::Dpo(Dpo { beta }) => return -log_sigmoid((own - other) * *beta),
+            Variant::Unlearning(Unlearning { negatives }) => (-own - weigh(negatives) * sign * other, negatives),
+            Variant::Contrast(Contrast { beta, negatives }) => {
                 let negative = weigh(negatives) * log_sigmoid(other * sign * *beta);
                 (-log_sigmoid(own * *beta) - negative, negatives)
             }
@@ -187,15 +198,15 @@ impl Objective for Cca {
     fn optimum(&self, family: Family) -> Optimum {
         let tokens = family.has_logits();
         match self.variant {
-            Variant::Unlearning { .. } if tokens => Optimum::Unbounded("the negatives' likelihood falls without bound"),
-            Variant::Unlearning { .. } => {
+            Variant::Unlearning(_) if tokens => Optimum::Unbounded("the negatives' likelihood falls without bound"),
+            Variant::Unlearning(_) => {
                 Optimum::Unstated("the loss is unbounded where negatives outweigh the samples of the condition")
             }
             _ if !tokens => Optimum::Towards,
-            Variant::Dpo { .. } => {
+            Variant::Dpo(_) => {
                 Optimum::Unstated("the loss determines only differences between conditions: any factor of x is free")
             }
-            Variant::Contrast { beta, negatives } => {
+            Variant::Contrast(Contrast { beta, negatives }) => {
                 let scale = 1.0 + 1.0 / beta;
                 let against = match negatives.same_condition {
                     SameCondition::Positive => Against::Others,

@@ -8,16 +8,17 @@ use framework::prelude::*;
 
 /// Training of the conditional and the unconditional model in one network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Cfg {
     /// Probability per sample of dropping the condition, in [0, 1].
-    #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
 }
 
-fn tenth() -> f64 {
-    0.1
+impl Default for Cfg {
+    fn default() -> Self {
+        Self { drop_probability: 0.1 }
+    }
 }
 
 framework::register!(objective "cfg" => Cfg, "arXiv:2207.12598");

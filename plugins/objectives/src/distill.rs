@@ -24,27 +24,23 @@ pub enum Distance {
     example = framework::serde_json::json!({ "distance": "kullback_leibler" }),
     example = framework::serde_json::json!({ "scale_min": 2.0, "scale_max": 2.0 })
 )]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Distill {
     /// Smallest guidance scale in training, 0 to 1000; 1 = no guidance.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale_min: f64,
     /// Largest guidance scale in training, 0 to 1000. If equal to `scale_min`, the student learns only that scale and
     /// has no guidance input.
-    #[serde(default = "five")]
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale_max: f64,
     /// Distance between the predictions of the student and of the guided teacher.
-    #[serde(default)]
     pub distance: Distance,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn five() -> f64 {
-    5.0
+impl Default for Distill {
+    fn default() -> Self {
+        Self { scale_min: 1.0, scale_max: 5.0, distance: Distance::default() }
+    }
 }
 
 framework::register!(objective "distill" => Distill, "arXiv:2210.03142");

@@ -27,33 +27,33 @@ pub enum DroppedSample {
     example = framework::serde_json::json!({ "schedule": { "type": "power", "exponent": 1.5 } }),
     example = framework::serde_json::json!({ "schedule": { "type": "power_cosine", "power": 1.0 } })
 )]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Gft {
     /// Smallest `beta` in training, in [0, 1]. Unitless; `beta = 1 / scale`.
-    #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_min: f64,
     /// Largest `beta` in training, in [0, 1].
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_max: f64,
     /// Probability per sample of dropping the condition, in [0, 1].
-    #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
     /// Loss of a sample whose condition was dropped.
-    #[serde(default)]
     pub dropped_sample: DroppedSample,
     /// Profile of the guidance over progress.
-    #[serde(default)]
     pub schedule: Schedule,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn tenth() -> f64 {
-    0.1
+impl Default for Gft {
+    fn default() -> Self {
+        Self {
+            beta_min: 0.0,
+            beta_max: 1.0,
+            drop_probability: 0.1,
+            dropped_sample: DroppedSample::default(),
+            schedule: Schedule::default(),
+        }
+    }
 }
 
 framework::register!(objective "gft" => Gft, "arXiv:2501.15420");

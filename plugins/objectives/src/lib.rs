@@ -9,8 +9,8 @@ mod distill;
 mod gft;
 mod mg;
 
-pub use cca::{Cca, Negatives, SameCondition, Variant};
+pub use cca::{Cca, Contrast, Dpo, Negatives, SameCondition, Unlearning, Variant};
 pub use cfg::Cfg;
 pub use distill::{Distance, Distill};
 pub use gft::{DroppedSample, Gft};
-pub use mg::{Mg, Scale, Unconditional};
+pub use mg::{AutomaticScale, FixedScale, InputScale, Mg, Scale, Unconditional};

@@ -34,56 +34,83 @@ pub enum Unconditional {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Scale {
     /// One fixed scale. Training converges only below 2. Published run: 1.45.
-    Fixed {
-        /// The scale, at least 1 and below 2.
-        #[serde(default = "published")]
-        #[schemars(range(min = 1.0, max = 1000.0))]
-        scale: f64,
-    },
+    Fixed(FixedScale),
     /// A scale per sample, uniform between two bounds, that the network reads as input.
-    Input {
-        /// Smallest scale, 1 to 1000.
-        #[serde(default = "one")]
-        #[schemars(range(min = 1.0, max = 1000.0))]
-        min: f64,
-        /// Largest scale, 1 to 1000.
-        #[serde(default = "five")]
-        #[schemars(range(min = 1.0, max = 1000.0))]
-        max: f64,
-    },
+    Input(InputScale),
     /// A scale that follows the quality of samples. It starts at 1, rises when quality falls, and falls otherwise.
     ///
     /// Source: arXiv:2502.12154, sec. 3.3, which describes it only in words. The constants are our choice.
-    Automatic {
-        /// Name of the measurement to follow, e.g. `frechet_pixels`.
-        measurement: String,
-        /// Whether smaller is better.
-        #[serde(default = "yes")]
-        lower_is_better: bool,
-        /// Largest scale, 1 to 1.999.
-        #[serde(default = "most")]
-        #[schemars(range(min = 1.0, max = 1.999))]
-        max: f64,
-        /// Change of the scale after each measurement, above 0 and at most 10.
-        #[serde(default = "tenth")]
-        #[schemars(range(min = 1e-6, max = 10.0))]
-        rate: f64,
-        /// Weight of past values in the moving averages of the measurement and the scale, in [0, 1).
-        #[serde(default = "half")]
-        #[schemars(range(min = 0.0, max = 0.999))]
-        smoothing: f64,
-    },
+    Automatic(AutomaticScale),
 }
 
 impl Default for Scale {
     fn default() -> Self {
-        Self::Fixed { scale: published() }
+        Self::Fixed(FixedScale::default())
+    }
+}
+
+/// Settings of a fixed scale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct FixedScale {
+    /// The scale, at least 1 and below 2.
+    #[schemars(range(min = 1.0, max = 1000.0))]
+    pub scale: f64,
+}
+
+impl Default for FixedScale {
+    fn default() -> Self {
+        Self { scale: 1.45 }
+    }
+}
+
+/// Settings of a scale that the network reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct InputScale {
+    /// Smallest scale, 1 to 1000.
+    #[schemars(range(min = 1.0, max = 1000.0))]
+    pub min: f64,
+    /// Largest scale, 1 to 1000.
+    #[schemars(range(min = 1.0, max = 1000.0))]
+    pub max: f64,
+}
+
+impl Default for InputScale {
+    fn default() -> Self {
+        Self { min: 1.0, max: 5.0 }
+    }
+}
+
+/// Settings of a scale that follows the quality of samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["measurement"]))]
+pub struct AutomaticScale {
+    /// Name of the measurement to follow, e.g. `frechet_pixels`.
+    pub measurement: String,
+    /// Whether smaller is better.
+    pub lower_is_better: bool,
+    /// Largest scale, 1 to 1.999.
+    #[schemars(range(min = 1.0, max = 1.999))]
+    pub max: f64,
+    /// Change of the scale after each measurement, above 0 and at most 10.
+    #[schemars(range(min = 1e-6, max = 10.0))]
+    pub rate: f64,
+    /// Weight of past values in the moving averages of the measurement and the scale, in [0, 1).
+    #[schemars(range(min = 0.0, max = 0.999))]
+    pub smoothing: f64,
+}
+
+impl Default for AutomaticScale {
+    fn default() -> Self {
+        Self { measurement: String::new(), lower_is_better: true, max: 1.9, rate: 0.1, smoothing: 0.5 }
     }
 }
 
 /// Training of the guided prediction itself. The exponential moving average of the weights is the teacher.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(
     example = framework::serde_json::json!({ "scale": { "type": "input" } }),
     example = framework::serde_json::json!({ "unconditional": { "type": "classes", "count": 2 } }),
@@ -91,54 +118,36 @@ impl Default for Scale {
 )]
 pub struct Mg {
     /// Guidance scale that the network learns.
-    #[serde(default)]
     pub scale: Scale,
     /// Guidance applies where t < t_high, in [0, 1]; 0 = data, 1 = noise. For tokens, t = 1 - progress. For masked
     /// tokens, this is the hidden share, which is rarely below 0.75 in training.
-    #[serde(default = "three_quarters")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub t_high: f64,
     /// Number of optimizer steps without guidance at the start. Published: 100,000.
-    #[serde(default)]
     #[schemars(range(max = 1_000_000_000))]
     pub start_step: usize,
     /// Share of guided samples, in [0, 1]. null = the published share: all samples that are not dropped, or 0.2 if the
     /// network reads the scale. The other samples are trained without guidance.
-    #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub guided_share: Option<f64>,
     /// Probability per sample of dropping the condition, in [0, 1].
-    #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
     /// Substitute for the unconditional prediction.
-    #[serde(default)]
     pub unconditional: Unconditional,
 }
 
-fn published() -> f64 {
-    1.45
-}
-fn one() -> f64 {
-    1.0
-}
-fn five() -> f64 {
-    5.0
-}
-fn most() -> f64 {
-    1.9
-}
-fn yes() -> bool {
-    true
-}
-fn half() -> f64 {
-    0.5
-}
-fn tenth() -> f64 {
-    0.1
-}
-fn three_quarters() -> f64 {
-    0.75
+impl Default for Mg {
+    fn default() -> Self {
+        Self {
+            scale: Scale::default(),
+            t_high: 0.75,
+            start_step: 0,
+            guided_share: None,
+            drop_probability: 0.1,
+            unconditional: Unconditional::default(),
+        }
+    }
 }
 
 framework::register!(objective "mg" => Mg, "arXiv:2502.12154");
@@ -151,7 +160,7 @@ impl Mg {
 
     /// Returns whether the network reads the scale.
     fn reads_scale(&self) -> bool {
-        matches!(self.scale, Scale::Input { .. })
+        matches!(self.scale, Scale::Input(_))
     }
 
     /// Evaluates the substitute for the unconditional prediction.
@@ -176,11 +185,11 @@ impl Objective for Mg {
     fn check(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         match self.scale {
-            Scale::Input { min, max } if min > max => {
+            Scale::Input(InputScale { min, max }) if min > max => {
                 let what = format!("`min` = {min} is larger than `max` = {max}");
                 problems.push(Problem::new("/scale/min", what).and_at("/scale/max").accepts("min <= max"));
             }
-            Scale::Fixed { scale } if scale >= 2.0 => {
+            Scale::Fixed(FixedScale { scale }) if scale >= 2.0 => {
                 let what = format!("training diverges at the fixed scale {scale}: the optimum is 1 / (2 - scale)");
                 let problem = Problem::new("/scale/scale", what).accepts("a scale below 2");
                 problems.push(problem.fix(
@@ -207,7 +216,7 @@ impl Objective for Mg {
             guidance_input: self.reads_scale(),
             ema: true,
             classes: self.unconditional != Unconditional::Null,
-            measurements: matches!(self.scale, Scale::Automatic { .. }),
+            measurements: matches!(self.scale, Scale::Automatic(_)),
             ..Needs::default()
         }
     }
@@ -217,9 +226,9 @@ impl Objective for Mg {
         let branch = context.choice("branch", &shares.map(|share| share.max(0.0)));
         let (dropped, guided) = (|i: usize| branch[i] == 0, |i: usize| branch[i] == 1);
         let scale = match self.scale {
-            Scale::Fixed { scale } => vec![scale; context.batch()],
-            Scale::Input { min, max } => context.uniform("scale", min, max),
-            Scale::Automatic { .. } => vec![context.remembered("scale").unwrap_or(1.0); context.batch()],
+            Scale::Fixed(FixedScale { scale }) => vec![scale; context.batch()],
+            Scale::Input(InputScale { min, max }) => context.uniform("scale", min, max),
+            Scale::Automatic(_) => vec![context.remembered("scale").unwrap_or(1.0); context.batch()],
         };
         let number = |i: usize| match branch[i] {
             0 => 0.0,
@@ -245,9 +254,10 @@ impl Objective for Mg {
     }
 
     fn measured(&self, memory: &mut Memory, measurements: &BTreeMap<String, f64>) -> Result<(), String> {
-        let Scale::Automatic { measurement, lower_is_better, max, rate, smoothing } = &self.scale else {
+        let Scale::Automatic(settings) = &self.scale else {
             return Ok(());
         };
+        let AutomaticScale { measurement, lower_is_better, max, rate, smoothing } = settings;
         let Some(now) = measurements.get(measurement) else {
             let known: Vec<&str> = measurements.keys().map(String::as_str).collect();
             return Err(format!("objective \"mg\" follows `{measurement}`; the metrics measure {}", known.join(", ")));
@@ -286,12 +296,12 @@ impl Objective for Mg {
             return Optimum::Unstated("unguided and guided samples train the same prediction");
         }
         let fixed = match self.scale {
-            Scale::Automatic { .. } => return Optimum::Unstated("the scale moves with the quality of samples"),
-            Scale::Fixed { scale } if scale >= 2.0 => {
+            Scale::Automatic(_) => return Optimum::Unstated("the scale moves with the quality of samples"),
+            Scale::Fixed(FixedScale { scale }) if scale >= 2.0 => {
                 return Optimum::Unbounded("the fixed point 1 / (2 - s) repels for s >= 2");
             }
-            Scale::Fixed { scale } => scale,
-            Scale::Input { .. } => 1.0,
+            Scale::Fixed(FixedScale { scale }) => scale,
+            Scale::Input(_) => 1.0,
         };
         let t_high = self.t_high;
         let within = move |progress: f64| 1.0 - progress < t_high;
@@ -316,6 +326,10 @@ impl Objective for Mg {
         Optimum::Tilted(Tilt { against, ..tilt })
     }
 
+    fn settles_at(&self) -> usize {
+        self.start_step
+    }
+
     fn guidance_of_scale(&self, scale: f64) -> Option<f64> {
         self.reads_scale().then_some(scale)
     }
@@ -326,7 +340,7 @@ impl Objective for Mg {
 
     fn trained_scales(&self) -> Option<[f64; 2]> {
         match self.scale {
-            Scale::Input { min, max } => Some([min, max]),
+            Scale::Input(InputScale { min, max }) => Some([min, max]),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@ use framework::burn::tensor::{DType, Device, Tensor};
 use framework::random::tensor;
 use framework_dylib as _;
 use goldens::Golden;
-use objectives::{Cca, Negatives, Variant};
+use objectives::{Cca, Contrast, Dpo, Negatives, Unlearning, Variant};
 
 /// Compares the loss with the one in a golden file. `cca` has the options of the recording.
 fn compare(file: &str, cca: &Cca) {
@@ -27,14 +27,14 @@ fn cca(variant: Variant) -> Cca {
 fn losses_equal_the_official_ones() {
     let negatives = |lambda| Negatives { lambda, ..Negatives::default() };
     let undivided = |lambda| Negatives { divide: false, ..negatives(lambda) };
-    let contrast = |beta, negatives| cca(Variant::Contrast { beta, negatives });
+    let contrast = |beta, negatives| cca(Variant::Contrast(Contrast { beta, negatives }));
     compare("cca_var_cca.safetensors", &contrast(0.02, negatives(50.0)));
     compare("cca_var_cca_nouncond.safetensors", &contrast(0.02, undivided(50.0)));
-    compare("cca_var_dpo.safetensors", &cca(Variant::Dpo { beta: 0.02 }));
-    compare("cca_var_unlearning.safetensors", &cca(Variant::Unlearning { negatives: negatives(0.5) }));
+    compare("cca_var_dpo.safetensors", &cca(Variant::Dpo(Dpo { beta: 0.02 })));
+    compare("cca_var_unlearning.safetensors", &cca(Variant::Unlearning(Unlearning { negatives: negatives(0.5) })));
     compare("cca_llamagen_cca.safetensors", &contrast(0.02, negatives(300.0)));
     compare("cca_llamagen_cca_lowlambda.safetensors", &contrast(0.1, negatives(0.5)));
-    compare("cca_llamagen_dpo.safetensors", &cca(Variant::Dpo { beta: 0.02 }));
+    compare("cca_llamagen_dpo.safetensors", &cca(Variant::Dpo(Dpo { beta: 0.02 })));
     // If no condition is dropped, the official LlamaGen script computes the unlearning loss under the name CCA.
-    compare("cca_llamagen_nouncond.safetensors", &cca(Variant::Unlearning { negatives: undivided(300.0) }));
+    compare("cca_llamagen_nouncond.safetensors", &cca(Variant::Unlearning(Unlearning { negatives: undivided(300.0) })));
 }

@@ -12,30 +12,25 @@ use framework::sampling::sampler::{NoiseSource, Observer, Sampler, SamplerStep, 
 /// Sampling token by token, in raster order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(example = framework::serde_json::json!({ "temperature": 0.9, "top_k": 4, "top_p": 0.9 }))]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Autoregressive {
     /// Divisor of the logits, 0 to 100; 0 = always the most likely token.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub temperature: f64,
     /// Top-k: samples only from this many most likely tokens; 0 = all.
-    #[serde(default)]
     #[schemars(range(max = 10_000_000))]
     pub top_k: usize,
     /// Top-p: samples only from the most likely tokens that together hold this share, above 0; 1 = all.
-    #[serde(default = "one")]
     #[schemars(range(min = 1e-6, max = 1.0))]
     pub top_p: f64,
     /// Caches the keys and values of earlier tokens instead of recomputing them. The samples are the same.
-    #[serde(default = "yes")]
     pub cache: bool,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn yes() -> bool {
-    true
+impl Default for Autoregressive {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, cache: true }
+    }
 }
 
 framework::register!(sampler "autoregressive" => Autoregressive, "arXiv:2406.06525");

@@ -32,33 +32,29 @@ pub enum Spacing {
     },
 }
 
-fn two() -> usize {
-    2
-}
-fn yes() -> bool {
-    true
-}
-
 /// DPM-Solver++, multistep, in data prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["steps"]))]
 pub struct DpmSolverPp {
     /// Number of steps, at least `order`.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
     /// Order of the solver, 1 to 3.
-    #[serde(default = "two")]
     #[schemars(range(min = 1, max = 3))]
     pub order: usize,
     /// Spacing of the times.
-    #[serde(default)]
     pub spacing: Spacing,
     /// Lowers the order in the last steps if the trajectory has fewer than 10 steps.
-    #[serde(default = "yes")]
     pub lower_order_final: bool,
     /// Adds one evaluation at the last time and returns its clean latent.
-    #[serde(default)]
     pub denoise_to_zero: bool,
+}
+
+impl Default for DpmSolverPp {
+    fn default() -> Self {
+        Self { steps: 0, order: 2, spacing: Spacing::default(), lower_order_final: true, denoise_to_zero: false }
+    }
 }
 
 framework::register!(sampler "dpm_solver_pp" => DpmSolverPp, "arXiv:2211.01095");

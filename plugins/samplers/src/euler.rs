@@ -12,22 +12,23 @@ use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sam
 
 /// Euler's method: first order, deterministic, one evaluation per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["steps"]))]
 pub struct Euler {
     /// Number of steps.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
     /// Time shift. Above 1 moves the times toward noise, below 1 toward data; 1 = no shift.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.01, max = 100.0))]
     pub shift: f64,
     /// Spacing of the times before the shift.
-    #[serde(default)]
     pub spacing: FlowSpacing,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for Euler {
+    fn default() -> Self {
+        Self { steps: 0, shift: 1.0, spacing: FlowSpacing::default() }
+    }
 }
 
 framework::register!(sampler "euler" => Euler, "arXiv:2210.02747");

@@ -73,35 +73,37 @@ pub enum LastStep {
 
 /// Stochastic sampling of flows with a chosen noise size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["steps"]))]
 pub struct EulerMaruyama {
     /// Number of steps, including the last one.
     #[schemars(range(min = 2, max = 100_000))]
     pub steps: usize,
     /// Form of the noise size D(t).
-    #[serde(default)]
     pub diffusion: Diffusion,
     /// `norm` in D(t), at least 0.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub diffusion_norm: f64,
     /// Integration method of a step.
-    #[serde(default)]
     pub method: Method,
     /// Last step of the trajectory.
-    #[serde(default)]
     pub last_step: LastStep,
     /// Size of the last step in time, 1e-6 to 0.5.
-    #[serde(default = "published")]
     #[schemars(range(min = 1e-6, max = 0.5))]
     pub last_step_size: f64,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn published() -> f64 {
-    0.04
+impl Default for EulerMaruyama {
+    fn default() -> Self {
+        Self {
+            steps: 0,
+            diffusion: Diffusion::default(),
+            diffusion_norm: 1.0,
+            method: Method::default(),
+            last_step: LastStep::default(),
+            last_step_size: 0.04,
+        }
+    }
 }
 
 framework::register!(sampler "euler_maruyama" => EulerMaruyama, "arXiv:2401.08740");
@@ -124,7 +126,7 @@ impl EulerMaruyama {
 impl Sampler for EulerMaruyama {
     fn check(&self) -> Vec<Problem> {
         let mut problems = zero_steps(self.steps.saturating_sub(1));
-        if self.last_step == LastStep::None && self.last_step_size != published() {
+        if self.last_step == LastStep::None && self.last_step_size != Self::default().last_step_size {
             let what = "`last_step_size` has no effect without a last step";
             problems
                 .push(Problem::new("/last_step_size", what).and_at("/last_step").accepts("a last step, or no size"));

@@ -14,16 +14,22 @@ pub enum FlowSpacing {
     Even,
     /// Evenly spaced from noise to the shifted first training time of a table, then one last step to data. This is the
     /// discrete flow scheduler of `diffusers`, with which Stable Diffusion 3 and related models were published.
-    Discrete {
-        /// Number of training times in the table.
-        #[serde(default = "thousand")]
-        #[schemars(range(min = 1, max = 100_000))]
-        timesteps: usize,
-    },
+    Discrete(Discrete),
 }
 
-fn thousand() -> usize {
-    1000
+/// Settings of the discrete spacing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Discrete {
+    /// Number of training times in the table.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub timesteps: usize,
+}
+
+impl Default for Discrete {
+    fn default() -> Self {
+        Self { timesteps: 1000 }
+    }
 }
 
 impl FlowSpacing {
@@ -36,7 +42,7 @@ impl FlowSpacing {
         let even = |to: f64, k: usize, of: usize| noise + (to - noise) * k as f64 / of.max(1) as f64;
         match self {
             Self::Even => (0..=steps).map(|k| shifted(even(data, k, steps))).collect(),
-            Self::Discrete { timesteps } => {
+            Self::Discrete(Discrete { timesteps }) => {
                 let first = shifted(1.0 / timesteps as f64).max(data);
                 (0..steps).map(|k| shifted(even(first, k, steps - 1))).chain([shifted(data)]).collect()
             }

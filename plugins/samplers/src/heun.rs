@@ -12,22 +12,23 @@ use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sam
 
 /// Heun's method: second order, deterministic, two evaluations per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["steps"]))]
 pub struct Heun {
     /// Number of steps.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
     /// Time shift. Above 1 moves the times toward noise, below 1 toward data; 1 = no shift.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.01, max = 100.0))]
     pub shift: f64,
     /// Spacing of the times before the shift.
-    #[serde(default)]
     pub spacing: FlowSpacing,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for Heun {
+    fn default() -> Self {
+        Self { steps: 0, shift: 1.0, spacing: FlowSpacing::default() }
+    }
 }
 
 framework::register!(sampler "heun" => Heun, "arXiv:2206.00364");

@@ -34,35 +34,28 @@ pub enum Order {
 
 /// Masked decoding of continuous tokens.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Masked {
     /// Number of iterations, 1 to the number of tokens. Each evaluates the network once, not counting its head.
     /// Published: 64 or 256.
-    #[serde(default = "iterations")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub iterations: usize,
     /// Order in which the tokens are decoded.
-    #[serde(default)]
     pub order: Order,
     /// Factor on the noise that the head's sampler adds after its start, 0 to 10; 1 = unchanged.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: f64,
     /// Sampler of the head, which samples each token: any sampler of a continuous process.
     /// Published: ddpm, 100 steps, learned variance.
-    #[serde(default = "published_head")]
     pub head: Box<dyn SamplerPlugin>,
 }
 
-fn iterations() -> usize {
-    64
-}
-fn one() -> f64 {
-    1.0
-}
-fn published_head() -> Box<dyn SamplerPlugin> {
-    let (variance, spacing) = (Variance::LearnedRange, TableSpacing::Uniform);
-    Box::new(Ddpm { steps: 100, variance, spacing, clip: false })
+impl Default for Masked {
+    fn default() -> Self {
+        let (variance, spacing) = (Variance::LearnedRange, TableSpacing::Uniform);
+        let head = Box::new(Ddpm { steps: 100, variance, spacing, clip: false });
+        Self { iterations: 64, order: Order::default(), temperature: 1.0, head }
+    }
 }
 
 framework::register!(sampler "masked" => Masked, "arXiv:2406.11838", "arXiv:2202.04200");
@@ -254,7 +247,7 @@ mod tests {
     use super::*;
 
     fn counts(iterations: usize, tokens: usize) -> Vec<usize> {
-        let sampler = Masked { iterations, order: Order::Random, temperature: 1.0, head: published_head() };
+        let sampler = Masked { iterations, order: Order::Random, ..Masked::default() };
         let mut hidden = tokens;
         (0..iterations)
             .map(|k| {

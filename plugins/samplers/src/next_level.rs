@@ -13,37 +13,26 @@ use framework::sampling::sampler::{LevelSampler, Levels, NoiseSource, Observer, 
 /// Sampling of tokens level by level.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(example = framework::serde_json::json!({ "temperature": 0.9, "top_k": [4], "top_p": [0.9] }))]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct NextLevel {
     /// Divisor of the logits, 0 to 100; 0 = always the most likely token.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub temperature: f64,
     /// Top-k: samples only from this many most likely tokens; 0 = all. One value for all levels, or one per level.
-    #[serde(default = "all_tokens")]
     #[schemars(inner(range(max = 10_000_000)))]
     pub top_k: Vec<usize>,
     /// Top-p: samples only from the most likely tokens that together hold this share, above 0; 1 = all. One value for
     /// all levels, or one per level.
-    #[serde(default = "whole_share")]
     #[schemars(inner(range(min = 1e-6, max = 1.0)))]
     pub top_p: Vec<f64>,
     /// Caches the keys and values of earlier levels instead of recomputing them. The samples are the same.
-    #[serde(default = "yes")]
     pub cache: bool,
 }
 
-fn one() -> f64 {
-    1.0
-}
-fn all_tokens() -> Vec<usize> {
-    vec![0]
-}
-fn whole_share() -> Vec<f64> {
-    vec![1.0]
-}
-fn yes() -> bool {
-    true
+impl Default for NextLevel {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: vec![0], top_p: vec![1.0], cache: true }
+    }
 }
 
 framework::register!(sampler "next_level" => NextLevel, "arXiv:2404.02905");

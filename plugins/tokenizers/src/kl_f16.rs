@@ -26,50 +26,44 @@ use std::sync::Arc;
 /// MAR's autoencoder with a Gaussian latent. An image is encoded to the mean. The defaults match `kl16.ckpt`,
 /// in which one position covers 16x16 pixels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["path"]))]
 pub struct KlF16 {
     /// The official file (.ckpt), or the same file converted to .safetensors. A relative path starts at the
     /// working directory.
     pub path: PathBuf,
     /// Channels of the latent.
-    #[serde(default = "z_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub z_channels: usize,
     /// Width of the first layer in channels; a multiple of 32.
-    #[serde(default = "ch")]
     #[schemars(range(min = 32, max = 4096))]
     pub ch: usize,
     /// Width of each level as a multiple of `ch`, finest level first. Each level but the last halves height
     /// and width.
-    #[serde(default = "ch_mult")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
     pub ch_mult: Vec<usize>,
     /// Residual blocks per level of the encoder. Each level of the decoder has one more.
-    #[serde(default = "num_res_blocks")]
     #[schemars(range(min = 1, max = 64))]
     pub num_res_blocks: usize,
     /// Factor that multiplies the mean to give about unit variance; above 0, unitless.
-    #[serde(default = "scaling_factor")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: f64,
     #[serde(skip)]
     network: Option<KlNetwork>,
 }
 
-fn z_channels() -> usize {
-    16
-}
-fn ch() -> usize {
-    128
-}
-fn ch_mult() -> Vec<usize> {
-    vec![1, 1, 2, 2, 4]
-}
-fn num_res_blocks() -> usize {
-    2
-}
-fn scaling_factor() -> f64 {
-    0.2325
+impl Default for KlF16 {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            z_channels: 16,
+            ch: 128,
+            ch_mult: vec![1, 1, 2, 2, 4],
+            num_res_blocks: 2,
+            scaling_factor: 0.2325,
+            network: None,
+        }
+    }
 }
 
 framework::register!(tokenizer "kl_f16" => KlF16, "arXiv:2406.11838", "arXiv:2112.10752");

@@ -11,17 +11,18 @@ use framework::process::Latent;
 
 /// One token per pixel of a grey image: the pixel rounded to one of `values` grey levels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Levels {
     /// Number of grey levels from black to white, 2 to 65,536, which is also the vocabulary. The embedded
     /// digits have 17.
-    #[serde(default = "bytes")]
     #[schemars(range(min = 2, max = 65_536))]
     pub values: usize,
 }
 
-fn bytes() -> usize {
-    256
+impl Default for Levels {
+    fn default() -> Self {
+        Self { values: 256 }
+    }
 }
 
 framework::register!(tokenizer "levels" => Levels, "arXiv:1601.06759");

@@ -12,17 +12,18 @@ use framework::process::Latent;
 
 /// Unencoded pixels: encoding and decoding are exact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Pixels {
     /// Side of the square patch that becomes one position, in pixels. It must divide height and width. A
     /// larger patch gives a latent with fewer positions and more channels.
-    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 256))]
     pub patch: usize,
 }
 
-fn one() -> usize {
-    1
+impl Default for Pixels {
+    fn default() -> Self {
+        Self { patch: 1 }
+    }
 }
 
 framework::register!(tokenizer "pixels" => Pixels, "arXiv:2006.11239");

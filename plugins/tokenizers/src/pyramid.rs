@@ -15,24 +15,21 @@ use framework::process::Latent;
 
 /// The levels of a grey image pyramid. The vocabulary is the `2 values - 1` residuals.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Pyramid {
     /// Sides of the levels in pixels, from coarse to fine. Each divides the next; the last is the side of the
     /// image.
-    #[serde(default = "sides")]
     #[schemars(inner(range(min = 1, max = 4096)))]
     pub sides: Vec<usize>,
     /// Number of grey levels from black to white, 2 to 4,096. The embedded digits have 17.
-    #[serde(default = "values")]
     #[schemars(range(min = 2, max = 4096))]
     pub values: usize,
 }
 
-fn sides() -> Vec<usize> {
-    vec![1, 2, 4, 8]
-}
-fn values() -> usize {
-    256
+impl Default for Pyramid {
+    fn default() -> Self {
+        Self { sides: vec![1, 2, 4, 8], values: 256 }
+    }
 }
 
 framework::register!(tokenizer "pyramid" => Pyramid, "arXiv:2404.02905");

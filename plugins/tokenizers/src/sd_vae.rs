@@ -36,53 +36,53 @@ pub enum Posterior {
 
 /// The autoencoder of latent diffusion. The defaults match Stable Diffusion 1.5 and sd-vae-ft-*.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["path"]))]
 pub struct SdVae {
     /// The weights: the folder vae/ of a `diffusers` pipeline, the folder of the whole pipeline, or a file of
     /// either format (.safetensors, .bin, .ckpt). A relative path starts at the working directory.
     pub path: PathBuf,
     /// Channels of the latent.
-    #[serde(default = "latent_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub latent_channels: usize,
     /// Channels of each level, finest first; multiples of 32. Each level but the last halves height and width.
-    #[serde(default = "block_out_channels")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 32, max = 16_384)))]
     pub block_out_channels: Vec<usize>,
     /// Residual blocks per level of the encoder. Each level of the decoder has one more.
-    #[serde(default = "layers_per_block")]
     #[schemars(range(min = 1, max = 64))]
     pub layers_per_block: usize,
     /// Factor that multiplies the latent, above 0, unitless. null = the factor in the `config.json` next to
     /// the weights, or 0.18215 if there is none.
-    #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: Option<f64>,
     /// How a latent is chosen from the Gaussian that the encoder predicts.
-    #[serde(default)]
     pub posterior: Posterior,
     /// Side of the tiles that larger images are cut into, in pixels. null = images are never cut.
-    #[serde(default)]
     #[schemars(range(min = 8, max = 65_536))]
     pub tile: Option<usize>,
     #[serde(skip)]
     loaded: Option<Loaded>,
 }
 
+impl Default for SdVae {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            latent_channels: 4,
+            block_out_channels: vec![128, 256, 512, 512],
+            layers_per_block: 2,
+            scaling_factor: None,
+            posterior: Posterior::default(),
+            tile: None,
+            loaded: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Loaded {
     network: KlNetwork,
     scaling_factor: f64,
-}
-
-fn latent_channels() -> usize {
-    4
-}
-fn block_out_channels() -> Vec<usize> {
-    vec![128, 256, 512, 512]
-}
-fn layers_per_block() -> usize {
-    2
 }
 
 /// The factor of every release whose configuration does not state one.

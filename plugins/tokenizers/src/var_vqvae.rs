@@ -29,82 +29,64 @@ use std::sync::Arc;
 /// VAR's multi-scale residual autoencoder, with token maps of increasing size. The defaults match
 /// `vae_ch160v4096z32.pth` for images of 256x256 pixels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["path"]))]
 pub struct VarVqvae {
     /// The official file (.pth), or the same file converted to .safetensors. A relative path starts at the
     /// working directory.
     pub path: PathBuf,
     /// Number of codes, which is the vocabulary. All levels share the codes.
-    #[serde(default = "vocab_size")]
     #[schemars(range(min = 2, max = 1_048_576))]
     pub vocab_size: usize,
     /// Channels of the codes and of the features.
-    #[serde(default = "z_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub z_channels: usize,
     /// Width of the first layer in channels; a multiple of 32.
-    #[serde(default = "ch")]
     #[schemars(range(min = 32, max = 4096))]
     pub ch: usize,
     /// Width of each level of encoder and decoder as a multiple of `ch`, finest level first. Each level but
     /// the last halves height and width.
-    #[serde(default = "ch_mult")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
     pub ch_mult: Vec<usize>,
     /// Residual blocks per level of the encoder. Each level of the decoder has one more.
-    #[serde(default = "num_res_blocks")]
     #[schemars(range(min = 1, max = 64))]
     pub num_res_blocks: usize,
     /// Sides of the token maps, in ascending order. The last one is the side of the features. The published
     /// sides for 512x512 pixels are 1, 2, 3, 4, 6, 9, 13, 18, 24, 32.
-    #[serde(default = "v_patch_nums")]
     #[schemars(length(min = 1, max = 64), inner(range(min = 1, max = 1024)))]
     pub v_patch_nums: Vec<usize>,
     /// Number of convolutions phi, which the levels share.
-    #[serde(default = "share_quant_resi")]
     #[schemars(range(min = 2, max = 64))]
     pub share_quant_resi: usize,
     /// Weight of the convolution in phi, above 0 and at most 1, unitless.
-    #[serde(default = "quant_resi")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0))]
     pub quant_resi: f64,
     /// Kernel side of the convolutions before and after quantisation; an odd number.
-    #[serde(default = "quant_conv_ks")]
     #[schemars(range(min = 1, max = 31))]
     pub quant_conv_ks: usize,
     /// Whether codes are scaled to length one before they are compared.
-    #[serde(default)]
     pub using_znorm: bool,
     #[serde(skip)]
     network: Option<VarNetwork>,
 }
 
-fn vocab_size() -> usize {
-    4096
-}
-fn z_channels() -> usize {
-    32
-}
-fn ch() -> usize {
-    160
-}
-fn ch_mult() -> Vec<usize> {
-    vec![1, 1, 2, 2, 4]
-}
-fn num_res_blocks() -> usize {
-    2
-}
-fn v_patch_nums() -> Vec<usize> {
-    vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
-}
-fn share_quant_resi() -> usize {
-    4
-}
-fn quant_resi() -> f64 {
-    0.5
-}
-fn quant_conv_ks() -> usize {
-    3
+impl Default for VarVqvae {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            vocab_size: 4096,
+            z_channels: 32,
+            ch: 160,
+            ch_mult: vec![1, 1, 2, 2, 4],
+            num_res_blocks: 2,
+            v_patch_nums: vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+            share_quant_resi: 4,
+            quant_resi: 0.5,
+            quant_conv_ks: 3,
+            using_znorm: false,
+            network: None,
+        }
+    }
 }
 
 framework::register!(tokenizer "var_vqvae" => VarVqvae, "arXiv:2404.02905", "arXiv:2012.09841");

@@ -22,25 +22,20 @@ use std::path::{Path as FilePath, PathBuf};
 
 /// Square patches. Each patch becomes one token of a learned codebook.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Vq {
     /// File of a learned codebook. null = learn a codebook from the dataset before training.
-    #[serde(default)]
     pub path: Option<PathBuf>,
     /// Side of a patch in pixels. It must divide height and width of the images.
-    #[serde(default = "two")]
     #[schemars(range(min = 1, max = 256))]
     pub patch_size: usize,
     /// Number of codes, 2 to 65,536.
-    #[serde(default = "codes")]
     #[schemars(range(min = 2, max = 65_536))]
     pub vocabulary: usize,
     /// Channels of the images.
-    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub channels: usize,
     /// Most rounds of k-means. Learning stops earlier once no patch changes its code.
-    #[serde(default = "rounds")]
     #[schemars(range(min = 1, max = 10_000))]
     pub rounds: usize,
     /// The codebook `[vocabulary, patch_size^2 channels]`; `None` until it is loaded or learned.
@@ -48,17 +43,10 @@ pub struct Vq {
     codebook: Option<Tensor<2>>,
 }
 
-fn two() -> usize {
-    2
-}
-fn codes() -> usize {
-    256
-}
-fn one() -> usize {
-    1
-}
-fn rounds() -> usize {
-    50
+impl Default for Vq {
+    fn default() -> Self {
+        Self { path: None, patch_size: 2, vocabulary: 256, channels: 1, rounds: 50, codebook: None }
+    }
 }
 
 framework::register!(tokenizer "vq" => Vq, "doi:10.1109/TCOM.1980.1094577");

@@ -24,63 +24,51 @@ use std::sync::Arc;
 /// LlamaGen's vector-quantised autoencoder, with tokens in raster order. The defaults match `vq_ds16_c2i.pt`,
 /// in which one token covers 16x16 pixels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["path"]))]
 pub struct VqF16 {
     /// The official file (.pt), or the same file converted to .safetensors. A relative path starts at the
     /// working directory.
     pub path: PathBuf,
     /// Number of codes, which is the vocabulary.
-    #[serde(default = "codebook_size")]
     #[schemars(range(min = 2, max = 1_048_576))]
     pub codebook_size: usize,
     /// Channels per code.
-    #[serde(default = "codebook_embed_dim")]
     #[schemars(range(min = 1, max = 4096))]
     pub codebook_embed_dim: usize,
     /// Channels of the features between encoder or decoder and the codes.
-    #[serde(default = "z_channels")]
     #[schemars(range(min = 1, max = 4096))]
     pub z_channels: usize,
     /// Width of the first layer in channels; a multiple of 32.
-    #[serde(default = "ch")]
     #[schemars(range(min = 32, max = 4096))]
     pub ch: usize,
     /// Width of each level as a multiple of `ch`, finest level first. Each level but the last halves height
     /// and width.
-    #[serde(default = "ch_mult")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 64)))]
     pub ch_mult: Vec<usize>,
     /// Residual blocks per level of the encoder. Each level of the decoder has one more.
-    #[serde(default = "num_res_blocks")]
     #[schemars(range(min = 1, max = 64))]
     pub num_res_blocks: usize,
     /// Whether codes are scaled to length one before they are compared and decoded.
-    #[serde(default = "codebook_l2_norm")]
     pub codebook_l2_norm: bool,
     #[serde(skip)]
     network: Option<VqNetwork>,
 }
 
-fn codebook_size() -> usize {
-    16_384
-}
-fn codebook_embed_dim() -> usize {
-    8
-}
-fn z_channels() -> usize {
-    256
-}
-fn ch() -> usize {
-    128
-}
-fn ch_mult() -> Vec<usize> {
-    vec![1, 1, 2, 2, 4]
-}
-fn num_res_blocks() -> usize {
-    2
-}
-fn codebook_l2_norm() -> bool {
-    true
+impl Default for VqF16 {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            codebook_size: 16_384,
+            codebook_embed_dim: 8,
+            z_channels: 256,
+            ch: 128,
+            ch_mult: vec![1, 1, 2, 2, 4],
+            num_res_blocks: 2,
+            codebook_l2_norm: true,
+            network: None,
+        }
+    }
 }
 
 framework::register!(tokenizer "vq_f16" => VqF16, "arXiv:2406.06525", "arXiv:2012.09841");

@@ -1,16 +1,19 @@
 //! All cases of a set of worlds as one weighted batch, and a network that is a table.
 
+use super::choices::{Answers, Case, Points, Recorder};
+use super::mutation::Mutation;
 use super::world::{CHANNELS, CONDITIONS, World};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use framework::network::backbone::Control;
 use framework::network::condition::Condition;
 use framework::objective::Objective;
-use framework::objective::context::{Context, Models, RandomChoices, Role};
+use framework::objective::context::{Context, Memory, Models, RandomChoices, Role};
 use framework::process::path::Prediction;
 use framework::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, score};
 use framework::random::{Random, tensor};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
 
 /// The process of finite worlds. The laws use only its scores and enumerate the examples themselves.
 #[derive(Debug)]
@@ -19,6 +22,21 @@ pub struct Scores {
     pub family: Family,
     /// Whether the logits are the log-probabilities, without normalisation.
     pub free: bool,
+    /// The predictions that were scored; `None` = they are not recorded.
+    pub scored: Mutex<Option<Vec<Tensor<3>>>>,
+}
+
+impl Scores {
+    /// Creates the process of a family; with `free`, token models need not be normalised.
+    pub fn new(family: Family, free: bool) -> Self {
+        Self { family, free, scored: Mutex::new(None) }
+    }
+
+    fn record(&self, prediction: &Tensor<3>) {
+        if let Some(all) = &mut *self.scored.lock().expect("no thread panics while it records") {
+            all.push(prediction.clone());
+        }
+    }
 }
 
 impl Process for Scores {
@@ -34,11 +52,17 @@ impl Process for Scores {
         unreachable!("the laws enumerate the examples of a finite world")
     }
 
+    fn loss(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+        self.record(&prediction);
+        score(prediction, example)
+    }
+
     fn likelihood(&self) -> Likelihood {
         if self.family.has_logits() { Likelihood::Exact } else { Likelihood::Bound }
     }
 
     fn log_likelihood(&self, prediction: Tensor<3>, example: &Example) -> Tensor<1> {
+        self.record(&prediction);
         let [batch, positions, width] = prediction.dims();
         match &example.target {
             Target::Ids(ids) if self.free => {
@@ -47,68 +71,6 @@ impl Process for Scores {
             Target::Ids(_) => score(prediction, example) * -(positions as f64),
             Target::Values(_) => score(prediction, example) * (-0.5 * (positions * width) as f64),
         }
-    }
-}
-
-/// A random choice that a loss requests.
-#[derive(Clone, Debug, PartialEq)]
-enum Asked {
-    Uniform(f64, f64),
-    Choice(Vec<f64>),
-    Negative,
-}
-
-/// Records the random choices that a loss requests. Answers each with its first possibility.
-#[derive(Default)]
-struct Recorder(RefCell<Vec<(String, Asked)>>);
-
-impl Recorder {
-    fn note(&self, purpose: &str, asked: Asked) {
-        let mut all = self.0.borrow_mut();
-        if !all.iter().any(|(known, _)| known == purpose) {
-            all.push((purpose.to_string(), asked));
-        }
-    }
-}
-
-impl RandomChoices for Recorder {
-    fn uniform(&self, purpose: &str, low: f64, high: f64, n: usize) -> Vec<f64> {
-        self.note(purpose, Asked::Uniform(low, high));
-        vec![low; n]
-    }
-    fn choice(&self, purpose: &str, probabilities: &[f64], n: usize) -> Vec<usize> {
-        self.note(purpose, Asked::Choice(probabilities.to_vec()));
-        vec![0; n]
-    }
-    fn negative(&self, purpose: &str, condition: &Condition) -> Condition {
-        self.note(purpose, Asked::Negative);
-        condition.clone()
-    }
-}
-
-/// Answers to every random choice, by purpose: one per sample.
-#[derive(Default)]
-struct Answers(BTreeMap<String, Vec<f64>>);
-
-impl Answers {
-    fn of(&self, purpose: &str) -> &[f64] {
-        self.0.get(purpose).unwrap_or_else(|| {
-            panic!(
-                "the loss requests \"{purpose}\" only in some cases; its random choices must not depend on each other"
-            )
-        })
-    }
-}
-
-impl RandomChoices for Answers {
-    fn uniform(&self, purpose: &str, _: f64, _: f64, _: usize) -> Vec<f64> {
-        self.of(purpose).to_vec()
-    }
-    fn choice(&self, purpose: &str, _: &[f64], _: usize) -> Vec<usize> {
-        self.of(purpose).iter().map(|index| *index as usize).collect()
-    }
-    fn negative(&self, purpose: &str, _: &Condition) -> Condition {
-        Condition::Class(self.of(purpose).iter().map(|class| Some(*class as usize)).collect())
     }
 }
 
@@ -132,14 +94,42 @@ impl Row {
     }
 }
 
+/// The circumstances in which a loss is evaluated.
+#[derive(Clone, Debug)]
+pub struct Setting<'m> {
+    /// Optimizer steps done, and steps of the whole training.
+    pub steps: (usize, usize),
+    /// Values that the objective remembers.
+    pub memory: Memory,
+    /// Values that replace uniform random numbers.
+    pub points: Points,
+    /// Whether token models need not be normalised.
+    pub free: bool,
+    /// A change that makes the loss wrong on purpose.
+    pub mutation: Option<&'m Mutation>,
+}
+
+/// Training step that the laws assume first: late enough that every warm-up of an objective is over.
+const LATE: usize = usize::MAX / 4;
+
+impl<'m> Setting<'m> {
+    /// Creates the setting at the end of a long training, with an empty memory.
+    pub fn late(free: bool, mutation: Option<&'m Mutation>) -> Self {
+        Self { steps: (LATE, LATE), memory: Memory::new(), points: Points::Interior, free, mutation }
+    }
+}
+
 /// All cases of a set of worlds under one objective.
 pub struct Cases<'a> {
     objective: &'a dyn Objective,
     worlds: &'a [World],
+    setting: Setting<'a>,
     process: Scores,
     example: Example,
     condition: Condition,
     answers: Answers,
+    all: Vec<Case>,
+    purposes: Vec<String>,
     /// Probability of each case within its world.
     weights: Tensor<1>,
     /// Inputs of all cases as (world, input), row-major `[B, position]`.
@@ -147,66 +137,74 @@ pub struct Cases<'a> {
     positions: usize,
     /// Sorted keys of all rows that the loss reads.
     pub rows: Vec<Row>,
+    /// The rows that the network in training reads on the gradient tape.
+    pub trained: BTreeSet<Row>,
     /// Number of trainable elements per row.
     pub free: usize,
+    /// Names that the loss looks up in the memory.
+    pub remembered: BTreeSet<String>,
+    /// A fault that the rows themselves show.
+    pub fault: Option<&'static str>,
 }
 
-/// Training step that the laws assume: late enough that every warm-up of an objective is over.
-const STEP: usize = usize::MAX / 4;
-
 impl<'a> Cases<'a> {
-    /// Enumerates all cases of `objective` in `worlds`, which have the same family and length. With `free`, token
-    /// models need not be normalised.
-    pub fn new(objective: &'a dyn Objective, worlds: &'a [World], free: bool) -> Self {
-        let family = worlds[0].family;
-        let process = Scores { family, free };
+    /// Enumerates all cases of `objective` in `worlds`, which have the same family and length.
+    pub fn new(objective: &'a dyn Objective, worlds: &'a [World], setting: &Setting<'a>) -> Self {
         // First, one case per outcome and condition, to record the random choices that the loss requests.
-        let plain: Vec<Case> = worlds
-            .iter()
-            .enumerate()
-            .flat_map(|(world, w)| {
-                (0..CONDITIONS).flat_map(move |condition| {
-                    (0..w.outcomes()).map(move |outcome| Case {
-                        world,
-                        condition,
-                        outcome,
-                        weight: 1.0,
-                        answers: Vec::new(),
-                    })
-                })
-            })
-            .map(|mut case| {
-                case.weight = worlds[case.world].probability(case.condition, case.outcome);
-                case
-            })
-            .collect();
+        let mut cases = Vec::new();
+        for (world, contents) in worlds.iter().enumerate() {
+            for (condition, outcome) in
+                (0..CONDITIONS).flat_map(|c| (0..contents.outcomes()).map(move |outcome| (c, outcome)))
+            {
+                let weight = contents.probability(condition, outcome);
+                cases.push(Case { world, condition, outcome, weight, answers: Vec::new() });
+            }
+        }
         let recorder = Recorder::default();
-        let few: Vec<Case> = plain.iter().take(2).cloned().collect();
-        let heard = Self::assemble(objective, worlds, process, &few, &[]);
+        let heard = Self::assemble(objective, worlds, setting, cases[..2].to_vec(), Vec::new());
         heard.loss_with(&Listener::new(&heard), &recorder);
         let asked = recorder.0.into_inner();
         // Then, one case per combination of answers to these choices.
-        let mut cases = plain;
         for (_, asked) in &asked {
-            cases = cases.into_iter().flat_map(|case| case.answered(asked, worlds)).collect();
+            cases = cases.into_iter().flat_map(|case| case.answered(asked, worlds, &setting.points)).collect();
         }
         let purposes: Vec<String> = asked.into_iter().map(|(purpose, _)| purpose).collect();
-        let process = Scores { family, free };
-        let mut cases = Self::assemble(objective, worlds, process, &cases, &purposes);
-        cases.rows = {
+        let mut cases = Self::assemble(objective, worlds, setting, cases, purposes);
+        (cases.rows, cases.trained, cases.fault, cases.remembered) = {
             let listener = Listener::new(&cases);
-            cases.loss_with(&listener, &cases.answers);
-            listener.rows.into_inner()
+            let (_, remembered) = cases.loss_with(&listener, &cases.answers);
+            (listener.rows.into_inner(), listener.trained.into_inner(), listener.fault.get(), remembered)
         };
         cases
+    }
+
+    /// Returns the cases with the given indices, in this order, with the rows of all cases.
+    pub fn subset(&self, order: &[usize]) -> Self {
+        let cases = order.iter().map(|i| self.all[*i].clone()).collect();
+        let mut subset = Self::assemble(self.objective, self.worlds, &self.setting, cases, self.purposes.clone());
+        subset.rows = self.rows.clone();
+        subset
+    }
+
+    /// Returns the number of cases.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Returns what a prediction at a place may depend on: the input, the condition and the random choices, but not the
+    /// outcome.
+    fn known_at(&self, place: usize) -> (usize, usize, usize, Vec<u64>) {
+        let case = &self.all[place / self.positions];
+        let (world, input) = self.places[place];
+        (world, input, case.condition, case.answers.iter().map(|answer| answer.to_bits()).collect())
     }
 
     fn assemble(
         objective: &'a dyn Objective,
         worlds: &'a [World],
-        process: Scores,
-        cases: &[Case],
-        purposes: &[String],
+        setting: &Setting<'a>,
+        cases: Vec<Case>,
+        purposes: Vec<String>,
     ) -> Self {
         let device = Device::flex();
         let (batch, positions) = (cases.len(), worlds[0].positions());
@@ -236,11 +234,13 @@ impl<'a> Cases<'a> {
                 .collect();
             let first = places.iter().step_by(positions);
             let progress: Vec<f64> = first.map(|(world, input)| worlds[*world].progress_at(*input)).collect();
-            let zeros = Tensor::zeros([batch, positions, CHANNELS], (&device, DType::F64));
+            let values: Vec<f64> =
+                places.iter().flat_map(|(world, input)| worlds[*world].values_at(*input).to_vec()).collect();
+            let x_t = tensor(&values, [batch, positions, CHANNELS], DType::F64, &device);
             let scored = |(world, input): &(usize, usize)| f64::from(u8::from(worlds[*world].scored_at(*input)));
             let scored: Vec<f64> = places.iter().map(scored).collect();
             Example {
-                input: Input::Noisy { x_t: zeros, t: progress.iter().map(|progress| 1.0 - progress).collect() },
+                input: Input::Noisy { x_t, t: progress.iter().map(|progress| 1.0 - progress).collect() },
                 target: Target::Values(tensor(&targets, [batch, positions, CHANNELS], DType::F64, &device)),
                 progress: Progress::PerSample(progress),
                 scored: (positions > 1).then(|| tensor(&scored, [batch, positions], DType::F64, &device)),
@@ -253,26 +253,68 @@ impl<'a> Cases<'a> {
             .collect();
         let weights: Vec<f64> = cases.iter().map(|case| case.weight).collect();
         // A constant added to all logits of a normalised model has no effect, so fix the last logit at zero.
-        let free = worlds[0].width() - usize::from(tokens && !process.free);
+        let free = worlds[0].width() - usize::from(tokens && !setting.free);
         Self {
             objective,
             worlds,
-            process,
+            setting: setting.clone(),
+            process: Scores::new(worlds[0].family, setting.free),
             example,
             condition: Condition::Class(cases.iter().map(|case| Some(case.condition)).collect()),
             answers: Answers(answers),
+            all: cases,
+            purposes,
             weights: tensor(&weights, [batch], DType::F64, &device),
             places,
             positions,
             rows: Vec::new(),
+            trained: BTreeSet::new(),
             free,
+            remembered: BTreeSet::new(),
+            fault: None,
         }
     }
 
-    fn loss_with(&self, models: &dyn Models, draw: &dyn RandomChoices) -> Tensor<1> {
-        let condition = (&self.condition, Some(CONDITIONS));
-        let context = Context::new(&self.example, condition, &self.process, models, draw, (STEP, STEP));
-        self.objective.loss(&context)
+    /// Returns the loss per case, `[B]`, and the names that the loss looked up in the memory.
+    fn loss_with(&self, models: &dyn Models, choices: &dyn RandomChoices) -> (Tensor<1>, BTreeSet<String>) {
+        let evaluate = |example: &Example, models: &dyn Models, choices: &dyn RandomChoices, process: &dyn Process| {
+            let condition = (&self.condition, Some(CONDITIONS));
+            let context = Context::new(example, condition, process, models, choices, self.setting.steps)
+                .with_memory(&self.setting.memory);
+            let loss = self.objective.loss(&context);
+            (loss, context.names_remembered())
+        };
+        match self.setting.mutation {
+            None => evaluate(&self.example, models, choices, &self.process),
+            Some(mutation) => {
+                mutation.apply(&self.example, models, choices, &self.process, self.setting.steps, &evaluate)
+            }
+        }
+    }
+
+    /// Computes the loss of each case under the table `values`, row-major.
+    pub fn losses(&self, values: &[f64]) -> Vec<f64> {
+        let shape = [self.rows.len(), self.free];
+        let online = Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&Device::flex(), DType::F64));
+        let lookups = Lookups::default();
+        let table = Table { cases: self, stopped: online.clone(), online, lookups: &lookups, call: Cell::new(0) };
+        self.loss_with(&table, &self.answers).0.into_data().try_into_vec::<f64>().expect("the loss is f64")
+    }
+
+    /// Returns whether a scored prediction depends on the outcome in another way than through the table.
+    pub fn leaks(&self, values: &[f64]) -> bool {
+        *self.process.scored.lock().expect("no thread panics while it records") = Some(Vec::new());
+        self.losses(values);
+        let scored = self.process.scored.lock().expect("no thread panics while it records").take();
+        let width = self.worlds[0].width();
+        scored.unwrap_or_default().into_iter().any(|prediction| {
+            let values = prediction.into_data().try_into_vec::<f64>().expect("predictions are f64");
+            let mut known = HashMap::<_, &[f64]>::new();
+            values.chunks(width).enumerate().any(|(place, values)| {
+                let first = known.entry(self.known_at(place)).or_insert(values);
+                first.iter().zip(values).any(|(a, b)| (a - b).abs() > 1e-9)
+            })
+        })
     }
 
     /// Computes the gradient of the expected loss with respect to the table `values`, row-major.
@@ -283,7 +325,7 @@ impl<'a> Cases<'a> {
             Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device, DType::F64)).require_grad();
         let table =
             Table { cases: self, stopped: online.clone().inner(), online: online.clone(), lookups, call: Cell::new(0) };
-        let loss = self.loss_with(&table, &self.answers);
+        let (loss, _) = self.loss_with(&table, &self.answers);
         let total = (loss * self.weights.clone()).sum();
         let gradient = online.grad(&total.backward());
         gradient.map_or(vec![0.0; values.len()], |g| g.into_data().try_into_vec::<f64>().expect("the gradient is f64"))
@@ -319,46 +361,17 @@ impl<'a> Cases<'a> {
     }
 }
 
-#[derive(Clone)]
-struct Case {
-    world: usize,
-    condition: usize,
-    outcome: usize,
-    weight: f64,
-    answers: Vec<f64>,
-}
-
-impl Case {
-    /// Splits this case by the possible answers to one more random choice.
-    fn answered(self, asked: &Asked, worlds: &[World]) -> Vec<Self> {
-        let world = &worlds[self.world];
-        let answers: Vec<(f64, f64)> = match asked {
-            Asked::Uniform(low, high) if low == high => vec![(*low, 1.0)],
-            Asked::Uniform(low, high) => world.quantiles.iter().map(|q| (low + (high - low) * q, 0.5)).collect(),
-            Asked::Choice(all) => {
-                all.iter().enumerate().map(|(i, p)| (i as f64, *p)).filter(|(_, p)| *p > 0.0).collect()
-            }
-            Asked::Negative => (0..CONDITIONS).map(|c| (c as f64, world.prior(c))).collect(),
-        };
-        let with = |(answer, probability): (f64, f64)| {
-            let mut case = self.clone();
-            case.answers.push(answer);
-            case.weight *= probability;
-            case
-        };
-        answers.into_iter().map(with).collect()
-    }
-}
-
 /// Models that predict zeros and record the rows that the loss reads.
 struct Listener<'c, 'a> {
     cases: &'c Cases<'a>,
     rows: RefCell<Vec<Row>>,
+    trained: RefCell<BTreeSet<Row>>,
+    fault: Cell<Option<&'static str>>,
 }
 
 impl<'c, 'a> Listener<'c, 'a> {
     fn new(cases: &'c Cases<'a>) -> Self {
-        Self { cases, rows: RefCell::default() }
+        Self { cases, rows: RefCell::default(), trained: RefCell::default(), fault: Cell::default() }
     }
 }
 
@@ -368,7 +381,17 @@ impl Models for Listener<'_, '_> {
             return self.cases.referred(condition);
         }
         let mut rows = self.rows.borrow_mut();
-        rows.extend(self.cases.rows_of(condition, control));
+        let asked = self.cases.rows_of(condition, control);
+        let mut known = HashMap::new();
+        for (place, row) in asked.iter().enumerate() {
+            if *known.entry(self.cases.known_at(place)).or_insert(*row) != *row {
+                self.fault.set(Some("the condition or the guidance number of a prediction depends on its target"));
+            }
+        }
+        if role == Role::Online {
+            self.trained.borrow_mut().extend(asked.iter().copied());
+        }
+        rows.extend(asked);
         rows.sort_unstable();
         rows.dedup();
         let shape = [condition.len(), self.cases.positions, self.cases.worlds[0].width()];

@@ -28,7 +28,9 @@ pub struct World {
     pub joint: Vec<f64>,
     /// Targets of a continuous world, `CHANNELS` values per outcome.
     pub targets: Vec<f64>,
-    /// Progress of each input of a continuous world, above 0 and at most 1.
+    /// Values of each input `x_t` of a continuous world, `CHANNELS` values per input and position.
+    pub values: Vec<f64>,
+    /// Progress of each input of a continuous world, in [0, 1].
     pub progress: Vec<f64>,
     /// Predictions of the frozen reference, row-major by (condition, input), with the null condition last.
     pub reference: Vec<f64>,
@@ -42,8 +44,9 @@ const OUTCOMES: usize = 3;
 impl World {
     /// Creates a world without contents. Its sizes follow from `family` and `size` alone.
     fn empty(family: Family, size: usize) -> Self {
-        let (joint, targets, progress, reference) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { family, size, joint, targets, progress, reference, quantiles: [0.0; 2] }
+        let (joint, targets, values) = (Vec::new(), Vec::new(), Vec::new());
+        let (progress, reference) = (Vec::new(), Vec::new());
+        Self { family, size, joint, targets, values, progress, reference, quantiles: [0.0; 2] }
     }
 
     /// Returns the sequence length to test a token family with. An objective that uses likelihoods is tested on
@@ -67,14 +70,15 @@ impl World {
             (
                 prop::collection::vec(rounded(1..11), CONDITIONS * outcomes),
                 prop::collection::vec(rounded(-20..21), outcomes * CHANNELS),
-                prop::collection::vec(rounded(1..11), inputs),
+                prop::collection::vec(rounded(-20..21), inputs * CHANNELS),
+                prop::collection::vec(rounded(0..11), inputs),
                 prop::collection::vec(rounded(-10..11), (CONDITIONS + 1) * inputs * width),
                 [rounded(1..6), rounded(6..10)],
             )
-                .prop_map(move |(mass, targets, progress, reference, quantiles)| {
+                .prop_map(move |(mass, targets, values, progress, reference, quantiles)| {
                     let total: f64 = mass.iter().sum();
                     let joint = mass.into_iter().map(|m| m / total).collect();
-                    Self { family, size, joint, targets, progress, reference, quantiles }.last_logit_at_zero()
+                    Self { family, size, joint, targets, values, progress, reference, quantiles }.last_logit_at_zero()
                 })
         })
     }
@@ -189,6 +193,11 @@ impl World {
         &self.targets[(outcome + position) % self.outcomes() * CHANNELS..][..CHANNELS]
     }
 
+    /// Returns the values of an input of a continuous world.
+    pub fn values_at(&self, input: usize) -> &[f64] {
+        &self.values[input * CHANNELS..][..CHANNELS]
+    }
+
     /// Returns the progress at an input.
     pub fn progress_at(&self, input: usize) -> f64 {
         match self.family {
@@ -255,31 +264,24 @@ impl World {
         (0..self.width()).map(|i| from[i] + (scale - 1.0) * (toward[i] - against[i])).collect()
     }
 
-    /// Formats the world as a table.
+    /// Formats the world as a table, one line per outcome, with its probability under each condition.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        let _ = writeln!(
-            text,
-            "  condition  outcome    probability  {}",
-            if self.tokens() { "tokens" } else { "input, progress -> target" }
-        );
-        for c in 0..CONDITIONS {
-            for outcome in 0..self.outcomes() {
-                let what = if self.tokens() {
-                    format!("{:?}", self.tokens_of(outcome))
-                } else {
-                    let at = |(position, input): (usize, usize)| {
-                        let hidden = if self.scored_at(input) { "" } else { " (not scored)" };
-                        format!(
-                            "{input}, {} -> {:?}{hidden}",
-                            self.progress_at(input),
-                            self.target_of(outcome, position)
-                        )
-                    };
-                    self.inputs_of(outcome).into_iter().enumerate().map(at).collect::<Vec<_>>().join("; ")
+        let what = if self.tokens() { "tokens" } else { "progress, x_t -> target" };
+        let _ = writeln!(text, "  outcome  p(c = 0, 1, 2; outcome)  {what}");
+        for outcome in 0..self.outcomes() {
+            let what = if self.tokens() {
+                format!("{:?}", self.tokens_of(outcome))
+            } else {
+                let at = |(position, input): (usize, usize)| {
+                    let hidden = if self.scored_at(input) { "" } else { " (not scored)" };
+                    let (progress, values) = (self.progress_at(input), self.values_at(input));
+                    format!("{progress}, {values:?} -> {:?}{hidden}", self.target_of(outcome, position))
                 };
-                let _ = writeln!(text, "  {c:>9}  {outcome:>7}    {:>11.4}  {what}", self.probability(c, outcome));
-            }
+                self.inputs_of(outcome).into_iter().enumerate().map(at).collect::<Vec<_>>().join("; ")
+            };
+            let mass = (0..CONDITIONS).map(|c| format!("{:.4}", self.probability(c, outcome)));
+            let _ = writeln!(text, "  {outcome:>7}  {:<25}  {what}", mass.collect::<Vec<_>>().join("  "));
         }
         text
     }

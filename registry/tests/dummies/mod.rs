@@ -23,6 +23,7 @@ use framework::register;
 use framework::sampling::denoiser::Denoiser;
 use framework::sampling::guidance::{Guidance, GuidanceNeeds, Trajectory};
 use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sampler, Sampling, TokenSampler};
+use framework::schema::Required;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,31 +31,27 @@ use std::sync::Arc;
 
 /// A dataset of squares.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Squares {
     /// Height and width in pixels, 1 to 1024.
-    #[serde(default = "size")]
     #[schemars(range(min = 1, max = 1024))]
     pub size: usize,
     /// Number of classes; none = unconditional.
-    #[serde(default)]
     pub num_classes: Option<usize>,
     /// Whether each image has a caption.
-    #[serde(default)]
     pub captions: bool,
     /// A small number, 0 to 255.
-    #[serde(default)]
     pub channel: u8,
     /// Shares of a mixture by name.
-    #[serde(default)]
     pub shares: BTreeMap<String, f64>,
     /// Range of values.
-    #[serde(default)]
     pub bounds: Option<(f64, f64)>,
 }
 
-fn size() -> usize {
-    8
+impl Default for Squares {
+    fn default() -> Self {
+        Self { size: 8, num_classes: None, captions: false, channel: 0, shares: BTreeMap::new(), bounds: None }
+    }
 }
 
 impl DatasetConfig for Squares {
@@ -109,26 +106,25 @@ register!(conditioner "words" => Words);
 
 /// A network without layers.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["size"]))]
 pub struct Tiny {
     /// Height and width of the grid.
     pub size: usize,
     /// Condition that the network reads.
-    #[serde(default = "class")]
     pub condition: Reads,
     /// Number of classes.
-    #[serde(default)]
     pub num_classes: Option<usize>,
     /// Whether the network reads a guidance number.
-    #[serde(default)]
     pub guidance_input: bool,
     /// Normalisation of the activations.
-    #[serde(default)]
     pub norm: Norm,
 }
 
-fn class() -> Reads {
-    Reads::Class
+impl Default for Tiny {
+    fn default() -> Self {
+        Self { size: 0, condition: Reads::Class, num_classes: None, guidance_input: false, norm: Norm::default() }
+    }
 }
 
 /// Condition that the network reads.
@@ -303,19 +299,19 @@ register!(objective "nested" => Nested, "arXiv:0000.00001", "arXiv:0000.00002");
 
 /// A sampler.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Steps {
     /// Number of steps, at least 1.
-    #[serde(default = "steps")]
     #[schemars(range(min = 1))]
     pub steps: u32,
     /// Whether the sampler serves token processes instead of continuous ones.
-    #[serde(default)]
     pub tokens: bool,
 }
 
-fn steps() -> u32 {
-    50
+impl Default for Steps {
+    fn default() -> Self {
+        Self { steps: 50, tokens: false }
+    }
 }
 
 impl Sampler for Steps {

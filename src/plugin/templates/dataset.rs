@@ -10,24 +10,21 @@ use std::f64::consts::TAU;
 
 /// Grey images of stripes, rendered on the fly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "framework::serde", deny_unknown_fields)]
+#[serde(crate = "framework::serde", default, deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct MyPlugin {
     /// Height and width of the images, in pixels.
-    #[serde(default = "eight")]
     #[schemars(range(min = 2, max = 1024))]
     pub size: usize,
     /// Distance between two stripes, in pixels.
-    #[serde(default = "four")]
     #[schemars(range(min = 1.0, max = 1024.0))]
     pub period: f64,
 }
 
-fn eight() -> usize {
-    8
-}
-fn four() -> f64 {
-    4.0
+impl Default for MyPlugin {
+    fn default() -> Self {
+        Self { size: 8, period: 4.0 }
+    }
 }
 
 framework::register!(data "my_plugin" => MyPlugin);

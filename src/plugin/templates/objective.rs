@@ -9,24 +9,21 @@ use framework::prelude::*;
 
 /// Training of a network that samples at a fixed guidance scale in one pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "framework::serde", deny_unknown_fields)]
+#[serde(crate = "framework::serde", default, deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct MyPlugin {
     /// Guidance scale that one pass samples, 1 to 100; 1 = no guidance.
-    #[serde(default = "two")]
     #[schemars(range(min = 1.0, max = 100.0))]
     pub scale: f64,
     /// Probability per sample of dropping the condition, in [0, 1].
-    #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
 }
 
-fn two() -> f64 {
-    2.0
-}
-fn tenth() -> f64 {
-    0.1
+impl Default for MyPlugin {
+    fn default() -> Self {
+        Self { scale: 2.0, drop_probability: 0.1 }
+    }
 }
 
 framework::register!(objective "my_plugin" => MyPlugin);

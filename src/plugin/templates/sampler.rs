@@ -11,20 +11,21 @@ use framework::sampling::sampler::{ContinuousSampler, NoiseSource, Observer, Sam
 
 /// Deterministic first-order sampler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "framework::serde", deny_unknown_fields)]
-#[schemars(crate = "framework::schemars")]
+#[serde(crate = "framework::serde", default, deny_unknown_fields)]
+#[schemars(crate = "framework::schemars", transform = Required(&["steps"]))]
 pub struct MyPlugin {
     /// Number of steps, 1 to 100,000.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: usize,
     /// Exponent of the time spacing, 0.1 to 10; 1 = uniform, larger = smaller steps near the data.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.1, max = 10.0))]
     pub power: f64,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for MyPlugin {
+    fn default() -> Self {
+        Self { steps: 0, power: 1.0 }
+    }
 }
 
 framework::register!(sampler "my_plugin" => MyPlugin);

@@ -10,17 +10,18 @@ use framework::data::tokenizer::{ImageShape, Tokenizer};
 
 /// Scaled pixels as latents; lossless.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "framework::serde", deny_unknown_fields)]
+#[serde(crate = "framework::serde", default, deny_unknown_fields)]
 #[schemars(crate = "framework::schemars")]
 pub struct MyPlugin {
     /// Factor from pixels to latents, 0.01 to 100; above 1, coarse features stay visible at higher noise levels.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.01, max = 100.0))]
     pub gain: f64,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for MyPlugin {
+    fn default() -> Self {
+        Self { gain: 1.0 }
+    }
 }
 
 framework::register!(tokenizer "my_plugin" => MyPlugin);

@@ -99,77 +99,71 @@ pub enum GuidanceInput {
 
 /// Dimensions and process of the network. The dimensions are set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, bound(deserialize = "P: Default + Deserialize<'de>"))]
+#[serde(default, deny_unknown_fields, bound(deserialize = "P: Default + Deserialize<'de>"))]
 #[schemars(bound = "P: Default + Serialize + JsonSchema")]
 pub struct Config<P> {
     /// Published size, including the patch size. If it is set, leave out `hidden_size`, `depth`, `num_heads` and
     /// `patch_size`.
-    #[serde(default)]
     pub size: Option<Size>,
     /// Width of the transformer. Must be a multiple of 4 and of `num_heads`.
-    #[serde(default)]
     #[schemars(range(min = 4, max = 16384))]
     pub hidden_size: Option<usize>,
     /// Number of transformer blocks.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub depth: Option<usize>,
     /// Number of attention heads per block. Must divide `hidden_size`.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: Option<usize>,
     /// Side length of a patch, in latent positions. Must divide `input_size`.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub patch_size: Option<usize>,
     /// Side length of the square latent, in positions. Published: 32 for 256-pixel images, 64 for 512-pixel images.
-    #[serde(default = "input_size")]
     #[schemars(range(min = 1, max = 1024))]
     pub input_size: usize,
     /// Number of latent channels.
-    #[serde(default = "in_channels")]
     #[schemars(range(min = 1, max = 1024))]
     pub in_channels: usize,
     /// Hidden width of the MLP in each block, as a multiple of `hidden_size`.
-    #[serde(default = "mlp_ratio")]
     #[schemars(range(min = 0.25, max = 32.0))]
     pub mlp_ratio: f64,
     /// Number of classes, without the null class. The null class has an additional row in the class table.
-    #[serde(default = "num_classes")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub num_classes: usize,
     /// Doubles the output channels, as published. For a diffusion, the second half predicts a variance, which only
     /// `variance_loss` trains. For a flow, the second half is ignored.
-    #[serde(default)]
     pub learn_sigma: bool,
     /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
-    #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
     /// Initialization of the time, class and guidance embedders.
-    #[serde(default)]
     pub embedding_init: EmbeddingInit,
     /// Path from data to noise, and the quantity that the network predicts.
-    #[serde(default)]
     pub process: P,
+}
+
+impl<P: Default> Default for Config<P> {
+    fn default() -> Self {
+        Self {
+            size: None,
+            hidden_size: None,
+            depth: None,
+            num_heads: None,
+            patch_size: None,
+            input_size: 32,
+            in_channels: 4,
+            mlp_ratio: 4.0,
+            num_classes: 1000,
+            learn_sigma: false,
+            guidance_input: None,
+            embedding_init: EmbeddingInit::default(),
+            process: P::default(),
+        }
+    }
 }
 
 /// DiT: the transformer trained on a variance-preserving diffusion.
 pub type DitConfig = Config<VpConfig>;
 /// SiT: the transformer trained on a flow.
 pub type SitConfig = Config<InterpolantConfig>;
-
-fn input_size() -> usize {
-    32
-}
-fn in_channels() -> usize {
-    4
-}
-fn mlp_ratio() -> f64 {
-    4.0
-}
-fn num_classes() -> usize {
-    1000
-}
 
 framework::register!(backbone "dit" => DitConfig, "arXiv:2212.09748");
 framework::register!(backbone "sit" => SitConfig, "arXiv:2401.08740");

@@ -77,81 +77,72 @@ pub enum GuidanceInput {
 
 /// Dimensions of LlamaGen, set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct LlamaGenConfig {
     /// Published size. If it is set, leave out `dim`, `n_layer` and `n_head`.
-    #[serde(default)]
     pub size: Option<Size>,
     /// Width of the transformer. Must be a multiple of 4 `n_head`.
-    #[serde(default)]
     #[schemars(range(min = 4, max = 16384))]
     pub dim: Option<usize>,
     /// Number of transformer layers.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub n_layer: Option<usize>,
     /// Number of attention heads per layer.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub n_head: Option<usize>,
     /// Vocabulary size of the tokenizer.
-    #[serde(default = "vocab_size")]
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocab_size: usize,
     /// Number of tokens per image. Must be a square number. Published: 256 (16x16) and 576 (24x24).
-    #[serde(default = "block_size")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub block_size: usize,
     /// Kind of prefix that precedes the image tokens.
-    #[serde(default)]
     pub model_type: ModelType,
     /// Number of classes, without the null class. The null class has an additional row in the class table.
     /// null = 1000. Only for `c2i`.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub num_classes: Option<usize>,
     /// Number of tokens per text. null = 120, as published. Only for `t2i`.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 4096))]
     pub cls_token_num: Option<usize>,
     /// Width of the text features. null = 2048, as published. Only for `t2i`.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 65536))]
     pub caption_dim: Option<usize>,
     /// Granularity of the MLP's hidden width, which is 8/3 `dim`, rounded up to a multiple of this value.
-    #[serde(default = "multiple_of")]
     #[schemars(range(min = 1, max = 65536))]
     pub multiple_of: usize,
     /// Epsilon of the RMS norms.
-    #[serde(default = "norm_eps")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub norm_eps: f64,
     /// Base of the wavelengths in the rotary position embedding.
-    #[serde(default = "rope_base")]
     #[schemars(range(min = 1.0, max = 1e9))]
     pub rope_base: f64,
     /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
-    #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
     /// Initialization of embeddings and linear layers.
-    #[serde(default)]
     pub embedding_init: EmbeddingInit,
 }
 
-fn vocab_size() -> usize {
-    16384
-}
-fn block_size() -> usize {
-    256
-}
-fn multiple_of() -> usize {
-    256
-}
-fn norm_eps() -> f64 {
-    1e-5
-}
-fn rope_base() -> f64 {
-    10000.0
+impl Default for LlamaGenConfig {
+    fn default() -> Self {
+        Self {
+            size: None,
+            dim: None,
+            n_layer: None,
+            n_head: None,
+            vocab_size: 16384,
+            block_size: 256,
+            model_type: ModelType::default(),
+            num_classes: None,
+            cls_token_num: None,
+            caption_dim: None,
+            multiple_of: 256,
+            norm_eps: 1e-5,
+            rope_base: 10000.0,
+            guidance_input: None,
+            embedding_init: EmbeddingInit::default(),
+        }
+    }
 }
 
 framework::register!(backbone "llamagen" => LlamaGenConfig, "arXiv:2406.06525");

@@ -82,159 +82,121 @@ pub enum GuidanceInput {
 
 /// Diffusion process of the head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct HeadProcess {
     /// Noise schedule.
-    #[serde(default = "cosine")]
     pub betas: Betas,
     /// Number of training timesteps T, from 2 to 100000.
-    #[serde(default = "thousand")]
     #[schemars(range(min = 2, max = 100_000))]
     pub timesteps: usize,
     /// Quantity that the head predicts.
-    #[serde(default = "eps")]
     pub prediction: VpPrediction,
     /// Trains the variance channels with the variational bound of each step. GFT trains MAR without this loss.
-    #[serde(default = "yes")]
     pub variance_loss: bool,
-}
-
-fn cosine() -> Betas {
-    Betas::Cosine
-}
-fn thousand() -> usize {
-    1000
-}
-fn eps() -> VpPrediction {
-    VpPrediction::Eps
-}
-fn yes() -> bool {
-    true
 }
 
 impl Default for HeadProcess {
     fn default() -> Self {
-        Self { betas: cosine(), timesteps: thousand(), prediction: eps(), variance_loss: yes() }
+        Self { betas: Betas::Cosine, timesteps: 1000, prediction: VpPrediction::Eps, variance_loss: true }
     }
 }
 
 /// Dimensions of MAR, set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct MarConfig {
     /// Published size. If it is set, leave out all `encoder_*`, `decoder_*` and `diffloss_*` fields.
-    #[serde(default)]
     pub size: Option<Size>,
     /// Side length of the square image, in pixels.
-    #[serde(default = "img_size")]
     #[schemars(range(min = 1, max = 16384))]
     pub img_size: usize,
     /// Side length of a latent position, in pixels. Must divide `img_size`.
-    #[serde(default = "vae_stride")]
     #[schemars(range(min = 1, max = 1024))]
     pub vae_stride: usize,
     /// Side length of a token, in latent positions. Must divide `img_size / vae_stride`.
-    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub patch_size: usize,
     /// Number of latent channels.
-    #[serde(default = "vae_embed_dim")]
     #[schemars(range(min = 1, max = 1024))]
     pub vae_embed_dim: usize,
     /// Width of the encoder. Must be a multiple of `encoder_num_heads`.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub encoder_embed_dim: Option<usize>,
     /// Number of encoder blocks.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub encoder_depth: Option<usize>,
     /// Number of attention heads per encoder block.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub encoder_num_heads: Option<usize>,
     /// Width of the decoder. Must be a multiple of `decoder_num_heads`. null = the width of the encoder.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub decoder_embed_dim: Option<usize>,
     /// Number of decoder blocks. null = the number of encoder blocks.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub decoder_depth: Option<usize>,
     /// Number of attention heads per decoder block. null = the number of heads of the encoder.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub decoder_num_heads: Option<usize>,
     /// Number of blocks in the head.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub diffloss_d: Option<usize>,
     /// Width of the head.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub diffloss_w: Option<usize>,
     /// Hidden width of the MLP in each transformer block, as a multiple of the transformer's width.
-    #[serde(default = "mlp_ratio")]
     #[schemars(range(min = 0.25, max = 32.0))]
     pub mlp_ratio: f64,
     /// Number of classes, without the null class. The null class has a separate embedding.
-    #[serde(default = "class_num")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub class_num: usize,
     /// Number of class tokens that precede the tokens of the latent.
-    #[serde(default = "buffer_size")]
     #[schemars(range(min = 1, max = 4096))]
     pub buffer_size: usize,
     /// Minimum fraction of tokens that training hides, in [0, 1].
-    #[serde(default = "mask_ratio_min")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mask_ratio_min: f64,
     /// Number of pairs of time and noise at which each hidden token trains the head.
-    #[serde(default = "diffusion_batch_mul")]
     #[schemars(range(min = 1, max = 1024))]
     pub diffusion_batch_mul: usize,
     /// Predicts a variance in addition to the noise, which doubles the output channels. The published checkpoints
     /// have it.
-    #[serde(default = "yes")]
     pub learn_sigma: bool,
     /// How the guidance number of a guidance-free objective enters the network. null = no guidance input. This is
     /// our port of arXiv:2501.15420, which releases no code for MAR.
-    #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
     /// Initialization of the class, null, time and guidance embeddings.
-    #[serde(default)]
     pub embedding_init: EmbeddingInit,
     /// Noise schedule of the head, and the quantity that the head predicts.
-    #[serde(default)]
     pub process: HeadProcess,
 }
 
-fn img_size() -> usize {
-    256
-}
-fn vae_stride() -> usize {
-    16
-}
-fn one() -> usize {
-    1
-}
-fn vae_embed_dim() -> usize {
-    16
-}
-fn mlp_ratio() -> f64 {
-    4.0
-}
-fn class_num() -> usize {
-    1000
-}
-fn buffer_size() -> usize {
-    64
-}
-fn mask_ratio_min() -> f64 {
-    0.7
-}
-fn diffusion_batch_mul() -> usize {
-    4
+impl Default for MarConfig {
+    fn default() -> Self {
+        Self {
+            size: None,
+            img_size: 256,
+            vae_stride: 16,
+            patch_size: 1,
+            vae_embed_dim: 16,
+            encoder_embed_dim: None,
+            encoder_depth: None,
+            encoder_num_heads: None,
+            decoder_embed_dim: None,
+            decoder_depth: None,
+            decoder_num_heads: None,
+            diffloss_d: None,
+            diffloss_w: None,
+            mlp_ratio: 4.0,
+            class_num: 1000,
+            buffer_size: 64,
+            mask_ratio_min: 0.7,
+            diffusion_batch_mul: 4,
+            learn_sigma: true,
+            guidance_input: None,
+            embedding_init: EmbeddingInit::default(),
+            process: HeadProcess::default(),
+        }
+    }
 }
 
 framework::register!(backbone "mar" => MarConfig, "arXiv:2406.11838");

@@ -63,84 +63,63 @@ pub struct TextEncoderSizes {
 
 /// Dimensions of the U-Net. The defaults match Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Sd15Config {
     /// Side length of the square latent, in positions. Published: 64 for 512-pixel images.
-    #[serde(default = "sample_size")]
     #[schemars(range(min = 1, max = 4096))]
     pub sample_size: usize,
     /// Number of latent channels.
-    #[serde(default = "in_channels")]
     #[schemars(range(min = 1, max = 1024))]
     pub in_channels: usize,
     /// Number of channels per resolution level, finest level first. Every level except the last halves height and
     /// width.
-    #[serde(default = "block_out_channels")]
     #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 16_384)))]
     pub block_out_channels: Vec<usize>,
     /// Number of residual blocks per level on the downsampling path. The upsampling path has one more per level.
-    #[serde(default = "layers_per_block")]
     #[schemars(range(min = 1, max = 64))]
     pub layers_per_block: usize,
     /// Levels with a transformer after each residual block, where 0 is the finest level. The middle block always
     /// has one.
-    #[serde(default = "attention")]
     #[schemars(length(max = 8))]
     pub attention: Vec<usize>,
     /// Number of attention heads of every transformer. Must divide the channels of its level. The published
     /// configuration calls this number `attention_head_dim`.
-    #[serde(default = "num_heads")]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: usize,
     /// Width of the text features.
-    #[serde(default = "cross_attention_dim")]
     #[schemars(range(min = 1, max = 65_536))]
     pub cross_attention_dim: usize,
     /// Number of groups of every group normalization. Must divide the channels of every level.
-    #[serde(default = "norm_num_groups")]
     #[schemars(range(min = 1, max = 1024))]
     pub norm_num_groups: usize,
     /// Text encoder to train with the network, which then reads token ids. null = the conditioner computes text
     /// features.
-    #[serde(default)]
     pub text_encoder: Option<TextEncoderSizes>,
     /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
-    #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
     /// Initialization of the text encoder's embedding tables.
-    #[serde(default)]
     pub embedding_init: EmbeddingInit,
     /// Noise schedule, and the quantity that the network predicts.
-    #[serde(default = "process")]
     pub process: VpConfig,
 }
 
-fn sample_size() -> usize {
-    64
-}
-fn in_channels() -> usize {
-    4
-}
-fn block_out_channels() -> Vec<usize> {
-    vec![320, 640, 1280, 1280]
-}
-fn layers_per_block() -> usize {
-    2
-}
-fn attention() -> Vec<usize> {
-    vec![0, 1, 2]
-}
-fn num_heads() -> usize {
-    8
-}
-fn cross_attention_dim() -> usize {
-    768
-}
-fn norm_num_groups() -> usize {
-    32
-}
-fn process() -> VpConfig {
-    VpConfig { betas: Betas::ScaledLinear, ..VpConfig::default() }
+impl Default for Sd15Config {
+    fn default() -> Self {
+        Self {
+            sample_size: 64,
+            in_channels: 4,
+            block_out_channels: vec![320, 640, 1280, 1280],
+            layers_per_block: 2,
+            attention: vec![0, 1, 2],
+            num_heads: 8,
+            cross_attention_dim: 768,
+            norm_num_groups: 32,
+            text_encoder: None,
+            guidance_input: None,
+            embedding_init: EmbeddingInit::default(),
+            process: VpConfig { betas: Betas::ScaledLinear, ..VpConfig::default() },
+        }
+    }
 }
 
 framework::register!(backbone "sd15" => Sd15Config, "arXiv:2112.10752");

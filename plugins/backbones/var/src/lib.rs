@@ -68,83 +68,70 @@ pub enum GuidanceInput {
 
 /// Dimensions of VAR, set by a published name (`size`) or one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct VarConfig {
     /// Published size. If it is set, leave out `depth`, `embed_dim`, `num_heads` and `shared_aln`.
-    #[serde(default)]
     pub size: Option<Size>,
     /// Number of transformer blocks.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 512))]
     pub depth: Option<usize>,
     /// Width of the transformer. Must be a multiple of `num_heads`.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 16384))]
     pub embed_dim: Option<usize>,
     /// Number of attention heads per block.
-    #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub num_heads: Option<usize>,
     /// Shares one modulation layer among all blocks. Each block adds a learned offset. null = false.
-    #[serde(default)]
     pub shared_aln: Option<bool>,
     /// Hidden width of the MLP in each block, as a multiple of `embed_dim`.
-    #[serde(default = "mlp_ratio")]
     #[schemars(range(min = 0.25, max = 32.0))]
     pub mlp_ratio: f64,
     /// Normalizes queries and keys to unit length and learns one scale per head, as every released model does.
-    #[serde(default = "yes")]
     pub attn_l2_norm: bool,
     /// Number of classes, without the null class. The null class has an additional row in the class table.
-    #[serde(default = "num_classes")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub num_classes: usize,
     /// Side lengths of the token maps, coarse to fine. Must be strictly increasing. Published for 256-pixel images:
     /// 1, 2, 3, 4, 5, 6, 8, 10, 13, 16.
-    #[serde(default = "patch_nums")]
     #[schemars(length(min = 1), inner(range(min = 1, max = 1024)))]
     pub patch_nums: Vec<usize>,
     /// Vocabulary size of the tokenizer.
-    #[serde(default = "vocabulary", rename = "V")]
+    #[serde(rename = "V")]
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocabulary: usize,
     /// Number of channels of the tokenizer's features. Every level after the first reads the features of the
     /// coarser levels.
-    #[serde(default = "channels", rename = "Cvae")]
+    #[serde(rename = "Cvae")]
     #[schemars(range(min = 1, max = 65536))]
     pub channels: usize,
     /// Epsilon of the layer norms.
-    #[serde(default = "norm_eps")]
     #[schemars(range(min = 1e-12, max = 1.0))]
     pub norm_eps: f64,
     /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
-    #[serde(default)]
     pub guidance_input: Option<GuidanceInput>,
     /// Initialization of embeddings and linear layers.
-    #[serde(default)]
     pub embedding_init: EmbeddingInit,
 }
 
-fn mlp_ratio() -> f64 {
-    4.0
-}
-fn yes() -> bool {
-    true
-}
-fn num_classes() -> usize {
-    1000
-}
-fn patch_nums() -> Vec<usize> {
-    vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
-}
-fn vocabulary() -> usize {
-    4096
-}
-fn channels() -> usize {
-    32
-}
-fn norm_eps() -> f64 {
-    1e-6
+impl Default for VarConfig {
+    fn default() -> Self {
+        Self {
+            size: None,
+            depth: None,
+            embed_dim: None,
+            num_heads: None,
+            shared_aln: None,
+            mlp_ratio: 4.0,
+            attn_l2_norm: true,
+            num_classes: 1000,
+            patch_nums: vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+            vocabulary: 4096,
+            channels: 32,
+            norm_eps: 1e-6,
+            guidance_input: None,
+            embedding_init: EmbeddingInit::default(),
+        }
+    }
 }
 
 framework::register!(backbone "var" => VarConfig, "arXiv:2404.02905");

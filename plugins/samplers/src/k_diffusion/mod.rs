@@ -50,23 +50,27 @@ pub enum KMethod {
 /// Noise that Karras' stochastic sampler adds before a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(example = framework::serde_json::json!({ "amount": 10.0 }))]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required(&["amount"]))]
 pub struct Churn {
     /// Relative growth of sigma, summed over all steps, 0 to 10000. Each step adds at most sqrt(2) - 1.
     #[schemars(range(min = 0.0, max = 10_000.0))]
     pub amount: f64,
     /// Lowest sigma at which noise is added.
-    #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub from: f64,
     /// Highest sigma at which noise is added; null = no bound.
-    #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub to: Option<f64>,
     /// Factor on the added noise, 0 to 10.
-    #[serde(default = "one")]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub noise: f64,
+}
+
+impl Default for Churn {
+    fn default() -> Self {
+        Self { amount: 0.0, from: 0.0, to: None, noise: 1.0 }
+    }
 }
 
 /// Samplers of k-diffusion, which step from sigma to sigma.
@@ -98,10 +102,6 @@ pub struct KDiffusion {
     /// Rounds times to whole training times before they are passed to the network.
     #[serde(default)]
     pub quantize: bool,
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 framework::register!(sampler "k_diffusion" => KDiffusion, "arXiv:2206.00364", "arXiv:2206.00927", "arXiv:2211.01095");
@@ -137,7 +137,7 @@ impl Sampler for KDiffusion {
             let problem = Problem::new("/churn", what).and_at("/method");
             problems.push(problem.accepts("`churn` with euler, heun or dpm2"));
         }
-        let fixed = matches!(self.sigmas, Spacing::Vp { .. } | Spacing::Table);
+        let fixed = matches!(self.sigmas, Spacing::Vp(_) | Spacing::Table);
         if fixed && (self.least.is_some() || self.greatest.is_some()) {
             let at = if self.least.is_some() { "/least" } else { "/greatest" };
             let what = "`least` and `greatest` have no effect: the times of these sigmas fix both ends";

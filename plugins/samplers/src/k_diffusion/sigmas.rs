@@ -7,53 +7,69 @@ use framework::prelude::*;
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Spacing {
     /// Evenly spaced in s^(1 / rho).
-    Karras {
-        /// Exponent. Published: 7.
-        #[serde(default = "seven")]
-        #[schemars(range(min = 0.1, max = 100.0))]
-        rho: f64,
-    },
+    Karras(Karras),
     /// Evenly spaced in log s.
     Exponential,
     /// As exponential, but with the remaining share of the way in log s raised to rho.
-    Polyexponential {
-        /// Exponent; 1 = exponential.
-        #[serde(default = "one")]
-        #[schemars(range(min = 0.1, max = 100.0))]
-        rho: f64,
-    },
+    Polyexponential(Polyexponential),
     /// Evenly spaced in the time of the variance-preserving diffusion, from 1 to 0.001.
-    Vp {
-        /// Slope of the diffusion's noise rate.
-        #[serde(default = "beta_d")]
-        #[schemars(range(min = 0.001, max = 1000.0))]
-        beta_d: f64,
-        /// Noise rate of the diffusion at data.
-        #[serde(default = "beta_min")]
-        #[schemars(range(min = 0.0, max = 1000.0))]
-        beta_min: f64,
-    },
+    Vp(VpRates),
     /// Evenly spaced over the training times of a table, both ends included.
     Table,
 }
 
 impl Default for Spacing {
     fn default() -> Self {
-        Self::Karras { rho: seven() }
+        Self::Karras(Karras::default())
     }
 }
 
-fn one() -> f64 {
-    1.0
+/// Settings of the Karras spacing.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Karras {
+    /// Exponent. Published: 7.
+    #[schemars(range(min = 0.1, max = 100.0))]
+    pub rho: f64,
 }
-fn seven() -> f64 {
-    7.0
+
+impl Default for Karras {
+    fn default() -> Self {
+        Self { rho: 7.0 }
+    }
 }
-fn beta_d() -> f64 {
-    19.9
+
+/// Settings of the polyexponential spacing.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Polyexponential {
+    /// Exponent; 1 = exponential.
+    #[schemars(range(min = 0.1, max = 100.0))]
+    pub rho: f64,
 }
-fn beta_min() -> f64 {
-    0.1
+
+impl Default for Polyexponential {
+    fn default() -> Self {
+        Self { rho: 1.0 }
+    }
+}
+
+/// Noise rates of the variance-preserving diffusion.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VpRates {
+    /// Slope of the diffusion's noise rate.
+    #[schemars(range(min = 0.001, max = 1000.0))]
+    pub beta_d: f64,
+    /// Noise rate of the diffusion at data.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub beta_min: f64,
+}
+
+impl Default for VpRates {
+    fn default() -> Self {
+        Self { beta_d: 19.9, beta_min: 0.1 }
+    }
 }
 
 /// Distance of the first and last time from the ends of a path without a table.
@@ -80,13 +96,15 @@ impl Spacing {
         // 0 at noise, 1 at data. A single step starts at noise.
         let share = |k: usize| if n == 1 { 0.0 } else { k as f64 / (n - 1) as f64 };
         let sigma = |k: usize| match self {
-            Self::Karras { rho } => {
+            Self::Karras(Karras { rho }) => {
                 let root = |s: f64| s.powf(1.0 / rho);
                 (root(greatest) + share(k) * (root(least) - root(greatest))).powf(rho)
             }
             Self::Exponential => (greatest.ln() + share(k) * (least / greatest).ln()).exp(),
-            Self::Polyexponential { rho } => ((1.0 - share(k)).powf(rho) * (greatest / least).ln() + least.ln()).exp(),
-            Self::Vp { beta_d, beta_min } => {
+            Self::Polyexponential(Polyexponential { rho }) => {
+                ((1.0 - share(k)).powf(rho) * (greatest / least).ln() + least.ln()).exp()
+            }
+            Self::Vp(VpRates { beta_d, beta_min }) => {
                 let t = 1.0 + share(k) * (MARGIN - 1.0);
                 (0.5 * beta_d * t * t + beta_min * t).exp_m1().sqrt()
             }

@@ -1,10 +1,12 @@
 //! The laws for every registered objective, laws across objectives, and objectives that are wrong on purpose.
 
+mod wrong;
+
 use framework::plugin::Kind;
-use framework::prelude::{Condition, Context, Device, Family, Needs, NullPrediction, Objective, Optimum, Role, Tensor};
+use framework::prelude::{Context, Device, Family, Needs, NullPrediction, Objective, Optimum, Tensor};
 use framework::random::tensor;
 use framework::sampling::guidance::mix;
-use proofs::laws::{self, CONDITIONS, Reached, World};
+use proofs::laws::{self, CONDITIONS, Reached, World, against};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -155,7 +157,8 @@ fn plain_mg_has_the_fixed_point_one_over_one_minus_w_and_repels_from_w_one_on() 
 }
 
 fn mg(scale: f64) -> objectives::Mg {
-    objectives::Mg { scale: objectives::Scale::Fixed { scale }, t_high: 1.0, ..serde_json::from_str("{}").unwrap() }
+    let scale = objectives::Scale::Fixed(objectives::FixedScale { scale });
+    objectives::Mg { scale, t_high: 1.0, ..objectives::Mg::default() }
 }
 
 #[test]
@@ -182,170 +185,6 @@ fn a_normalised_model_stays_short_of_ccas_optimum() {
     println!("normalised CCA: at most {worst:.3} from the tilt; {toward} of {all} rows moved toward it");
     assert!(worst > 1e-3, "normalised models reach the tilt: the largest difference is {worst}");
     assert!(toward * 10 >= all * 9, "only {toward} of {all} rows moved toward the tilt");
-}
-
-/// An objective that is wrong on purpose and states another objective's optimum.
-struct Wrong {
-    name: &'static str,
-    of: Box<dyn framework::plugin::ObjectivePlugin>,
-    loss: fn(&Context<'_>) -> Tensor<1>,
-    family: Family,
-}
-
-impl std::fmt::Debug for Wrong {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-impl Objective for Wrong {
-    fn needs(&self) -> Needs {
-        self.of.needs()
-    }
-    fn loss(&self, context: &Context<'_>) -> Tensor<1> {
-        (self.loss)(context)
-    }
-    fn null(&self) -> NullPrediction {
-        self.of.null()
-    }
-    fn optimum(&self, family: Family) -> Optimum {
-        self.of.optimum(family)
-    }
-    fn extra_passes(&self) -> usize {
-        self.of.extra_passes()
-    }
-}
-
-/// Computes gft's loss with `mixture` in place of its own mixture of branches. The wrong losses are built from it.
-fn gft(context: &Context<'_>, mixture: fn(Tensor<3>, Tensor<3>, Tensor<3>) -> Tensor<3>) -> Tensor<1> {
-    let (condition, dropped) = context.drop_condition(0.1);
-    let beta = context.uniform("beta", 0.0, 1.0);
-    let input: Vec<f64> = beta.iter().zip(&dropped).map(|(beta, dropped)| if *dropped { 1.0 } else { *beta }).collect();
-    let conditional = context.online(&condition, Some(&input));
-    let unconditional = context.stopped(&context.condition.null(), Some(&vec![1.0; context.batch()]));
-    let beta = context.weights(&conditional, |i, _| beta[i]);
-    context.loss(mixture(conditional, unconditional, beta))
-}
-
-fn scale_aware_mg(context: &Context<'_>, null_input: f64, change: fn(f64) -> f64) -> Tensor<1> {
-    let branch = context.choice("branch", &[0.1, 0.2, 0.7]);
-    let scale = context.uniform("scale", 1.0, 5.0);
-    let input: Vec<f64> = (0..branch.len()).map(|i| [0.0, scale[i], 1.0][branch[i]]).collect();
-    let condition = context.condition.dropped(&branch.iter().map(|b| *b == 0).collect::<Vec<_>>());
-    let ones = vec![1.0; branch.len()];
-    let toward = context.model(Role::Ema, context.condition, Some(&ones))
-        - context.model(Role::Ema, &context.condition.null(), Some(&vec![null_input; branch.len()]));
-    let prediction = context.online(&condition, Some(&input));
-    let weight = context.weights(&prediction, |i, _| if branch[i] == 1 { change(scale[i]) } else { 0.0 });
-    context.loss(prediction - toward * weight)
-}
-
-fn cca(context: &Context<'_>, own_negatives: bool, of_gaps: fn(Tensor<1>, Tensor<1>) -> Tensor<1>) -> Tensor<1> {
-    let negative = if own_negatives { context.condition.clone() } else { context.negative("negative") };
-    let gap = |condition: &Condition| {
-        context.log_likelihood(context.online(condition, None))
-            - context.log_likelihood(context.model(Role::Reference, condition, None))
-    };
-    of_gaps(gap(context.condition), gap(&negative))
-}
-
-fn log_sigmoid(x: Tensor<1>) -> Tensor<1> {
-    framework::burn::tensor::activation::log_sigmoid(x)
-}
-
-#[test]
-fn wrong_objectives_fail_their_law() {
-    let both = |name, of: Value, loss: fn(&Context<'_>) -> Tensor<1>| {
-        FAMILIES.map(|family| Wrong { name, of: objective(of.clone()), loss, family }).into_iter().collect::<Vec<_>>()
-    };
-    let one = |name, family, of: Value, loss: fn(&Context<'_>) -> Tensor<1>| {
-        vec![Wrong { name, of: objective(of), loss, family }]
-    };
-    let aware = json!({ "type": "mg", "scale": { "type": "input" }, "t_high": 1.0 });
-    let contrastive = contrast(1.0, 1.0);
-    let mutants: Vec<Wrong> = [
-        both("sign flipped", json!({ "type": "gft" }), |c| -gft(c, |f, u, b| f * b.clone() + u * (b.neg() + 1.0))),
-        both("beta swapped for 1 - beta", json!({ "type": "gft" }), |c| {
-            gft(c, |f, u, b| f * (b.clone().neg() + 1.0) + u * b)
-        }),
-        both("null branch added whole", json!({ "type": "gft" }), |c| gft(c, |f, u, b| f * b + u)),
-        both("gradient stopped on the wrong branch", json!({ "type": "gft" }), |c| {
-            let (condition, dropped) = c.drop_condition(0.1);
-            let beta = c.uniform("beta", 0.0, 1.0);
-            let input: Vec<f64> = beta.iter().zip(&dropped).map(|(b, d)| if *d { 1.0 } else { *b }).collect();
-            let conditional = c.stopped(&condition, Some(&input));
-            let unconditional = c.online(&c.condition.null(), Some(&vec![1.0; c.batch()]));
-            let beta = c.weights(&conditional, |i, _| beta[i]);
-            c.loss(conditional * beta.clone() + unconditional * (beta.neg() + 1.0))
-        }),
-        both("dropped samples keep their beta as input", json!({ "type": "gft" }), |c| {
-            let (condition, _) = c.drop_condition(0.1);
-            let beta = c.uniform("beta", 0.0, 1.0);
-            let conditional = c.online(&condition, Some(&beta));
-            let unconditional = c.stopped(&c.condition.null(), Some(&vec![1.0; c.batch()]));
-            let weight = c.weights(&conditional, |i, _| beta[i]);
-            c.loss(conditional * weight.clone() + unconditional * (weight.neg() + 1.0))
-        }),
-        both("another's condition in place of null", json!({ "type": "cfg" }), |c| {
-            let (_, dropped) = c.drop_condition(0.5);
-            let negative = c.negative("negative");
-            let (own, other) = (c.loss(c.online(c.condition, None)), c.loss(c.online(&negative, None)));
-            let weight = tensor(
-                &dropped.iter().map(|d| f64::from(u8::from(*d))).collect::<Vec<_>>(),
-                [dropped.len()],
-                own.dtype(),
-                &own.device().inner(),
-            );
-            own * (weight.clone().neg() + 1.0) + other * weight
-        }),
-        both("null is never trained", json!({ "type": "cfg" }), |c| c.loss(c.online(c.condition, None))),
-        both("scale off by one", aware.clone(), |c| scale_aware_mg(c, 0.0, |scale| scale)),
-        both("guided away", aware.clone(), |c| scale_aware_mg(c, 0.0, |scale| 1.0 - scale)),
-        both("null read at scale 1, where it is not trained", aware, |c| scale_aware_mg(c, 1.0, |scale| scale - 1.0)),
-        both("scale added to the conditional", json!({ "type": "distill" }), |c| {
-            let scale = c.uniform("scale", 1.0, 5.0);
-            let (cond, null) =
-                (c.model(Role::Reference, c.condition, None), c.model(Role::Reference, &c.condition.null(), None));
-            let weight = c.weights(&cond, |i, _| scale[i]);
-            c.squared_error(c.online(c.condition, Some(&scale)), cond.clone() + (cond - null) * weight)
-        }),
-        both("teacher's branches swapped", json!({ "type": "distill" }), |c| {
-            let scale = c.uniform("scale", 1.0, 5.0);
-            let (cond, null) =
-                (c.model(Role::Reference, c.condition, None), c.model(Role::Reference, &c.condition.null(), None));
-            let weight = c.weights(&cond, |i, _| scale[i]);
-            c.squared_error(c.online(c.condition, Some(&scale)), cond.clone() + (null - cond) * weight)
-        }),
-        both("target space mixed up", json!({ "type": "distill" }), |c| {
-            let scale = c.uniform("scale", 1.0, 5.0);
-            let (cond, null) =
-                (c.model(Role::Reference, c.condition, None), c.model(Role::Reference, &c.condition.null(), None));
-            let weight = c.weights(&cond, |i, _| scale[i]);
-            // The score is the noise up to sign and scale. Here the student predicts one and is taught the other.
-            c.squared_error(c.online(c.condition, Some(&scale)).neg(), null.clone() + (cond - null) * weight)
-        }),
-        one("negatives count as positives", Family::NextToken, contrastive.clone(), |c| {
-            cca(c, false, |own, other| -log_sigmoid(own) - log_sigmoid(other))
-        }),
-        one("wrong negatives: one's own condition", Family::NextToken, contrastive.clone(), |c| {
-            cca(c, true, |own, other| -log_sigmoid(own) - log_sigmoid(-other))
-        }),
-        one("beta inverted", Family::NextToken, contrast(2.0, 1.0), |c| {
-            cca(c, false, |own, other| -log_sigmoid(own * 0.5) - log_sigmoid(other * -0.5))
-        }),
-        one("first step away from guidance", Family::Continuous, contrastive, |c| {
-            cca(c, false, |own, other| -log_sigmoid(-own) - log_sigmoid(other))
-        }),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    assert!(mutants.len() >= 12);
-    for mutant in &mutants {
-        let verdict = laws::verify(mutant, mutant.family, 10, 3);
-        let found = verdict.counterexample.unwrap_or_else(|| panic!("{} passes on {:?}", mutant.name, mutant.family));
-        assert!(found.contains("probability"), "{found}");
-    }
 }
 
 #[test]
@@ -377,6 +216,27 @@ fn a_missing_stop_gradient_is_seen_where_it_matters() {
     assert!(laws::verify(&TwoSided(mg(1.5), 1.5), Family::Continuous, 10, 0).counterexample.is_none());
     assert!(laws::verify(&mg(2.5), Family::Continuous, 10, 0).counterexample.is_none());
     assert!(laws::verify(&TwoSided(mg(2.5), 2.5), Family::Continuous, 10, 0).counterexample.is_some());
+}
+
+#[test]
+fn objectives_are_compared_with_each_other() {
+    let compare = |a: Value, b: Value, scale| {
+        let (a, b) = (objective(a), objective(b));
+        against::compare((&*a as &dyn Objective, &*b as &dyn Objective), scale, Family::Continuous, 10, 0)
+    };
+    for other in [json!({ "type": "cfg" }), json!({ "type": "distill" })] {
+        let same = compare(json!({ "type": "gft" }), other, 2.5);
+        assert!(same.worlds == 10 && same.counterexample.is_none(), "{same:?}");
+    }
+    // Fixed mg at 1.5 samples scale 1 / (2 - 1.5) = 2, and no other.
+    let mg = json!({ "type": "mg", "scale": { "type": "fixed", "scale": 1.5 }, "t_high": 1.0 });
+    let other = compare(mg.clone(), json!({ "type": "cfg" }), 3.0);
+    assert!(other.worlds == 0 && other.why_not.unwrap().contains("samples scale 2.0000 only"));
+    // Below `t_high` only, mg guides less than cfg does everywhere.
+    let part =
+        compare(json!({ "type": "mg", "scale": { "type": "input" }, "t_high": 0.5 }), json!({ "type": "cfg" }), 3.0);
+    let world = part.counterexample.expect("they differ where t >= t_high");
+    assert!(world.contains("the first") && world.lines().count() < 12, "{world}");
 }
 
 proptest! {
