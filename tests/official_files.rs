@@ -325,6 +325,7 @@ fn a_folder_that_contradicts_the_document_is_refused_with_the_line_to_change() {
     let said = |unet: &Value, scheduler: &Value| {
         fs::write(at("model/unet/config.json"), unet.to_string()).unwrap();
         fs::write(at("model/scheduler/scheduler_config.json"), scheduler.to_string()).unwrap();
+        let _ = fs::remove_file(at("out.safetensors"));
         let done = unguided(&["convert", "--pipeline", &at("document.json"), &at("model"), &at("out.safetensors")]);
         (done.status.code(), text(&done))
     };
@@ -334,7 +335,7 @@ fn a_folder_that_contradicts_the_document_is_refused_with_the_line_to_change() {
     for (file, key, value, fix) in [
         ("scheduler", "prediction_type", json!("v_prediction"), "set /backbone/process/prediction to \"v\""),
         ("scheduler", "beta_schedule", json!("linear"), "set /backbone/process/betas to \"linear\""),
-        ("scheduler", "rescale_betas_zero_snr", json!(true), "at       /backbone/process/betas"),
+        ("scheduler", "rescale_betas_zero_snr", json!(true), "set /backbone/process/zero_terminal_snr to true"),
         ("unet", "attention_head_dim", json!(4), "set /backbone/num_heads to 4"),
         ("unet", "norm_num_groups", json!(32), "set /backbone/norm_num_groups to 32"),
         ("unet", "down_block_types", json!(["DownBlock2D", "CrossAttnDownBlock2D"]), "set /backbone/attention to [1]"),

@@ -61,7 +61,8 @@ fn open_safetensors(path: &Path) -> Result<Tensors> {
     let length = path.metadata().map_err(|e| Error::io(path, e))?.len();
     if begin + layout.data_len() as u64 != length {
         let declared = begin + layout.data_len() as u64;
-        let what = format!("its content is not fully covered by its header: {length} of {declared} bytes");
+        let why = if length < declared { "; the download or copy is incomplete" } else { "" };
+        let what = format!("its header and its content are not fully covered: {length} of {declared} bytes{why}");
         return Err(unreadable(path, &what));
     }
     let mut tensors = Tensors::new();

@@ -7,6 +7,7 @@
 //! Source: arXiv:2006.11239 eq. 4 (linear), arXiv:2102.09672 eq. 17 (cosine), arXiv:2206.00927 sec. 3
 //! (interpolation).
 
+use crate::error::{Problem, Problems};
 use crate::process::learned_variance::{self, Step};
 use crate::process::path::{Coefficients, NoisePath, Pair, Prediction, join};
 use crate::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target, mean_scored, score};
@@ -54,13 +55,23 @@ pub struct VpConfig {
     pub timesteps: usize,
     /// The quantity that the network predicts.
     pub prediction: VpPrediction,
+    /// Rescales the schedule so that the last training time contains practically no signal: its signal-to-noise ratio
+    /// is at most 2^-24. Requires the prediction "v" or "x", because noise alone does not determine the data.
+    /// Source: arXiv:2305.08891 algorithm 1.
+    pub zero_terminal_snr: bool,
     /// Also trains the variance channels of a `learn_sigma` network, with the variational bound of each step.
     pub variance_loss: bool,
 }
 
 impl Default for VpConfig {
     fn default() -> Self {
-        Self { betas: Betas::Linear, timesteps: 1000, prediction: VpPrediction::Eps, variance_loss: false }
+        Self {
+            betas: Betas::Linear,
+            timesteps: 1000,
+            prediction: VpPrediction::Eps,
+            zero_terminal_snr: false,
+            variance_loss: false,
+        }
     }
 }
 
@@ -86,10 +97,20 @@ impl VpConfig {
         }
     }
 
+    /// Checks the settings among themselves. Pointers are relative to the entry.
+    pub fn check(&self) -> Problems {
+        if !self.zero_terminal_snr || self.prediction != VpPrediction::Eps {
+            return Problems::new();
+        }
+        let what = "without signal at the last time, the predicted noise does not determine the data";
+        let problem = Problem::new("/prediction", what).and_at("/zero_terminal_snr");
+        vec![problem.accepts("\"prediction\": \"v\" or \"x\" with \"zero_terminal_snr\": true")]
+    }
+
     /// Builds the process from these settings.
     pub fn process(&self) -> Vp {
         let mut log_alpha_bar = 0.0;
-        let log_alpha = self
+        let mut log_alpha: Vec<f64> = self
             .betas()
             .iter()
             .map(|beta| {
@@ -97,6 +118,9 @@ impl VpConfig {
                 0.5 * log_alpha_bar
             })
             .collect();
+        if self.zero_terminal_snr {
+            log_alpha = without_terminal_signal(&log_alpha);
+        }
         let prediction = match self.prediction {
             VpPrediction::Eps => Prediction::Eps,
             VpPrediction::V => Prediction::V,
@@ -104,6 +128,21 @@ impl VpConfig {
         };
         Vp { log_alpha, prediction, variance_loss: self.variance_loss }
     }
+}
+
+/// Shifts and scales `alpha` so that the first time keeps its value and the last one is practically 0.
+///
+///   alpha'_i = (alpha_i - alpha_T) alpha_1 / (alpha_1 - alpha_T)
+///
+/// Source: arXiv:2305.08891 algorithm 1. The last value is 2^-12, or half of the value before it if that is smaller:
+/// samplers read `log alpha`, which must be finite and decrease.
+fn without_terminal_signal(log_alpha: &[f64]) -> Vec<f64> {
+    let alpha: Vec<f64> = log_alpha.iter().map(|log| log.exp()).collect();
+    let (first, last) = (alpha[0], alpha[alpha.len() - 1]);
+    let mut moved: Vec<f64> = alpha.iter().map(|alpha| (alpha - last) * first / (first - last)).collect();
+    let end = moved.len() - 1;
+    moved[end] = 2_f64.powi(-12).min(0.5 * moved[end - 1]);
+    moved.iter().map(|alpha| alpha.ln()).collect()
 }
 
 /// The variance-preserving process with its schedule computed, ready to corrupt latents and score
@@ -311,6 +350,28 @@ mod tests {
             assert_eq!((vp.at(0.0).alpha, vp.at(0.0).sigma), (1.0, 0.0));
             assert!(vp.at(1.0).alpha < 0.1, "{betas:?} leaves signal at t = 1");
         }
+    }
+
+    #[test]
+    fn zero_terminal_snr_keeps_the_first_time_and_ends_without_signal() {
+        for (betas, timesteps) in
+            [(Betas::Linear, 1000), (Betas::ScaledLinear, 1000), (Betas::Cosine, 1000), (Betas::Linear, 2)]
+        {
+            let plain = config(betas, timesteps).process();
+            let zero = VpConfig { zero_terminal_snr: true, ..config(betas, timesteps) }.process();
+            let at = |vp: &Vp, i: usize| vp.at((i + 1) as f64 / timesteps as f64).alpha;
+            let (first, last) = (at(&plain, 0), at(&plain, timesteps - 1));
+            for i in 0..timesteps - 1 {
+                let expected = (at(&plain, i) - last) * first / (first - last);
+                assert!((at(&zero, i) - expected).abs() < 1e-12, "{betas:?} {i}");
+                assert!(at(&zero, i) > at(&zero, i + 1), "{betas:?} {i}");
+            }
+            let end = zero.at(1.0);
+            assert!(end.alpha > 0.0 && end.alpha <= 2_f64.powi(-12) && zero.lambda(1.0).is_finite(), "{betas:?}");
+        }
+        let wrong = VpConfig { zero_terminal_snr: true, ..VpConfig::default() };
+        assert_eq!(wrong.check()[0].at, ["/prediction", "/zero_terminal_snr"]);
+        assert!(VpConfig { prediction: VpPrediction::V, ..wrong }.check().is_empty());
     }
 
     #[test]

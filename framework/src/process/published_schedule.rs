@@ -31,9 +31,12 @@ impl VpConfig {
         }
         problems.extend(scheduler.differs("num_train_timesteps", "/process/timesteps", &json!(self.timesteps)));
         problems.extend(self.other_betas(scheduler));
-        if scheduler.get("rescale_betas_zero_snr") == Some(&json!(true)) {
-            let says = "`rescale_betas_zero_snr`: true";
-            problems.push(scheduler.contradicts(says, "/process/betas", &json!(self.betas), None));
+        // A schedule without the entry keeps its terminal signal.
+        let zero = scheduler.get("rescale_betas_zero_snr").and_then(Value::as_bool).unwrap_or(false);
+        if zero != self.zero_terminal_snr && scheduler.get("beta_schedule").is_some() {
+            let says = format!("`rescale_betas_zero_snr`: {zero}");
+            let own = json!(self.zero_terminal_snr);
+            problems.push(scheduler.contradicts(&says, "/process/zero_terminal_snr", &own, Some(&json!(zero))));
         }
         problems
     }
@@ -101,7 +104,12 @@ mod tests {
             ("beta_schedule", json!("sigmoid"), "/process/betas", None),
             ("beta_end", json!(0.02), "/process/betas", None),
             ("trained_betas", json!([0.1, 0.2]), "/process/betas", None),
-            ("rescale_betas_zero_snr", json!(true), "/process/betas", None),
+            (
+                "rescale_betas_zero_snr",
+                json!(true),
+                "/process/zero_terminal_snr",
+                Some("set /backbone/process/zero_terminal_snr to true"),
+            ),
             ("_class_name", json!("FlowMatchEulerDiscreteScheduler"), "/process", None),
         ] {
             let mut changed = published();

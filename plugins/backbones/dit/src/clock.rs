@@ -32,12 +32,13 @@ impl Clock for VpConfig {
     const HAS_VARIANCE: bool = true;
 
     fn check(&self, learn_sigma: bool) -> Problems {
-        if !self.variance_loss || learn_sigma {
-            return Problems::new();
+        let mut problems: Problems = self.check().into_iter().map(|problem| problem.under("/process")).collect();
+        if self.variance_loss && !learn_sigma {
+            let what = "`variance_loss` trains channels that the network does not have";
+            let problem = Problem::new("/process/variance_loss", what).and_at("/learn_sigma");
+            problems.push(problem.accepts("`variance_loss` with \"learn_sigma\": true"));
         }
-        let what = "`variance_loss` trains channels that the network does not have";
-        let problem = Problem::new("/process/variance_loss", what).and_at("/learn_sigma");
-        vec![problem.accepts("`variance_loss` with \"learn_sigma\": true")]
+        problems
     }
 
     fn process(&self) -> Box<dyn Process> {

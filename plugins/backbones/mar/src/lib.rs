@@ -244,7 +244,7 @@ impl MarConfig {
     /// Builds the masked process.
     pub fn masked(&self) -> Masked {
         let HeadProcess { betas, timesteps, prediction, variance_loss } = self.process;
-        let head = VpConfig { betas, timesteps, prediction, variance_loss }.process();
+        let head = VpConfig { betas, timesteps, prediction, variance_loss, ..VpConfig::default() }.process();
         let (mask_ratio_min, repeats) = (self.mask_ratio_min, self.diffusion_batch_mul);
         Masked { patches: self.patches(), mask_ratio_min, repeats, head }
     }

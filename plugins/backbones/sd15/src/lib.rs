@@ -258,6 +258,7 @@ impl BackboneConfig for Sd15Config {
                 Problem::new("/embedding_init", what).and_at("/text_encoder").fix("delete /backbone/embedding_init"),
             );
         }
+        problems.extend(self.process.check().into_iter().map(|problem| problem.under("/process")));
         if self.process.variance_loss {
             let what = "`variance_loss` trains channels that the network does not have";
             problems.push(Problem::new("/process/variance_loss", what).accepts("false"));
