@@ -1,0 +1,118 @@
+//! Samples in tar files, in the layout of WebDataset. `pattern` expands names of shards, and `shards` reads them. Files whose paths agree up to the first dot of the file
+//! name form one sample.
+//!
+//!   a/0001.jpg   the image (jpg, jpeg, png, webp)
+//!   a/0001.txt   its caption; if absent, the value "caption" of a/0001.json
+//!   a/0001.cls   its class, an integer
+//!
+//! Opening a shard reads only its headers; reading an item seeks to the offset in its header. Entries that are
+//! not regular files with a relative path are skipped and counted.
+//!
+//! Source: <https://github.com/webdataset/webdataset> for the layout.
+
+mod pattern;
+mod shards;
+
+pub use shards::Beside;
+
+use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind};
+use framework::error::{Error, Problems, Result};
+use framework::prelude::*;
+use pattern::expand;
+use shards::OpenShards;
+
+/// Images with captions or classes from tar files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WebDataset {
+    /// Tar files, or patterns such as "train-{000..012}.tar". A relative path starts at the working directory.
+    pub shards: Vec<String>,
+    /// Height and width of the items, at least 1 pixel. The shorter side of an image is resized to this value;
+    /// the longer side is cropped.
+    #[schemars(range(min = 1, max = 16_384))]
+    pub image_size: usize,
+    /// Channels: 3 = red, green, blue; 1 = grey (Rec. 709 luma).
+    #[serde(default = "three")]
+    #[schemars(extend("enum" = [1, 3]))]
+    pub channels: usize,
+    /// Condition that is read with each image. A sample without it is skipped.
+    #[serde(default)]
+    pub condition: Beside,
+    /// Number of classes, at least 1. Only with the condition "class". A sample whose class is not below it
+    /// counts as unreadable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub num_classes: Option<usize>,
+    /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
+    #[serde(default)]
+    pub horizontal_flip: bool,
+}
+
+fn three() -> usize {
+    3
+}
+
+framework::register!(data "webdataset" => WebDataset);
+
+impl DatasetConfig for WebDataset {
+    fn check(&self) -> Problems {
+        let mut problems = Problems::new();
+        if self.shards.is_empty() {
+            problems.push(Problem::new("/shards", "`shards` is empty").accepts("one tar file or more"));
+        }
+        for (i, pattern) in self.shards.iter().enumerate() {
+            if let Err(what) = expand(pattern) {
+                let what = format!("`{pattern}`: {what}");
+                problems
+                    .push(Problem::new(format!("/shards/{i}"), what).accepts("a path, or a pattern with {000..012}"));
+            }
+        }
+        if self.image_size == 0 {
+            problems.push(Problem::new("/image_size", "`image_size` is 0").accepts("1 or more pixels"));
+        }
+        if ![1, 3].contains(&self.channels) {
+            let what = format!("`channels` is {}", self.channels);
+            problems.push(Problem::new("/channels", what).accepts("1 (grey) or 3 (red, green, blue)"));
+        }
+        match (self.condition, self.num_classes) {
+            (Beside::Class, None | Some(0)) => {
+                let what = "`condition` is \"class\", but `num_classes` is not set";
+                problems.push(Problem::new("/num_classes", what).and_at("/condition").accepts("1 or more"));
+            }
+            (Beside::Caption | Beside::None, Some(_)) => {
+                let what = "`num_classes` has no effect unless `condition` is \"class\"";
+                problems.push(Problem::new("/num_classes", what).and_at("/condition").fix("omit it"));
+            }
+            _ => {}
+        }
+        problems
+    }
+
+    fn info(&self) -> Option<DatasetInfo> {
+        Some(self.known())
+    }
+
+    fn open(&self) -> Result<Box<dyn Dataset>> {
+        let mut open = OpenShards::new(self.known(), self.condition, self.horizontal_flip);
+        for pattern in &self.shards {
+            let paths = expand(pattern).map_err(|what| Error::Run(format!("`shards`: `{pattern}`: {what}")))?;
+            for path in paths {
+                open.index(path)?;
+            }
+        }
+        open.complete()
+    }
+}
+
+impl WebDataset {
+    fn known(&self) -> DatasetInfo {
+        DatasetInfo {
+            items: ItemKind::Images([self.channels, self.image_size, self.image_size]),
+            num_classes: self.num_classes,
+            captions: self.condition == Beside::Caption,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
