@@ -77,6 +77,18 @@ impl Dataset for Checked {
         self.dataset.warnings()
     }
 
+    fn notes(&self) -> Vec<String> {
+        self.dataset.notes()
+    }
+
+    fn source(&self, index: usize) -> String {
+        self.dataset.source(index)
+    }
+
+    fn how_to_add_classes(&self) -> Option<String> {
+        self.dataset.how_to_add_classes()
+    }
+
     fn class_names(&self) -> Option<Vec<String>> {
         self.dataset.class_names()
     }

@@ -114,6 +114,22 @@ pub trait Dataset: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Returns what was changed in the items read so far, such as transparent pixels that show a background, as one
+    /// sentence per reason. Each item counts once.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Returns where an item is stored. Messages about the item name it.
+    fn source(&self, index: usize) -> String {
+        format!("item {index} of the dataset")
+    }
+
+    /// Returns how the user can give the items classes, if they have none.
+    fn how_to_add_classes(&self) -> Option<String> {
+        None
+    }
+
     /// Returns the class names in order, if the dataset has names.
     fn class_names(&self) -> Option<Vec<String>> {
         None

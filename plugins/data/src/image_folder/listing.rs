@@ -1,19 +1,19 @@
-//! Finds the images of a folder, and the class or caption of each one.
+//! Finds the images of a folder, and the class or caption of each one. Counts everything that is not taken.
 
-use super::metadata::metadata;
-use crate::decode::{LONGEST_CAPTION, caption};
+use super::metadata::{self, metadata};
+use crate::decode::ENDINGS;
+use crate::regular;
 use crate::skipped::Skipped;
+use crate::text::{LONGEST_CAPTION, caption};
 use framework::data::dataset::Label;
 use framework::error::{Error, Result};
 use framework::prelude::*;
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path as FilePath, PathBuf};
 use walkdir::WalkDir;
-
-/// Endings of the files that are read, in upper or lower case.
-const ENDINGS: [&str; 5] = ["bmp", "jpeg", "jpg", "png", "webp"];
 
 /// Where the captions of the images are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,22 +28,39 @@ pub enum Captions {
     Metadata,
 }
 
-/// The names of the classes, and every image with its label.
-type Listing = (Vec<String>, Vec<(PathBuf, Label)>);
+/// The images of a folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Names of the classes, in order; empty if there are no classes.
+    pub class_names: Vec<String>,
+    /// Every image with its label, in order.
+    pub files: Vec<(PathBuf, Label)>,
+    /// What was not taken.
+    pub skipped: Skipped,
+}
 
 /// Lists the class names, and every image with its class, both in order of name.
-pub fn list(root: &FilePath) -> Result<Listing> {
+///
+/// # Errors
+/// If the folder cannot be read, holds no image, holds images next to class folders, or holds a class folder without
+/// images, unless `allow_empty` is set.
+pub fn classes(root: &FilePath, allow_empty: bool) -> Result<Listing> {
+    let mut listing = Listing::default();
+    let skipped = &mut listing.skipped;
     let mut folders = Vec::new();
     let mut files = Vec::new();
     for entry in fs::read_dir(root).map_err(|e| Error::io(root, e))? {
         let path = entry.map_err(|e| Error::io(root, e))?.path();
-        if is_hidden(&path) {
+        if let Some(reason) = hidden(path.file_name().unwrap_or_default()) {
+            skipped.because(reason, path.display());
             continue;
         }
-        if path.is_dir() {
-            folders.push(path);
-        } else if is_image(&path) {
-            files.push(path);
+        match fs::metadata(&path) {
+            Err(error) => skipped.because(unreadable(error.kind()), path.display()),
+            Ok(found) if found.is_dir() => folders.push(path),
+            Ok(found) if !found.is_file() => skipped.because(regular::kind(found.file_type()), path.display()),
+            Ok(_) if is_image(&path) => files.push(path),
+            Ok(_) => skipped.because(ending(&path), path.display()),
         }
     }
     folders.sort();
@@ -51,10 +68,11 @@ pub fn list(root: &FilePath) -> Result<Listing> {
 
     if folders.is_empty() {
         if files.is_empty() {
-            let what = format!("holds no image; supported endings are {}", ENDINGS.join(", "));
+            let what = format!("holds no image; supported endings are {}{}", ENDINGS.join(", "), skipped.lines());
             return Err(Error::file(root, what));
         }
-        return Ok((Vec::new(), files.into_iter().map(|file| (file, Label::None)).collect()));
+        listing.files = files.into_iter().map(|file| (file, Label::None)).collect();
+        return Ok(listing);
     }
     if let Some(file) = files.first() {
         let what = format!(
@@ -64,72 +82,145 @@ pub fn list(root: &FilePath) -> Result<Listing> {
         return Err(Error::file(file, what));
     }
 
-    let mut names = Vec::new();
-    let mut labelled = Vec::new();
     for (class, folder) in folders.iter().enumerate() {
-        let before = labelled.len();
-        for entry in WalkDir::new(folder).follow_links(true).sort_by_file_name() {
-            let entry = entry.map_err(|e| Error::file(folder, e.to_string()))?;
-            if entry.file_type().is_file() && !is_hidden(entry.path()) && is_image(entry.path()) {
-                labelled.push((entry.into_path(), Label::Class(class)));
-            }
-        }
-        if labelled.len() == before {
-            let what = format!("is a class folder without images; supported endings are {}", ENDINGS.join(", "));
+        let (images, others) = images(folder, skipped);
+        others.iter().for_each(|path| skipped.because(ending(path), path.display()));
+        if images.is_empty() && !allow_empty {
+            let what = format!(
+                "is a class folder without images; supported endings are {}. Remove it, or set `allow_empty_classes`{}",
+                ENDINGS.join(", "),
+                skipped.lines()
+            );
             return Err(Error::file(folder, what));
         }
-        names.push(folder.file_name().expect("a directory entry has a name").to_string_lossy().into_owned());
+        listing.files.extend(images.into_iter().map(|path| (path, Label::Class(class))));
+        let name = folder.file_name().expect("a directory entry has a name");
+        listing.class_names.push(name.to_string_lossy().into_owned());
     }
-    Ok((names, labelled))
+    if listing.files.is_empty() {
+        return Err(Error::file(root, format!("holds class folders, but no image{}", listing.skipped.lines())));
+    }
+    Ok(listing)
 }
 
-/// Lists every image that has a caption, at any depth and in order of path, and counts what is skipped.
-pub fn captioned(root: &FilePath, captions: Captions) -> Result<(Vec<(PathBuf, Label)>, Skipped)> {
-    let mut skipped = Skipped::default();
+/// Lists every image that has a caption, at any depth and in order of path.
+///
+/// # Errors
+/// If the folder or `metadata.jsonl` cannot be read, or no image has a caption.
+pub fn captioned(root: &FilePath, captions: Captions) -> Result<Listing> {
+    let mut listing = Listing::default();
+    let skipped = &mut listing.skipped;
+    fs::read_dir(root).map_err(|e| Error::io(root, e))?;
+    let lines = root.join(metadata::NAME);
     let mut told = match captions {
-        Captions::Metadata => metadata(&root.join("metadata.jsonl"), &mut skipped)?,
+        Captions::Metadata => metadata(&lines, skipped)?,
         _ => BTreeMap::new(),
     };
-    let mut files = Vec::new();
-    let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
-    for entry in WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
-        let path = entry.map_err(|e| Error::file(root, e.to_string()))?.into_path();
-        if !is_image(&path) || !path.is_file() {
-            continue;
-        }
+    let (images, others) = images(root, skipped);
+    let mut read = BTreeSet::new();
+    if captions == Captions::Metadata {
+        read.insert(lines);
+    }
+    for path in images {
         let found = match captions {
             Captions::Metadata => {
                 let name = path.strip_prefix(root).unwrap_or(&path);
                 told.remove(name).ok_or_else(|| "an image without a line in metadata.jsonl".to_string())
             }
-            _ => beside(&path),
+            _ => {
+                read.insert(path.with_extension("txt"));
+                beside(&path)
+            }
         };
         match found {
-            Ok(caption) => files.push((path, Label::Caption(caption))),
+            Ok(caption) => listing.files.push((path, Label::Caption(caption))),
             Err(reason) => skipped.because(reason, path.display()),
         }
+    }
+    for path in others.iter().filter(|path| !read.contains(*path)) {
+        skipped.because(ending(path), path.display());
     }
     for name in told.keys() {
         skipped.because("a line of metadata.jsonl that names no image in the folder", name.display());
     }
-    if files.is_empty() {
-        let why: String = skipped.warnings().iter().map(|warning| format!("\n  {warning}")).collect();
-        return Err(Error::file(root, format!("holds no image with a caption{why}")));
+    if listing.files.is_empty() {
+        return Err(Error::file(root, format!("holds no image with a caption{}", skipped.lines())));
     }
-    Ok((files, skipped))
+    Ok(listing)
+}
+
+/// Returns the images and the other regular files at any depth below `folder`, each in order of path. Counts what is
+/// hidden, cannot be read, or is not a regular file.
+fn images(folder: &FilePath, skipped: &mut Skipped) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let (mut images, mut others) = (Vec::new(), Vec::new());
+    let mut walk = WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter();
+    while let Some(entry) = walk.next() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                let reason = match error.loop_ancestor() {
+                    Some(_) => "a link to a folder that contains it".to_string(),
+                    None => unreadable(error.io_error().map_or(ErrorKind::Other, std::io::Error::kind)),
+                };
+                skipped.because(reason, error.path().unwrap_or(folder).display());
+                continue;
+            }
+        };
+        let kind = entry.file_type();
+        if entry.depth() == 0 {
+            continue;
+        }
+        if let Some(reason) = hidden(entry.file_name()) {
+            skipped.because(reason, entry.path().display());
+            if kind.is_dir() {
+                walk.skip_current_dir();
+            }
+        } else if kind.is_file() {
+            let into = if is_image(entry.path()) { &mut images } else { &mut others };
+            into.push(entry.into_path());
+        } else if !kind.is_dir() {
+            skipped.because(regular::kind(kind), entry.path().display());
+        }
+    }
+    (images, others)
 }
 
 /// Reads the caption from the text file next to an image.
 fn beside(image: &FilePath) -> Result<String, String> {
-    let file = File::open(image.with_extension("txt")).map_err(|_| "an image without a caption file".to_string())?;
-    let mut bytes = Vec::new();
     // Read one byte more than the limit, so that `caption` can detect longer files.
-    file.take(LONGEST_CAPTION + 1).read_to_end(&mut bytes).map_err(|e| format!("an unreadable caption file: {e}"))?;
-    caption(&bytes)
+    match regular::read(&image.with_extension("txt"), LONGEST_CAPTION) {
+        Ok(bytes) => caption(&bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err("an image without a caption file".into()),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+            Err(format!("the caption is longer than {LONGEST_CAPTION} bytes"))
+        }
+        Err(error) => Err(format!("an unreadable caption file: {error}")),
+    }
 }
 
-fn is_hidden(path: &FilePath) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+/// Returns why an entry with this name is never read.
+fn hidden(name: &OsStr) -> Option<&'static str> {
+    let name = name.as_encoded_bytes();
+    match name {
+        [b'.', ..] => Some("a hidden file or folder (its name starts with a dot)"),
+        b"__MACOSX" => Some("a folder that archives of macOS contain"),
+        _ => None,
+    }
+}
+
+fn unreadable(error: ErrorKind) -> String {
+    match error {
+        ErrorKind::NotFound => "a link that leads nowhere".into(),
+        error => format!("a file or folder that cannot be read: {error}"),
+    }
+}
+
+/// Returns the reason why a regular file that is not an image is not read.
+fn ending(path: &FilePath) -> String {
+    match path.extension() {
+        Some(ending) => format!("an ending that is not read: .{}", ending.to_string_lossy().to_lowercase()),
+        None => "a name without an ending".into(),
+    }
 }
 
 fn is_image(path: &FilePath) -> bool {

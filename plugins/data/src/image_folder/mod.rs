@@ -9,22 +9,22 @@ mod metadata;
 
 pub use listing::Captions;
 
-use crate::decode::decode;
-use crate::skipped::Skipped;
+use crate::decode::{Crop, Framing, LARGEST_FILE, Resize, View};
+use crate::regular;
+use crate::skipped::Changed;
 use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
 use framework::random::Random;
-use listing::{captioned, list};
-use std::fs::File;
-use std::io::BufReader;
+use listing::{Listing, captioned, classes};
 use std::path::PathBuf;
 
 /// Images in a folder. Each sub-folder is a class, in order of name. If there are no sub-folders, images have
 /// no class. With captions, sub-folders are not classes, and images without a caption are skipped.
 ///
-/// The dataset reads files that end in bmp, jpeg, jpg, png or webp, at any depth below a class folder. It
-/// ignores other files, and names that start with a dot. It drops alpha channels.
+/// The dataset reads files that end in bmp, gif, jfif, jpe, jpeg, jpg, png, tif, tiff or webp, at any depth below a
+/// class folder, and of an animation the first frame. It turns images upright (EXIF). It skips and counts other files,
+/// names that start with a dot, links that lead nowhere, and whatever cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageFolder {
@@ -43,12 +43,28 @@ pub struct ImageFolder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
+    /// Whether class folders without images are classes. If false, such a folder is an error.
+    #[serde(default)]
+    pub allow_empty_classes: bool,
     /// Where the captions are stored.
     #[serde(default)]
     pub captions: Captions,
     /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
     #[serde(default)]
     pub horizontal_flip: bool,
+    /// How the shorter side of an image is resized to `image_size`.
+    #[serde(default)]
+    pub resize: Resize,
+    /// Which square of the resized image is an item.
+    #[serde(default)]
+    pub crop: Crop,
+    /// Colour behind transparent pixels: red, green and blue, each from 0 to 255. Default: white.
+    #[serde(default = "white")]
+    pub background: [u8; 3],
+}
+
+fn white() -> [u8; 3] {
+    [255; 3]
 }
 
 fn three() -> usize {
@@ -71,6 +87,10 @@ impl DatasetConfig for ImageFolder {
             let what = "`num_classes` has no effect: images with captions have no classes";
             problems.push(Problem::new("/num_classes", what).and_at("/captions").fix("omit it"));
         }
+        if self.captions != Captions::None && self.allow_empty_classes {
+            let what = "`allow_empty_classes` has no effect: images with captions have no classes";
+            problems.push(Problem::new("/allow_empty_classes", what).and_at("/captions").fix("omit it"));
+        }
         problems
     }
 
@@ -83,21 +103,20 @@ impl DatasetConfig for ImageFolder {
 
     fn open(&self) -> Result<Box<dyn Dataset>> {
         if self.captions != Captions::None {
-            let (files, skipped) = captioned(&self.path, self.captions)?;
-            return Ok(Box::new(OpenFolder { config: self.clone(), class_names: Vec::new(), files, skipped }));
+            return Ok(Box::new(self.opened(captioned(&self.path, self.captions)?)));
         }
-        let (class_names, files) = list(&self.path)?;
+        let listing = classes(&self.path, self.allow_empty_classes)?;
+        let found = listing.class_names.len();
         if let Some(declared) = self.num_classes
-            && declared != class_names.len()
+            && declared != found
         {
             let what = format!(
-                "holds {} class folder(s), but the document says `num_classes` = {declared}; \
-                 correct it or omit it",
-                class_names.len()
+                "holds {found} class folder(s), but the document says `num_classes` = {declared}; \
+                 correct it or omit it"
             );
             return Err(Error::file(&self.path, what));
         }
-        Ok(Box::new(OpenFolder { config: self.clone(), class_names, files, skipped: Skipped::default() }))
+        Ok(Box::new(self.opened(listing)))
     }
 }
 
@@ -109,58 +128,85 @@ impl ImageFolder {
             captions: self.captions != Captions::None,
         }
     }
+
+    fn opened(&self, listing: Listing) -> OpenFolder {
+        let framing = Framing {
+            channels: self.channels,
+            size: self.image_size,
+            background: self.background,
+            resize: self.resize,
+            crop: self.crop,
+            horizontal_flip: self.horizontal_flip,
+        };
+        OpenFolder { info: self.info_with(listing.class_names.len()), framing, listing, changed: Changed::default() }
+    }
 }
 
 #[derive(Debug)]
 struct OpenFolder {
-    config: ImageFolder,
-    class_names: Vec<String>,
-    files: Vec<(PathBuf, Label)>,
-    skipped: Skipped,
+    info: DatasetInfo,
+    framing: Framing,
+    listing: Listing,
+    changed: Changed,
 }
 
 impl OpenFolder {
-    fn item(&self, index: usize, mirrored: bool) -> Result<Item> {
-        let (path, label) = &self.files[index];
-        let file = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
-        let values = decode(file, self.config.channels, self.config.image_size, mirrored);
-        Ok(Item { values: values.map_err(|what| Error::file(path, what))?, label: label.clone() })
+    fn item(&self, index: usize, view: View) -> Result<Item> {
+        let (path, label) = &self.listing.files[index];
+        let bytes = regular::read(path, LARGEST_FILE).map_err(|e| Error::io(path, e))?;
+        let decoded = self.framing.decode(&bytes, view).map_err(|what| Error::file(path, what))?;
+        if decoded.transparent {
+            self.changed.because(&self.framing.composited(), index, path.display());
+        }
+        Ok(Item { values: decoded.values, label: label.clone() })
     }
 }
 
 impl Dataset for OpenFolder {
     fn info(&self) -> DatasetInfo {
-        self.config.info_with(self.class_names.len())
+        self.info.clone()
     }
 
     fn len(&self) -> usize {
-        self.files.len()
+        self.listing.files.len()
     }
 
     fn get(&self, index: usize, random: &Random, epoch: u64) -> Result<Item> {
-        let mirrored =
-            self.config.horizontal_flip && random.uniform("horizontal_flip", index as u64, epoch, 1)[0] < 0.5;
-        self.item(index, mirrored)
+        self.item(index, self.framing.view(index, random, epoch))
     }
 
     fn plain(&self, index: usize) -> Result<Item> {
-        self.item(index, false)
+        self.item(index, View::default())
     }
 
     fn label(&self, index: usize) -> Result<Label> {
-        Ok(self.files[index].1.clone())
+        Ok(self.listing.files[index].1.clone())
     }
 
     fn mirrors(&self) -> bool {
-        self.config.horizontal_flip
+        self.framing.horizontal_flip
     }
 
     fn warnings(&self) -> Vec<String> {
-        self.skipped.warnings()
+        self.listing.skipped.warnings()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.changed.notes()
+    }
+
+    fn source(&self, index: usize) -> String {
+        self.listing.files[index].0.display().to_string()
+    }
+
+    fn how_to_add_classes(&self) -> Option<String> {
+        let flat = self.listing.class_names.is_empty() && !self.info.captions;
+        flat.then(|| "put the images of each class into a sub-folder of its own".to_string())
     }
 
     fn class_names(&self) -> Option<Vec<String>> {
-        (!self.class_names.is_empty()).then(|| self.class_names.clone())
+        let names = &self.listing.class_names;
+        (!names.is_empty()).then(|| names.clone())
     }
 }
 

@@ -2,15 +2,15 @@
 
 use super::metadata::LONGEST_LINE;
 use super::*;
-use crate::decode::LONGEST_CAPTION;
+use crate::text::LONGEST_CAPTION;
+use framework::serde_json;
 use image::{Rgb, RgbImage};
 use std::fs;
 use std::path::Path as FilePath;
 use tempfile::TempDir;
 
 fn folder(path: &FilePath, image_size: usize) -> ImageFolder {
-    let (channels, captions) = (3, Captions::None);
-    ImageFolder { path: path.into(), image_size, channels, num_classes: None, captions, horizontal_flip: false }
+    serde_json::from_value(serde_json::json!({ "path": path, "image_size": image_size })).unwrap()
 }
 
 fn save(root: &TempDir, name: &str, image: &RgbImage) {
@@ -39,6 +39,8 @@ fn sub_folders_are_classes_in_order_of_name() {
     assert_eq!(labels, [Label::Class(0), Label::Class(0), Label::Class(1)]);
     assert_eq!(data.class_names().unwrap(), ["ant", "zebra"]);
     assert_eq!(data.info().num_classes, Some(2));
+    assert_eq!(data.how_to_add_classes(), None);
+    warned(&*data, &["1 skipped: a hidden file or folder", "1 skipped: an ending that is not read: .txt"]);
 }
 
 #[test]
@@ -145,6 +147,7 @@ fn captions_stand_in_text_files_beside_the_images() {
             "1 skipped: an image without a caption file; the first is",
             "the caption is empty",
             "the caption is not UTF-8",
+            "1 skipped: a hidden file or folder",
             "the caption is longer than",
         ],
     );
@@ -202,4 +205,106 @@ fn impossible_settings_are_reported_together() {
     let problems = ImageFolder { channels: 4, ..folder(FilePath::new("x"), 0) }.check();
     assert_eq!(problems.iter().map(|p| p.at[0].as_str()).collect::<Vec<_>>(), ["/image_size", "/channels"]);
     assert!(folder(FilePath::new("x"), 2).check().is_empty());
+}
+
+#[test]
+fn what_is_not_taken_is_counted_with_its_reason() {
+    let root = TempDir::new().unwrap();
+    for name in ["cat/1.png", "cat/.cache/1.png", "cat/deep/.x.png", "dog/1.jpg", "dog/2.JFIF", "__MACOSX/cat/1.png"] {
+        let path = root.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        small().save_with_format(path, image::ImageFormat::Jpeg).unwrap();
+    }
+    for name in ["cat/a.avif", "cat/b.AVIF", "cat/c.ppm", "dog/plain", "Thumbs.db"] {
+        fs::write(root.path().join(name), "?").unwrap();
+    }
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(root.path().join(to), root.path().join(name)).unwrap();
+    link("gone.png", "cat/9.png");
+    link("cat", "cat/deep/loop");
+    link("gone", "dog/elsewhere");
+    link("dog/1.jpg", "cat/linked.jpg");
+    let _socket = std::os::unix::net::UnixListener::bind(root.path().join("dog/s.png")).unwrap();
+    let data = folder(root.path(), 2).open().unwrap();
+    let labels: Vec<Label> = (0..data.len()).map(|i| data.plain(i).unwrap().label).collect();
+    assert_eq!(labels, [Label::Class(0), Label::Class(0), Label::Class(1), Label::Class(1)]);
+    warned(
+        &*data,
+        &[
+            "2 skipped: a hidden file or folder (its name starts with a dot)",
+            "1 skipped: a folder that archives of macOS contain",
+            "2 skipped: an ending that is not read: .avif",
+            "1 skipped: an ending that is not read: .ppm",
+            "1 skipped: an ending that is not read: .db",
+            "1 skipped: a name without an ending",
+            "2 skipped: a link that leads nowhere",
+            "1 skipped: a link to a folder that contains it",
+            "1 skipped: a socket",
+        ],
+    );
+    let classes = folder(root.path().join("cat").as_path(), 2).open();
+    assert!(classes.unwrap_err().to_string().contains("1.png: is next to class folders such as"));
+}
+
+#[test]
+fn a_flat_folder_with_broken_links_keeps_its_images() {
+    let root = TempDir::new().unwrap();
+    save(&root, "1.png", &small());
+    std::os::unix::fs::symlink("gone.png", root.path().join("2.png")).unwrap();
+    let data = folder(root.path(), 2).open().unwrap();
+    assert_eq!((data.len(), data.source(0)), (1, root.path().join("1.png").display().to_string()));
+    warned(&*data, &["1 skipped: a link that leads nowhere; the first is"]);
+    assert!(data.how_to_add_classes().unwrap().contains("a sub-folder of its own"));
+    let captions = ImageFolder { captions: Captions::Files, ..folder(root.path(), 2) };
+    fs::write(root.path().join("1.txt"), "\u{feff}a picture").unwrap();
+    fs::write(root.path().join("notes.txt"), "no caption").unwrap();
+    let data = captions.open().unwrap();
+    assert_eq!(captions_of(&*data), ["a picture"]);
+    warned(
+        &*data,
+        &["1 skipped: a link that leads nowhere", "1 skipped: an ending that is not read: .txt; the first is"],
+    );
+}
+
+#[test]
+fn metadata_with_a_byte_order_mark_or_in_utf16_are_read() {
+    let root = TempDir::new().unwrap();
+    save(&root, "a.png", &small());
+    save(&root, "b.png", &small());
+    let lines = "\u{feff}{\"file_name\": \"a.png\", \"text\": \"first\"}\r\n{\"file_name\": \"b.png\", \"text\": \"caf\u{e9}\"}\n";
+    let wide: Vec<u8> = lines.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for bytes in [lines.as_bytes(), &wide] {
+        fs::write(root.path().join("metadata.jsonl"), bytes).unwrap();
+        let data = ImageFolder { captions: Captions::Metadata, ..folder(root.path(), 2) }.open().unwrap();
+        assert_eq!(captions_of(&*data), ["first", "caf\u{e9}"]);
+        warned(&*data, &[]);
+    }
+}
+
+#[test]
+fn a_class_folder_without_images_is_allowed_on_request() {
+    let root = TempDir::new().unwrap();
+    save(&root, "a/1.png", &small());
+    fs::create_dir(root.path().join("b")).unwrap();
+    assert!(folder(root.path(), 2).open().unwrap_err().to_string().contains("set `allow_empty_classes`"));
+    let data = ImageFolder { allow_empty_classes: true, ..folder(root.path(), 2) }.open().unwrap();
+    assert_eq!((data.len(), data.info().num_classes), (1, Some(2)));
+}
+
+#[test]
+fn transparent_images_are_counted_once() {
+    let root = TempDir::new().unwrap();
+    let image = image::RgbaImage::from_pixel(2, 2, image::Rgba([0, 255, 0, 0]));
+    image.save(root.path().join("a.png")).unwrap();
+    save(&root, "b.png", &small());
+    let config = ImageFolder { background: [255, 0, 0], ..folder(root.path(), 2) };
+    let data = config.open().unwrap();
+    assert_eq!(data.notes(), Vec::<String>::new());
+    for _ in 0..2 {
+        let item = data.plain(0).unwrap();
+        assert_eq!(item.values, [1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]);
+        data.plain(1).unwrap();
+    }
+    let notes = data.notes();
+    let expected = "1 image(s) have transparent pixels, which show the background [255, 0, 0]; the first is";
+    assert!(notes.len() == 1 && notes[0].starts_with(expected), "{notes:?}");
 }

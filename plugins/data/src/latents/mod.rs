@@ -11,6 +11,7 @@
 
 mod shard;
 
+use crate::classes::ClassTable;
 use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
@@ -32,6 +33,10 @@ pub struct Latents {
     #[serde(default = "one")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: f64,
+    /// Whether a class below the largest may be without latents. If false, classes in `y` that start at 1 or skip one
+    /// are an error.
+    #[serde(default)]
+    pub allow_empty_classes: bool,
     /// Number of classes, at least 0; 0 = latents without `y`. Every class in `y` must be below it. Omitted = the
     /// largest class plus 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,6 +78,10 @@ impl DatasetConfig for Latents {
         if self.captions && self.num_classes.is_some() {
             let what = "`num_classes` has no effect: latents with captions have no classes";
             problems.push(Problem::new("/num_classes", what).and_at("/captions").fix("omit it"));
+        }
+        if self.captions && self.allow_empty_classes {
+            let what = "`allow_empty_classes` has no effect: latents with captions have no classes";
+            problems.push(Problem::new("/allow_empty_classes", what).and_at("/captions").fix("omit it"));
         }
         problems
     }
@@ -146,7 +155,7 @@ impl Latents {
     /// Returns the number of classes, after checking that files and document agree on it; 0 = no classes.
     fn agreed_classes(&self, shards: &[Shard]) -> Result<usize> {
         let reference = &shards[0];
-        let mut found = 0;
+        let mut table = ClassTable::default();
         for shard in shards {
             if shard.classes.is_some() != reference.classes.is_some() {
                 let what = format!(
@@ -156,7 +165,7 @@ impl Latents {
                 return Err(Error::file(&shard.path, what));
             }
             let Some(largest) = shard.classes.iter().flatten().max() else { continue };
-            found = found.max(largest + 1);
+            shard.classes.iter().flatten().for_each(|class| table.add(*class));
             if let Some(declared) = self.num_classes
                 && *largest >= declared
             {
@@ -167,6 +176,7 @@ impl Latents {
                 return Err(Error::file(&shard.path, what));
             }
         }
+        table.check(self.allow_empty_classes)?;
         match self.num_classes {
             Some(declared) if declared > 0 && reference.classes.is_none() => {
                 let what = format!(
@@ -175,7 +185,7 @@ impl Latents {
                 );
                 Err(Error::file(&reference.path, what))
             }
-            declared => Ok(declared.unwrap_or(found)),
+            declared => Ok(declared.unwrap_or(table.number())),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One file of encoded latents, mapped into memory.
 
+use crate::regular;
 use framework::data::dataset::Label;
 use framework::data::latent_file::{CAPTION_ENDS, CAPTIONS};
 use framework::error::{Error, Result};
@@ -7,7 +8,6 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 
@@ -40,7 +40,7 @@ pub struct Captions {
 
 impl Shard {
     pub fn open(path: PathBuf, captioned: bool) -> Result<Self> {
-        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = regular::open(&path).map_err(|e| Error::io(&path, e))?;
         // SAFETY: the map is read as plain bytes, and every byte value is valid. This is sound as long as nobody
         // truncates or rewrites the file while it is mapped; a dataset in use must not change anyway.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;

@@ -39,7 +39,7 @@ fn items_are_position_by_channel_and_scaled() {
     // Two latents of two channels on a 1x3 grid.
     let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
     write(&path, &[f32s("x", &[2, 2, 1, 3], &x), i64s("y", &[4, 0])]);
-    let data = Latents { scaling_factor: 0.5, ..latents(&path) }.open().unwrap();
+    let data = Latents { scaling_factor: 0.5, allow_empty_classes: true, ..latents(&path) }.open().unwrap();
     // Latent 1 has the channels 6 7 8 and 9 10 11, so its positions are (6, 9), (7, 10), (8, 11), halved.
     let item = data.plain(1).unwrap();
     assert_eq!(item.values, [3.0, 4.5, 3.5, 5.0, 4.0, 5.5]);
@@ -104,7 +104,8 @@ fn captions_are_read_where_the_document_says_so() {
         assert_eq!(data.label(i).unwrap(), Label::Caption((*caption).into()));
         assert_eq!(data.plain(i).unwrap().label, Label::Caption((*caption).into()));
     }
-    assert_eq!(latents(&path).open().unwrap().label(0).unwrap(), Label::Class(1));
+    let classes = Latents { allow_empty_classes: true, ..latents(&path) };
+    assert_eq!(classes.open().unwrap().label(0).unwrap(), Label::Class(1));
     // An end that cuts a caption within a character, and invalid tables of ends.
     write(&path, &[x(), text("ä".as_bytes()), ends(&[1, 1, 2])]);
     assert!(config.open().unwrap().label(0).unwrap_err().to_string().contains("caption 0 is not UTF-8"));
@@ -123,7 +124,9 @@ fn what_is_declared_must_agree_with_the_file() {
     let root = TempDir::new().unwrap();
     let path = root.path().join("a.safetensors");
     write(&path, &[f32s("x", &[1, 2, 1, 1], &[1.0, 2.0]), i64s("y", &[3])]);
-    let right = Latents { num_classes: Some(10), input_size: Some(1), channels: Some(2), ..latents(&path) };
+    let declared = Latents { num_classes: Some(10), input_size: Some(1), channels: Some(2), ..latents(&path) };
+    assert!(message(&declared).contains("the class numbers of the dataset start at 3, not at 0"));
+    let right = Latents { allow_empty_classes: true, ..declared };
     assert_eq!(right.info(), Some(right.open().unwrap().info()));
     assert_eq!(latents(&path).info(), None);
     for (wrong, expected) in [
@@ -181,4 +184,30 @@ fn impossible_settings_are_reported_together() {
     let problems = config.check();
     assert_eq!(problems.iter().map(|p| p.at[0].as_str()).collect::<Vec<_>>(), ["/scaling_factor", "/channels"]);
     assert!(latents(FilePath::new("x")).check().is_empty());
+}
+
+#[test]
+fn classes_that_start_at_one_or_skip_one_are_refused_with_their_table() {
+    let root = TempDir::new().unwrap();
+    let path = root.path().join("a.safetensors");
+    for (classes, expected) in [
+        ([1, 2, 2], "start at 1, not at 0\n  at       /data/num_classes\n  differs  class 1: 1 item(s)"),
+        ([0, 2, 2], "skip class 1"),
+    ] {
+        write(&path, &[f32s("x", &[3, 1, 1, 1], &[1.0, 2.0, 3.0]), i64s("y", &classes)]);
+        assert!(message(&latents(&path)).contains(expected), "{}", message(&latents(&path)));
+        assert_eq!(latents(&path).open().unwrap_err().exit_code(), 2);
+        let allowed = Latents { allow_empty_classes: true, ..latents(&path) };
+        assert_eq!(allowed.open().unwrap().info().num_classes, Some(3));
+    }
+    let both = Latents { captions: true, allow_empty_classes: true, ..latents(&path) };
+    assert_eq!(both.check()[0].at, ["/allow_empty_classes", "/captions"]);
+}
+
+#[test]
+fn a_path_that_is_not_a_regular_file_is_never_opened() {
+    let root = TempDir::new().unwrap();
+    let path = root.path().join("a.safetensors");
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    assert!(message(&latents(&path)).contains("is a socket; only regular files are read"));
 }

@@ -1,7 +1,7 @@
 //! Samples in tar files, in the layout of WebDataset. `pattern` expands names of shards, and `shards` reads them. Files whose paths agree up to the first dot of the file
 //! name form one sample.
 //!
-//!   a/0001.jpg   the image (jpg, jpeg, png, webp)
+//!   a/0001.jpg   the image (bmp, gif, jfif, jpe, jpeg, jpg, png, tif, tiff, webp)
 //!   a/0001.txt   its caption; if absent, the value "caption" of a/0001.json
 //!   a/0001.cls   its class, an integer
 //!
@@ -15,6 +15,7 @@ mod shards;
 
 pub use shards::Beside;
 
+use crate::decode::{Crop, Framing, Resize};
 use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, ItemKind};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
@@ -38,14 +39,31 @@ pub struct WebDataset {
     /// Condition that is read with each image. A sample without it is skipped.
     #[serde(default)]
     pub condition: Beside,
-    /// Number of classes, at least 1. Only with the condition "class". A sample whose class is not below it
-    /// counts as unreadable.
+    /// Number of classes, at least 1. Only with the condition "class". Class numbers count from 0. Single samples
+    /// whose class is not below it are skipped; more than one in 100 are an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub num_classes: Option<usize>,
+    /// Whether a class below the largest may be without samples. If false, class numbers that start at 1 or skip one
+    /// are an error. Only with the condition "class".
+    #[serde(default)]
+    pub allow_empty_classes: bool,
     /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
     #[serde(default)]
     pub horizontal_flip: bool,
+    /// How the shorter side of an image is resized to `image_size`.
+    #[serde(default)]
+    pub resize: Resize,
+    /// Which square of the resized image is an item.
+    #[serde(default)]
+    pub crop: Crop,
+    /// Colour behind transparent pixels: red, green and blue, each from 0 to 255. Default: white.
+    #[serde(default = "white")]
+    pub background: [u8; 3],
+}
+
+fn white() -> [u8; 3] {
+    [255; 3]
 }
 
 fn three() -> usize {
@@ -85,6 +103,10 @@ impl DatasetConfig for WebDataset {
             }
             _ => {}
         }
+        if self.condition != Beside::Class && self.allow_empty_classes {
+            let what = "`allow_empty_classes` has no effect unless `condition` is \"class\"";
+            problems.push(Problem::new("/allow_empty_classes", what).and_at("/condition").fix("omit it"));
+        }
         problems
     }
 
@@ -93,7 +115,15 @@ impl DatasetConfig for WebDataset {
     }
 
     fn open(&self) -> Result<Box<dyn Dataset>> {
-        let mut open = OpenShards::new(self.known(), self.condition, self.horizontal_flip);
+        let framing = Framing {
+            channels: self.channels,
+            size: self.image_size,
+            background: self.background,
+            resize: self.resize,
+            crop: self.crop,
+            horizontal_flip: self.horizontal_flip,
+        };
+        let mut open = OpenShards::new(self.known(), self.condition, framing, self.allow_empty_classes);
         for pattern in &self.shards {
             let paths = expand(pattern).map_err(|what| Error::Run(format!("`shards`: `{pattern}`: {what}")))?;
             for path in paths {

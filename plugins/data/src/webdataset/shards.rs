@@ -1,24 +1,28 @@
 //! The samples of tar files: which files belong together, and where they are stored.
 
-use crate::decode::{LONGEST_CAPTION, caption, decode};
-use crate::skipped::Skipped;
-use framework::data::dataset::{Dataset, DatasetInfo, Item, ItemKind, Label};
+use crate::classes::ClassTable;
+use crate::decode::{ENDINGS, Framing, LARGEST_FILE, View};
+use crate::regular;
+use crate::skipped::{Changed, Skipped};
+use crate::text::{LONGEST_CAPTION, caption};
+use framework::data::dataset::{Dataset, DatasetInfo, Item, Label};
 use framework::error::{Error, Result};
 use framework::prelude::*;
 use framework::random::Random;
 use framework::serde_json;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path as FilePath, PathBuf};
 use tar::{Archive, EntryType};
 
-/// Largest image file that is read, in bytes.
-const LARGEST_IMAGE: u64 = 256 << 20;
 /// Largest JSON file that is read, in bytes.
 const LARGEST_JSON: u64 = 1 << 20;
 /// Largest class file that is read, in bytes.
 const LARGEST_CLASS: u64 = 64;
+
+/// Samples whose class is out of range are left out if they are at most one in this many. More are an error.
+const MOST_OUTSIDE: usize = 100;
 
 /// The condition that is read with each image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -54,7 +58,7 @@ impl Part {
     /// read.
     fn of(ending: &str, condition: Beside) -> Option<(Self, u64)> {
         match (ending, condition) {
-            ("jpg" | "jpeg" | "png" | "webp", _) => Some((Self::Image, LARGEST_IMAGE)),
+            (image, _) if ENDINGS.contains(&image) => Some((Self::Image, LARGEST_FILE)),
             ("txt", Beside::Caption) => Some((Self::Text, LONGEST_CAPTION)),
             ("json", Beside::Caption) => Some((Self::Json, LARGEST_JSON)),
             ("cls", Beside::Class) => Some((Self::Class, LARGEST_CLASS)),
@@ -81,7 +85,7 @@ enum Source {
     Nowhere,
     Text(Member),
     Json(Member),
-    Class(Member),
+    Class(usize),
 }
 
 /// The samples of all shards.
@@ -89,35 +93,72 @@ enum Source {
 pub struct OpenShards {
     info: DatasetInfo,
     condition: Beside,
-    horizontal_flip: bool,
+    allow_empty_classes: bool,
+    framing: Framing,
     shards: Vec<PathBuf>,
     samples: Vec<Sample>,
+    classes: ClassTable,
     skipped: Skipped,
+    changed: Changed,
 }
 
 impl OpenShards {
     /// Creates the dataset without samples.
-    pub fn new(info: DatasetInfo, condition: Beside, horizontal_flip: bool) -> Self {
-        Self { info, condition, horizontal_flip, shards: Vec::new(), samples: Vec::new(), skipped: Skipped::default() }
+    pub fn new(info: DatasetInfo, condition: Beside, framing: Framing, allow_empty_classes: bool) -> Self {
+        Self {
+            info,
+            condition,
+            allow_empty_classes,
+            framing,
+            shards: Vec::new(),
+            samples: Vec::new(),
+            classes: ClassTable::default(),
+            skipped: Skipped::default(),
+            changed: Changed::default(),
+        }
     }
 
     /// Returns the dataset once every shard was added.
     ///
     /// # Errors
-    /// If there is no sample.
-    pub fn complete(self) -> Result<Box<dyn Dataset>> {
+    /// If there is no sample, or the class numbers do not agree with the document.
+    pub fn complete(mut self) -> Result<Box<dyn Dataset>> {
+        if let Some(number) = self.info.num_classes {
+            self.check_classes(number)?;
+        }
         if self.samples.is_empty() {
-            let skipped: String = self.skipped.warnings().iter().map(|warning| format!("\n  {warning}")).collect();
-            let count = self.shards.len();
+            let (count, skipped) = (self.shards.len(), self.skipped.lines());
             return Err(Error::Run(format!("the {count} shard(s) hold no complete sample{skipped}")));
         }
         Ok(Box::new(self))
     }
 
+    /// Checks the classes of all samples. Leaves out single samples whose class is not below `number`.
+    fn check_classes(&mut self, number: usize) -> Result<()> {
+        self.classes.check(self.allow_empty_classes)?;
+        let (all, outside) = self.classes.outside(number);
+        if outside * MOST_OUTSIDE > all {
+            let what = format!("{outside} of {all} samples have a class that is not below `num_classes` = {number}");
+            return Err(self.classes.refused(what, &format!("set `num_classes` to {}", self.classes.number())));
+        }
+        for sample in self.samples.extract_if(.., |sample| sample.condition.class().is_some_and(|c| c >= number)) {
+            let what = format!("{} in {}", sample.name, self.shards[sample.shard].display());
+            self.skipped.because(format!("a class that is not below `num_classes` = {number}"), what);
+        }
+        Ok(())
+    }
+
     /// Adds the samples of a shard, in the order of their first files.
     pub fn index(&mut self, path: PathBuf) -> Result<()> {
         let (shard, condition) = (self.shards.len(), self.condition);
-        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = regular::open(&path).map_err(|e| Error::io(&path, e))?;
+        let mut start = [0; 4];
+        let read = file.read_at(&mut start, 0).map_err(|e| Error::io(&path, e))?;
+        if let Some(reason) = packed(&start[..read]) {
+            self.skipped.because(reason, path.display());
+            self.shards.push(path);
+            return Ok(());
+        }
         let length = file.metadata().map_err(|e| Error::io(&path, e))?.len();
         let mut archive = Archive::new(file);
         let mut names: Vec<(String, Files)> = Vec::new();
@@ -125,8 +166,9 @@ impl OpenShards {
         for entry in archive.entries_with_seek().map_err(|e| Error::io(&path, e))? {
             let entry = match entry {
                 Ok(entry) => entry,
-                Err(error) => {
-                    self.skipped.because("the rest of a shard cannot be read", format!("{}: {error}", path.display()));
+                Err(_) => {
+                    let reason = "the rest of a shard cannot be read: it is damaged, or is not a tar file";
+                    self.skipped.because(reason, path.display());
                     break;
                 }
             };
@@ -149,7 +191,18 @@ impl OpenShards {
                 self.skipped.because("a file that extends past the end of its shard", shown);
                 continue;
             }
-            let Some((part, most)) = Part::of(&ending, condition) else { continue };
+            if name.rsplit('/').next().is_some_and(str::is_empty) {
+                self.skipped.because("a hidden file (its name starts with a dot)", shown);
+                continue;
+            }
+            let Some((part, most)) = Part::of(&ending, condition) else {
+                let reason = match ending.as_str() {
+                    "" => "a name without an ending".into(),
+                    ending => format!("an ending that is not read: .{ending} (an ending starts at the first dot)"),
+                };
+                self.skipped.because(reason, shown);
+                continue;
+            };
             let at = *places.entry(name.clone()).or_insert_with(|| {
                 names.push((name, Files::default()));
                 names.len() - 1
@@ -163,50 +216,85 @@ impl OpenShards {
                 *place = Some(member);
             }
         }
+        self.shards.push(path);
         for (name, [image, text, json, class]) in names {
-            let source = match condition {
-                Beside::None => Some(Source::Nowhere),
-                Beside::Caption => text.map(Source::Text).or(json.map(Source::Json)),
-                Beside::Class => class.map(Source::Class),
-            };
-            match (image, source) {
-                (Some(image), Some(condition)) => self.samples.push(Sample { shard, name, image, condition }),
-                (None, _) => self.skipped.because("a sample without an image", format!("{name} in {}", path.display())),
-                (_, None) => {
-                    let missing = if condition == Beside::Class { "class" } else { "caption" };
-                    let reason = format!("a sample without a {missing}");
-                    self.skipped.because(reason, format!("{name} in {}", path.display()));
+            let shown = format!("{name} in {}", self.shards[shard].display());
+            let condition = match condition {
+                Beside::None => Ok(Source::Nowhere),
+                Beside::Caption => {
+                    text.map(Source::Text).or(json.map(Source::Json)).ok_or("a sample without a caption")
                 }
+                Beside::Class => class.ok_or("a sample without a class").and_then(|member| self.class(shard, member)),
+            };
+            match (image, condition) {
+                (Some(image), Ok(condition)) => {
+                    condition.class().into_iter().for_each(|class| self.classes.add(class));
+                    self.samples.push(Sample { shard, name, image, condition });
+                }
+                (None, _) => self.skipped.because("a sample without an image", shown),
+                (_, Err(reason)) => self.skipped.because(reason, shown),
             }
         }
-        self.shards.push(path);
         Ok(())
+    }
+
+    /// Reads the class of a sample.
+    fn class(&self, shard: usize, member: Member) -> Result<Source, &'static str> {
+        let bytes = self.bytes(shard, member).map_err(|_| "a class file that cannot be read")?;
+        let class = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+        class.map(Source::Class).ok_or("a class file that is not a number from 0 on")
     }
 
     /// Reads the bytes of a member.
     fn bytes(&self, shard: usize, member: Member) -> Result<Vec<u8>> {
         let path = &self.shards[shard];
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-        file.seek(SeekFrom::Start(member.offset)).map_err(|e| Error::io(path, e))?;
-        let mut bytes = Vec::new();
-        file.take(member.size).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-        if bytes.len() as u64 != member.size {
-            return Err(Error::file(path, "has become shorter since it was opened"));
+        let file = regular::open(path).map_err(|e| Error::io(path, e))?;
+        let mut bytes = vec![0; member.size as usize];
+        match file.read_exact_at(&mut bytes, member.offset) {
+            Ok(()) => Ok(bytes),
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
+                Err(Error::file(path, "has become shorter since it was opened"))
+            }
+            Err(e) => Err(Error::io(path, e)),
         }
-        Ok(bytes)
     }
 
     fn wrong(&self, sample: &Sample, what: &str) -> Error {
         Error::file(&self.shards[sample.shard], format!("sample `{}`: {what}", sample.name))
     }
 
-    fn item(&self, index: usize, mirrored: bool) -> Result<Item> {
+    fn item(&self, index: usize, view: View) -> Result<Item> {
         let sample = &self.samples[index];
         let label = self.label(index)?;
-        let ItemKind::Images([channels, size, _]) = self.info.items else { unreachable!("shards hold images") };
-        let image = Cursor::new(self.bytes(sample.shard, sample.image)?);
-        let values = decode(image, channels, size, mirrored);
-        Ok(Item { values: values.map_err(|what| self.wrong(sample, &what))?, label })
+        let image = self.bytes(sample.shard, sample.image)?;
+        let decoded = self.framing.decode(&image, view).map_err(|what| self.wrong(sample, &what))?;
+        if decoded.transparent {
+            self.changed.because(&self.framing.composited(), index, self.source(index));
+        }
+        Ok(Item { values: decoded.values, label })
+    }
+}
+
+impl Source {
+    /// Returns the class, if the condition is one.
+    fn class(self) -> Option<usize> {
+        match self {
+            Self::Class(class) => Some(class),
+            _ => None,
+        }
+    }
+}
+
+/// Returns why a file that starts with these bytes cannot be read at random positions.
+fn packed(start: &[u8]) -> Option<&'static str> {
+    match start {
+        [0x1f, 0x8b, ..] => Some("a shard that is compressed with gzip; unpack it with gunzip"),
+        [0x28, 0xb5, 0x2f, 0xfd] => Some("a shard that is compressed with zstd; unpack it with unzstd"),
+        [b'B', b'Z', b'h', _] => Some("a shard that is compressed with bzip2; unpack it with bunzip2"),
+        [0xfd, b'7', b'z', b'X'] => Some("a shard that is compressed with xz; unpack it with unxz"),
+        [b'P', b'K', 3, 4] => Some("a shard that is a zip file; pack its files as tar"),
+        [] => Some("an empty shard"),
+        _ => None,
     }
 }
 
@@ -236,12 +324,11 @@ impl Dataset for OpenShards {
     }
 
     fn get(&self, index: usize, random: &Random, epoch: u64) -> Result<Item> {
-        let mirrored = self.horizontal_flip && random.uniform("horizontal_flip", index as u64, epoch, 1)[0] < 0.5;
-        self.item(index, mirrored)
+        self.item(index, self.framing.view(index, random, epoch))
     }
 
     fn plain(&self, index: usize) -> Result<Item> {
-        self.item(index, false)
+        self.item(index, View::default())
     }
 
     fn label(&self, index: usize) -> Result<Label> {
@@ -257,23 +344,24 @@ impl Dataset for OpenShards {
                     json["caption"].as_str().ok_or_else(|| self.wrong(sample, "the JSON has no \"caption\""))?;
                 text(found.as_bytes())
             }
-            Source::Class(member) => {
-                let bytes = self.bytes(sample.shard, member)?;
-                let class = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse::<usize>().ok());
-                let most = self.info.num_classes.unwrap_or_default();
-                match class {
-                    Some(class) if class < most => Ok(Label::Class(class)),
-                    _ => Err(self.wrong(sample, &format!("the class is not a number below {most}"))),
-                }
-            }
+            Source::Class(class) => Ok(Label::Class(class)),
         }
     }
 
     fn mirrors(&self) -> bool {
-        self.horizontal_flip
+        self.framing.horizontal_flip
     }
 
     fn warnings(&self) -> Vec<String> {
         self.skipped.warnings()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.changed.notes()
+    }
+
+    fn source(&self, index: usize) -> String {
+        let sample = &self.samples[index];
+        format!("sample `{}` in {}", sample.name, self.shards[sample.shard].display())
     }
 }

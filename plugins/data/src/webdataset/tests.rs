@@ -1,7 +1,7 @@
 //! Tests of the dataset `webdataset`.
 
 use super::*;
-use crate::decode::LONGEST_CAPTION;
+use crate::text::LONGEST_CAPTION;
 use framework::data::dataset::Label;
 use framework::serde_json;
 use image::{GrayImage, ImageFormat, Luma};
@@ -41,14 +41,11 @@ fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 fn config(root: &TempDir, condition: Beside) -> WebDataset {
-    WebDataset {
-        shards: vec![root.path().join("{0..0}.tar").display().to_string()],
-        image_size: 2,
-        channels: 1,
-        condition,
-        num_classes: (condition == Beside::Class).then_some(10),
-        horizontal_flip: false,
-    }
+    serde_json::from_value(serde_json::json!({
+        "shards": [root.path().join("{0..0}.tar")], "image_size": 2, "channels": 1, "condition": condition,
+        "num_classes": (condition == Beside::Class).then_some(10)
+    }))
+    .unwrap()
 }
 
 fn write(root: &TempDir, name: &str, bytes: &[u8]) {
@@ -108,7 +105,8 @@ fn files_of_one_name_are_one_sample_in_order_of_the_shards() {
     let data = config.open().unwrap();
     assert_eq!(labels(&*data), captions(&["first", "second", "third é", "fourth"]));
     assert_eq!(data.label(2).unwrap(), Label::Caption("third é".into()));
-    assert_eq!(data.warnings(), Vec::<String>::new());
+    let [warning] = &data.warnings()[..] else { panic!("{:?}", data.warnings()) };
+    assert!(warning.starts_with("1 skipped: an ending that is not read: .extra.bin"), "{warning}");
     assert_eq!(Some(data.info()), config.info());
     let greys: Vec<f32> = (0..3).map(|i| data.plain(i).unwrap().values[0]).collect();
     for (grey, expected) in greys.iter().zip([-1.0, 1.0, -0.6]) {
@@ -116,8 +114,20 @@ fn files_of_one_name_are_one_sample_in_order_of_the_shards() {
     }
 }
 
+/// Packs one sample per class file content.
+fn classes(root: &TempDir, classes: &[&str]) {
+    let image = png(9);
+    let names: Vec<[String; 2]> = (0..classes.len()).map(|i| [format!("{i}.png"), format!("{i}.cls")]).collect();
+    let files: Vec<(&str, &[u8])> = names
+        .iter()
+        .zip(classes)
+        .flat_map(|([image_name, name], class)| [(&image_name[..], &image[..]), (&name[..], class.as_bytes())])
+        .collect();
+    write(root, "0.tar", &tar(&files));
+}
+
 #[test]
-fn classes_are_read_and_others_refused() {
+fn classes_are_read_when_the_shards_are_opened() {
     let root = TempDir::new().unwrap();
     let image = png(9);
     write(
@@ -125,23 +135,100 @@ fn classes_are_read_and_others_refused() {
         "0.tar",
         &tar(&[
             ("0.png", &image),
-            ("0.cls", b" 7\n"),
+            ("0.cls", b" 1\n"),
             ("1.png", &image),
-            ("1.cls", b"10"),
+            ("1.cls", b"cat"),
             ("2.png", &image),
             ("2.cls", b"-1"),
             ("3.png", &image),
             ("3.txt", b"no class"),
+            ("4.png", &image),
+            ("4.cls", b"0"),
         ]),
     );
     let data = config(&root, Beside::Class).open().unwrap();
-    assert_eq!(data.len(), 3);
-    assert_eq!(data.plain(0).unwrap().label, Label::Class(7));
-    assert!(data.plain(1).unwrap_err().to_string().contains("sample `1`: the class is not a number below 10"));
-    assert!(data.label(2).is_err());
-    assert_eq!(data.warnings().len(), 1);
-    assert!(data.warnings()[0].starts_with("1 skipped: a sample without a class; the first is 3 in"));
+    assert_eq!(labels(&*data), [Label::Class(1), Label::Class(0)]);
+    assert_eq!(data.label(0).unwrap(), Label::Class(1));
+    let warnings = data.warnings().join("\n");
+    for says in [
+        "1 skipped: a sample without a class; the first is 3 in",
+        "2 skipped: a class file that is not a number from 0 on; the first is 1 in",
+        "1 skipped: an ending that is not read: .txt",
+    ] {
+        assert!(warnings.contains(says), "{says} is missing in\n{warnings}");
+    }
     assert_eq!(config(&root, Beside::None).open().unwrap().plain(3).unwrap().label, Label::None);
+}
+
+#[test]
+fn classes_that_start_at_one_skip_one_or_exceed_the_number_are_refused() {
+    let root = TempDir::new().unwrap();
+    let of = |number| WebDataset { num_classes: Some(number), ..config(&root, Beside::Class) };
+    let message = |config: WebDataset| config.open().unwrap_err().to_string();
+    classes(&root, &["1", "2", "2"]);
+    let one = message(of(2));
+    assert!(one.contains("start at 1, not at 0") && one.contains("class 2: 2 item(s)"), "{one}");
+    classes(&root, &["0", "2"]);
+    assert!(message(of(3)).contains("skip class 1"));
+    let allowed = WebDataset { allow_empty_classes: true, ..of(3) };
+    assert_eq!(labels(&*allowed.open().unwrap()), [Label::Class(0), Label::Class(2)]);
+    classes(&root, &["0", "1", "2"]);
+    let many = message(of(2));
+    assert!(many.contains("1 of 3 samples have a class that is not below `num_classes` = 2"), "{many}");
+    // One wrong label in 100 samples costs that sample.
+    let mut numbers = vec!["0"; 98];
+    numbers.extend(["1", "2"]);
+    classes(&root, &numbers);
+    let data = of(2).open().unwrap();
+    assert_eq!(data.len(), 99);
+    assert!(
+        data.warnings()[0].starts_with("1 skipped: a class that is not below `num_classes` = 2; the first is 99 in")
+    );
+}
+
+#[test]
+fn packed_shards_are_left_out_and_named() {
+    let root = TempDir::new().unwrap();
+    let shard = tar(&[("a.png", &png(1)), ("a.txt", b"one")]);
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, &shard).unwrap();
+    let packed = packed.finish().unwrap();
+    write(&root, "0.tar", &packed);
+    let error = config(&root, Beside::Caption).open().unwrap_err().to_string();
+    assert!(error.contains("a shard that is compressed with gzip; unpack it with gunzip; the first is"), "{error}");
+    assert!(!error.chars().any(|letter| letter.is_control() && letter != '\n'), "{error:?}");
+    write(&root, "1.tar", &shard);
+    let pattern = root.path().join("{0..1}.tar").display().to_string();
+    let data = WebDataset { shards: vec![pattern], ..config(&root, Beside::Caption) }.open().unwrap();
+    assert_eq!(labels(&*data), captions(&["one"]));
+    assert!(data.warnings()[0].starts_with("1 skipped: a shard that is compressed with gzip"));
+    assert!(data.source(0).starts_with("sample `a` in ") && data.source(0).ends_with("1.tar"));
+}
+
+#[test]
+fn names_with_dots_and_hidden_names_are_counted() {
+    let root = TempDir::new().unwrap();
+    let image = png(9);
+    let files: &[(&str, &[u8])] = &[
+        ("v1.0/a.png", &image),
+        ("v1.0/a.txt", b"a"),
+        ("b.v2.png", &image),
+        ("b.v2.txt", b"b"),
+        ("._c.png", &image),
+        ("c.PNG", &image),
+        ("c.TXT", b"\xef\xbb\xbfc"),
+    ];
+    write(&root, "0.tar", &tar(files));
+    let data = config(&root, Beside::Caption).open().unwrap();
+    assert_eq!(labels(&*data), captions(&["a", "c"]));
+    let warnings = data.warnings().join("\n");
+    for says in [
+        "1 skipped: an ending that is not read: .v2.png (an ending starts at the first dot); the first is b.v2.png in",
+        "1 skipped: an ending that is not read: .v2.txt",
+        "1 skipped: a hidden file (its name starts with a dot); the first is ._c.png in",
+    ] {
+        assert!(warnings.contains(says), "{says} is missing in\n{warnings}");
+    }
 }
 
 #[test]
