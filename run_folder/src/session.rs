@@ -13,6 +13,7 @@ use framework::data::dataset::Dataset;
 use framework::error::{Problem, Result};
 use framework::network::backbone::BoxBackbone;
 use framework::pipeline::Pipeline;
+use framework::pipeline::captions::Encodable;
 use framework::training::events::End;
 use framework::training::trainer::Trainer;
 use std::cell::RefCell;
@@ -54,13 +55,18 @@ pub fn train(
     let _lock = run.lock()?;
     let from = resumed(&run, &pipeline, options, watcher)?;
     pipeline.load(device)?;
-    let dataset: Arc<dyn Dataset> = Arc::new(pipeline.open_data()?);
+    let dataset = pipeline.open_data()?;
     for warning in dataset.warnings() {
         watcher.say(&format!("warning: {warning}"));
     }
-    start::learn_tokenizer(&mut pipeline, &run, &*dataset, device, watcher)?;
+    start::learn_tokenizer(&mut pipeline, &run, &dataset, device, watcher)?;
     frozen::load_weak(&mut pipeline, device)?;
     let pipeline = Arc::new(pipeline);
+    let dataset = Encodable::new(dataset, pipeline.clone());
+    for warning in dataset.survey() {
+        watcher.say(&format!("warning: {warning}"));
+    }
+    let dataset: Arc<dyn Dataset> = Arc::new(dataset);
     let start = start::start(&pipeline, &run, device, from, watcher)?;
     allocator::keep_pages();
     let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), device, start)?;
@@ -77,6 +83,9 @@ pub fn train(
         trainer.run(dataset.clone(), stop, &mut recorder, &mut evaluator)
     };
     watcher.finished(Stage::Training);
+    for note in dataset.notes() {
+        watcher.say(&format!("note: {note}"));
+    }
     match end? {
         End::Interrupted(step) => Ok(Outcome::Interrupted(step)),
         End::Done => {

@@ -7,6 +7,7 @@
 //!
 //! Source: ADM, arXiv:2105.05233. DiT and SiT use the same steps in the same order.
 
+use crate::skipped::printable;
 use crate::whole;
 use framework::prelude::*;
 use framework::random::Random;
@@ -129,7 +130,8 @@ impl Framing {
 
 /// Decodes the first frame of an image file, turned upright.
 fn upright(bytes: &[u8]) -> Result<DynamicImage, String> {
-    let wrong = |error: image::ImageError| format!("cannot be decoded as an image: {error}");
+    let wrong =
+        |error: image::ImageError| format!("cannot be decoded as an image: {}", printable(error.to_string().trim()));
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let Some(format) = reader.format() else {
         return Err(format!("cannot be decoded as an image: {}", unknown(bytes)));
