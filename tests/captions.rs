@@ -182,17 +182,3 @@ fn a_caption_that_the_conditioner_refuses_costs_one_item() {
     assert!(survey.len() == 1 && survey[0].starts_with(&expected) && survey[0].contains("`rad`"), "{survey:?}");
     assert!(encodable.label(1).is_err() && encodable.label(0).is_ok());
 }
-
-#[test]
-fn a_flat_folder_for_a_network_with_classes_is_told_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
-    let picture = run_folder::picture::image(&[0.0; 64], [1, 8, 8]);
-    run_folder::picture::save(&picture, &folder.path().join("1.png")).unwrap();
-    let data = json!({ "type": "image_folder", "path": folder.path(), "image_size": 8, "channels": 1 });
-    let run = folder.path().join("run").to_str().unwrap().to_string();
-    let set = format!("/data={data}");
-    let document = "examples/pipelines/digits-dit-gft-tiny.json";
-    let text = refused(&["unguided", "train", document, "--run", &run, "--set", &set, "--set", "/metrics=[]"]);
-    assert!(text.contains("the dataset has no classes; the backbone expects 10 classes"), "{text}");
-    assert!(text.contains("put the images of each class into a sub-folder of its own"), "{text}");
-}

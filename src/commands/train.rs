@@ -15,7 +15,8 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let pipeline = document::read(&options.document.pipeline, &options.document.set)?;
     let folder = options.run.clone().unwrap_or_else(|| RunFolder::default_path(&options.document.pipeline));
     let command = format!("unguided train {} --run {}", options.document.pipeline.display(), folder.display());
-    let session = Options { resume_from: options.resume_from.clone(), command };
+    let (resume_from, accept_data_change) = (options.resume_from.clone(), options.accept_data_change);
+    let session = Options { resume_from, accept_data_change, command };
     let stop = stop_on_ctrl_c();
     match session::train(pipeline, &folder, &device, &session, &stop, &mut Console::new())? {
         session::Outcome::Interrupted(step) => {

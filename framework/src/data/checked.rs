@@ -85,6 +85,10 @@ impl Dataset for Checked {
         self.dataset.source(index)
     }
 
+    fn describe(&self, index: usize) -> String {
+        self.dataset.describe(index)
+    }
+
     fn how_to_add_classes(&self) -> Option<String> {
         self.dataset.how_to_add_classes()
     }

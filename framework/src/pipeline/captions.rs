@@ -110,6 +110,10 @@ impl<D: Dataset> Dataset for Encodable<D> {
         self.dataset.source(index)
     }
 
+    fn describe(&self, index: usize) -> String {
+        self.dataset.describe(index)
+    }
+
     fn how_to_add_classes(&self) -> Option<String> {
         self.dataset.how_to_add_classes()
     }

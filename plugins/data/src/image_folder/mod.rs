@@ -138,12 +138,19 @@ impl ImageFolder {
             crop: self.crop,
             horizontal_flip: self.horizontal_flip,
         };
-        OpenFolder { info: self.info_with(listing.class_names.len()), framing, listing, changed: Changed::default() }
+        OpenFolder {
+            root: self.path.clone(),
+            info: self.info_with(listing.class_names.len()),
+            framing,
+            listing,
+            changed: Changed::default(),
+        }
     }
 }
 
 #[derive(Debug)]
 struct OpenFolder {
+    root: PathBuf,
     info: DatasetInfo,
     framing: Framing,
     listing: Listing,
@@ -197,6 +204,12 @@ impl Dataset for OpenFolder {
 
     fn source(&self, index: usize) -> String {
         self.listing.files[index].0.display().to_string()
+    }
+
+    fn describe(&self, index: usize) -> String {
+        let (path, label) = &self.listing.files[index];
+        let size = std::fs::metadata(path).map(|file| file.len()).unwrap_or_default();
+        format!("{} {size} {label:?}", path.strip_prefix(&self.root).unwrap_or(path).display())
     }
 
     fn how_to_add_classes(&self) -> Option<String> {

@@ -268,6 +268,16 @@ impl Dataset for OpenLatents {
         let (shard, i) = self.place(index);
         shard.label(i)
     }
+
+    fn source(&self, index: usize) -> String {
+        let (shard, i) = self.place(index);
+        format!("latent {i} of {}", shard.path.display())
+    }
+
+    fn describe(&self, index: usize) -> String {
+        let (shard, i) = self.place(index);
+        format!("{:?} {i} {:?}", shard.path.file_name(), shard.label(i).ok())
+    }
 }
 
 #[cfg(test)]

@@ -360,6 +360,11 @@ impl Dataset for OpenShards {
         self.changed.notes()
     }
 
+    fn describe(&self, index: usize) -> String {
+        let Sample { shard, name, image, condition } = &self.samples[index];
+        format!("{shard} {name} {image:?} {condition:?}")
+    }
+
     fn source(&self, index: usize) -> String {
         let sample = &self.samples[index];
         format!("sample `{}` in {}", sample.name, self.shards[sample.shard].display())
