@@ -1,6 +1,7 @@
 //! Finds the images of a folder, and the class or caption of each one. Counts everything that is not taken.
 
 use super::metadata::{self, metadata};
+use super::spelling::decomposed;
 use crate::decode::ENDINGS;
 use crate::regular;
 use crate::skipped::Skipped;
@@ -116,6 +117,9 @@ pub fn captioned(root: &FilePath, captions: Captions) -> Result<Listing> {
         Captions::Metadata => metadata(&lines, skipped)?,
         _ => BTreeMap::new(),
     };
+    let spelled = |name: &FilePath| name.to_str().map(decomposed);
+    let other_spelling: BTreeMap<String, PathBuf> =
+        told.keys().filter_map(|name| Some((spelled(name)?, name.clone()))).collect();
     let (images, others) = images(root, skipped);
     let mut read = BTreeSet::new();
     if captions == Captions::Metadata {
@@ -125,7 +129,9 @@ pub fn captioned(root: &FilePath, captions: Captions) -> Result<Listing> {
         let found = match captions {
             Captions::Metadata => {
                 let name = path.strip_prefix(root).unwrap_or(&path);
-                told.remove(name).ok_or_else(|| "an image without a line in metadata.jsonl".to_string())
+                let other = || other_spelling.get(&spelled(name)?);
+                let found = told.remove(name).or_else(|| told.remove(other()?));
+                found.ok_or_else(|| "an image without a line in metadata.jsonl".to_string())
             }
             _ => {
                 read.insert(path.with_extension("txt"));

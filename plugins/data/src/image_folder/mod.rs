@@ -6,6 +6,7 @@
 
 mod listing;
 mod metadata;
+mod spelling;
 
 pub use listing::Captions;
 

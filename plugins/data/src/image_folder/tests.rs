@@ -308,3 +308,14 @@ fn transparent_images_are_counted_once() {
     let expected = "1 image(s) have transparent pixels, which show the background [255, 0, 0]; the first is";
     assert!(notes.len() == 1 && notes[0].starts_with(expected), "{notes:?}");
 }
+
+#[test]
+fn metadata_match_file_names_in_another_spelling() {
+    let root = TempDir::new().unwrap();
+    // The file name is decomposed, as in archives made on macOS; the line has the composed name.
+    save(&root, "cafe\u{301}.png", &small());
+    fs::write(root.path().join("metadata.jsonl"), "{\"file_name\": \"caf\u{e9}.png\", \"text\": \"a cafe\"}").unwrap();
+    let data = ImageFolder { captions: Captions::Metadata, ..folder(root.path(), 2) }.open().unwrap();
+    assert_eq!(captions_of(&*data), ["a cafe"]);
+    warned(&*data, &[]);
+}
