@@ -9,6 +9,7 @@
 
 use crate::skipped::printable;
 use crate::whole;
+use framework::blame;
 use framework::prelude::*;
 use framework::random::Random;
 use image::imageops::FilterType;
@@ -108,7 +109,8 @@ impl Framing {
     /// # Errors
     /// The reason why the file cannot be decoded.
     pub fn decode(&self, bytes: &[u8], view: View) -> Result<Decoded, String> {
-        let image = upright(bytes)?;
+        // A decoder that panics costs the file, and the message names the file.
+        let image = blame::caught("the image decoder", || upright(bytes)).map_err(|error| error.to_string())??;
         let (image, transparent) = opaque(image, self.background);
         let image = match self.channels {
             1 => DynamicImage::ImageLuma8(image.into_luma8()),
