@@ -196,7 +196,7 @@ fn data_without_classes_is_refused_for_a_network_with_classes() {
     let data = serde_json::json!({ "type": "image_folder", "path": images.join("3"), "image_size": 8, "channels": 1 });
     let run = folder.path().join("run");
     let output = unguided(&["train", TINY, "--run", run.to_str().unwrap(), "--set", &format!("/data={data}")]);
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(text(&output).contains("the dataset has no classes; the backbone expects 10 classes"), "{}", text(&output));
 }
 
