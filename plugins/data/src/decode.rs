@@ -23,6 +23,8 @@ pub const ENDINGS: [&str; 10] = ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "pn
 pub const LARGEST_FILE: u64 = 256 << 20;
 /// Longest side that is decoded, in pixels. A small file may claim to be a huge image.
 const LARGEST_SIDE: u32 = 32_768;
+/// Most pixels that are decoded. In RGB, they fill the memory below.
+const MOST_PIXELS: u64 = LARGEST / 3;
 /// Most memory that decoding one image may allocate, in bytes.
 const LARGEST: u64 = 256 << 20;
 
@@ -146,6 +148,10 @@ fn upright(bytes: &[u8]) -> Result<DynamicImage, String> {
     let mut decoder = reader.into_decoder().map_err(wrong)?;
     if decoder.total_bytes() > LARGEST {
         return Err(format!("cannot be decoded as an image: it needs more than {} MiB of memory", LARGEST >> 20));
+    }
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        return Err(format!("has {width}x{height} pixels; at most {MOST_PIXELS} pixels are read"));
     }
     let orientation = orientation(&mut decoder, bytes, format);
     let mut image = DynamicImage::from_decoder(decoder).map_err(wrong)?;
@@ -299,17 +305,23 @@ mod tests {
         assert_eq!(large.as_bytes(), [255, 255, 0, 0, 255, 255, 0, 0, 0, 0, 255, 255, 0, 0, 255, 255]);
     }
 
-    #[test]
-    fn images_that_would_fill_the_memory_are_refused() {
-        // A small, complete file whose header claims 60,000 x 60,000 pixels. The sizes follow the name of the
-        // IHDR chunk, and its checksum follows the chunk's 13 bytes.
+    /// Returns a small, complete file whose header claims another size. The sizes follow the name of the IHDR chunk, and
+    /// its checksum follows the chunk's 13 bytes.
+    fn claiming(width: u32, height: u32) -> Vec<u8> {
         let mut bomb = png(&GrayImage::from_pixel(4, 4, Luma([7])));
-        bomb[16..20].copy_from_slice(&60_000_u32.to_be_bytes());
-        bomb[20..24].copy_from_slice(&60_000_u32.to_be_bytes());
+        bomb[16..20].copy_from_slice(&width.to_be_bytes());
+        bomb[20..24].copy_from_slice(&height.to_be_bytes());
         let mut sum = flate2::Crc::new();
         sum.update(&bomb[12..29]);
         bomb[29..33].copy_from_slice(&sum.sum().to_be_bytes());
-        assert!(framing(3, 4).decode(&bomb, View::default()).unwrap_err().contains("cannot be decoded"));
+        bomb
+    }
+
+    #[test]
+    fn images_that_would_fill_the_memory_are_refused() {
+        let refused = |width, height| framing(3, 4).decode(&claiming(width, height), View::default()).unwrap_err();
+        assert!(refused(60_000, 60_000).contains("cannot be decoded"));
+        assert_eq!(refused(16_384, 8_192), "has 16384x8192 pixels; at most 89478485 pixels are read");
         let narrow = png(&GrayImage::from_pixel(30_000, 1, Luma([7])));
         let error = framing(3, 64).decode(&narrow, View::default()).unwrap_err();
         assert_eq!(error, "is too narrow: 30000x1 pixels");

@@ -1,12 +1,12 @@
-//! Samples in tar files, in the layout of WebDataset. `pattern` expands names of shards, and `shards` reads them. Files whose paths agree up to the first dot of the file
-//! name form one sample.
+//! Samples in tar files, in the layout of WebDataset. `pattern` expands names of shards, `shards` reads them; each can
+//! be changed alone. Files whose paths agree up to the first dot of the file name form one sample.
 //!
 //!   a/0001.jpg   the image (bmp, gif, jfif, jpe, jpeg, jpg, png, tif, tiff, webp)
 //!   a/0001.txt   its caption; if absent, the value "caption" of a/0001.json
 //!   a/0001.cls   its class, an integer
 //!
-//! Opening a shard reads only its headers; reading an item seeks to the offset in its header. Entries that are
-//! not regular files with a relative path are skipped and counted.
+//! Opening a shard reads its headers and class files; reading an item seeks to the offset in its header. Entries that
+//! are not regular files with a relative path, and endings that are not read, are skipped and counted.
 //!
 //! Source: <https://github.com/webdataset/webdataset> for the layout.
 

@@ -10,12 +10,17 @@ use framework::error::{Error, Result};
 use framework::prelude::*;
 use framework::random::Random;
 use framework::serde_json;
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path as FilePath, PathBuf};
+use std::rc::Rc;
 use tar::{Archive, EntryType};
 
+/// Largest header of a file in a shard, with its long name and other extensions, in bytes.
+const LARGEST_HEADER: u64 = 1 << 20;
 /// Largest JSON file that is read, in bytes.
 const LARGEST_JSON: u64 = 1 << 20;
 /// Largest class file that is read, in bytes.
@@ -160,10 +165,12 @@ impl OpenShards {
             return Ok(());
         }
         let length = file.metadata().map_err(|e| Error::io(&path, e))?.len();
-        let mut archive = Archive::new(file);
+        let left = Rc::new(Cell::new(LARGEST_HEADER));
+        let mut archive = Archive::new(Headers { file, left: left.clone() });
         let mut names: Vec<(String, Files)> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
         for entry in archive.entries_with_seek().map_err(|e| Error::io(&path, e))? {
+            left.set(LARGEST_HEADER);
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(_) => {
@@ -282,6 +289,31 @@ impl Source {
             Self::Class(class) => Some(class),
             _ => None,
         }
+    }
+}
+
+/// Reads the headers of a shard. `tar` seeks over the contents of files, but holds long names in memory whole, so the
+/// bytes that it reads for one entry are limited.
+struct Headers {
+    file: File,
+    left: Rc<Cell<u64>>,
+}
+
+impl Read for Headers {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let most = into.len().min(self.left.get() as usize);
+        if most == 0 && !into.is_empty() {
+            return Err(ErrorKind::FileTooLarge.into());
+        }
+        let read = self.file.read(&mut into[..most])?;
+        self.left.set(self.left.get() - read as u64);
+        Ok(read)
+    }
+}
+
+impl Seek for Headers {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.file.seek(to)
     }
 }
 

@@ -279,6 +279,23 @@ fn what_is_hostile_is_left_out_and_counted() {
 }
 
 #[test]
+fn a_name_longer_than_a_mebibyte_ends_its_shard() {
+    let root = TempDir::new().unwrap();
+    let mut bytes = tar(&[("a.png", &png(1)), ("a.txt", b"one")]);
+    bytes.truncate(bytes.len() - 1024);
+    let mut long = header("long", 2 << 20);
+    long.set_entry_type(EntryType::GNULongName);
+    long.set_cksum();
+    bytes.extend(long.as_bytes());
+    bytes.extend(vec![b'a'; 2 << 20]);
+    bytes.extend(tar(&[("b.png", &png(2)), ("b.txt", b"two")]));
+    write(&root, "0.tar", &bytes);
+    let data = config(&root, Beside::Caption).open().unwrap();
+    assert_eq!(labels(&*data), captions(&["one"]));
+    assert!(data.warnings()[0].starts_with("1 skipped: the rest of a shard cannot be read"), "{:?}", data.warnings());
+}
+
+#[test]
 fn shards_without_a_sample_are_an_error_that_says_why() {
     let root = TempDir::new().unwrap();
     let error = |root: &TempDir| config(root, Beside::Caption).open().unwrap_err().to_string();
