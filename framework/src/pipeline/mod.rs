@@ -206,7 +206,12 @@ impl Pipeline {
     /// If the dataset cannot be opened.
     pub fn open(&self) -> Result<Checked> {
         let who = self.name(Kind::Data);
-        Checked::new(who, blame::caught(who, || self.data.open())??)
+        let dataset = blame::caught(who, || self.data.open())?.map_err(|error| match error {
+            // The document names the files, so an unreadable one is a mistake of its user.
+            Error::Io { .. } | Error::File { .. } => Problem::new("/data", error.to_string()).into(),
+            other => other,
+        })?;
+        Checked::new(who, dataset)
     }
 
     /// Opens the dataset and checks that its content fits the backbone.

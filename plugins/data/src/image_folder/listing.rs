@@ -3,6 +3,7 @@
 use super::metadata::{self, metadata};
 use super::spelling::decomposed;
 use crate::decode::ENDINGS;
+use crate::missing::cannot_open;
 use crate::regular;
 use crate::skipped::Skipped;
 use crate::text::{LONGEST_CAPTION, caption};
@@ -50,7 +51,7 @@ pub fn classes(root: &FilePath, allow_empty: bool) -> Result<Listing> {
     let skipped = &mut listing.skipped;
     let mut folders = Vec::new();
     let mut files = Vec::new();
-    for entry in fs::read_dir(root).map_err(|e| Error::io(root, e))? {
+    for entry in read(root)? {
         let path = entry.map_err(|e| Error::io(root, e))?.path();
         if let Some(reason) = hidden(path.file_name().unwrap_or_default()) {
             skipped.because(reason, path.display());
@@ -111,7 +112,7 @@ pub fn classes(root: &FilePath, allow_empty: bool) -> Result<Listing> {
 pub fn captioned(root: &FilePath, captions: Captions) -> Result<Listing> {
     let mut listing = Listing::default();
     let skipped = &mut listing.skipped;
-    fs::read_dir(root).map_err(|e| Error::io(root, e))?;
+    read(root)?;
     let lines = root.join(metadata::NAME);
     let mut told = match captions {
         Captions::Metadata => metadata(&lines, skipped)?,
@@ -153,6 +154,11 @@ pub fn captioned(root: &FilePath, captions: Captions) -> Result<Listing> {
         return Err(Error::file(root, format!("holds no image with a caption{}", skipped.lines())));
     }
     Ok(listing)
+}
+
+/// Opens the folder that the document names.
+fn read(root: &FilePath) -> Result<fs::ReadDir> {
+    fs::read_dir(root).map_err(|error| cannot_open("/data/path", root, "a folder of images", &error))
 }
 
 /// Returns the images and the other regular files at any depth below `folder`, each in order of path. Counts what is

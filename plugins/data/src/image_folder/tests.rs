@@ -194,7 +194,8 @@ fn captions_stand_in_metadata_and_hostile_lines_are_left_out() {
             "1 skipped: an image without a line in metadata.jsonl",
         ],
     );
-    let missing = ImageFolder { captions: Captions::Metadata, ..folder(TempDir::new().unwrap().path(), 2) };
+    let empty = TempDir::new().unwrap();
+    let missing = ImageFolder { captions: Captions::Metadata, ..folder(empty.path(), 2) };
     assert!(missing.open().unwrap_err().to_string().contains("metadata.jsonl: "));
     let classes = ImageFolder { num_classes: Some(2), ..config };
     assert_eq!(classes.check()[0].at, ["/num_classes", "/captions"]);

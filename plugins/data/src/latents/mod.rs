@@ -12,6 +12,7 @@
 mod shard;
 
 use crate::classes::ClassTable;
+use crate::missing::cannot_open;
 use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
@@ -192,6 +193,8 @@ impl Latents {
 
 /// Returns `path` itself if it is a file, or the safetensors files of the folder in order of name.
 fn files(path: &FilePath) -> Result<Vec<PathBuf>> {
+    let accepts = "a safetensors file, or a folder of such files";
+    fs::metadata(path).map_err(|error| cannot_open("/data/path", path, accepts, &error))?;
     if !path.is_dir() {
         return Ok(vec![path.into()]);
     }

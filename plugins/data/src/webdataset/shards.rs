@@ -2,6 +2,7 @@
 
 use crate::classes::ClassTable;
 use crate::decode::{ENDINGS, Framing, LARGEST_FILE, View};
+use crate::missing::cannot_open;
 use crate::regular;
 use crate::skipped::{Changed, Skipped};
 use crate::text::{LONGEST_CAPTION, caption};
@@ -156,7 +157,7 @@ impl OpenShards {
     /// Adds the samples of a shard, in the order of their first files.
     pub fn index(&mut self, path: PathBuf) -> Result<()> {
         let (shard, condition) = (self.shards.len(), self.condition);
-        let file = regular::open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = regular::open(&path).map_err(|error| cannot_open("/data/shards", &path, "tar files", &error))?;
         let mut start = [0; 4];
         let read = file.read_at(&mut start, 0).map_err(|e| Error::io(&path, e))?;
         if let Some(reason) = packed(&start[..read]) {
