@@ -18,7 +18,7 @@ impl ClassTable {
 
     /// Returns the largest class plus 1; 0 if there are no items.
     pub fn number(&self) -> usize {
-        self.0.last_key_value().map_or(0, |(class, _)| class + 1)
+        self.0.last_key_value().map_or(0, |(class, _)| class.saturating_add(1))
     }
 
     /// Returns the number of items, and how many of them have a class that is not below `number`.
@@ -82,6 +82,7 @@ mod tests {
         assert!(one.contains("class 1: 1 item(s)") && one.contains("class 2: 2 item(s)"), "{one}");
         let skipped = message(&[0, 1, 3]).unwrap();
         assert!(skipped.contains("skip class 2") && skipped.contains("renumber the classes"), "{skipped}");
+        assert!(message(&[0, usize::MAX]).unwrap().contains("skip class 1"));
         let many: Vec<usize> = (1..30).collect();
         assert!(message(&many).unwrap().contains("and 9 more classes, up to class 29"));
     }

@@ -5,7 +5,7 @@ use crate::decode::{ENDINGS, Framing, LARGEST_FILE, View};
 use crate::missing::cannot_open;
 use crate::regular;
 use crate::skipped::{Changed, Skipped};
-use crate::text::{LONGEST_CAPTION, caption};
+use crate::text::{LONGEST_CAPTION, caption, decoded};
 use framework::data::dataset::{Dataset, DatasetInfo, Item, Label};
 use framework::error::{Error, Result};
 use framework::prelude::*;
@@ -249,7 +249,7 @@ impl OpenShards {
     /// Reads the class of a sample.
     fn class(&self, shard: usize, member: Member) -> Result<Source, &'static str> {
         let bytes = self.bytes(shard, member).map_err(|_| "a class file that cannot be read")?;
-        let class = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+        let class = decoded(&bytes).and_then(|text| text.trim().parse().ok());
         class.map(Source::Class).ok_or("a class file that is not a number from 0 on")
     }
 
@@ -371,7 +371,9 @@ impl Dataset for OpenShards {
             Source::Nowhere => Ok(Label::None),
             Source::Text(member) => text(&self.bytes(sample.shard, member)?),
             Source::Json(member) => {
-                let json: serde_json::Value = serde_json::from_slice(&self.bytes(sample.shard, member)?)
+                let bytes = self.bytes(sample.shard, member)?;
+                let json = decoded(&bytes).ok_or_else(|| self.wrong(sample, "the JSON file is not UTF-8"))?;
+                let json: serde_json::Value = serde_json::from_str(&json)
                     .map_err(|e| self.wrong(sample, &format!("the JSON file cannot be parsed: {e}")))?;
                 let found =
                     json["caption"].as_str().ok_or_else(|| self.wrong(sample, "the JSON has no \"caption\""))?;

@@ -143,7 +143,7 @@ fn classes_are_read_when_the_shards_are_opened() {
             ("3.png", &image),
             ("3.txt", b"no class"),
             ("4.png", &image),
-            ("4.cls", b"0"),
+            ("4.cls", b"\xef\xbb\xbf0"),
         ]),
     );
     let data = config(&root, Beside::Class).open().unwrap();
@@ -217,10 +217,12 @@ fn names_with_dots_and_hidden_names_are_counted() {
         ("._c.png", &image),
         ("c.PNG", &image),
         ("c.TXT", b"\xef\xbb\xbfc"),
+        ("d.jpeg", &image),
+        ("d.json", b"\xef\xbb\xbf{\"caption\": \"d\"}"),
     ];
     write(&root, "0.tar", &tar(files));
     let data = config(&root, Beside::Caption).open().unwrap();
-    assert_eq!(labels(&*data), captions(&["a", "c"]));
+    assert_eq!(labels(&*data), captions(&["a", "c", "d"]));
     let warnings = data.warnings().join("\n");
     for says in [
         "1 skipped: an ending that is not read: .v2.png (an ending starts at the first dot); the first is b.v2.png in",
