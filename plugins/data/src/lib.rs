@@ -9,6 +9,7 @@ mod decode;
 mod digits;
 mod image_folder;
 mod latents;
+mod left_out;
 mod missing;
 mod regular;
 mod shapes;

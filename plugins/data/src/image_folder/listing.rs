@@ -3,6 +3,7 @@
 use super::metadata::{self, metadata};
 use super::spelling::decomposed;
 use crate::decode::ENDINGS;
+use crate::left_out::{ending, hidden, unreadable};
 use crate::missing::cannot_open;
 use crate::regular;
 use crate::skipped::Skipped;
@@ -11,7 +12,6 @@ use framework::data::dataset::Label;
 use framework::error::{Error, Result};
 use framework::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path as FilePath, PathBuf};
@@ -207,31 +207,6 @@ fn beside(image: &FilePath) -> Result<String, String> {
             Err(format!("the caption is longer than {LONGEST_CAPTION} bytes"))
         }
         Err(error) => Err(format!("an unreadable caption file: {error}")),
-    }
-}
-
-/// Returns why an entry with this name is never read.
-fn hidden(name: &OsStr) -> Option<&'static str> {
-    let name = name.as_encoded_bytes();
-    match name {
-        [b'.', ..] => Some("a hidden file or folder (its name starts with a dot)"),
-        b"__MACOSX" => Some("a folder that archives of macOS contain"),
-        _ => None,
-    }
-}
-
-fn unreadable(error: ErrorKind) -> String {
-    match error {
-        ErrorKind::NotFound => "a link that leads nowhere".into(),
-        error => format!("a file or folder that cannot be read: {error}"),
-    }
-}
-
-/// Returns the reason why a regular file that is not an image is not read.
-fn ending(path: &FilePath) -> String {
-    match path.extension() {
-        Some(ending) => format!("an ending that is not read: .{}", ending.to_string_lossy().to_lowercase()),
-        None => "a name without an ending".into(),
     }
 }
 

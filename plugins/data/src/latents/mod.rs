@@ -12,7 +12,10 @@
 mod shard;
 
 use crate::classes::ClassTable;
+use crate::left_out::{ending, hidden, unreadable};
 use crate::missing::cannot_open;
+use crate::regular;
+use crate::skipped::Skipped;
 use framework::data::dataset::{Dataset, DatasetConfig, DatasetInfo, Item, ItemKind, Label};
 use framework::error::{Error, Problems, Result};
 use framework::prelude::*;
@@ -95,7 +98,8 @@ impl DatasetConfig for Latents {
 
     fn open(&self) -> Result<Box<dyn Dataset>> {
         let open = |path| Shard::open(path, self.captions);
-        let shards = files(&self.path)?.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut skipped = Skipped::default();
+        let shards = files(&self.path, &mut skipped)?.into_iter().map(open).collect::<Result<Vec<_>>>()?;
         let shape = self.agreed_shape(&shards)?;
         let num_classes = if self.captions { 0 } else { self.agreed_classes(&shards)? };
         let mut len = 0;
@@ -104,7 +108,15 @@ impl DatasetConfig for Latents {
             firsts.push(len);
             len += shard.len;
         }
-        Ok(Box::new(OpenLatents { shards, firsts, len, shape, num_classes, scaling_factor: self.scaling_factor }))
+        Ok(Box::new(OpenLatents {
+            shards,
+            firsts,
+            len,
+            shape,
+            num_classes,
+            scaling_factor: self.scaling_factor,
+            skipped,
+        }))
     }
 }
 
@@ -191,8 +203,9 @@ impl Latents {
     }
 }
 
-/// Returns `path` itself if it is a file, or the safetensors files of the folder in order of name.
-fn files(path: &FilePath) -> Result<Vec<PathBuf>> {
+/// Returns `path` itself if it is a file, or the safetensors files of the folder in order of name. Counts the other
+/// entries of the folder.
+fn files(path: &FilePath, skipped: &mut Skipped) -> Result<Vec<PathBuf>> {
     let accepts = "a safetensors file, or a folder of such files";
     fs::metadata(path).map_err(|error| cannot_open("/data/path", path, accepts, &error))?;
     if !path.is_dir() {
@@ -201,12 +214,20 @@ fn files(path: &FilePath) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
         let file = entry.map_err(|e| Error::io(path, e))?.path();
-        if file.extension().is_some_and(|ending| ending == "safetensors") {
-            files.push(file);
-        }
+        let reason = match (hidden(file.file_name().unwrap_or_default()), fs::metadata(&file)) {
+            (Some(reason), _) => reason.to_string(),
+            (None, Err(error)) => unreadable(error.kind()),
+            (None, Ok(found)) if !found.is_file() => regular::kind(found.file_type()).to_string(),
+            (None, Ok(_)) if file.extension().is_none_or(|ending| ending != "safetensors") => ending(&file),
+            (None, Ok(_)) => {
+                files.push(file);
+                continue;
+            }
+        };
+        skipped.because(reason, file.display());
     }
     if files.is_empty() {
-        return Err(Error::file(path, "the folder holds no .safetensors file"));
+        return Err(Error::file(path, format!("the folder holds no .safetensors file{}", skipped.lines())));
     }
     files.sort();
     Ok(files)
@@ -221,6 +242,7 @@ struct OpenLatents {
     shape: [usize; 3],
     num_classes: usize,
     scaling_factor: f64,
+    skipped: Skipped,
 }
 
 impl OpenLatents {
@@ -270,6 +292,10 @@ impl Dataset for OpenLatents {
     fn label(&self, index: usize) -> Result<Label> {
         let (shard, i) = self.place(index);
         shard.label(i)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.skipped.warnings()
     }
 
     fn source(&self, index: usize) -> String {

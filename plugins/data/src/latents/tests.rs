@@ -211,3 +211,20 @@ fn a_path_that_is_not_a_regular_file_is_never_opened() {
     let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
     assert!(message(&latents(&path)).contains("is a socket; only regular files are read"));
 }
+
+#[test]
+fn other_files_in_the_folder_are_counted() {
+    let root = TempDir::new().unwrap();
+    write(&root.path().join("a.safetensors"), &[f32s("x", &[1, 1, 1, 1], &[1.0])]);
+    std::fs::write(root.path().join("._a.safetensors"), "resource fork").unwrap();
+    std::fs::write(root.path().join("notes.txt"), "notes").unwrap();
+    std::os::unix::fs::symlink("gone", root.path().join("b.safetensors")).unwrap();
+    let data = latents(root.path()).open().unwrap();
+    assert_eq!((data.len(), data.warnings().len()), (1, 3));
+    let warnings = data.warnings().join("\n");
+    for says in
+        ["1 skipped: a hidden file", "1 skipped: an ending that is not read: .txt", "1 skipped: a link that leads"]
+    {
+        assert!(warnings.contains(says), "{says} is missing in\n{warnings}");
+    }
+}
