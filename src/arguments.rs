@@ -195,6 +195,9 @@ pub struct TrainOptions {
     /// Resume from this checkpoint instead of the newest.
     #[arg(long, value_name = "FILE")]
     pub resume_from: Option<PathBuf>,
+    /// Resume although the data are not those that the run was trained on.
+    #[arg(long)]
+    pub accept_data_change: bool,
     /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,

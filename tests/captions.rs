@@ -3,11 +3,14 @@
 
 mod letters;
 
-use framework::data::dataset::{DatasetConfig, Label};
+use framework::burn::tensor::Device;
+use framework::data::dataset::{Dataset, DatasetConfig, Label};
 use framework::error::Error;
+use framework::pipeline::captions::Encodable;
 use serde_json::json;
 use std::fs;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 use unguided::execute;
 
 fn document(metrics: serde_json::Value) -> serde_json::Value {
@@ -128,4 +131,53 @@ fn metrics_of_captions_need_captions() {
     let text = refused(&["unguided", "check", path.to_str().unwrap()]);
     assert!(text.contains("metric \"caption_accuracy\" needs captions; "), "{text}");
     assert!(text.contains("samples are 3x16x16"), "{text}");
+}
+
+#[test]
+fn a_caption_that_the_conditioner_refuses_costs_one_item() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    fs::create_dir(at("images")).unwrap();
+    for i in 0..10 {
+        let picture = run_folder::picture::image(&[i as f32 / 10.0; 64], [1, 8, 8]);
+        run_folder::picture::save(&picture, FilePath::new(&at(&format!("images/{i}.png")))).unwrap();
+        // One word is misspelt, and one caption starts with a byte order mark.
+        let caption = ["\u{feff}one red circle", "one rad circle", "one red circle"][i.min(2)];
+        fs::write(at(&format!("images/{i}.txt")), caption).unwrap();
+    }
+    let document = json!({
+        "version": 1,
+        "data": { "type": "image_folder", "path": at("images"), "image_size": 8, "channels": 1, "captions": "files" },
+        "tokenizer": { "type": "pixels" },
+        "conditioner": { "type": "words", "length": 4, "words": ["one", "red", "circle"] },
+        "backbone": {
+            "type": "sd15", "sample_size": 8, "in_channels": 1, "block_out_channels": [8, 8], "layers_per_block": 1,
+            "attention": [1], "num_heads": 2, "cross_attention_dim": 16, "norm_num_groups": 8,
+            "text_encoder": { "vocab_size": 4, "length": 4, "layers": 1, "num_heads": 2 }
+        },
+        "objective": { "type": "cfg" },
+        "train": { "steps": 10, "batch_size": 2, "learning_rate": 1e-3, "log_every": 1, "sample_columns": 1 },
+        "sampler": { "type": "ddpm", "steps": 2 },
+        "guidance": { "type": "none" }
+    });
+    fs::write(at("a.json"), document.to_string()).unwrap();
+    execute(["unguided", "train", &at("a.json"), "--run", &at("run")]).unwrap();
+    // Ten steps of two are two epochs; the item counts once.
+    let lines = fs::read_to_string(at("run/metrics.jsonl")).unwrap();
+    let skipped = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["skipped"].as_u64();
+    assert_eq!(lines.lines().filter_map(skipped).sum::<u64>(), 1, "{lines}");
+    let report = fs::read_to_string(at("run/report.md")).unwrap();
+    assert!(report.contains("1. one red circle\n") && !report.contains("one rad"), "{report}");
+
+    let mut pipeline = run_folder::document::read(FilePath::new(&at("a.json")), &[]).unwrap();
+    pipeline.load(&Device::flex()).unwrap();
+    let dataset = pipeline.open_data().unwrap();
+    let encodable = Encodable::new(dataset, Arc::new(pipeline));
+    let expected = format!(
+        "of 10 captions, 1 are refused by the conditioner, so their items are skipped; the first is {}: ",
+        at("images/1.png")
+    );
+    let survey = encodable.survey();
+    assert!(survey.len() == 1 && survey[0].starts_with(&expected) && survey[0].contains("`rad`"), "{survey:?}");
+    assert!(encodable.label(1).is_err() && encodable.label(0).is_ok());
 }

@@ -5,7 +5,7 @@ use framework::data::loader::spread;
 use framework::error::{Error, Result};
 use framework::network::condition::ConditionShape;
 use framework::pipeline::Pipeline;
-use framework::pipeline::train_config::{MOST_ROWS, UNCONDITIONAL_ROWS};
+use framework::pipeline::train_config::{CAPTION_ROWS, MOST_ROWS, UNCONDITIONAL_ROWS};
 
 /// Number of dataset items searched for distinct captions.
 const LOOKED_AT: usize = 1000;
@@ -21,11 +21,11 @@ pub fn rows(pipeline: &Pipeline, dataset: &dyn Dataset) -> Result<Vec<Label>> {
         let Some(classes) = classes(pipeline) else { return Ok(vec![Label::None; UNCONDITIONAL_ROWS]) };
         return Ok(spread(classes.len(), MOST_ROWS).into_iter().map(Label::Class).collect());
     }
-    for label in captions(dataset).take(LOOKED_AT) {
+    for label in captions(pipeline, dataset, LOOKED_AT) {
         if !rows.contains(&label) {
             rows.push(label);
         }
-        if rows.len() == UNCONDITIONAL_ROWS {
+        if rows.len() == CAPTION_ROWS {
             break;
         }
     }
@@ -48,7 +48,9 @@ pub fn grid(rows: &[Label], columns: usize) -> Vec<Label> {
 /// If the network reads captions and no item of the dataset can be read.
 pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Result<Vec<Label>> {
     let all = match pipeline.backbone.accepts().condition {
-        ConditionShape::Text { .. } | ConditionShape::Tokens { .. } => captions(dataset).take(count).collect(),
+        ConditionShape::Text { .. } | ConditionShape::Tokens { .. } => {
+            captions(pipeline, dataset, dataset.len()).take(count).collect()
+        }
         _ => match classes(pipeline) {
             Some(classes) => spread(classes.len(), count).into_iter().map(Label::Class).collect(),
             None => vec![Label::None],
@@ -57,9 +59,11 @@ pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Res
     if all.is_empty() { Err(silent()) } else { Ok(all.into_iter().cycle().take(count).collect()) }
 }
 
-/// Iterates over the captions of the items, in order. Skips items that cannot be read.
-fn captions(dataset: &dyn Dataset) -> impl Iterator<Item = Label> {
-    (0..dataset.len()).filter_map(|index| dataset.label(index).ok())
+/// Iterates over the captions of the first `most` items, in order. Skips items that cannot be read, and captions that
+/// the conditioner cannot encode.
+fn captions(pipeline: &Pipeline, dataset: &dyn Dataset, most: usize) -> impl Iterator<Item = Label> {
+    let labels = (0..dataset.len().min(most)).filter_map(|index| dataset.label(index).ok());
+    labels.filter(|label| pipeline.check_label(label).is_ok())
 }
 
 fn silent() -> Error {

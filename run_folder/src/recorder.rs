@@ -14,6 +14,7 @@ use framework::pipeline::Pipeline;
 use framework::training::events::{Events, StepReport};
 use serde_json::{Map, json};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -34,7 +35,14 @@ pub struct Recorder<'a, 'b> {
     loss: f64,
     steps: usize,
     skipped: usize,
+    /// Errors of unreadable items that were named.
+    named: BTreeSet<String>,
+    /// Number of notes of the dataset that were printed.
+    noted: usize,
 }
+
+/// Most unreadable items that are named. More are only counted.
+const MOST_NAMED: usize = 20;
 
 impl<'a, 'b> Recorder<'a, 'b> {
     /// Opens `metrics.jsonl` of a run that resumes after `step` steps. Removes the lines of later steps.
@@ -75,20 +83,45 @@ impl<'a, 'b> Recorder<'a, 'b> {
             loss: 0.0,
             steps: 0,
             skipped: 0,
+            named: BTreeSet::new(),
+            noted: 0,
         })
+    }
+
+    /// Names each item that could not be read once.
+    fn name_skipped(&mut self, report: &StepReport) {
+        for item in &report.skipped {
+            if self.named.len() > MOST_NAMED || !self.named.insert(item.error.clone()) {
+                continue;
+            }
+            let what = match self.named.len() > MOST_NAMED {
+                true => "more items cannot be read; they are counted in metrics.jsonl".to_string(),
+                false => format!("skipped an item that cannot be read: {}", item.error),
+            };
+            self.watcher.borrow_mut().say(&format!("step {}  {what}", report.step));
+        }
+    }
+
+    /// Prints what the dataset changed in the items that it read, when there is a new reason.
+    fn say_notes(&mut self) {
+        let notes = self.dataset.notes();
+        if notes.len() > self.noted {
+            notes.iter().for_each(|note| self.watcher.borrow_mut().say(&format!("note: {note}")));
+            self.noted = notes.len();
+        }
     }
 }
 
 impl Events for Recorder<'_, '_> {
     fn step(&mut self, report: &StepReport) -> Result<()> {
-        let train = &self.pipeline.train;
+        let pipeline = self.pipeline.clone();
+        let train = &pipeline.train;
         self.samples += report.samples;
         self.loss += report.loss;
         self.steps += 1;
-        if let (0, Some(first)) = (self.skipped, report.skipped.first()) {
-            self.watcher.borrow_mut().say(&format!("step {}  skipped an unreadable item: {first}", report.step));
-        }
-        self.skipped += report.skipped.len();
+        self.name_skipped(report);
+        // Epoch 0 reads every item once, so each item counts once, also in a run that resumes.
+        self.skipped += report.skipped.iter().filter(|item| item.epoch == 0).count();
         if !report.step.is_multiple_of(train.log_every) && report.step != train.steps {
             self.watcher.borrow_mut().progress(Stage::Training, report.step, train.steps, "");
             return Ok(());
@@ -111,6 +144,7 @@ impl Events for Recorder<'_, '_> {
         let summary = format!("loss {loss:.4}  {speed:.0} images/s");
         self.watcher.borrow_mut().progress(Stage::Training, report.step, train.steps, &summary);
         self.watcher.borrow_mut().logged(report.step, train.steps, &summary, left);
+        self.say_notes();
         (self.since, self.samples, self.loss, self.steps, self.skipped) = (Instant::now(), 0, 0.0, 0, 0);
         Ok(())
     }

@@ -10,10 +10,12 @@ use crate::watcher::{Stage, Watcher};
 use crate::{frozen, labels, picture, report, start};
 use framework::burn::tensor::Device;
 use framework::checkpoint::Checkpoint;
-use framework::data::dataset::Dataset;
+use framework::checkpoint::facts::DatasetFacts;
+use framework::data::dataset::{Dataset, facts};
 use framework::error::{Problem, Result};
 use framework::network::backbone::BoxBackbone;
 use framework::pipeline::Pipeline;
+use framework::pipeline::captions::Encodable;
 use framework::training::events::End;
 use framework::training::trainer::Trainer;
 use std::cell::RefCell;
@@ -26,6 +28,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Options {
     /// Checkpoint to resume from; `None` = the newest.
     pub resume_from: Option<PathBuf>,
+    /// Whether the run resumes although its data changed.
+    pub accept_data_change: bool,
     /// Command that resumes the run. Error messages quote it.
     pub command: String,
 }
@@ -59,13 +63,21 @@ pub fn train(
     }
     let from = resumed(&run, &pipeline, options, watcher)?;
     pipeline.load(device)?;
-    let dataset: Arc<dyn Dataset> = Arc::new(pipeline.open_data()?);
+    let dataset = pipeline.open_data()?;
     for warning in dataset.warnings() {
         watcher.say(&format!("warning: {warning}"));
     }
-    start::learn_tokenizer(&mut pipeline, &run, &*dataset, device, watcher)?;
+    start::learn_tokenizer(&mut pipeline, &run, &dataset, device, watcher)?;
     frozen::load_weak(&mut pipeline, device)?;
     let pipeline = Arc::new(pipeline);
+    let dataset = Encodable::new(dataset, pipeline.clone());
+    for warning in dataset.survey() {
+        watcher.say(&format!("warning: {warning}"));
+    }
+    if let Some(before) = from.as_ref().and_then(|checkpoint| checkpoint.dataset.as_ref()) {
+        unchanged(before, &dataset, options, watcher)?;
+    }
+    let dataset: Arc<dyn Dataset> = Arc::new(dataset);
     let start = start::start(&pipeline, &run, device, from, watcher)?;
     allocator::keep_pages();
     let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), device, start)?;
@@ -82,6 +94,9 @@ pub fn train(
         trainer.run(dataset.clone(), stop, &mut recorder, &mut evaluator)
     };
     watcher.finished(Stage::Training);
+    for note in dataset.notes() {
+        watcher.say(&format!("note: {note}"));
+    }
     match end? {
         End::Interrupted(step) => Ok(Outcome::Interrupted(step)),
         // The request came during the last step, whose checkpoint is saved. The same command samples and measures.
@@ -139,6 +154,22 @@ fn resumed(
         watcher.say(&format!("moved later checkpoints to {}", aside.display()));
     }
     Ok(Some(checkpoint))
+}
+
+/// Refuses a dataset that is not the one of the run, unless the user accepts the change.
+fn unchanged(before: &DatasetFacts, dataset: &dyn Dataset, options: &Options, watcher: &mut dyn Watcher) -> Result<()> {
+    let differs = before.differences(&facts(dataset));
+    if differs.is_empty() {
+        return Ok(());
+    }
+    if options.accept_data_change {
+        differs.iter().for_each(|line| watcher.say(&format!("warning: resuming with changed data: {line}")));
+        return Ok(());
+    }
+    let problem = Problem::new("/data", "the data are not those that the run was trained on")
+        .accepts("the data of the run, wherever they are stored")
+        .fix(format!("restore the data, or accept the change: {} --accept-data-change", options.command));
+    Err(Problem { differs, ..problem }.into())
 }
 
 /// Writes the samples, metrics, plots and report of a finished run. Returns the summary.

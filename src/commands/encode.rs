@@ -70,7 +70,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         for _ in 0..range.len().div_ceil(batch_size) {
             let batch = batches.recv().expect("the loader sends every batch of the given ranges");
             if let (0, Some(first)) = (left_out, batch.skipped.first()) {
-                console.say(&format!("skipped an unreadable item: {first}"));
+                console.say(&format!("skipped an item that cannot be read: {}", first.error));
             }
             left_out += batch.skipped.len();
             shard.encode(&batch, image, &|images| pipeline.encode(images), flip, &device)?;
@@ -97,6 +97,9 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         return Err(Error::Run("no item of the dataset is readable".into()));
     }
     console::report(&format!("{} items in {files} files of {}", dataset.len() - left_out, output.display()));
+    for note in dataset.notes() {
+        console::report(&format!("note: {note}"));
+    }
     if left_out > 0 {
         console::report(&format!("{left_out} items could not be read and were skipped"));
     }

@@ -15,7 +15,8 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let pipeline = document::read(&options.document.pipeline, &options.document.set)?;
     let folder = options.run.clone().unwrap_or_else(|| RunFolder::default_path(&options.document.pipeline));
     let command = format!("unguided train {} --run {}", options.document.pipeline.display(), folder.display());
-    let session = Options { resume_from: options.resume_from.clone(), command };
+    let (resume_from, accept_data_change) = (options.resume_from.clone(), options.accept_data_change);
+    let session = Options { resume_from, accept_data_change, command };
     match session::train(pipeline, &folder, &device, &session, &interrupt::STOP, &mut Console::new())? {
         session::Outcome::Interrupted(step) => {
             let but = if options.resume_from.is_some() { " without --resume-from" } else { "" };

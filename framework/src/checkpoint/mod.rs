@@ -369,7 +369,12 @@ mod tests {
             losses: (0.1 + 0.2, 3),
             // Longer than one piece.
             optimizer: (0..PIECE + 5).map(|i| i as u8).collect(),
-            dataset: Some(DatasetFacts { class_names: None, items: 5, fingerprint: "ab".to_string() }),
+            dataset: Some(DatasetFacts {
+                class_names: None,
+                items: 5,
+                listing: "cd".to_string(),
+                fingerprint: "ab".to_string(),
+            }),
         }
     }
 

@@ -77,6 +77,22 @@ impl Dataset for Checked {
         self.dataset.warnings()
     }
 
+    fn notes(&self) -> Vec<String> {
+        self.dataset.notes()
+    }
+
+    fn source(&self, index: usize) -> String {
+        self.dataset.source(index)
+    }
+
+    fn describe(&self, index: usize) -> String {
+        self.dataset.describe(index)
+    }
+
+    fn how_to_add_classes(&self) -> Option<String> {
+        self.dataset.how_to_add_classes()
+    }
+
     fn class_names(&self) -> Option<Vec<String>> {
         self.dataset.class_names()
     }

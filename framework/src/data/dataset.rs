@@ -114,6 +114,29 @@ pub trait Dataset: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Returns what was changed in the items read so far, such as transparent pixels that show a background, as one
+    /// sentence per reason. Each item counts once.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Returns where an item is stored. Messages about the item name it.
+    fn source(&self, index: usize) -> String {
+        format!("item {index} of the dataset")
+    }
+
+    /// Describes an item without reading its values: its name within the dataset, the size of its file, its label. A
+    /// run that resumes compares the descriptions of all items, so they must not depend on where the dataset is stored.
+    fn describe(&self, index: usize) -> String {
+        let _ = index;
+        String::new()
+    }
+
+    /// Returns how the user can give the items classes, if they have none.
+    fn how_to_add_classes(&self) -> Option<String> {
+        None
+    }
+
     /// Returns the class names in order, if the dataset has names.
     fn class_names(&self) -> Option<Vec<String>> {
         None
@@ -126,6 +149,12 @@ const FINGERPRINTED: usize = 16;
 /// Reads the facts of an open dataset. An unreadable item enters the fingerprint as such.
 pub fn facts(dataset: &dyn Dataset) -> DatasetFacts {
     let (items, class_names) = (dataset.len(), dataset.class_names());
+    let mut listing = Sha256::new();
+    for index in 0..items {
+        let description = dataset.describe(index);
+        listing.update((description.len() as u64).to_le_bytes());
+        listing.update(description);
+    }
     let mut hash = Sha256::new();
     hash.update(format!("{:?} {items} {class_names:?}", dataset.info()));
     for i in 0..items.min(FINGERPRINTED) {
@@ -137,6 +166,9 @@ pub fn facts(dataset: &dyn Dataset) -> DatasetFacts {
             Err(_) => hash.update("unreadable"),
         }
     }
-    let fingerprint = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    DatasetFacts { class_names, items, fingerprint }
+    DatasetFacts { class_names, items, listing: hexadecimal(listing), fingerprint: hexadecimal(hash) }
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

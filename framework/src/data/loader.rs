@@ -18,12 +18,21 @@ pub struct Batch {
     pub values: Vec<f32>,
     /// Conditions of the items.
     pub labels: Vec<Label>,
-    /// Errors of the unreadable items. Other items replace them.
-    pub skipped: Vec<String>,
+    /// The items that could not be read. Other items replace them.
+    pub skipped: Vec<Unreadable>,
+}
+
+/// An item that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The error, which names the file.
+    pub error: String,
+    /// Epoch of the attempt. Every item is read in epoch 0 once, so the attempts of that epoch count the items.
+    pub epoch: u64,
 }
 
 impl Batch {
-    fn of(items: Vec<Item>, skipped: Vec<String>) -> Self {
+    fn of(items: Vec<Item>, skipped: Vec<Unreadable>) -> Self {
         let mut batch = Self { skipped, ..Self::default() };
         for item in items {
             batch.values.extend(item.values);
@@ -116,7 +125,7 @@ fn read(dataset: &dyn Dataset, random: &Random, places: &[(usize, u64)]) -> Resu
         Ok(item) => Ok((item, None)),
         Err(error) => match instead(dataset, index, random, epoch) {
             Some(item) => Ok((item, Some(error))),
-            None => Err(none_left(&error)),
+            None => Err(none_left(&error, dataset.len() - 1)),
         },
     };
     // rayon may run this item on a thread that is blocked inside a reduced-precision pass. Reset the
@@ -124,8 +133,11 @@ fn read(dataset: &dyn Dataset, random: &Random, places: &[(usize, u64)]) -> Resu
     let read: Vec<(Item, Option<Error>)> =
         places.par_iter().map(|place| MatmulPrecision::Highest.within(|| get(*place))).collect::<Result<_>>()?;
     let (items, errors): (Vec<Item>, Vec<Option<Error>>) = read.into_iter().unzip();
-    let skipped = errors.into_iter().flatten().map(|error| error.to_string()).collect();
-    few(Batch::of(items, skipped), places.len())
+    let unreadable = |(error, (_, epoch)): (Option<Error>, &(usize, u64))| {
+        error.map(|error| Unreadable { error: error.to_string(), epoch: *epoch })
+    };
+    let skipped = errors.into_iter().zip(places).filter_map(unreadable).collect();
+    few(Batch::of(items, skipped), places.len(), FEWEST)
 }
 
 /// Returns the next readable item after `index`.
@@ -133,16 +145,26 @@ fn instead(dataset: &dyn Dataset, index: usize, random: &Random, epoch: u64) -> 
     (1..=INSTEAD.min(dataset.len() - 1)).find_map(|i| dataset.get((index + i) % dataset.len(), random, epoch).ok())
 }
 
-fn none_left(error: &Error) -> Error {
-    Error::Run(format!("{error}. None of the next {INSTEAD} items can be read either; check the files of the dataset"))
+/// Describes an unreadable item without a replacement, in a dataset with this many other items.
+fn none_left(error: &Error, others: usize) -> Error {
+    let rest = match others {
+        0 => "It is the only item of the dataset".to_string(),
+        _ if others <= INSTEAD => format!("None of the {others} other items can be read either"),
+        _ => format!("None of the next {INSTEAD} items can be read either"),
+    };
+    Error::Run(format!("{error}. {rest}; check the files of the dataset"))
 }
 
-/// Refuses a batch if more than half of its items cannot be read. It never refuses a batch for a single item.
-fn few(batch: Batch, asked: usize) -> Result<Batch> {
+/// Number of unreadable items that a batch of training may always contain. Half of a small batch may be bad luck.
+const FEWEST: usize = 3;
+
+/// Refuses a batch if more than half of its items, and more than `allowed` items, cannot be read.
+fn few(batch: Batch, asked: usize, allowed: usize) -> Result<Batch> {
     match batch.skipped.first() {
-        Some(first) if batch.skipped.len() > (asked / 2).max(1) => Err(Error::Run(format!(
+        Some(first) if batch.skipped.len() > (asked / 2).max(allowed) => Err(Error::Run(format!(
             "{} of {asked} items of a batch cannot be read. First error: {first}",
-            batch.skipped.len()
+            batch.skipped.len(),
+            first = first.error
         ))),
         _ => Ok(batch),
     }
@@ -153,7 +175,7 @@ fn few(batch: Batch, asked: usize) -> Result<Batch> {
 /// # Errors
 /// If more than half of the items cannot be read.
 pub fn readable(dataset: &dyn Dataset, indices: &[usize]) -> Result<Batch> {
-    few(readable_or_none(dataset, indices), indices.len())
+    few(readable_or_none(dataset, indices), indices.len(), 1)
 }
 
 /// Reads the items `indices` without augmentation and leaves out unreadable ones, however many they are.
@@ -164,7 +186,7 @@ pub fn readable_or_none(dataset: &dyn Dataset, indices: &[usize]) -> Batch {
     for item in read {
         match item {
             Ok(item) => items.push(item),
-            Err(error) => skipped.push(error.to_string()),
+            Err(error) => skipped.push(Unreadable { error: error.to_string(), epoch: 0 }),
         }
     }
     Batch::of(items, skipped)
@@ -217,7 +239,10 @@ mod tests {
         let batch = read(&dataset, &random, &places).unwrap();
         assert_eq!(batch.values, expected);
         assert_eq!(batch.skipped.len(), 3);
-        assert!(batch.skipped.contains(&"item 9 is broken".to_string()));
+        assert!(batch.skipped.contains(&Unreadable { error: "item 9 is broken".to_string(), epoch: 0 }));
+        // The attempt names its epoch.
+        let later = read(&dataset, &random, &[(9, 1)]).unwrap();
+        assert_eq!(later.skipped, [Unreadable { error: "item 9 is broken".to_string(), epoch: 1 }]);
         // The result is the same for any number of threads.
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -236,9 +261,15 @@ mod tests {
         let most = Holes { len: 8, bad: vec![0, 1, 2, 3, 4] };
         assert!(error(&most, 8).starts_with("5 of 8 items of a batch cannot be read. First error: item "));
         let all = Holes { len: 2, bad: vec![0, 1] };
-        assert!(error(&all, 1).contains("None of the next"));
+        assert!(error(&all, 1).contains("None of the 1 other items can be read either"));
+        assert!(error(&Holes { len: 1, bad: vec![0] }, 1).contains("It is the only item of the dataset"));
+        let large = Holes { len: 100, bad: (0..100).collect() };
+        assert!(error(&large, 1).contains("None of the next 64 items can be read either"));
         let half = Holes { len: 8, bad: vec![0, 1, 2, 3] };
         assert_eq!(first(&half, 8).unwrap().skipped.len(), 4);
+        // Two broken items that meet in a batch of two do not end the run.
+        let pair = Holes { len: 8, bad: vec![0, 1] };
+        assert_eq!(read(&pair, &random, &[(0, 0), (1, 0)]).unwrap().values, [2.0, 2.0]);
         let plain = readable(&half, &[0, 4, 1, 5]).unwrap();
         assert_eq!((plain.values, plain.skipped.len()), (vec![4.0, 5.0], 2));
         assert!(readable(&most, &[0, 1, 5]).is_err());

@@ -40,6 +40,16 @@ pub trait Conditioner: Debug + Send + Sync {
         0
     }
 
+    /// Checks one caption. Returns how the caption is shortened, in words that are equal for all captions, or `None` if
+    /// all of it is encoded.
+    ///
+    /// # Errors
+    /// If the caption cannot be encoded.
+    fn check_caption(&self, caption: &str) -> Result<Option<String>> {
+        let _ = caption;
+        Ok(None)
+    }
+
     /// Encodes `captions` as features or tokens. `None` is the null caption.
     ///
     /// # Errors

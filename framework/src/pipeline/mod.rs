@@ -1,6 +1,7 @@
 //! A checked document as objects ([`Pipeline`]), its `train` entry ([`train_config`]), and sampling of images
 //! ([`images`]). A new field of the `train` entry is added in [`train_config`] alone.
 
+pub mod captions;
 pub mod images;
 pub mod train_config;
 pub mod weak;
@@ -177,6 +178,19 @@ impl Pipeline {
         }
     }
 
+    /// Checks that the conditioner can encode the caption of a label. Returns how it shortens the caption, if it does.
+    ///
+    /// # Errors
+    /// If the caption cannot be encoded.
+    pub fn check_label(&self, label: &Label) -> Result<Option<String>> {
+        match (&self.conditioner, label) {
+            (Some(conditioner), Label::Caption(caption)) => {
+                blame::caught(self.name(Kind::Conditioner), || conditioner.check_caption(caption))?
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Returns the shape of the images that samples decode to.
     pub fn image_shape(&self) -> ImageShape {
         self.tokenizer.image_shape(self.latent_shape())
@@ -193,7 +207,12 @@ impl Pipeline {
     /// If the dataset cannot be opened.
     pub fn open(&self) -> Result<Checked> {
         let who = self.name(Kind::Data);
-        Checked::new(who, blame::caught(who, || self.data.open())??)
+        let dataset = blame::caught(who, || self.data.open())?.map_err(|error| match error {
+            // The document names the files, so an unreadable one is a mistake of its user.
+            Error::Io { .. } | Error::File { .. } => Problem::new("/data", error.to_string()).into(),
+            other => other,
+        })?;
+        Checked::new(who, dataset)
     }
 
     /// Opens the dataset and checks that its content fits the backbone.
@@ -221,7 +240,14 @@ impl Pipeline {
         if info.num_classes != takes {
             let classes = |count: Option<usize>| count.map_or("no classes".to_string(), |n| format!("{n} classes"));
             let (has, reads) = (classes(info.num_classes), classes(takes));
-            return Err(disagree(format!("the dataset has {has}; the backbone expects {reads}")));
+            let what = format!("the dataset has {has}; the backbone expects {reads}");
+            let problem = Problem::new("/data", what).and_at("/backbone");
+            return Err(match dataset.how_to_add_classes().filter(|_| info.num_classes.is_none()) {
+                Some(how) => {
+                    problem.fix(format!("{how}; one class needs one sub-folder and a backbone of 1 class")).into()
+                }
+                None => problem.into(),
+            });
         }
         Ok(dataset)
     }

@@ -43,6 +43,9 @@ impl EmaConfig {
 /// Number of rows of the sample grid for data without classes.
 pub const UNCONDITIONAL_ROWS: usize = 8;
 
+/// Largest number of rows of the sample grid for data with captions: the first distinct captions.
+pub const CAPTION_ROWS: usize = 8;
+
 /// Largest number of rows of the sample grid. With more classes, the grid shows a selection.
 pub const MOST_ROWS: usize = 16;
 

@@ -1,5 +1,6 @@
 //! Reports of the trainer during a run.
 
+use crate::data::loader::Unreadable;
 use crate::error::Result;
 use crate::network::backbone::BoxBackbone;
 use std::collections::BTreeMap;
@@ -18,8 +19,8 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Number of samples in the step.
     pub samples: usize,
-    /// Errors of the items that could not be read. Other items replaced them.
-    pub skipped: Vec<String>,
+    /// The items that could not be read. Other items replaced them.
+    pub skipped: Vec<Unreadable>,
     /// Duration of the step, in seconds.
     pub seconds: f64,
     /// Means of the values that the objective logged, by name.

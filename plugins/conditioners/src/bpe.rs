@@ -80,19 +80,27 @@ impl Bpe {
         self.tokenizer.get_vocab_size(true)
     }
 
+    /// Returns the tokens of a text, without start and end.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text.
+    pub fn tokens(&self, caption: &str) -> Result<Vec<usize>> {
+        let encoding = self
+            .tokenizer
+            .encode(cleaned(caption), false)
+            .map_err(|e| Error::Run(format!("cannot tokenize the caption \"{caption}\": {e}")))?;
+        let tokens = encoding.get_ids().iter().filter(|id| **id != self.start && **id != self.end);
+        Ok(tokens.map(|id| *id as usize).collect())
+    }
+
     /// Encodes a text as the start token, as many of its tokens as fit, the end token, and more end tokens up
     /// to `length`.
     ///
     /// # Errors
     /// If the tokenizer cannot encode the text.
     pub fn ids(&self, caption: &str, length: usize) -> Result<Vec<usize>> {
-        let encoding = self
-            .tokenizer
-            .encode(cleaned(caption), false)
-            .map_err(|e| Error::Run(format!("cannot tokenize the caption \"{caption}\": {e}")))?;
-        let tokens = encoding.get_ids().iter().copied().filter(|id| *id != self.start && *id != self.end);
         let mut ids = vec![self.start as usize];
-        ids.extend(tokens.map(|id| id as usize).take(length.saturating_sub(2)));
+        ids.extend(self.tokens(caption)?.into_iter().take(length.saturating_sub(2)));
         ids.resize(length, self.end as usize);
         Ok(ids)
     }

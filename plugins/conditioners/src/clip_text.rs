@@ -230,6 +230,12 @@ impl Conditioner for ClipText {
         parameters::count(&self.init(&Device::flex()))
     }
 
+    fn check_caption(&self, caption: &str) -> Result<Option<String>> {
+        let read = self.length.saturating_sub(2);
+        let longer = self.loaded()?.bpe.tokens(caption)?.len() > read;
+        Ok(longer.then(|| format!("longer than the {read} tokens that the text encoder reads, and cut there")))
+    }
+
     fn encode(&self, captions: &[Option<String>]) -> Result<Condition> {
         let mut texts: Vec<&str> =
             captions.iter().map(|caption| caption.as_deref().unwrap_or(&self.negative)).collect();

@@ -86,6 +86,10 @@ impl Conditioner for Words {
         Ok(())
     }
 
+    fn check_caption(&self, caption: &str) -> Result<Option<String>> {
+        self.ids(caption).map(|_| None)
+    }
+
     fn encode(&self, captions: &[Option<String>]) -> Result<Condition> {
         let null = vec![PADDING; self.length];
         let row = |caption: &Option<String>| caption.as_ref().map_or_else(|| Ok(null.clone()), |text| self.ids(text));
@@ -114,6 +118,8 @@ mod tests {
         let refused = |caption: &str| words().encode(&[Some(caption.to_string())]).unwrap_err().to_string();
         assert!(refused("one rad circle").contains("`rad`") && refused("one rad circle").contains("`red`"));
         assert!(refused("red red red red red").contains("5 words"));
+        assert!(words().check_caption("one rad circle").is_err());
+        assert_eq!(words().check_caption("one red circle").unwrap(), None);
         let twice = Words { words: vec!["red".into(), "red".into(), "Two".into()], length: 1 };
         assert_eq!(twice.check().len(), 2);
     }

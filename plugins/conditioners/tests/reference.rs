@@ -112,6 +112,10 @@ fn captions_become_features_and_the_negative_prompt_the_null() {
     let network = framework::nn::parameters::initialize(clip.init(&Device::flex()), &random, &draw);
     official::save(&network, &clip.formats()[0], &path).unwrap();
     clip.load(&Device::flex()).unwrap();
+    // Each of these words is one token; six tokens fit between start and end.
+    assert_eq!(clip.check_caption("a cat on a red mat").unwrap(), None);
+    let cut = clip.check_caption("a cat on a red mat again").unwrap().unwrap();
+    assert_eq!(cut, "longer than the 6 tokens that the text encoder reads, and cut there");
     let captions = ["a red circle", "blurry", "a red circle"].map(|text| Some(text.to_string()));
     let captions: Vec<Option<String>> = captions.into_iter().chain([None]).collect();
     let Condition::Text { features, null, dropped } = clip.encode(&captions).unwrap() else { panic!("no features") };

@@ -4,14 +4,21 @@
 #[cfg(test)]
 use framework_dylib as _;
 
+mod classes;
 mod decode;
 mod digits;
 mod image_folder;
 mod latents;
+mod left_out;
+mod missing;
+mod regular;
 mod shapes;
 mod skipped;
+mod text;
 mod webdataset;
+mod whole;
 
+pub use decode::{Crop, Resize};
 pub use digits::Digits;
 pub use image_folder::{Captions, ImageFolder};
 pub use latents::Latents;

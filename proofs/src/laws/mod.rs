@@ -199,16 +199,18 @@ fn verify_changed(
     Verdict { family, statement, worlds, worst, seconds, counterexample: None }
 }
 
-/// Returns random worlds that suit an objective. `length` shortens the sequences of token worlds.
+/// Returns random worlds that suit an objective, of one size if `size` is given.
 fn strategy(
     objective: &dyn Objective,
     optimum: &Optimum,
     family: Family,
-    length: Option<usize>,
+    size: Option<usize>,
 ) -> impl Strategy<Value = World> + use<> {
-    let length = length.unwrap_or_else(|| World::length(family, objective.needs().likelihood));
+    let length = World::length(family, objective.needs().likelihood);
+    let sizes = if family.has_logits() { length..=length } else { 1..=3 };
     let pretrained = matches!(optimum, Optimum::Towards);
-    World::strategy(family, length).prop_map(move |world| if pretrained { world.pretrained() } else { world })
+    World::of_sizes(family, size.map_or(sizes, |size| size..=size))
+        .prop_map(move |world| if pretrained { world.pretrained() } else { world })
 }
 
 /// Returns the first `count` worlds of a seed.
@@ -219,7 +221,7 @@ fn trees<S: Strategy<Value = World>>(strategy: &S, count: usize, seed: u64) -> V
     (0..count).map(|_| strategy.new_tree(&mut runner).expect("the strategy rejects no world")).collect()
 }
 
-/// Returns the smallest failing world found: of the shortest sequences that fail, shrunk.
+/// Returns the smallest failing world found: of the smallest size that fails, shrunk.
 fn smallest<T: ValueTree<Value = World>>(
     objective: &dyn Objective,
     optimum: &Optimum,
@@ -227,12 +229,10 @@ fn smallest<T: ValueTree<Value = World>>(
     tree: &mut T,
     fails: &dyn Fn(&World) -> bool,
 ) -> World {
-    if family.has_logits() {
-        for length in 1..World::length(family, objective.needs().likelihood) {
-            let shorter = strategy(objective, optimum, family, Some(length));
-            if let Some(tree) = trees(&shorter, 5, 0).iter_mut().find(|tree| fails(&tree.current())) {
-                return shrink(tree, fails);
-            }
+    for size in 1..tree.current().size {
+        let smaller = strategy(objective, optimum, family, Some(size));
+        if let Some(tree) = trees(&smaller, 5, 0).iter_mut().find(|tree| fails(&tree.current())) {
+            return shrink(tree, fails);
         }
     }
     shrink(tree, fails)

@@ -326,7 +326,8 @@ impl<'a> Cases<'a> {
         let table =
             Table { cases: self, stopped: online.clone().inner(), online: online.clone(), lookups, call: Cell::new(0) };
         let (loss, _) = self.loss_with(&table, &self.answers);
-        let total = (loss * self.weights.clone()).sum();
+        // A loss that reads the table only behind a stopped gradient has the gradient 0.
+        let total = (loss * self.weights.clone()).sum() + (online.clone() * 0.0).sum();
         let gradient = online.grad(&total.backward());
         gradient.map_or(vec![0.0; values.len()], |g| g.into_data().try_into_vec::<f64>().expect("the gradient is f64"))
     }

@@ -4,6 +4,7 @@ use framework::objective::optimum::{Against, Of, Tilt};
 use framework::process::Family;
 use proptest::prelude::*;
 use std::fmt::Write;
+use std::ops::RangeInclusive;
 
 /// Number of conditions of every world.
 pub const CONDITIONS: usize = 3;
@@ -62,7 +63,11 @@ impl World {
 
     /// Returns a strategy for random worlds of a family. Token worlds have sequences of `length` tokens.
     pub fn strategy(family: Family, length: usize) -> impl Strategy<Value = Self> {
-        let sizes = if family.has_logits() { length..=length } else { 1..=3_usize };
+        Self::of_sizes(family, if family.has_logits() { length..=length } else { 1..=3 })
+    }
+
+    /// Returns a strategy for random worlds whose size is in a range.
+    pub fn of_sizes(family: Family, sizes: RangeInclusive<usize>) -> impl Strategy<Value = Self> {
         sizes.prop_flat_map(move |size| {
             let empty = Self::empty(family, size);
             let (outcomes, inputs, width) = (empty.outcomes(), empty.inputs(), empty.width());
