@@ -89,7 +89,7 @@ fn a_run_goes_on_with_more_steps_and_with_other_settings_that_do_not_bind_it() {
     for (change, pointer) in [("/train/seed=1", "/train/seed"), ("/train/batch_size=8", "/train/batch_size")] {
         refused(&runs.train("run", &["--set", "/train/steps=12", "--set", change]), 2, pointer);
     }
-    // Fewer steps than before.
+    // Fewer steps than the checkpoint has.
     refused(&runs.train("run", &["--set", "/train/steps=9"]), 2, "/train/steps");
 }
 

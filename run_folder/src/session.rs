@@ -134,12 +134,11 @@ fn resumed(
     }
     if checkpoint.step > 0 && checkpoint.optimizer.is_empty() {
         let what = format!("{} has {} steps, but no optimizer state", path.display(), checkpoint.step);
-        return Err(Problem::new("", what)
-            .fix("start a new run from it: {\"from\": {\"checkpoint\": ..}} in /train")
-            .into());
+        let fix = format!("start a new run from its weights: /train/from = {{\"checkpoint\": \"{}\"}}", path.display());
+        return Err(Problem::new("", what).fix(fix).into());
     }
     watcher.say(&format!("resuming from {} (step {})", path.display(), checkpoint.step));
-    if let Some((before, now)) = changes.more_steps {
+    if let Some((before, now)) = changes.steps {
         watcher.say(&format!(
             "steps: {before} before, {now} now; after step {} the learning rate and every schedule are those of {now} steps",
             checkpoint.step

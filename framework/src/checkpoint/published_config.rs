@@ -36,7 +36,7 @@ impl PublishedConfig {
         }
         let network = match path.is_dir() {
             true => within(path, folder),
-            // A single file may lie next to anything.
+            // A single file may be located next to files of another model.
             false => match path.parent() {
                 Some(parent) if parent.file_name().is_some_and(|name| name == folder) => parent.to_path_buf(),
                 _ => return Ok(Self::default()),
