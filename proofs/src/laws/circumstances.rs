@@ -32,7 +32,7 @@ pub fn irregular(count: usize) -> Vec<f64> {
 /// Returns whether two lists of numbers differ.
 pub fn apart(a: &[f64], b: &[f64]) -> bool {
     let largest = a.iter().fold(1.0_f64, |m, v| m.max(v.abs()));
-    a.len() != b.len() || a.iter().zip(b).any(|(a, b)| !((a - b).abs() <= 1e-9 * largest))
+    a.len() != b.len() || a.iter().zip(b).any(|(a, b)| (a - b).abs() > 1e-9 * largest || (a - b).is_nan())
 }
 
 /// Returns the first fault that one world shows.
