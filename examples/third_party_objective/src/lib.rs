@@ -80,7 +80,7 @@ impl Objective for GftZero {
             _ => return Optimum::Unstated("the projection of logits depends on their arbitrary constant"),
         }
         if self.drop_probability == 0.0 {
-            return Optimum::Unstated("the null prediction is never trained: it stays what it was at the start");
+            return Optimum::Unstated("the null prediction is never trained and keeps its initial value");
         }
         let against = Against::Made { text: "its projection on the unconditional", from: projected };
         let tilt = Tilt::data("1 / beta", |beta, _| 1.0 / beta.expect("gft_zero feeds a beta"));

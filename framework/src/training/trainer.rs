@@ -244,7 +244,8 @@ impl Trainer {
     pub fn pass(&self, latents: &Latent, condition: &Condition, random: &Random, draw_index: u64) -> Result<Pass> {
         let train = &self.pipeline.train;
         let process = self.pipeline.process();
-        let example = process.corrupt(latents, random, draw_index);
+        let backbone = self.pipeline.name(Kind::Backbone);
+        let example = blame::caught(backbone, || process.corrupt(latents, random, draw_index))?;
         // Threads that share leaves of the autodiff graph block each other on its locks. Give each pass its own leaves.
         let online = match train.workers {
             1 => self.online().clone(),
