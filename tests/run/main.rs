@@ -2,6 +2,7 @@
 
 #[path = "../folders/mod.rs"]
 mod folders;
+mod networks;
 mod options;
 
 use std::fs;
