@@ -3,6 +3,7 @@
 //!   m    = beta_p f(x_t, c~, beta) + (1 - beta_p) sg[f(x_t, null, 1)],   beta ~ U(beta_min, beta_max)
 //!   loss = L(m, y),   1 / beta_p = 1 + (1 / beta - 1) schedule(p) at progress p
 //!
+//! At a fixed `beta` (eq. 7) the network reads no guidance number.
 //! Source: arXiv:2501.15420, algorithm 1.  Optimum: one pass at `beta` samples at guidance scale 1 / beta_p.
 
 use framework::prelude::*;
@@ -24,11 +25,16 @@ pub enum DroppedSample {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(
     example = framework::serde_json::json!({ "dropped_sample": "plain" }),
+    example = framework::serde_json::json!({ "beta": 0.4 }),
     example = framework::serde_json::json!({ "schedule": { "type": "power", "exponent": 1.5 } }),
     example = framework::serde_json::json!({ "schedule": { "type": "power_cosine", "power": 1.0 } })
 )]
 #[serde(default, deny_unknown_fields)]
 pub struct Gft {
+    /// Fixed `beta`, above 0 and at most 1: the network learns scale 1 / `beta` alone and reads no guidance number.
+    /// null = `beta` is random, and the network reads it.
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = 1.0))]
+    pub beta: Option<f64>,
     /// Smallest `beta` in training, in [0, 1]. Unitless; `beta = 1 / scale`.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_min: f64,
@@ -40,13 +46,14 @@ pub struct Gft {
     pub drop_probability: f64,
     /// Loss of a sample whose condition was dropped.
     pub dropped_sample: DroppedSample,
-    /// Profile of the guidance over progress.
+    /// Share of the guidance over progress.
     pub schedule: Schedule,
 }
 
 impl Default for Gft {
     fn default() -> Self {
         Self {
+            beta: None,
             beta_min: 0.0,
             beta_max: 1.0,
             drop_probability: 0.1,
@@ -70,6 +77,13 @@ fn beta_at(schedule: Schedule, beta: f64, progress: f64) -> f64 {
     if beta == 0.0 && share == 0.0 { 1.0 } else { beta / (beta + (1.0 - beta) * share) }
 }
 
+impl Gft {
+    /// Returns whether the network reads `beta`.
+    fn reads_beta(&self) -> bool {
+        self.beta.is_none()
+    }
+}
+
 impl Objective for Gft {
     fn check(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> =
@@ -78,20 +92,32 @@ impl Objective for Gft {
             let what = format!("`beta_min` = {} is larger than `beta_max` = {}", self.beta_min, self.beta_max);
             problems.push(Problem::new("/beta_min", what).and_at("/beta_max").accepts("beta_min <= beta_max"));
         }
+        let random = Self::default();
+        for (name, changed) in
+            [("beta_min", self.beta_min != random.beta_min), ("beta_max", self.beta_max != random.beta_max)]
+        {
+            if changed && self.beta.is_some() {
+                let problem = Problem::new(format!("/{name}"), format!("`{name}` has no effect at a fixed `beta`"));
+                problems.push(problem.and_at("/beta").accepts("either `beta`, or `beta_min` and `beta_max`"));
+            }
+        }
         problems
     }
 
     fn needs(&self) -> Needs {
-        Needs { null_condition: true, guidance_input: true, ..Needs::default() }
+        Needs { null_condition: true, guidance_input: self.reads_beta(), ..Needs::default() }
     }
 
     fn loss(&self, context: &Context<'_>) -> Tensor<1> {
         let (condition, dropped) = context.drop_condition(self.drop_probability);
-        let drawn = context.uniform("beta", self.beta_min, self.beta_max);
+        let drawn = match self.beta {
+            Some(beta) => vec![beta; context.batch()],
+            None => context.uniform("beta", self.beta_min, self.beta_max),
+        };
         let one_if_dropped = |beta: &[f64]| -> Vec<f64> {
             beta.iter().zip(&dropped).map(|(beta, dropped)| if *dropped { 1.0 } else { *beta }).collect()
         };
-        let input = one_if_dropped(&drawn);
+        let input = self.reads_beta().then(|| one_if_dropped(&drawn));
         let mixing = match self.dropped_sample {
             DroppedSample::Mixed => drawn,
             DroppedSample::Plain => one_if_dropped(&drawn),
@@ -99,9 +125,9 @@ impl Objective for Gft {
         // Only these samples need the unconditional pass. For a dropped sample, the tracked pass is already
         // unconditional. At `beta` = 1 the mixture has no unconditional part.
         let wanted: Vec<bool> = mixing.iter().zip(&dropped).map(|(beta, dropped)| !dropped && *beta < 1.0).collect();
-        let (null, ones) = (context.condition.null(), vec![1.0; context.batch()]);
-        let unconditional = context.stopped_where(&wanted, &null, Some(&ones));
-        let conditional = context.online(&condition, Some(&input));
+        let (null, ones) = (context.condition.null(), self.reads_beta().then(|| vec![1.0; context.batch()]));
+        let unconditional = context.stopped_where(&wanted, &null, ones.as_deref());
+        let conditional = context.online(&condition, input.as_deref());
         let unconditional = unconditional.or(&conditional);
         let beta = context.weights(&conditional, |i, progress| beta_at(self.schedule, mixing[i], progress));
         context.loss(conditional * beta.clone() + unconditional * (beta.neg() + 1.0))
@@ -109,7 +135,7 @@ impl Objective for Gft {
 
     fn null(&self) -> NullPrediction {
         if self.drop_probability > 0.0 {
-            NullPrediction::TrainedAt(Some(1.0))
+            NullPrediction::TrainedAt(self.reads_beta().then_some(1.0))
         } else {
             NullPrediction::Untrained("`drop_probability` is 0")
         }
@@ -120,22 +146,23 @@ impl Objective for Gft {
             return Optimum::Unstated("the null prediction is never trained and keeps its initial value");
         }
         let schedule = self.schedule;
+        let fixed = self.beta;
         let text = if schedule == Schedule::Constant { "1 / beta" } else { "1 / beta_p" };
         Optimum::Tilted(Tilt::data(text, move |beta, progress| {
-            1.0 / beta_at(schedule, beta.expect("the network reads a beta"), progress)
+            1.0 / beta_at(schedule, fixed.or(beta).expect("the network reads a beta"), progress)
         }))
     }
 
     fn guidance_of_scale(&self, scale: f64) -> Option<f64> {
-        Some(1.0 / scale)
+        self.reads_beta().then_some(1.0 / scale)
     }
 
     fn scale_of_guidance(&self, guidance: f64) -> Option<f64> {
-        Some(1.0 / guidance)
+        self.reads_beta().then_some(1.0 / guidance)
     }
 
     fn trained_scales(&self) -> Option<[f64; 2]> {
-        Some([1.0 / self.beta_max, 1.0 / self.beta_min])
+        self.reads_beta().then_some([1.0 / self.beta_max, 1.0 / self.beta_min])
     }
 
     fn extra_passes(&self) -> usize {

@@ -13,20 +13,41 @@ use framework::prelude::*;
 use std::collections::BTreeMap;
 
 /// Substitute for the unconditional prediction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Unconditional {
     /// The prediction for the null condition.
     #[default]
     Null,
     /// The prediction for a random wrong class ("contrastive"). Needs no null condition.
-    WrongClass,
+    WrongClass(WrongClass),
     /// The mean prediction over random classes: the law of total probability with equal weights.
     Classes {
         /// Number of random classes per sample, 1 to 1000. Each costs one gradient-free pass.
         #[schemars(range(min = 1, max = 1000))]
         count: usize,
     },
+}
+
+/// Settings of a wrong class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct WrongClass {
+    /// Scale at which the teacher reads the wrong class, if the network reads a scale: 0 to 1000. 0 = as in the released
+    /// code, although training reaches no class at scale 0; 1 = the trained conditional prediction.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub teacher_scale: f64,
+}
+
+/// Scale that guided samples read before `start_step`, if the network reads a scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BeforeStart {
+    /// Scale 1, as in the released code: the target has no guidance yet.
+    #[default]
+    One,
+    /// The sample's own random scale.
+    Random,
 }
 
 /// Guidance scale that the network learns; 1 = no guidance.
@@ -114,7 +135,7 @@ impl Default for AutomaticScale {
 #[schemars(
     example = framework::serde_json::json!({ "scale": { "type": "input" } }),
     example = framework::serde_json::json!({ "unconditional": { "type": "classes", "count": 2 } }),
-    example = framework::serde_json::json!({ "unconditional": { "type": "wrong_class" }, "scale": { "type": "input" } })
+    example = framework::serde_json::json!({ "unconditional": { "type": "wrong_class", "teacher_scale": 1.0 }, "scale": { "type": "input" } })
 )]
 pub struct Mg {
     /// Guidance scale that the network learns.
@@ -126,6 +147,8 @@ pub struct Mg {
     /// Number of optimizer steps without guidance at the start. Published: 100,000.
     #[schemars(range(max = 1_000_000_000))]
     pub start_step: usize,
+    /// Scale that guided samples read before `start_step`.
+    pub before_start: BeforeStart,
     /// Share of guided samples, in [0, 1]. null = the published share: all samples that are not dropped, or 0.2 if the
     /// network reads the scale. The other samples are trained without guidance.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -143,6 +166,7 @@ impl Default for Mg {
             scale: Scale::default(),
             t_high: 0.75,
             start_step: 0,
+            before_start: BeforeStart::default(),
             guided_share: None,
             drop_probability: 0.1,
             unconditional: Unconditional::default(),
@@ -168,8 +192,8 @@ impl Mg {
         let number = |scale: f64| self.reads_scale().then(|| vec![scale; context.batch()]);
         match self.unconditional {
             Unconditional::Null => context.model(Role::Ema, &context.condition.null(), number(0.0).as_deref()),
-            Unconditional::WrongClass => {
-                context.model(Role::Ema, &context.other_class("contrast"), number(1.0).as_deref())
+            Unconditional::WrongClass(WrongClass { teacher_scale }) => {
+                context.model(Role::Ema, &context.other_class("contrast"), number(teacher_scale).as_deref())
             }
             Unconditional::Classes { count } => {
                 let one = |i: usize| {
@@ -197,6 +221,17 @@ impl Objective for Mg {
                 ));
             }
             _ => {}
+        }
+        if self.before_start != BeforeStart::default() && (self.start_step == 0 || !self.reads_scale()) {
+            let problem = Problem::new("/before_start", "`before_start` has no effect");
+            problems.push(problem.accepts("a `start_step` above 0 and a network that reads the scale, or no entry"));
+        }
+        if let Unconditional::WrongClass(WrongClass { teacher_scale }) = self.unconditional
+            && teacher_scale != 0.0
+            && !self.reads_scale()
+        {
+            let problem = Problem::new("/unconditional/teacher_scale", "`teacher_scale` has no effect");
+            problems.push(problem.accepts("a network that reads the scale, or no entry"));
         }
         if self.guided() + self.drop_probability > 1.0 + 1e-12 {
             let what = format!(
@@ -230,15 +265,17 @@ impl Objective for Mg {
             Scale::Input(InputScale { min, max }) => context.uniform("scale", min, max),
             Scale::Automatic(_) => vec![context.remembered("scale").unwrap_or(1.0); context.batch()],
         };
+        let waiting = context.step < self.start_step;
         let number = |i: usize| match branch[i] {
             0 => 0.0,
+            1 if waiting && self.before_start == BeforeStart::One => 1.0,
             1 => scale[i],
             _ => 1.0,
         };
         let input: Option<Vec<f64>> = self.reads_scale().then(|| (0..context.batch()).map(number).collect());
         let condition = context.condition.dropped(&(0..context.batch()).map(dropped).collect::<Vec<_>>());
         let prediction = context.online(&condition, input.as_deref());
-        if context.step < self.start_step {
+        if waiting {
             return context.loss(prediction);
         }
         let one = self.reads_scale().then(|| vec![1.0; context.batch()]);
@@ -289,6 +326,12 @@ impl Objective for Mg {
         if self.unconditional == Unconditional::Null && self.drop_probability == 0.0 {
             return Optimum::Unstated("the null prediction is never trained and keeps its initial value");
         }
+        if let Unconditional::WrongClass(WrongClass { teacher_scale }) = self.unconditional
+            && self.reads_scale()
+            && teacher_scale != 1.0
+        {
+            return Optimum::Unstated("the teacher reads the wrong class at a scale that is not trained with a class");
+        }
         if self.unconditional != Unconditional::Null && family.has_logits() {
             return Optimum::Unstated("cross-entropy does not commute with the mean over random classes");
         }
@@ -307,7 +350,7 @@ impl Objective for Mg {
         let within = move |progress: f64| 1.0 - progress < t_high;
         let against = match self.unconditional {
             Unconditional::Null => Against::Null,
-            Unconditional::WrongClass => Against::MeanOfOtherClasses,
+            Unconditional::WrongClass(_) => Against::MeanOfOtherClasses,
             Unconditional::Classes { .. } => Against::MeanOfClasses,
         };
         let tilt = if self.reads_scale() {
