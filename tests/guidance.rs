@@ -288,7 +288,7 @@ fn with_every_rule_a_batch_equals_its_samples() {
         ];
         for rule in rules.iter().filter(|rule| problems(&document, rule).is_empty()) {
             let (whole, split) = (sampled(&run, rule, 100), sampled(&run, rule, 3));
-            let apart = whole.iter().zip(&split).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let apart = whole.iter().zip(&split).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
             assert!(whole.len() == split.len() && apart < 1e-3, "{rule} on {name}: {apart}");
             assert!(whole.iter().all(|value| value.is_finite()), "{rule} on {name}");
         }

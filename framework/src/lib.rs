@@ -13,6 +13,7 @@ pub mod interrupt;
 mod kernels;
 pub mod network;
 pub mod nn;
+pub mod numbers;
 pub mod objective;
 pub mod optimization;
 pub mod pipeline;

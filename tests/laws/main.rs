@@ -176,7 +176,7 @@ fn a_normalised_model_stays_short_of_ccas_optimum() {
     for ((at, free), (_, normalised)) in free.iter().zip(&normalised) {
         let data: Vec<f64> = worlds[at.0].data(Some(at.2), at.1).into_iter().map(f64::exp).collect();
         let (free, normalised) = (probabilities(free), probabilities(normalised));
-        worst = free.iter().zip(&normalised).map(|(a, b)| (a - b).abs()).fold(worst, f64::max);
+        worst = free.iter().zip(&normalised).map(|(a, b)| (a - b).abs()).fold(worst, framework::numbers::larger);
         let step: Vec<f64> = normalised.iter().zip(&data).map(|(n, d)| n - d).collect();
         let tilt: Vec<f64> = free.iter().zip(&data).map(|(f, d)| f - d).collect();
         all += 1;

@@ -243,7 +243,8 @@ fn samples_depend_on_no_batch_size_and_little_on_matmul_precision() {
         x.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
     };
     let (whole, split, rounded) = (draw("20", "highest"), draw("3", "highest"), draw("20", "medium"));
-    let apart = |other: &[f32]| whole.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let apart =
+        |other: &[f32]| whole.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     let largest = whole.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
     assert!(apart(&split) <= 1e-4 * largest, "{} against {largest}", apart(&split));
     // 16-bit products keep three digits. On processors without 16-bit products, the samples are equal.

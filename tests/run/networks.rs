@@ -92,7 +92,8 @@ fn a_weak_network_is_a_run_or_weights_between_two() {
         let x = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("x").unwrap().data().to_vec();
         x.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
     };
-    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let apart =
+        |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     let weak = |weak: serde_json::Value| serde_json::json!({ "type": "weak_model", "scale": 2.0, "weak": weak });
     let between = |weight: f64| {
         weak(serde_json::json!({ "checkpoint": strong, "interpolate": { "checkpoint": other, "weight": weight } }))

@@ -55,7 +55,7 @@ fn fine_tuning_starts_at_the_checkpoint() {
     };
     let one_branch = ["--set", r#"/guidance={"type":"none"}"#];
     let (a, b) = (draw(&cfg, "a", &one_branch), draw(&gft, "b", &["--guidance", "0.3"]));
-    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     assert!(worst < 1e-3, "{worst}");
     // A network without a guidance input has no parameters for these weights. The message names them.
     let output = train(

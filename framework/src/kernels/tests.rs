@@ -65,7 +65,7 @@ fn apart(a: &Derivatives, b: &Derivatives) -> Vec<f64> {
     let largest = |x: &[f64]| x.iter().fold(1e-30, |largest: f64, v| largest.max(v.abs()));
     let pair = |(a, b): (&Vec<f64>, &Vec<f64>)| {
         assert_eq!(a.len(), b.len());
-        let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, crate::numbers::larger);
         assert!(worst.is_finite() && a.iter().chain(b).all(|v| v.is_finite()));
         worst / largest(b)
     };
@@ -436,7 +436,7 @@ fn exp_and_the_normal_distribution_in_f32() {
         let steps = 400_000;
         let at = |i: i32| from + (to - from) * i as f32 / steps as f32;
         let relative = |x: f32| (f64::from(f(x)) - exact(f64::from(x))).abs() / exact(f64::from(x)).abs().max(1e-30);
-        (0..=steps).map(|i| relative(at(i))).fold(0.0, f64::max)
+        (0..=steps).map(|i| relative(at(i))).fold(0.0, crate::numbers::larger)
     };
     let ulp = f64::from(f32::EPSILON);
     let exp = worst(<f32 as Number>::exp, f64::exp, -87.0, 88.0);
@@ -447,8 +447,9 @@ fn exp_and_the_normal_distribution_in_f32() {
     assert!(<f32 as Number>::exp(f32::NAN).is_nan());
     let below = |x: f64| 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
     let steps = (-60_000..60_000).map(|i| i as f32 * 1e-4);
-    let normal =
-        steps.map(|x| (f64::from(<f32 as Number>::normal(x)[0]) - below(f64::from(x))).abs()).fold(0.0, f64::max);
+    let normal = steps
+        .map(|x| (f64::from(<f32 as Number>::normal(x)[0]) - below(f64::from(x))).abs())
+        .fold(0.0, crate::numbers::larger);
     assert!(normal < 3e-7, "{normal:e}");
 }
 

@@ -134,13 +134,13 @@ pub fn sampled_alone(rule: &dyn Guidance, network: &Fake, weak: Option<&Fake>) -
 #[track_caller]
 pub fn close(a: &[f64], b: &[f64]) {
     assert_eq!(a.len(), b.len());
-    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f64::max);
+    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, framework::numbers::larger);
     assert!(apart < 1e-4, "the values differ by {apart}");
 }
 
 /// Fails if the values agree within the rounding of f32.
 #[track_caller]
 pub fn differs(a: &[f64], b: &[f64]) {
-    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     assert!(apart > 1e-3, "the values differ by {apart} only");
 }

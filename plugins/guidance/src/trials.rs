@@ -78,7 +78,7 @@ pub(crate) fn combined(rule: &dyn Guidance, cond: &Tensor<3>, null: &Tensor<3>) 
 /// Asserts that two lists of values differ by at most `tolerance` everywhere.
 pub(crate) fn assert_close(got: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
-    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     // A NaN fails: it is not <= the tolerance, but `fold` with `max` would hide it.
     assert!(worst <= tolerance && got.iter().all(|v| v.is_finite()), "off by {worst}: {got:?} against {expected:?}");
 }

@@ -65,7 +65,8 @@ fn gft_at_beta_one_is_the_plain_conditional_loss() {
     let gft: Gft = framework::serde_json::from_str(r#"{"beta_min": 1.0, "beta_max": 1.0}"#).unwrap();
     let cfg: Cfg = framework::serde_json::from_str("{}").unwrap();
     let ((a, da), (b, db)) = (value_and_gradient(&gft), value_and_gradient(&cfg));
-    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let apart =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     assert!(apart(&a, &b) < 1e-12 && apart(&da, &db) < 1e-12, "{a:?} {b:?}");
     // Below beta = 1 the two losses differ.
     let half: Gft = framework::serde_json::from_str(r#"{"beta_min": 0.5, "beta_max": 0.5}"#).unwrap();

@@ -48,12 +48,12 @@ pub fn backbone(entry: &Value) -> Vec<String> {
     );
     if accepts.cache {
         let cached = bench.cached(guidance, &Hooked::default());
-        let apart = cached.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let apart = cached.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
         let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
         must(cached.len() == whole.len() && apart <= 1e-5 * largest, "predictions with and without a cache are equal");
     }
     let first = numbers(&bench.example.input.select(&[0]), &bench.condition.select(&[0]), guidance);
-    let apart = first.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let apart = first.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
     must(apart <= 1e-4 * largest, "a sample's prediction does not depend on its batch");
     if accepts.condition != ConditionShape::None {

@@ -30,7 +30,8 @@ pub fn objective(entry: &Value, backbone: &Value) -> Vec<String> {
     must(silent.is_empty(), &format!("gradients reach every parameter; they do not reach {silent:?}"));
     let order = permutation(&Random::new(1), "order", 0, BATCH);
     let (permuted, _) = bench.losses(&*objective, 0, 0, Some(&order));
-    let worst = order.iter().zip(&permuted).map(|(i, loss)| (loss - losses[*i]).abs()).fold(0.0, f64::max);
+    let worst =
+        order.iter().zip(&permuted).map(|(i, loss)| (loss - losses[*i]).abs()).fold(0.0, framework::numbers::larger);
     let largest = losses.iter().fold(1e-6_f64, |m, loss| m.max(loss.abs()));
     must(worst <= 1e-5 * largest, "permuting the batch permutes the losses");
     let acts = |objective: &dyn ObjectivePlugin| {

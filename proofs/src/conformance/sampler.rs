@@ -61,7 +61,7 @@ pub fn sampler(entry: &Value, backbone: &Value) -> Vec<String> {
     must(draw(&*sampler, 0, 0, 4).0 == whole, "the same seed gives the same samples");
     must(draw(&*sampler, 1, 0, 4).0 != whole, "another seed gives different samples");
     let halves = [draw(&*sampler, 0, 0, 2).0, draw(&*sampler, 0, 2, 2).0].concat();
-    let apart = halves.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let apart = halves.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     let largest = whole.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
     must(apart <= 1e-3 * largest, "samples do not depend on how they are batched");
     failures.extend(fields::<Box<dyn SamplerPlugin>>(entry, Kind::Sampler, &|new| {

@@ -188,7 +188,7 @@ fn verify_changed(
         }
         results.into_iter().map(|failure| failure.error).collect()
     });
-    let worst = errors.iter().copied().fold(0.0, f64::max);
+    let worst = errors.iter().copied().fold(0.0, framework::numbers::larger);
     if let Some(first) = errors.iter().position(|error| *error > TOLERANCE) {
         let fails = |world: &World| errors_of(objective, &optimum, world, &setting).error > TOLERANCE;
         let smallest = smallest(objective, &optimum, family, &mut trees[first], &fails);

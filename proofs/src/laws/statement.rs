@@ -112,7 +112,8 @@ pub fn holds(objective: &dyn Objective, world: &World, row: &Reached) -> bool {
 /// constant.
 pub fn distance(tokens: bool, got: &[f64], expected: &[f64]) -> f64 {
     let largest = expected.iter().fold(1.0_f64, |m, v| m.max(v.abs()));
-    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let apart =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     if !tokens {
         return apart(got, expected) / largest;
     }

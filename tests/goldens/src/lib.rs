@@ -143,7 +143,7 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
 pub fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len(), "{name}");
     let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    let worst = got.iter().zip(expected).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs()));
+    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
     eprintln!("{name:<22} {:.1e} of {tolerance:.0e}", worst / largest);
     assert!(worst <= tolerance * largest, "{name}: off by {worst:e}; the largest value is {largest:e}");
 }
