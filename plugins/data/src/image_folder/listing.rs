@@ -1,4 +1,4 @@
-//! Finds the images of a folder, and the class or caption of each one. Counts everything that is not taken.
+//! Finds the images of a folder, and the class or caption of each one. Counts every entry that it skips.
 
 use super::metadata::{self, metadata};
 use super::spelling::decomposed;
@@ -37,7 +37,7 @@ pub struct Listing {
     pub class_names: Vec<String>,
     /// Every image with its label, in order.
     pub files: Vec<(PathBuf, Label)>,
-    /// What was not taken.
+    /// The skipped entries.
     pub skipped: Skipped,
 }
 

@@ -1,5 +1,5 @@
 //! Images in a folder. Either the sub-folders, sorted by name, are the classes, or every image has a caption.
-//! `listing` finds the images, `metadata` reads `metadata.jsonl`; each can be changed alone.
+//! `listing` finds the images, `metadata` reads `metadata.jsonl`; each can be changed independently.
 //!
 //! The module `decode` converts an image to values. Source: arXiv:2105.05233; `metadata.jsonl` has the layout
 //! of Hugging Face's ImageFolder.
@@ -24,8 +24,8 @@ use std::path::PathBuf;
 /// no class. With captions, sub-folders are not classes, and images without a caption are skipped.
 ///
 /// The dataset reads files that end in bmp, gif, jfif, jpe, jpeg, jpg, png, tif, tiff or webp, at any depth below a
-/// class folder, and of an animation the first frame. It turns images upright (EXIF). It skips and counts other files,
-/// names that start with a dot, links that lead nowhere, and whatever cannot be read.
+/// class folder. It reads the first frame of an animation, and turns images upright (EXIF). It skips and counts other
+/// files, names that start with a dot, broken links, and anything that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required(&["path", "image_size"]))]
