@@ -52,10 +52,10 @@ pub enum Schedule {
     /// Density of the beta distribution at p. Its mean over progress is 1, so the share may exceed 1. With a > 1 and
     /// b > 1 it is 0 at both ends.
     BetaDensity {
-        /// First parameter, 1 to 100. A larger one moves the share toward the data.
+        /// First parameter, 1 to 100. A larger value moves the share toward the data.
         #[schemars(range(min = 1.0, max = 100.0))]
         a: f64,
-        /// Second parameter, 1 to 100. A larger one moves the share toward the noise.
+        /// Second parameter, 1 to 100. A larger value moves the share toward the noise.
         #[schemars(range(min = 1.0, max = 100.0))]
         b: f64,
     },
@@ -92,7 +92,7 @@ impl ScheduleForm {
 }
 
 impl Schedule {
-    /// Returns the share at progress `p`: in [0, 1], except for [`Schedule::BetaDensity`], which is only not negative.
+    /// Returns the share at progress `p`: in [0, 1], except for [`Schedule::BetaDensity`], which has no upper bound.
     pub fn at(self, p: f64) -> f64 {
         let cosine = |p: f64| 0.5 * (1.0 - (PI * p).cos());
         match self {

@@ -36,7 +36,7 @@ impl DatasetFacts {
     }
 }
 
-/// Most class names that a message lists.
+/// Maximum number of class names that a message lists.
 const LISTED: usize = 8;
 
 /// Describes the difference between two lists of class names.
