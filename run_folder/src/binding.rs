@@ -1,4 +1,5 @@
-//! Which settings bind a run: those that change what is trained. All other settings may change between two commands.
+//! Decides which settings bind a run. A setting that changes the trained weights binds it. All other settings may
+//! change between two commands.
 
 use framework::pipeline::Pipeline;
 use serde_json::Value;

@@ -30,7 +30,8 @@ fn numbers(objective: &dyn Objective) -> [Option<f64>; 2] {
 /// deleted.
 ///
 /// # Errors
-/// If the reference cannot be read, does not match the network, or does not train a prediction that the objective reads.
+/// If the reference cannot be read, does not match the network, or does not train a prediction that the objective
+/// reads.
 pub fn reference(
     pipeline: &Pipeline,
     run: &RunFolder,

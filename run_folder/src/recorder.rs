@@ -35,13 +35,13 @@ pub struct Recorder<'a, 'b> {
     loss: f64,
     steps: usize,
     skipped: usize,
-    /// Errors of unreadable items that were named.
+    /// Errors of unreadable items that were already printed.
     named: BTreeSet<String>,
     /// Number of notes of the dataset that were printed.
     noted: usize,
 }
 
-/// Most unreadable items that are named. More are only counted.
+/// Maximum number of unreadable items that are named. Further items are only counted.
 const MOST_NAMED: usize = 20;
 
 impl<'a, 'b> Recorder<'a, 'b> {

@@ -99,7 +99,8 @@ pub fn train(
     }
     match end? {
         End::Interrupted(step) => Ok(Outcome::Interrupted(step)),
-        // The request came during the last step, whose checkpoint is saved. The same command samples and measures.
+        // The request came during the last step, and its checkpoint is saved. Running the same command again samples
+        // and measures.
         End::Done if stop.load(Ordering::SeqCst) => Ok(Outcome::Interrupted(trainer.step())),
         End::Done => {
             finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), device, watcher).map(Outcome::Done)
