@@ -222,7 +222,8 @@ pub struct SampleOptions {
     /// Guidance scale; sets /guidance/scale.
     #[arg(long, conflicts_with = "guidance")]
     pub scale: Option<f64>,
-    /// Guidance number that a guidance-free network reads, in the letter of its objective, e.g. beta = 1 / scale for GFT.
+    /// Guidance number that a guidance-free network reads, in the letter of its objective, e.g. beta = 1 / scale for
+    /// GFT.
     #[arg(long, value_name = "NUMBER")]
     pub guidance: Option<f64>,
     /// Sampler steps; sets /sampler/steps.

@@ -22,8 +22,8 @@ pub fn print(lines: &str) -> Outcome {
     written.map_err(|source| Error::Io { path: STDOUT.to_string(), source })
 }
 
-/// Writes lines to standard output. For commands whose result is in files: if the lines cannot be written, it says so
-/// on standard error and the command succeeds.
+/// Writes lines to standard output. For commands whose result is in files: if the lines cannot be written, a message on
+/// standard error says so, and the command succeeds.
 pub fn report(lines: &str) {
     match print(lines) {
         Err(error) if !is_closed_output(&error) => say(&format!("warning: {error}")),
@@ -31,7 +31,8 @@ pub fn report(lines: &str) {
     }
 }
 
-/// Writes lines to standard error. A message that cannot be written is lost: no log stops a training.
+/// Writes lines to standard error. A message that cannot be written is lost, because a broken log must not stop a
+/// training.
 pub fn say(lines: &str) {
     let mut output = io::stderr().lock();
     let _ = output.write_all(format!("{}\n", visible(lines)).as_bytes());
@@ -48,7 +49,7 @@ pub fn is_closed_output(error: &Error) -> bool {
 }
 
 /// Replaces control characters by their escapes, `\u001b`, except line breaks and tabs. The escapes are also valid in
-/// JSON strings. Characters that reverse the direction of text are replaced, too.
+/// JSON strings. Characters that reverse the direction of text are also replaced.
 fn visible(text: &str) -> Cow<'_, str> {
     let is_hidden = |c: char| {
         (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

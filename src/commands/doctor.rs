@@ -1,4 +1,4 @@
-//! `doctor`: prints what a report of a bug needs, and nothing private. It opens no library and no document.
+//! `doctor`: prints what a bug report needs, and nothing private. It opens no library and no document.
 
 use crate::commands::inspect::bytes;
 use crate::{Outcome, console, libraries, system};
@@ -85,7 +85,7 @@ fn without_names(path: &Path) -> String {
 fn shortened(path: &Path, homes: &[PathBuf], users: &[String]) -> String {
     let homes = homes.iter().flat_map(|home| [home.canonicalize().ok(), Some(home.clone())]).flatten();
     let own = homes.filter(|home| home.parent().is_some()).find_map(|home| path.strip_prefix(home).ok().map(Path::new));
-    // Homes of others, and of this user where no variable names it.
+    // Home folders of other users, and of this user if no variable names it.
     let any = ["/home", "/Users", "C:\\Users", "\\\\?\\C:\\Users"].iter().find_map(|homes| {
         let mut rest = path.strip_prefix(homes).ok()?.components();
         rest.next()?;
