@@ -195,7 +195,7 @@ pub struct TrainOptions {
     /// Resume from this checkpoint instead of the newest.
     #[arg(long, value_name = "FILE")]
     pub resume_from: Option<PathBuf>,
-    /// Resume although the data are not those that the run was trained on.
+    /// Resume although the data differ from the data that the run was trained on.
     #[arg(long)]
     pub accept_data_change: bool,
     /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].

@@ -1,4 +1,4 @@
-//! Requests from outside to a running training: to stop, or to save a checkpoint and go on. The program's signal
+//! Requests from outside to a running training: to stop, or to save a checkpoint and continue. The program's signal
 //! handling sets them. They are global, because a signal is sent to the whole process.
 
 use std::panic::resume_unwind;
@@ -28,7 +28,7 @@ pub fn request_stop(signal: i32) -> bool {
     STOP.swap(true, SeqCst)
 }
 
-/// Asks the training to save a checkpoint after its current step and to go on.
+/// Asks the training to save a checkpoint after its current step and to continue.
 pub fn request_save() {
     SAVE.store(true, SeqCst);
 }

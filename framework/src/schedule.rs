@@ -1,4 +1,4 @@
-//! Curves over progress, shared by objectives and guidance rules.
+//! Schedules: functions of the progress that objectives and guidance rules share.
 
 use crate::error::{Problem, Problems};
 use schemars::JsonSchema;
@@ -59,7 +59,8 @@ pub enum Schedule {
         #[schemars(range(min = 1.0, max = 100.0))]
         b: f64,
     },
-    /// Share 1 where from <= p <= to, otherwise 0. A step with share 0 has no guidance and no second pass.
+    /// Share 1 if from <= p <= to, otherwise 0. Steps outside are conditional, or unconditional with the form
+    /// `from_unconditional`, and need one pass.
     Interval {
         /// Progress at which guidance starts, in [0, 1].
         #[schemars(range(min = 0.0, max = 1.0))]

@@ -49,7 +49,7 @@ impl Binding {
         Self { follows_measurements: pipeline.objective.needs().measurements }
     }
 
-    /// Compares the document that a run began with and the document that it is to go on with.
+    /// Compares the document that a run began with and the document that it continues with.
     pub fn changes(self, begun: &str, document: &str) -> Changes {
         let parse = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
         let (begun, document): (Value, Value) = (parse(begun), parse(document));

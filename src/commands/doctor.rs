@@ -20,7 +20,7 @@ pub fn doctor(named: &[PathBuf]) -> Outcome {
     rows.push(("processor", model.unwrap_or_else(|| UNKNOWN.to_string())));
     rows.push(("", if features.is_empty() { UNKNOWN.to_string() } else { features.join(" ") }));
     let cores = thread::available_parallelism().map_or(UNKNOWN.to_string(), |cores| cores.to_string());
-    // Only a number is printed: the variable may contain anything.
+    // Print only a number, because the variable may contain anything.
     let threads = env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse::<usize>().ok());
     let threads = threads.map(|threads| format!(", RAYON_NUM_THREADS={threads}")).unwrap_or_default();
     rows.push(("cores", cores + &threads));

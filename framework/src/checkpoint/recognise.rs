@@ -28,7 +28,7 @@ pub(crate) struct Found<'a> {
 type Score = (usize, u8);
 
 /// Opens a file and finds the network in it: the format and prefix that match the most names. `own` are our parameter
-/// paths. Prefixes that the format declares are preferred, then those of weight averages.
+/// paths. Prefixes that the format declares are preferred, then prefixes of weight averages.
 ///
 /// # Errors
 /// If the file cannot be read, or matches no format.

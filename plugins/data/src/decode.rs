@@ -64,7 +64,7 @@ pub struct Framing {
     pub channels: usize,
     /// Height and width of the item, in pixels.
     pub size: usize,
-    /// Colour behind transparent pixels.
+    /// Colour under transparent pixels.
     pub background: [u8; 3],
     /// How the image is resized.
     pub resize: Resize,

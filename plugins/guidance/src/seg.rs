@@ -252,7 +252,8 @@ mod tests {
         let unit: Vec<f64> = (0..9).map(|i| f64::from(u8::from(i == 4))).collect();
         let unit = tensor(&unit, [1, 1, 9, 1], DType::F64, &Device::flex());
         let (edge, total) = ((-2.0_f64).exp(), 1.0 + 2.0 * (-2.0_f64).exp());
-        // Position (row, column) reads the centre with the kernel's entry of its row times that of its column.
+        // The weight of the centre at position (row, column) is the kernel entry of the row times the kernel entry of
+        // the column.
         let line = [2.0 * edge / total, 1.0 / total, 2.0 * edge / total];
         let expected: Vec<f64> = line.iter().flat_map(|row| line.map(|column| row * column)).collect();
         close(&values(blurred(unit, 0.5)), &expected);

@@ -66,7 +66,7 @@ impl Hooks for Probe {
     }
 }
 
-/// Returns the sites that a network of `declared` has, except those of its decode cache.
+/// Returns the sites that a network with the sites `declared` has, except the sites of its decode cache.
 fn sites(declared: HookSites) -> Vec<Site> {
     let of_block = |i: usize| {
         let text = declared.text_attention.then_some(Site::Attention(AttentionSite::text(i)));

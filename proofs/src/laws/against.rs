@@ -1,4 +1,4 @@
-//! Comparison of two objectives: whether they reach the same optimum at stated scales on the same worlds.
+//! Compares two objectives: checks whether they reach the same optimum at given scales on the same worlds.
 
 use super::choices::Points;
 use super::statement::distance;

@@ -48,13 +48,13 @@ pub struct ImageFolder {
     pub allow_empty_classes: bool,
     /// Where the captions are stored.
     pub captions: Captions,
-    /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
+    /// Whether images are mirrored left to right with probability 1/2, chosen again in each epoch.
     pub horizontal_flip: bool,
     /// How the shorter side of an image is resized to `image_size`.
     pub resize: Resize,
     /// Which square of the resized image is an item.
     pub crop: Crop,
-    /// Colour behind transparent pixels: red, green and blue, each from 0 to 255. Default: white.
+    /// Colour under transparent pixels: red, green and blue, each from 0 to 255. Default: white.
     pub background: [u8; 3],
 }
 

@@ -26,7 +26,7 @@ use std::path::{Path as FilePath, PathBuf};
 
 /// Encoded latents, as `unguided encode` writes them. The files hold the tensor `x` float `[N, C, H, W]` and,
 /// optionally, the classes `y` int64 `[N]`, the latents `x_flip` of the mirrored images, and the captions.
-/// `x_flip` has the shape of `x`; each epoch uses it with probability 1/2, chosen anew for each item.
+/// `x_flip` has the shape of `x`; each epoch uses it with probability 1/2, chosen again for each item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required(&["path"]))]

@@ -46,13 +46,13 @@ pub struct WebDataset {
     /// Whether a class below the largest may have no samples. If false, class numbers that start at 1 or skip one are
     /// an error. Only with the condition "class".
     pub allow_empty_classes: bool,
-    /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
+    /// Whether images are mirrored left to right with probability 1/2, chosen again in each epoch.
     pub horizontal_flip: bool,
     /// How the shorter side of an image is resized to `image_size`.
     pub resize: Resize,
     /// Which square of the resized image is an item.
     pub crop: Crop,
-    /// Colour behind transparent pixels: red, green and blue, each from 0 to 255. Default: white.
+    /// Colour under transparent pixels: red, green and blue, each from 0 to 255. Default: white.
     pub background: [u8; 3],
 }
 
