@@ -20,7 +20,7 @@ const FREE: [&str; 7] = [
 const MEASURED: [&str; 6] =
     ["/train/sample_every", "/train/sample_columns", "/train/metric_samples", "/metrics", "/sampler", "/guidance"];
 
-/// Keys, anywhere in `/data`, that say where the data are. The data themselves are compared elsewhere.
+/// Keys, anywhere in `/data`, that give the location of the data. The data themselves are compared elsewhere.
 const PLACES: [&str; 2] = ["path", "shards"];
 
 const STEPS: &str = "/train/steps";
@@ -35,9 +35,9 @@ pub struct Binding {
 /// How two documents of one run differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Pointers that bind the run.
+    /// Pointers of settings that bind the run.
     pub binding: Vec<String>,
-    /// Pointers that may change.
+    /// Pointers of settings that may change.
     pub free: Vec<String>,
     /// Numbers of steps before and now, if they differ. A checkpoint of more steps than now is refused elsewhere.
     pub steps: Option<(u64, u64)>,

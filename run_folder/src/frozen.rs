@@ -17,7 +17,7 @@ use framework::pipeline::weak::{WeakNetwork, interpolate};
 use framework::training::networks::Reference;
 use std::path::Path;
 
-/// What the file of a reference remembers about the guidance numbers that it was trained with.
+/// Keys in the memory of a reference's file: the guidance numbers with which it was trained.
 const CONDITIONAL: &str = "reference guidance number";
 const NULL: &str = "reference guidance number of null";
 

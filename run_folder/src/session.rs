@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Options {
     /// Checkpoint to resume from; `None` = the newest.
     pub resume_from: Option<PathBuf>,
-    /// Whether the run resumes although its data changed.
+    /// Whether the run may resume although its data changed.
     pub accept_data_change: bool,
     /// Command that resumes the run. Error messages quote it.
     pub command: String,
@@ -156,7 +156,7 @@ fn resumed(
     Ok(Some(checkpoint))
 }
 
-/// Refuses a dataset that is not the one of the run, unless the user accepts the change.
+/// Refuses a dataset that differs from the dataset of the run, unless the user accepts the change.
 fn unchanged(before: &DatasetFacts, dataset: &dyn Dataset, options: &Options, watcher: &mut dyn Watcher) -> Result<()> {
     let differs = before.differences(&facts(dataset));
     if differs.is_empty() {

@@ -34,7 +34,7 @@ impl CheckpointSource {
     }
 }
 
-/// The outcome for every tensor of a foreign file.
+/// The outcome for every tensor of an official file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The recognised format.

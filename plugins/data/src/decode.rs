@@ -25,7 +25,7 @@ pub const LARGEST_FILE: u64 = 256 << 20;
 const LARGEST_SIDE: u32 = 32_768;
 /// Maximum number of pixels in an image. As RGB bytes, they fill `LARGEST`.
 const MOST_PIXELS: u64 = LARGEST / 3;
-/// Most memory that decoding one image may allocate, in bytes.
+/// Maximum memory that decoding one image may allocate, in bytes.
 const LARGEST: u64 = 256 << 20;
 
 /// How an image is resized before it is cropped.
@@ -364,8 +364,8 @@ mod tests {
         // The upright image has four quarters of different grey.
         let upright = |x: u32, y: u32| [[250, 170], [90, 10]][(y / 8) as usize][(x / 8) as usize];
         for orientation in 1..=8 {
-            // Pixel of the upright image at column `c` and row `r` of the stored one, by the definition of EXIF:
-            // which sides of the picture the first row and the first column are.
+            // Pixel of the upright image at column `c` and row `r` of the stored image. EXIF defines it by the sides of
+            // the picture that the first row and the first column show.
             let pixel = |c: u32, r: u32| match orientation {
                 1 => upright(c, r),
                 2 => upright(15 - c, r),

@@ -207,7 +207,7 @@ fn webp(bytes: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Reads the first directory only. The decoder refuses a file that this check cannot read.
+/// Checks the first directory of a TIFF. The decoder refuses a file that this check cannot read.
 fn tiff(bytes: &[u8]) -> Result<(), &'static str> {
     match tiff_strips(bytes).is_some_and(|strips| strips.into_iter().any(ends_in_zeros)) {
         true => Err("its data end in zeros"),
