@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
-/// Most captions that are checked before a training.
+/// Maximum number of captions that are checked before a training.
 const LOOKED_AT: usize = 10_000;
 
 /// A dataset in which an item whose caption cannot be encoded is unreadable. Such a caption therefore costs one item,
