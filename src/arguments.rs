@@ -195,7 +195,7 @@ pub struct TrainOptions {
     /// Resume from this checkpoint instead of the newest.
     #[arg(long, value_name = "FILE")]
     pub resume_from: Option<PathBuf>,
-    /// Resume although the data are not those that the run was trained on.
+    /// Resume although the data differ from the data that the run was trained on.
     #[arg(long)]
     pub accept_data_change: bool,
     /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
@@ -222,7 +222,8 @@ pub struct SampleOptions {
     /// Guidance scale; sets /guidance/scale.
     #[arg(long, conflicts_with = "guidance")]
     pub scale: Option<f64>,
-    /// Guidance number that a guidance-free network reads, in the letter of its objective, e.g. beta = 1 / scale for GFT.
+    /// Guidance number that a guidance-free network reads, in the letter of its objective, e.g. beta = 1 / scale for
+    /// GFT.
     #[arg(long, value_name = "NUMBER")]
     pub guidance: Option<f64>,
     /// Sampler steps; sets /sampler/steps.

@@ -64,7 +64,7 @@ fn asked(library: &Library, document: &Path, store: Option<&Path>) -> bool {
         question += &format!("  registers  {} \"{}\" of {}\n", card.kind.name(), card.name, card.origin);
     }
     question += "Open it now and in the future, as long as its bytes are these? [y/N] ";
-    // Without a visible question, no answer is a consent.
+    // If the question could not be shown, no answer counts as consent.
     if !console::ask(&question) {
         return false;
     }

@@ -1,6 +1,6 @@
 //! All output of a command: its result on standard output, and messages and progress on standard error. Progress is a
-//! bar on a terminal and plain lines in a log. No other file prints, because `println!` panics where the reader of a
-//! pipe has gone or the disk is full, and because names from files may contain control characters.
+//! bar on a terminal and plain lines in a log. No other file prints, because `println!` panics if the reader closed the
+//! pipe or the disk is full, and because names from files may contain control characters.
 
 use crate::Outcome;
 use framework::error::Error;
@@ -15,15 +15,15 @@ const STDOUT: &str = "standard output";
 /// Writes lines to standard output. For commands whose output is their result.
 ///
 /// # Errors
-/// If the lines cannot be written. [`is_closed_output`] recognizes a reader that has gone.
+/// If the lines cannot be written. [`is_closed_output`] recognizes a closed pipe.
 pub fn print(lines: &str) -> Outcome {
     let mut output = io::stdout().lock();
     let written = writeln!(output, "{}", visible(lines)).and_then(|()| output.flush());
     written.map_err(|source| Error::Io { path: STDOUT.to_string(), source })
 }
 
-/// Writes lines to standard output. For commands whose result is in files: if the lines cannot be written, it says so
-/// on standard error and the command succeeds.
+/// Writes lines to standard output. For commands whose result is in files: if the lines cannot be written, the command
+/// still succeeds. A warning on standard error says so, unless the reader closed the pipe.
 pub fn report(lines: &str) {
     match print(lines) {
         Err(error) if !is_closed_output(&error) => say(&format!("warning: {error}")),
@@ -31,7 +31,8 @@ pub fn report(lines: &str) {
     }
 }
 
-/// Writes lines to standard error. A message that cannot be written is lost: no log stops a training.
+/// Writes lines to standard error. A message that cannot be written is lost, because a broken log must not stop a
+/// training.
 pub fn say(lines: &str) {
     let mut output = io::stderr().lock();
     let _ = output.write_all(format!("{}\n", visible(lines)).as_bytes());
@@ -42,13 +43,13 @@ pub fn ask(question: &str) -> bool {
     io::stderr().write_all(visible(question).as_bytes()).is_ok()
 }
 
-/// Returns whether the error says that the reader of standard output has gone, as in `unguided list | head`.
+/// Returns whether the error says that the reader closed standard output, as in `unguided list | head`.
 pub fn is_closed_output(error: &Error) -> bool {
     matches!(error, Error::Io { path, source } if path == STDOUT && source.kind() == ErrorKind::BrokenPipe)
 }
 
-/// Replaces control characters by their escapes, `\u001b`, except line breaks and tabs. The escapes are also valid in
-/// JSON strings. Characters that reverse the direction of text are replaced, too.
+/// Replaces control characters with escapes such as `\u001b`, except line breaks and tabs. The escapes are also valid
+/// in JSON strings. Characters that reverse the direction of text are also replaced.
 fn visible(text: &str) -> Cow<'_, str> {
     let is_hidden = |c: char| {
         (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

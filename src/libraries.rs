@@ -1,6 +1,6 @@
 //! The plugin libraries that a command loads: from `--plugin-dir`, from `UNGUIDED_PLUGINS`, and from its document's
-//! `plugins`. Opening a library runs its code. Options and the environment are the user's own words, but a document may
-//! come from anyone, so its libraries need a consent.
+//! `plugins`. Opening a library runs its code. The user sets the options and the environment, but a document may come
+//! from anyone. So its libraries need the user's consent.
 
 use crate::Outcome;
 use crate::consent::{self, Consent};

@@ -9,7 +9,7 @@ use std::path::Path;
 /// Checks that a file can be written to `path`, which `option` names. `ending` is the only accepted extension.
 ///
 /// # Errors
-/// If the extension is another one, the path is a folder, or its folder does not exist or cannot be written.
+/// If the extension differs, the path is a folder, or the parent folder does not exist or cannot be written.
 pub fn file(option: &str, path: &Path, ending: Option<&str>) -> Outcome {
     let refuse = |what: String| Problem::new(option, what);
     if let Some(ending) = ending
@@ -62,7 +62,7 @@ pub fn empty_folder(option: &str, folder: &Path) -> Outcome {
 /// Checks that the disk has room for `needed` bytes in the folder of `path`, which `option` names.
 ///
 /// # Errors
-/// If the system knows that less is free.
+/// If less is free. An unknown amount of free space is not an error.
 pub fn room(option: &str, path: &Path, needed: u64) -> Outcome {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match system::free_space(folder) {

@@ -1,5 +1,5 @@
-//! Signals: the first request to stop lets a training save a checkpoint, and ends any other work at once. The second
-//! one ends everything at once. SIGUSR1 asks for a checkpoint.
+//! Handles signals. The first request to stop lets a training save a checkpoint, and ends any other work at once. The
+//! second request ends everything at once. SIGUSR1 requests a checkpoint.
 
 use crate::console;
 use framework::interrupt;
@@ -13,18 +13,20 @@ const ONE_REQUEST: Duration = Duration::from_millis(100);
 /// Time of the first request to stop.
 static FIRST: OnceLock<Instant> = OnceLock::new();
 
-/// Handles the signals of this process from now on. Signals that are ignored stay ignored: `nohup` relies on it.
+/// Installs the signal handlers of this process. Signals that are ignored at the start stay ignored, as `nohup`
+/// requires.
 pub fn handle() {
     #[cfg(unix)]
     unix::handle();
     #[cfg(not(unix))]
-    // The default handling remains where no handler can be set.
+    // If a handler cannot be installed, the default handling remains.
     let _ = ctrlc::set_handler(|| stop(2, "press Ctrl-C again"));
 }
 
 /// Asks the process to stop because of a signal. `again` says how to end it at once.
 fn stop(signal: i32, again: &str) {
-    // Set the request before looking at the training: a training that ends in between looks at the request.
+    // Set the request before checking whether a training is in progress. A training that ends in between then sees the
+    // request.
     let is_repeated = interrupt::request_stop(signal);
     let is_training = interrupt::is_training();
     if is_training && is_repeated && FIRST.get().is_some_and(|first| first.elapsed() < ONE_REQUEST) {
@@ -37,7 +39,8 @@ fn stop(signal: i32, again: &str) {
     console::say(&format!("stopping after this step and saving a checkpoint; {again} to stop at once"));
 }
 
-/// Ends the process without running anything else. Other threads are at work, and files are replaced atomically.
+/// Ends the process without running exit handlers, because other threads are still running. No file is left half
+/// written, because files are replaced atomically.
 fn end(code: i32) -> ! {
     #[cfg(unix)]
     // SAFETY: the call ends the process and touches no memory of it.
@@ -129,8 +132,8 @@ mod unix {
     /// Passes the signal to the thread, which reads at once, so the pipe does not fill up.
     extern "C" fn on_signal(signal: i32) {
         let byte = signal as u8;
-        // SAFETY: write(2) is safe in a signal handler, and the byte outlives the call. The code that was interrupted
-        // must find its own errno.
+        // SAFETY: write(2) is safe in a signal handler, and the byte outlives the call. Restore errno for the
+        // interrupted code.
         unsafe {
             let errno = errno();
             let saved = *errno;

@@ -1,5 +1,5 @@
-//! What the system gives this process: processor, memory, disk space and limits. A value that the system does not tell
-//! is `None`.
+//! Queries what the system provides to this process: processor, memory, disk space and limits. An unknown value is
+//! `None`.
 
 use std::fs;
 use std::path::Path;

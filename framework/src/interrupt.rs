@@ -1,5 +1,5 @@
-//! Requests from outside to a running training: to stop, or to save a checkpoint and go on. The program's signal
-//! handling makes them. A process has one set of requests, like it has one set of signals.
+//! Requests from outside to a running training: to stop, or to save a checkpoint and continue. The program's signal
+//! handling sets them. They are global, because a signal is sent to the whole process.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::SeqCst};
@@ -22,13 +22,13 @@ static ABORTABLE: AtomicUsize = AtomicUsize::new(0);
 /// The payload of the unwinding that ends an abortable computation.
 pub(crate) struct Interrupted;
 
-/// Asks the process to stop because of a signal. Returns whether it was already asked to.
+/// Asks the process to stop because of a signal. Returns whether the process had already been asked.
 pub fn request_stop(signal: i32) -> bool {
     let _ = SIGNAL.compare_exchange(0, signal, SeqCst, SeqCst);
     STOP.swap(true, SeqCst)
 }
 
-/// Asks the training to save a checkpoint after its current step and to go on.
+/// Asks the training to save a checkpoint after its current step and to continue.
 pub fn request_save() {
     SAVE.store(true, SeqCst);
 }
@@ -47,13 +47,13 @@ pub fn exit_code() -> u8 {
     u8::try_from(128 + signal).unwrap_or(130)
 }
 
-/// Returns whether a training is at work that saves a checkpoint before it stops. Any other command can be ended at
+/// Returns whether a training is in progress that will save a checkpoint before it stops. Any other work can end at
 /// once, because it has nothing to save.
 pub fn is_training() -> bool {
     TRAININGS.load(SeqCst) > 0
 }
 
-/// Counts one in a counter while it exists.
+/// Increments a counter while the value exists.
 pub(crate) struct Counted(&'static AtomicUsize);
 
 impl Counted {
@@ -62,7 +62,7 @@ impl Counted {
         Self(counter)
     }
 
-    /// States that a training is at work.
+    /// Counts a training in progress.
     pub(crate) fn training() -> Self {
         Self::new(&TRAININGS)
     }

@@ -1,4 +1,4 @@
-//! Curves over progress, shared by objectives and guidance rules.
+//! Schedules: functions of the progress that objectives and guidance rules share.
 
 use crate::error::{Problem, Problems};
 use schemars::JsonSchema;
@@ -52,14 +52,15 @@ pub enum Schedule {
     /// Density of the beta distribution at p. Its mean over progress is 1, so the share may exceed 1. With a > 1 and
     /// b > 1 it is 0 at both ends.
     BetaDensity {
-        /// First parameter, 1 to 100. A larger one moves the share toward the data.
+        /// First parameter, 1 to 100. A larger value moves the share toward the data.
         #[schemars(range(min = 1.0, max = 100.0))]
         a: f64,
-        /// Second parameter, 1 to 100. A larger one moves the share toward the noise.
+        /// Second parameter, 1 to 100. A larger value moves the share toward the noise.
         #[schemars(range(min = 1.0, max = 100.0))]
         b: f64,
     },
-    /// Share 1 where from <= p <= to, otherwise 0. A step with share 0 has no guidance and no second pass.
+    /// Share 1 if from <= p <= to, otherwise 0. Steps outside are conditional, or unconditional with the form
+    /// `from_unconditional`, and need one pass.
     Interval {
         /// Progress at which guidance starts, in [0, 1].
         #[schemars(range(min = 0.0, max = 1.0))]
@@ -92,7 +93,7 @@ impl ScheduleForm {
 }
 
 impl Schedule {
-    /// Returns the share at progress `p`: in [0, 1], except for [`Schedule::BetaDensity`], which is only not negative.
+    /// Returns the share at progress `p`: in [0, 1], except for [`Schedule::BetaDensity`], which has no upper bound.
     pub fn at(self, p: f64) -> f64 {
         let cosine = |p: f64| 0.5 * (1.0 - (PI * p).cos());
         match self {

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 ///
 /// `#[serde(default)]` on a struct makes all fields optional and takes all defaults from one `impl Default`. This
 /// attribute makes the named fields required again and removes their defaults from the schema:
-/// `#[schemars(transform = Required(&["steps"]))]`. Their values in `impl Default` are placeholders. No document gets
-/// them, because the registry validates each document against the schema before serde reads it.
+/// `#[schemars(transform = Required(&["steps"]))]`. Their values in `impl Default` are placeholders. They never reach a
+/// document, because the registry validates each document against the schema before serde reads it.
 #[derive(Clone, Copy, Debug)]
 pub struct Required(pub &'static [&'static str]);
 

@@ -1,4 +1,5 @@
-//! Which settings bind a run: those that change what is trained. All other settings may change between two commands.
+//! Decides which settings bind a run. A setting that changes the trained weights binds it. All other settings may
+//! change between two commands.
 
 use framework::pipeline::Pipeline;
 use serde_json::Value;
@@ -19,7 +20,7 @@ const FREE: [&str; 7] = [
 const MEASURED: [&str; 6] =
     ["/train/sample_every", "/train/sample_columns", "/train/metric_samples", "/metrics", "/sampler", "/guidance"];
 
-/// Keys, anywhere in `/data`, that say where the data are. The data themselves are compared elsewhere.
+/// Keys, anywhere in `/data`, that give the location of the data. The data themselves are compared elsewhere.
 const PLACES: [&str; 2] = ["path", "shards"];
 
 const STEPS: &str = "/train/steps";
@@ -34,9 +35,9 @@ pub struct Binding {
 /// How two documents of one run differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Pointers that bind the run.
+    /// Pointers of settings that bind the run.
     pub binding: Vec<String>,
-    /// Pointers that may change.
+    /// Pointers of settings that may change.
     pub free: Vec<String>,
     /// Numbers of steps before and now, if they differ. A checkpoint of more steps than now is refused elsewhere.
     pub steps: Option<(u64, u64)>,
@@ -48,7 +49,7 @@ impl Binding {
         Self { follows_measurements: pipeline.objective.needs().measurements }
     }
 
-    /// Compares the document that a run began with and the document that it is to go on with.
+    /// Compares the document that a run began with and the document that it continues with.
     pub fn changes(self, begun: &str, document: &str) -> Changes {
         let parse = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
         let (begun, document): (Value, Value) = (parse(begun), parse(document));

@@ -23,7 +23,7 @@ pub fn text(path: &Path) -> Result<String> {
     let failed = |e: std::io::Error| Error::from(Problem::new("", format!("{}: {e}", path.display())));
     let mut text = Vec::new();
     let file = File::open(path).map_err(failed)?;
-    // The limit also holds for devices and pipes, which have no size.
+    // A device or a pipe has no size that could be checked before, so limit the read.
     file.take(registry::MOST_BYTES as u64 + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() > registry::MOST_BYTES {
         return Err(registry::too_large().in_file(&path.display().to_string()).into());

@@ -34,8 +34,8 @@ impl RunFolder {
         Ok(run)
     }
 
-    /// Claims the locked folder for a document, and returns what changed since the run began. Settings that do not bind
-    /// the run are taken over. A folder without a checkpoint is bound to no document.
+    /// Claims the locked folder for a document, and returns what changed since the run began. The new values of
+    /// settings that do not bind the run are saved. A folder without a checkpoint is not bound to a document.
     ///
     /// # Errors
     /// If the folder contains a run of another document, or cannot be written.
@@ -66,7 +66,7 @@ impl RunFolder {
                     .fix("choose another folder with --run, or restore these values")
                     .into());
             }
-            // Nothing was trained. What the other document prepared does not belong to this one.
+            // Without a checkpoint, nothing was trained. Remove the files that were prepared for the other document.
             for name in ["tokenizer.safetensors", "reference.safetensors", "metrics.jsonl"] {
                 match fs::remove_file(self.path.join(name)) {
                     Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -17,7 +17,7 @@ use framework::pipeline::weak::{WeakNetwork, interpolate};
 use framework::training::networks::Reference;
 use std::path::Path;
 
-/// What the file of a reference remembers about the guidance numbers that it was trained with.
+/// Keys in the memory of a reference's file: the guidance numbers with which it was trained.
 const CONDITIONAL: &str = "reference guidance number";
 const NULL: &str = "reference guidance number of null";
 
@@ -30,7 +30,8 @@ fn numbers(objective: &dyn Objective) -> [Option<f64>; 2] {
 /// deleted.
 ///
 /// # Errors
-/// If the reference cannot be read, does not match the network, or does not train a prediction that the objective reads.
+/// If the reference cannot be read, does not match the network, or does not train a prediction that the objective
+/// reads.
 pub fn reference(
     pipeline: &Pipeline,
     run: &RunFolder,

@@ -69,8 +69,8 @@ impl Parts {
         self.part(Kind::Conditioner, |part: &(dyn ConditionerPlugin + 'static)| part.check())
     }
 
-    /// Returns the document as it is kept in a converted checkpoint: whole and with every default, or as it was given if it
-    /// is not a whole pipeline.
+    /// Returns the document as it is kept in a converted checkpoint: whole and with every default, or as it was given
+    /// if it is not a whole pipeline.
     pub fn document(&self) -> String {
         let whole = self.registry.parse_value(self.value.clone());
         let value = whole.map(|document| self.registry.resolved(&document)).unwrap_or_else(|_| self.value.clone());

@@ -46,7 +46,7 @@ pub fn grid(images: &Images, columns: usize) -> RgbImage {
 pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
     let mut encoded = Cursor::new(Vec::new());
     picture.write_to(&mut encoded, ImageFormat::Png).map_err(|e| Error::file(path, e.to_string()))?;
-    // Encoders that write to a file drop the errors of their last bytes.
+    // Encode in memory first: an encoder that writes to a file ignores errors of its last bytes.
     write_atomically(path, [encoded.into_inner().as_slice()])
 }
 

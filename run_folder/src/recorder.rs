@@ -35,13 +35,13 @@ pub struct Recorder<'a, 'b> {
     loss: f64,
     steps: usize,
     skipped: usize,
-    /// Errors of unreadable items that were named.
+    /// Errors of unreadable items that were already printed.
     named: BTreeSet<String>,
     /// Number of notes of the dataset that were printed.
     noted: usize,
 }
 
-/// Most unreadable items that are named. More are only counted.
+/// Maximum number of unreadable items that are named. Further items are only counted.
 const MOST_NAMED: usize = 20;
 
 impl<'a, 'b> Recorder<'a, 'b> {
@@ -88,7 +88,7 @@ impl<'a, 'b> Recorder<'a, 'b> {
         })
     }
 
-    /// Names each item that could not be read once.
+    /// Prints each item that could not be read, once.
     fn name_skipped(&mut self, report: &StepReport) {
         for item in &report.skipped {
             if self.named.len() > MOST_NAMED || !self.named.insert(item.error.clone()) {
@@ -102,7 +102,7 @@ impl<'a, 'b> Recorder<'a, 'b> {
         }
     }
 
-    /// Prints what the dataset changed in the items that it read, when there is a new reason.
+    /// Prints the dataset's notes on the items that it changed, if there is a new note.
     fn say_notes(&mut self) {
         let notes = self.dataset.notes();
         if notes.len() > self.noted {

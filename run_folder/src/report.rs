@@ -20,11 +20,11 @@ use std::fmt::Write;
 use std::fs;
 use std::sync::Arc;
 
-/// Images that a metric receives at once.
+/// Number of images that a metric receives at once.
 const BATCH: usize = 64;
 
-/// Key in `metrics.jsonl` for the number of items that could not be read since the previous line. Each item counts once,
-/// in epoch 0. Absent if zero.
+/// Key in `metrics.jsonl` for the number of items that could not be read since the previous line. Each item counts
+/// once, in epoch 0. Absent if zero.
 pub const SKIPPED: &str = "skipped";
 
 /// Samples compared with a dataset.

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Options {
     /// Checkpoint to resume from; `None` = the newest.
     pub resume_from: Option<PathBuf>,
-    /// Whether the run resumes although its data changed.
+    /// Whether the run may resume although its data changed.
     pub accept_data_change: bool,
     /// Command that resumes the run. Error messages quote it.
     pub command: String,
@@ -99,7 +99,8 @@ pub fn train(
     }
     match end? {
         End::Interrupted(step) => Ok(Outcome::Interrupted(step)),
-        // The request came during the last step, whose checkpoint is saved. The same command samples and measures.
+        // The request came during the last step, and its checkpoint is saved. Running the same command again samples
+        // and measures.
         End::Done if stop.load(Ordering::SeqCst) => Ok(Outcome::Interrupted(trainer.step())),
         End::Done => {
             finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), device, watcher).map(Outcome::Done)
@@ -155,7 +156,7 @@ fn resumed(
     Ok(Some(checkpoint))
 }
 
-/// Refuses a dataset that is not the one of the run, unless the user accepts the change.
+/// Refuses a dataset that differs from the dataset of the run, unless the user accepts the change.
 fn unchanged(before: &DatasetFacts, dataset: &dyn Dataset, options: &Options, watcher: &mut dyn Watcher) -> Result<()> {
     let differs = before.differences(&facts(dataset));
     if differs.is_empty() {

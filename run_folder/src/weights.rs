@@ -13,8 +13,8 @@ use framework::nn::parameters::{self, Initialization};
 use framework::random::Random;
 use std::path::{Path, PathBuf};
 
-/// Loads the weights of a run folder, a native checkpoint or an official file into a new network of this backbone. Returns
-/// the network and a report of the tensors used.
+/// Loads the weights of a run folder, a native checkpoint or an official file into a new network of this backbone.
+/// Returns the network and a report of the tensors used.
 ///
 /// # Errors
 /// If the source cannot be read, or its weights do not fit the network.
@@ -27,8 +27,8 @@ pub fn weights(
     load(backbone, seed, source, device, &|_| None)
 }
 
-/// Does the same as [`weights`] for a network that is trained further. It may have other classes and another size: the
-/// report has a note for each parameter that is made anew, recomputed or interpolated.
+/// Reads weights like [`weights`], for a network that is trained further. The network may have other classes and
+/// another size. The report has a note for each parameter that is initialized, recomputed or interpolated.
 ///
 /// # Errors
 /// Like [`weights`].

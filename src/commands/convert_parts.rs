@@ -146,8 +146,8 @@ fn latent(
     Ok((Latent::Ids(inputs.ids(indices, &shape, device)?), image, Vec::new()))
 }
 
-/// Returns the shape of the images whose tokens `indices` holds: the shape that the document's backbone models, or, in a
-/// document without one, the square with as many tokens.
+/// Returns the shape of the images whose tokens `indices` holds: the shape that the document's backbone models, or, in
+/// a document without one, the square with as many tokens.
 fn image_of(parts: &Parts, tokenizer: &dyn Tokenizer, indices: &TensorData) -> Result<ImageShape> {
     if parts.has(Kind::Backbone) {
         return Ok(tokenizer.image_shape(parts.backbone()?.latent_shape()));

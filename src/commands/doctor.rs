@@ -1,4 +1,4 @@
-//! `doctor`: prints what a report of a bug needs, and nothing private. It opens no library and no document.
+//! `doctor`: prints what a bug report needs, and nothing private. It opens no library and no document.
 
 use crate::commands::inspect::bytes;
 use crate::{Outcome, console, libraries, system};
@@ -20,7 +20,7 @@ pub fn doctor(named: &[PathBuf]) -> Outcome {
     rows.push(("processor", model.unwrap_or_else(|| UNKNOWN.to_string())));
     rows.push(("", if features.is_empty() { UNKNOWN.to_string() } else { features.join(" ") }));
     let cores = thread::available_parallelism().map_or(UNKNOWN.to_string(), |cores| cores.to_string());
-    // Only a number is printed: the variable may contain anything.
+    // Print only a number, because the variable may contain anything.
     let threads = env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse::<usize>().ok());
     let threads = threads.map(|threads| format!(", RAYON_NUM_THREADS={threads}")).unwrap_or_default();
     rows.push(("cores", cores + &threads));
@@ -85,7 +85,7 @@ fn without_names(path: &Path) -> String {
 fn shortened(path: &Path, homes: &[PathBuf], users: &[String]) -> String {
     let homes = homes.iter().flat_map(|home| [home.canonicalize().ok(), Some(home.clone())]).flatten();
     let own = homes.filter(|home| home.parent().is_some()).find_map(|home| path.strip_prefix(home).ok().map(Path::new));
-    // Homes of others, and of this user where no variable names it.
+    // Home folders of other users, and of this user if no variable names it.
     let any = ["/home", "/Users", "C:\\Users", "\\\\?\\C:\\Users"].iter().find_map(|homes| {
         let mut rest = path.strip_prefix(homes).ok()?.components();
         rest.next()?;

@@ -188,7 +188,7 @@ const NATIVE: &str = "native";
 
 /// Converts a checkpoint between its published formats and the native one.
 pub fn convert(options: &ConvertOptions) -> Outcome {
-    // Both ends are checked before any work.
+    // Check input and output before any work.
     if options.input.exists() && !options.input.is_dir() {
         file_kind(&options.input)?;
     }

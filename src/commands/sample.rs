@@ -92,7 +92,7 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     if let Some(path) = &options.tensors {
         outputs::room("--tensors", path, 4 * (labels.len() * shape.iter().product::<usize>()) as u64)?;
     }
-    // Only now is everything else known to be right: a refused command leaves no folder.
+    // Create the folder after all other checks, so that a refused command leaves no folder.
     options.images.iter().try_for_each(|folder| outputs::empty_folder("--images", folder))?;
     let request = Request {
         labels,

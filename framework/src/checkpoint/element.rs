@@ -16,7 +16,7 @@ use std::path::Path;
 /// Element type of a tensor in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {
-    /// A type that tensors have in memory, too.
+    /// A type that tensors also have in memory.
     Plain(DType),
     /// Eight-bit float with four exponent bits (`float8_e4m3fn`).
     E4m3,
@@ -88,7 +88,7 @@ fn e5m2(byte: u8) -> f32 {
     f16::from_bits(u16::from(byte) << 8).to_f32()
 }
 
-/// Returns a tensor whose values are read from a file when they are asked for. `place` is the offset and the size of
+/// Returns a tensor whose values are read from a file when they are requested. `place` is the offset and the size of
 /// its values, in bytes.
 pub(crate) fn deferred(
     path: &Path,
@@ -105,7 +105,7 @@ pub(crate) fn deferred(
     bridge::deferred(name, element.dtype(), shape.into(), None, data)
 }
 
-/// Returns a tensor that cannot be read. Reading its values is the error `what`.
+/// Returns a placeholder for a tensor that cannot be read. Reading its values returns the error `what`.
 pub(crate) fn unreadable(name: String, shape: Vec<usize>, what: String) -> burn_pack::Tensor {
     bridge::deferred(name, DType::F32, shape.into(), None, move || Err(burn_pack::Error::IoError(what.clone())))
 }

@@ -1,8 +1,8 @@
-//! What a checkpoint remembers of the dataset.
+//! Facts about the dataset that a checkpoint stores.
 
 use serde::{Deserialize, Serialize};
 
-/// What a run remembers of its dataset.
+/// Facts about the dataset of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetFacts {
     /// Names of the classes, by index; `None` if the classes have no names.
@@ -17,7 +17,7 @@ pub struct DatasetFacts {
 }
 
 impl DatasetFacts {
-    /// Returns what differs between the data of a run and those that it resumes with, one line each.
+    /// Compares the data of a run with the data that it resumes with. Returns one line per difference.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let mut found = Vec::new();
         if self.items != now.items {
@@ -36,7 +36,7 @@ impl DatasetFacts {
     }
 }
 
-/// Most class names that a message lists.
+/// Maximum number of class names that a message lists.
 const LISTED: usize = 8;
 
 /// Describes the difference between two lists of class names.

@@ -20,7 +20,7 @@ pub enum FileKind {
 pub(crate) const ACCEPTS: &str =
     "safetensors, a file of torch.save (.pt, .pth, .ckpt, .bin), or a folder of diffusers or transformers";
 
-/// Number of bytes that decide. The magic number of a tar archive is at 257.
+/// Number of leading bytes that are inspected. The magic number of a tar archive is at 257.
 const START: u64 = 512;
 
 /// Largest header of a safetensors file, in bytes.
@@ -55,7 +55,7 @@ pub fn file_kind(path: &Path) -> Result<FileKind> {
     if let Some((what, fix)) = other(&start) {
         return Err(refused(path, &what, fix));
     }
-    // Unknown content: the reader that belongs to the name says what is damaged.
+    // Unknown content: the reader that the file name selects reports the damage.
     let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     Ok(match ending.as_deref() {
         Some("safetensors") => FileKind::Safetensors,
@@ -74,7 +74,7 @@ fn container(start: &[u8]) -> Option<FileKind> {
     let length = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     let first = start.iter().find(|byte| !byte.is_ascii_whitespace());
     match (first, start.get(8), length) {
-        // The first bytes of a JSON text are a huge length.
+        // Read as the header length of a safetensors file, the first bytes of a JSON text are a huge number.
         (Some(b'{' | b'['), _, None) => Some(FileKind::Json),
         (Some(b'{' | b'['), _, Some(length)) if length > LARGEST_HEADER => Some(FileKind::Json),
         (_, Some(b'{'), _) => Some(FileKind::Safetensors),
@@ -83,7 +83,8 @@ fn container(start: &[u8]) -> Option<FileKind> {
     }
 }
 
-/// Says what a file is that is not a container of tensors, and how to get one; `None` if it is unknown.
+/// Describes a file that is not a container of tensors, and how to get one. Returns `None` if the kind of file is
+/// unknown.
 fn other(start: &[u8]) -> Option<(String, &'static str)> {
     const DOWNLOAD: &str = "download the file itself; the address needs a sign-in, or does not exist";
     const UNPACK: &str = "unpack it, and name the file in it";

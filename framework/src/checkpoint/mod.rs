@@ -112,7 +112,8 @@ impl Checkpoint {
     pub fn not_finite(&self) -> Option<&str> {
         let all = self.model.iter().chain(self.ema.iter().flatten());
         let mut wrong = all.filter(|(_, data)| match data.as_slice::<f32>() {
-            // The sum of zeros times each value is NaN if one is not finite, and needs no branch per value.
+            // `0 * value` is NaN if the value is NaN or infinite, so the sum shows whether all are finite. It needs no
+            // branch per value.
             Ok(values) => values.iter().map(|value| value * 0.0).sum::<f32>().is_nan(),
             Err(_) => data.iter::<f64>().any(|value| !value.is_finite()),
         });
@@ -178,7 +179,7 @@ impl Checkpoint {
         let step = get("step")?.parse().map_err(|_| damaged("its step is not a number".into()))?;
         let (document, losses, memory) = (get("document")?, get("losses")?, get("memory")?);
         consistent(path, step, &document).map_err(damaged)?;
-        // The earlier layout has no dataset, and its checksum covers none.
+        // The earlier layout has no `dataset`, so its checksum does not cover one.
         let dataset = metadata.get("dataset").cloned();
         if dataset.is_some() != (get("format")? == FORMAT) {
             return Err(altered(&"its layout is not that of its format"));
@@ -254,7 +255,7 @@ impl Checkpoint {
 /// Checks the step of a checkpoint against its file name and against the number of steps of its document.
 ///
 /// # Errors
-/// If they contradict each other. The text says how.
+/// If they contradict each other. The text describes the contradiction.
 fn consistent(path: &Path, step: usize, document: &str) -> std::result::Result<(), String> {
     if let Some(named) = step_of(path).filter(|named| *named != step) {
         return Err(format!("its name says step {named}, its content says step {step}"));

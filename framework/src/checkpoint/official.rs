@@ -34,7 +34,7 @@ impl CheckpointSource {
     }
 }
 
-/// The outcome for every tensor of a foreign file.
+/// The outcome for every tensor of an official file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The recognised format.
@@ -43,7 +43,7 @@ pub struct Report {
     pub nesting: String,
     /// Tensors that became parameters: official name, our path.
     pub used: Vec<(String, String)>,
-    /// What was done to the names of the file.
+    /// The changes to the names of the file.
     pub notes: Vec<String>,
     /// Ignored tensors, and why.
     pub ignored: Vec<(String, String)>,
@@ -105,8 +105,8 @@ pub fn load<M: Module>(
     load_refitted(network, formats, source, initialization, &|_| None)
 }
 
-/// Does the same as [`load`], and takes over tensors of another shape as `refit` says for a parameter's path. The
-/// report has a note for each of them.
+/// Loads like [`load`], and also takes over tensors of another shape: `refit` returns the method for a parameter's
+/// path. The report has a note for each such tensor.
 ///
 /// # Errors
 /// Like [`load`].

@@ -1,5 +1,5 @@
 //! Opens official files: zip and legacy pickles of torch.save, safetensors, and folders of shards. The content of a
-//! file says which of them it is, not its name.
+//! file decides which of them it is, not its name.
 //!
 //! A pickle is only interpreted as far as the calls that rebuild tensors. Code that it names is never run.
 
@@ -44,7 +44,7 @@ pub fn open(path: &Path) -> Result<Tensors> {
             read.or_else(|refused| open_pickle(path).ok_or(refused))
         }
     }?;
-    // Names are printed. Control characters would change the terminal.
+    // Names are printed, and control characters in them could change what a terminal shows.
     match tensors.keys().find(|name| name.chars().any(char::is_control)) {
         Some(name) => Err(unreadable(path, &format!("the name of a tensor has control characters: {name:?}"))),
         None => Ok(tensors),
@@ -218,7 +218,7 @@ mod tests {
 
     fn written<'a>(tensors: &[(&str, Dtype, &'a [u8])]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
-        // The name says something else.
+        // The content is safetensors, whatever the name says.
         let path = folder.path().join("a.ckpt");
         let entry = |(name, dtype, bytes): &(&str, Dtype, &'a [u8])| -> Entry<'a> {
             (name.to_string(), *dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes)
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(values("e4m3"), [1.0, -1.0, 448.0]);
         assert_eq!(values("e5m2"), [1.0, -1.0]);
         assert_eq!(values("half"), [1.0]);
-        // A type that is not read is an error only where its values are asked for.
+        // An unsupported type is an error only when its values are read.
         assert!(bridge::to_data(&tensors["odd"]).unwrap_err().to_string().contains("F8_E8M0"));
     }
 

@@ -130,7 +130,7 @@ pub fn tensors(path: &Path) -> Result<Vec<Stored>> {
             }
         }
     }
-    // A tensor that is not read may not be a weight. If it is one, the caller misses it.
+    // A refused tensor need not be a weight. If it is a weight, the caller reports it as missing.
     match refused {
         Some(what) if found.is_empty() => Err(what),
         _ => Ok(found),

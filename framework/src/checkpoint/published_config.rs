@@ -47,7 +47,7 @@ impl PublishedConfig {
     }
 }
 
-/// Compares two values. A number is the same with and without a decimal point.
+/// Compares two JSON values. A number is equal with and without a decimal point: `1` and `1.0`.
 fn equal(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => a == b,

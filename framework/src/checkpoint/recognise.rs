@@ -28,7 +28,7 @@ pub(crate) struct Found<'a> {
 type Score = (usize, u8);
 
 /// Opens a file and finds the network in it: the format and prefix that match the most names. `own` are our parameter
-/// paths. Prefixes that the format declares are preferred, then those of weight averages.
+/// paths. Prefixes that the format declares are preferred, then prefixes of weight averages.
 ///
 /// # Errors
 /// If the file cannot be read, or matches no format.
@@ -56,7 +56,7 @@ pub(crate) fn recognise<'a>(
         for prefix in declared.chain(others) {
             let count = counts.get(prefix).copied().unwrap_or_default();
             let is_declared = prefix.is_empty() || names.nesting.contains(&prefix);
-            // A few equal names under some prefix do not make it this network.
+            // A few equal names under a prefix are not enough to recognise this network.
             if count == 0 || !is_declared && 2 * count < theirs.len() {
                 continue;
             }
@@ -105,7 +105,7 @@ fn without_wrappers(tensors: Tensors) -> (Tensors, Vec<String>) {
     (renamed.collect(), removed.into_iter().collect())
 }
 
-/// Why a tensor of a file is not read, or that it belongs to the network and must be refused.
+/// What happens to a tensor that is not a parameter: it is ignored, or it belongs to the network and is refused.
 pub(crate) enum Left {
     /// It is ignored, for this reason.
     Ignored(String),

@@ -6,13 +6,13 @@ use burn::tensor::TensorData;
 /// How a parameter takes over a tensor of another shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refit {
-    /// A table with a row per class, `[classes, D]`. The rows are initialized anew, because other classes have other
+    /// A table with a row per class, `[classes, D]`. The rows are initialized again, because other classes have other
     /// meanings. With `null`, the last row belongs to the null class and is kept.
     Classes {
         /// Whether the last row belongs to the null class.
         null: bool,
     },
-    /// Positions that are computed from the size, `[1, L, D]`. They are computed anew.
+    /// Positions that are computed from the size, `[1, L, D]`. They are recomputed.
     Computed,
     /// Learned positions of a square grid, `[1, before + L, D]`. They are interpolated bilinearly.
     Positions {

@@ -98,7 +98,8 @@ pub fn write_atomically<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8
     atomically(path, |file| parts.into_iter().try_for_each(|part| file.write_all(part)))
 }
 
-/// Has `write` fill a file. The file is either complete or absent, even after a crash. A failed write leaves nothing.
+/// Creates a file with the content that `write` writes. The file is either complete or absent, even after a crash. A
+/// failed write leaves no file.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -129,8 +130,8 @@ pub(crate) fn atomically(
     Ok(())
 }
 
-/// Returns the name under which a file is written before it is complete: its own name and `.partial`. A name without
-/// the ending would be that of another file, too.
+/// Returns the name under which a file is written before it is complete: its own name and `.partial`. The ending stays,
+/// so that `a.pt` and `a.bin` have different partial names.
 fn partial(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");

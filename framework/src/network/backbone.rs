@@ -51,7 +51,7 @@ pub struct HookSites {
     pub text_attention: bool,
     /// Whether the cached keys and values of decoding pass through [`crate::nn::hooks::Hooks::cached`].
     pub decode_cache: bool,
-    /// Whether the tokens of every block are the cells of a square grid, row by row, in a pass without a cache.
+    /// Whether the tokens of every block are the cells of a square grid, in row-major order, in a pass without a cache.
     pub grid: bool,
 }
 
@@ -288,8 +288,8 @@ pub trait BackboneConfig: Debug + Send + Sync {
         None
     }
 
-    /// Returns the contradictions of this entry to the configuration files of published weights. Pointers are relative
-    /// to the entry. A backbone whose published weights have no such files keeps the default.
+    /// Compares this entry with the configuration files of published weights, and returns the contradictions. Pointers
+    /// are relative to the entry. Keep the default if the published weights have no such files.
     fn contradictions(&self, _published: &PublishedConfig) -> Problems {
         Problems::new()
     }

@@ -134,7 +134,8 @@ impl<'a> Context<'a> {
         Self { memory: Some(memory), ..self }
     }
 
-    /// Returns a value that [`measured`](crate::objective::Objective::measured) has stored; `None` before the first measurement.
+    /// Returns a value that [`measured`](crate::objective::Objective::measured) has stored; `None` before the first
+    /// measurement.
     pub fn remembered(&self, name: &str) -> Option<f64> {
         self.remembered.borrow_mut().insert(name.to_string());
         self.memory?.get(name).copied()

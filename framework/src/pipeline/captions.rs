@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
-/// Most captions that are checked before a training.
+/// Maximum number of captions that are checked before a training.
 const LOOKED_AT: usize = 10_000;
 
 /// A dataset in which an item whose caption cannot be encoded is unreadable. Such a caption therefore costs one item,
@@ -31,8 +31,8 @@ impl<D: Dataset> Encodable<D> {
         Self { dataset, pipeline }
     }
 
-    /// Checks the captions of at most [`LOOKED_AT`] items, evenly spread. Returns one sentence per kind of problem, with
-    /// the number of captions and the first item.
+    /// Checks the captions of at most [`LOOKED_AT`] items, evenly spread. Returns one sentence per kind of problem,
+    /// with the number of captions and the first item.
     pub fn survey(&self) -> Vec<String> {
         if self.pipeline.conditioner.is_none() {
             return Vec::new();

@@ -71,7 +71,8 @@ impl Backbone for Named<'_> {
 /// Samples images. Calls `progress` after every sampler step with (completed steps, total steps).
 ///
 /// # Errors
-/// If a caption cannot be encoded, a plugin panics, a sample is not finite, or a training that samples is asked to stop.
+/// If a caption cannot be encoded, a plugin panics, a sample is not finite, or a training that samples is asked to
+/// stop.
 pub fn sample(
     pipeline: &Pipeline,
     network: &dyn Backbone,

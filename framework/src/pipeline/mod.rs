@@ -253,8 +253,8 @@ impl Pipeline {
     }
 
     /// Reads the images of the dataset in batches, for comparison with samples. If there are more than [`MOST_VALUES`]
-    /// values, selects as many images as fit, evenly spread over the dataset. Decodes latents. Omits items that cannot be
-    /// read. Returns the number of images.
+    /// values, selects as many images as fit, evenly spread over the dataset. Decodes latents. Omits items that cannot
+    /// be read. Returns the number of images.
     ///
     /// # Errors
     /// If most items cannot be read, `receive` fails, or a training that measures is asked to stop.

@@ -213,7 +213,8 @@ impl<'a> Denoiser<'a> {
         let known = self.caches.as_ref().is_some_and(|caches| caches.contains_key(&key));
         let further_step_of_a_head = known && self.progress.is_some();
         self.nfe += if further_step_of_a_head { 0 } else { branches.len() };
-        // Within one iteration of a masked decoding, the features of a branch stay valid whatever its hooks draw.
+        // Within one iteration of masked decoding, the features of a branch stay valid, whatever its hooks choose at
+        // random.
         if self.progress.is_none() && branches.iter().any(|branch| branch.reads_all) {
             return None;
         }

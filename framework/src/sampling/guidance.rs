@@ -124,7 +124,7 @@ pub struct HookNeeds {
     pub blocks_named: usize,
 }
 
-/// The surroundings of a trajectory, which do not change between its evaluations.
+/// The properties of a trajectory that are the same at all of its evaluations.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
     /// Shape of the latent; of one token in the head of a masked process.
@@ -184,7 +184,7 @@ pub trait Guidance: Debug + Send + Sync {
 
 /// The state of a guidance rule during one batch of trajectories.
 pub trait Trajectory: Send {
-    /// Receives the surroundings once, before the first evaluation.
+    /// Receives the setting once, before the first evaluation.
     fn begin(&mut self, setting: &Setting<'_>) {
         let _ = setting;
     }

@@ -131,8 +131,8 @@ impl Trainer {
         self.online.as_ref().expect("the weights are present except during an optimizer step")
     }
 
-    /// Trains until all steps are done, or until `stop` is set. A request to save ([`interrupt::request_save`]) writes a
-    /// temporary checkpoint after the current step.
+    /// Trains until all steps are done, or until `stop` is set. A request to save ([`interrupt::request_save`]) writes
+    /// a temporary checkpoint after the current step.
     ///
     /// # Errors
     /// If most items of a batch cannot be read, a loss or gradient is not finite, a plugin panics, or a file cannot be

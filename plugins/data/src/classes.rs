@@ -1,9 +1,9 @@
-//! Checks class numbers when a dataset is opened: they count from 0, and no class below the largest is without items.
+//! Checks class numbers when a dataset is opened: they start at 0, and every class up to the largest one has an item.
 
 use framework::error::{Error, Problem, Result};
 use std::collections::BTreeMap;
 
-/// Most classes that a message lists.
+/// Maximum number of classes that a message lists.
 const LISTED: usize = 20;
 
 /// The number of items of each class.
@@ -21,12 +21,12 @@ impl ClassTable {
         self.0.last_key_value().map_or(0, |(class, _)| class.saturating_add(1))
     }
 
-    /// Returns the number of items, and how many of them have a class that is not below `number`.
+    /// Returns the number of items, and how many of them have a class of `number` or above.
     pub fn outside(&self, number: usize) -> (usize, usize) {
         (self.0.values().sum(), self.0.range(number..).map(|(_, count)| count).sum())
     }
 
-    /// Refuses classes that start above 0 or leave out one below the largest, unless `allow_empty` is set.
+    /// Refuses class numbers that start above 0 or skip a number, unless `allow_empty` is set.
     ///
     /// # Errors
     /// If a class has no item.

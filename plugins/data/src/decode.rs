@@ -23,9 +23,9 @@ pub const ENDINGS: [&str; 10] = ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "pn
 pub const LARGEST_FILE: u64 = 256 << 20;
 /// Longest side that is decoded, in pixels. A small file may claim to be a huge image.
 const LARGEST_SIDE: u32 = 32_768;
-/// Most pixels that are decoded. In RGB, they fill the memory below.
+/// Maximum number of pixels in an image. As RGB bytes, they fill `LARGEST`.
 const MOST_PIXELS: u64 = LARGEST / 3;
-/// Most memory that decoding one image may allocate, in bytes.
+/// Maximum memory that decoding one image may allocate, in bytes.
 const LARGEST: u64 = 256 << 20;
 
 /// How an image is resized before it is cropped.
@@ -52,7 +52,8 @@ pub enum Crop {
     /// The centre.
     #[default]
     Center,
-    /// A random place along the longer side, chosen anew in each epoch. Metrics and `unguided encode` read the centre.
+    /// A random position along the longer side, chosen again in each epoch. Metrics and `unguided encode` read the
+    /// centre.
     Random,
 }
 
@@ -63,7 +64,7 @@ pub struct Framing {
     pub channels: usize,
     /// Height and width of the item, in pixels.
     pub size: usize,
-    /// Colour behind transparent pixels.
+    /// Colour under transparent pixels.
     pub background: [u8; 3],
     /// How the image is resized.
     pub resize: Resize,
@@ -73,12 +74,12 @@ pub struct Framing {
     pub horizontal_flip: bool,
 }
 
-/// The random choices of one reading of an item.
+/// The random choices for one read of an item.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct View {
     /// Whether the item is mirrored left to right.
     pub mirrored: bool,
-    /// Place of the square along the longer side, in [0, 1); `None` = the centre.
+    /// Position of the square along the longer side, in [0, 1); `None` = the centre.
     pub place: Option<f64>,
 }
 
@@ -111,7 +112,7 @@ impl Framing {
     /// # Errors
     /// The reason why the file cannot be decoded.
     pub fn decode(&self, bytes: &[u8], view: View) -> Result<Decoded, String> {
-        // A decoder that panics costs the file, and the message names the file.
+        // A panic in a decoder makes only this file unreadable. The message names the file.
         let image = blame::caught("the image decoder", || upright(bytes)).map_err(|error| error.to_string())??;
         let (image, transparent) = opaque(image, self.background);
         let image = match self.channels {
@@ -159,7 +160,7 @@ fn upright(bytes: &[u8]) -> Result<DynamicImage, String> {
     Ok(image)
 }
 
-/// Returns how a decoded image must be turned. Damaged EXIF data turn nothing.
+/// Returns how a decoded image must be turned. Damaged EXIF data are ignored.
 fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8], format: ImageFormat) -> Orientation {
     let found = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     if found != Orientation::NoTransforms {
@@ -305,8 +306,8 @@ mod tests {
         assert_eq!(large.as_bytes(), [255, 255, 0, 0, 255, 255, 0, 0, 0, 0, 255, 255, 0, 0, 255, 255]);
     }
 
-    /// Returns a small, complete file whose header claims another size. The sizes follow the name of the IHDR chunk, and
-    /// its checksum follows the chunk's 13 bytes.
+    /// Returns a small, complete file whose header claims another size. The sizes follow the name of the IHDR chunk,
+    /// and its checksum follows the chunk's 13 bytes.
     fn claiming(width: u32, height: u32) -> Vec<u8> {
         let mut bomb = png(&GrayImage::from_pixel(4, 4, Luma([7])));
         bomb[16..20].copy_from_slice(&width.to_be_bytes());
@@ -363,8 +364,8 @@ mod tests {
         // The upright image has four quarters of different grey.
         let upright = |x: u32, y: u32| [[250, 170], [90, 10]][(y / 8) as usize][(x / 8) as usize];
         for orientation in 1..=8 {
-            // Pixel of the upright image at column `c` and row `r` of the stored one, by the definition of EXIF:
-            // which sides of the picture the first row and the first column are.
+            // Pixel of the upright image at column `c` and row `r` of the stored image. EXIF defines it by the sides of
+            // the picture that the first row and the first column show.
             let pixel = |c: u32, r: u32| match orientation {
                 1 => upright(c, r),
                 2 => upright(15 - c, r),

@@ -1,4 +1,4 @@
-//! Why an entry of a folder is not read.
+//! Reasons why an entry of a folder is not read.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;

@@ -4,7 +4,7 @@ use framework::error::{Error, Problem};
 use std::io;
 use std::path::Path;
 
-/// Most edits between a misspelt name and the nearest one.
+/// Largest edit distance of a suggested name.
 const MOST_EDITS: usize = 3;
 
 /// Returns the error about a path that the document names at `pointer`.
@@ -30,7 +30,8 @@ fn nearest(path: &Path) -> Option<String> {
     near.min().map(|(_, other)| path.with_file_name(other).display().to_string())
 }
 
-/// Returns the least number of inserted, deleted and replaced letters between two names.
+/// Computes the edit distance (Levenshtein) of two names: the smallest number of inserted, deleted and replaced
+/// letters.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

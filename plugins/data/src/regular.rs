@@ -12,7 +12,7 @@ use std::path::Path;
 pub fn open(path: &Path) -> Result<File> {
     refuse(&fs::metadata(path)?)?;
     let file = File::open(path)?;
-    // The path may lead to another file by now.
+    // The path may lead to another file since the check, so check the opened file as well.
     refuse(&file.metadata()?)?;
     Ok(file)
 }

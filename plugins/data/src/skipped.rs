@@ -28,7 +28,7 @@ impl Skipped {
     }
 }
 
-/// Counts changed items for each reason, once per item. Threads share it.
+/// Counts the changed items per reason, each item once. Threads share the counts.
 #[derive(Debug, Default)]
 pub struct Changed(Mutex<BTreeMap<String, (BTreeSet<usize>, String)>>);
 

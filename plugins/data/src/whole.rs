@@ -1,4 +1,5 @@
-//! Checks that an image file is whole before it is decoded: decoders fill what is missing with a colour.
+//! Checks that an image file is complete before it is decoded. Decoders fill missing data with a colour and report no
+//! error.
 //!
 //!   JPEG        every marker segment fits, a scan exists, an end marker (EOI) follows it, and a sequential scan
 //!               contains no run of zeros, unless its Huffman tables allow one
@@ -46,7 +47,7 @@ pub fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// Which Huffman tables a JPEG declared: the symbol of each AC table whose code consists of zeros.
+/// The AC Huffman tables that a JPEG declared: for each table, the symbol whose code consists of zeros only.
 #[derive(Default)]
 struct Tables([Option<u8>; 4]);
 
@@ -206,7 +207,7 @@ fn webp(bytes: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Looks at the first directory only. What it cannot read, the decoder refuses.
+/// Checks the first directory of a TIFF. The decoder refuses a file that this check cannot read.
 fn tiff(bytes: &[u8]) -> Result<(), &'static str> {
     match tiff_strips(bytes).is_some_and(|strips| strips.into_iter().any(ends_in_zeros)) {
         true => Err("its data end in zeros"),
@@ -310,7 +311,7 @@ mod tests {
         // The end marker remains.
         bytes[end - 110..end - 10].fill(0);
         assert_eq!(check(&bytes, ImageFormat::Jpeg), Err("is damaged: its data contain a run of zeros".into()));
-        // A flat image is not a hole.
+        // A run of zeros that codes a flat image is not damage.
         let mut flat = Cursor::new(Vec::new());
         let image = RgbImage::from_pixel(640, 640, Rgb([128, 128, 128]));
         JpegEncoder::new_with_quality(&mut flat, 90).encode_image(&image).unwrap();

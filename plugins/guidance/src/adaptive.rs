@@ -4,9 +4,10 @@
 //!   prediction = f_null + scale (f_cond - f_null)   up to and including the first evaluation with g >= threshold
 //!   prediction = f_cond                             after it
 //!
-//! Each sample has its own gate. The null pass is saved once the gates of the whole batch are closed.
+//! Each sample has its own gate. Once all gates of the batch are closed, the null pass is skipped.
 //!
-//! Source: arXiv:2312.12487 (the gate; not its linear estimate of the null prediction).
+//! Source: arXiv:2312.12487 (AG). The paper's linear estimate of the null prediction (LinearAG) is not part of this
+//! rule.
 
 use crate::per_sample::{dot, no_effect_at_scale_one, no_logits, norm, on_latent, ratio, two_predictions};
 use framework::prelude::*;
@@ -21,7 +22,7 @@ pub struct Adaptive {
     /// Guidance scale until the gate closes, 0 to 1000; 1 = no guidance.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
-    /// Cosine of the angle between both predictions at which guidance ends, -1 to 1. Published: 0.991 to 0.996.
+    /// Cosine similarity of both predictions at which guidance ends, -1 to 1. Published: 0.991 to 0.996.
     #[schemars(range(min = -1.0, max = 1.0))]
     pub threshold: f64,
     /// Prediction space of the cosine; null = the network's own. The paper uses `eps`.
@@ -67,7 +68,7 @@ impl AdaptiveTrajectory {
 
     /// Closes the gates of the samples whose predictions agree.
     fn close(&mut self, cond: &Tensor<3>, null: &Tensor<3>) {
-        // Predictions of 0 agree with everything.
+        // A prediction of 0 has no direction. It counts as agreement.
         let cosine = ratio(dot(cond, null), norm(cond) * norm(null), 1.0);
         let cosine = cosine.into_data().convert::<f64>().try_into_vec::<f64>().expect("converted to f64");
         for (closed, cosine) in self.closed.iter_mut().zip(cosine) {
@@ -91,7 +92,7 @@ impl Trajectory for AdaptiveTrajectory {
             let weight = |closed: &bool| if *closed { 0.0 } else { self.rule.scale - 1.0 };
             let weights: Vec<f64> = self.closed.iter().map(weight).collect();
             self.close(&cond, &null);
-            // In this form, a weight of 0 is the conditional prediction to the last bit.
+            // In this form, a weight of 0 returns the conditional prediction bit for bit.
             let difference = cond.clone() - null;
             cond + difference.clone() * per_sample(&weights, &difference)
         })

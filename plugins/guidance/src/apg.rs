@@ -26,7 +26,8 @@ pub enum Anchor {
     Unconditional,
 }
 
-/// Guidance whose update is limited in length and reduced along the conditional prediction. Two passes per step.
+/// Guidance whose update has a limited norm and a reduced component along the conditional prediction. Two passes per
+/// step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required(&["scale"]))]
@@ -34,7 +35,7 @@ pub struct Apg {
     /// Guidance scale, 0 to 1000; 1 = no guidance with anchor `conditional`.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
-    /// Weight of the update's part parallel to the conditional prediction, 0 to 10; 1 = no projection.
+    /// Weight of the update's component parallel to the conditional prediction, 0 to 10; 1 = no projection.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub eta: f64,
     /// Weight of the previous update, -1 to 1; 0 = none. Published: -0.5 and -0.75.

@@ -3,30 +3,31 @@
 //!   d          = f_cond - f_null
 //!   prediction = f_null + scale B(progress; a, b) d / |d|^gamma,   B = density of the beta distribution
 //!
-//! The norm is per sample over the whole latent. At gamma 1, `scale B` is the length of the update, which grows with the
-//! latent's size, and the length of d has no effect. At gamma 0, the rule is `cfg` with the schedule `beta_density` in
-//! the form from the unconditional prediction. With a > 1 and b > 1 the density is 0 at both ends, where the prediction
-//! is **unconditional**.
+//! The norm is per sample over the whole latent. At gamma 1, the norm of the update is `scale B`, whatever the norm of
+//! d is. A suitable scale then grows with the latent's size. At gamma 0, the rule is `cfg` with the schedule
+//! `beta_density` in the form from the unconditional prediction. With a > 1 and b > 1 the density is 0 at both ends,
+//! where the prediction is **unconditional**.
 //!
-//! Source: arXiv:2502.10574, on noise predictions, with the step's index instead of the progress.
+//! Source: arXiv:2502.10574. The paper applies the rule to noise predictions, and uses the step index instead of the
+//! progress.
 
 use crate::per_sample::{no_logits, norm, on_latent, ratio, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 use framework::schedule::Schedule;
 
-/// Guidance by a beta density over the progress, with a normalised update. Two passes per step, or one where the density
-/// is 0.
+/// Guidance by a beta density over the progress, with a normalised update. Two passes per step, or one where the
+/// density is 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BetaCfg {
-    /// Factor of the update, 0 to 1e6. It is a guidance scale only at `gamma` 0; at `gamma` 1, it is a length.
+    /// Factor of the update, 0 to 1e6. It is a guidance scale only at `gamma` 0. At `gamma` 1, it is a norm.
     #[schemars(range(min = 0.0, max = 1e6))]
     pub scale: f64,
-    /// First parameter of the density, 1 to 100. A larger one moves guidance toward the data.
+    /// First parameter of the density, 1 to 100. A larger value moves guidance toward the data.
     #[schemars(range(min = 1.0, max = 100.0))]
     pub a: f64,
-    /// Second parameter of the density, 1 to 100. A larger one moves guidance toward the noise.
+    /// Second parameter of the density, 1 to 100. A larger value moves guidance toward the noise.
     #[schemars(range(min = 1.0, max = 100.0))]
     pub b: f64,
     /// Exponent of the norm by which the update is divided, in [0, 1].

@@ -30,7 +30,8 @@ impl SigmaInterval {
     /// Returns the interval in time, `low < t <= high`.
     fn times(self, path: &dyn NoisePath) -> [f64; 2] {
         let low = if self.low == 0.0 { f64::NEG_INFINITY } else { path.t_of_lambda(-self.low.ln()) };
-        // Inverting a noise level beyond the end of the path would round the time to either side of the end.
+        // If `high` is at or above the largest noise level of the path, rounding in the inversion could exclude the end
+        // of the path. Use no upper bound then.
         let all_noise = path.lambda(path.interval()[1]) >= -self.high.ln();
         [low, if all_noise { f64::INFINITY } else { path.t_of_lambda(-self.high.ln()) }]
     }
@@ -46,18 +47,18 @@ pub struct Cfg {
     /// Schedule of the scale over the progress.
     #[serde(default)]
     pub schedule: Schedule,
-    /// How the share of the schedule changes the scale.
+    /// How the schedule's share f changes the scale.
     #[serde(default)]
     pub schedule_form: ScheduleForm,
-    /// Noise levels at which guidance applies; null = all. Outside, there is no guidance and no second pass. Masked
-    /// networks use the noise level of their head.
+    /// Noise levels at which guidance applies; null = all. Outside the interval, the scale is 1 and there is no second
+    /// pass. For masked networks, this is the noise level of the head.
     #[serde(default)]
     pub sigma_interval: Option<SigmaInterval>,
     /// Weight of the prediction that is rescaled to the standard deviation of the conditional one, in [0, 1].
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rescale: f64,
-    /// Prediction space in which `rescale` acts, on which its result depends; null = the network's own.
+    /// Prediction space in which `rescale` acts; null = the network's own. The result depends on the space.
     #[serde(default)]
     pub rescale_space: Option<Prediction>,
     /// Class, from 0, that replaces the null condition; null = none. Guidance then leads away from this class.
@@ -164,7 +165,7 @@ impl Trajectory for CfgTrajectory {
     }
 
     fn branches(&mut self, moment: &Moment) -> Vec<Branch> {
-        // One branch is enough where it equals the mixture on every channel.
+        // One branch is enough if it equals the mixture on every channel.
         let all = self.rule.guided_channels.is_none_or(|n| n >= moment.channels);
         match self.scale_at(moment) {
             1.0 => vec![Branch::given()],

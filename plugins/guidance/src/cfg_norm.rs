@@ -1,10 +1,10 @@
-//! Guidance whose result is no longer than the conditional prediction (CFGNorm, renormalised CFG).
+//! Guidance with a limit on the norm of its result (CFGNorm, renormalised CFG).
 //!
 //!   g          = f_null + scale (f_cond - f_null)
 //!   prediction = g min(1, limit |f_cond| / |g|)
 //!
-//! The norm is taken per position over its channels (CFGNorm of ComfyUI, at limit 1), or per sample over the whole latent
-//! (Lumina-Image 2.0).
+//! The norm is taken per position over its channels (CFGNorm of ComfyUI, at limit 1), or per sample over the whole
+//! latent (Lumina-Image 2.0).
 //!
 //! Source: arXiv:2503.21758 (per sample). The norm per position has no paper.
 
@@ -12,7 +12,7 @@ use crate::per_sample::{no_effect_at_scale_one, no_logits, norm, on_latent, rati
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory, mix};
 
-/// The values that share one norm.
+/// The values over which a norm is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormOver {
@@ -23,7 +23,7 @@ pub enum NormOver {
     Sample,
 }
 
-/// Guidance whose result is no longer than `limit` times the conditional prediction. Two passes per step.
+/// Guidance whose result has at most `limit` times the norm of the conditional prediction. Two passes per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required(&["scale"]))]
@@ -31,10 +31,10 @@ pub struct CfgNorm {
     /// Guidance scale, 0 to 1000; 1 = no guidance.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub scale: f64,
-    /// Largest norm of the result, in norms of the conditional prediction, 1 to 1000.
+    /// Largest norm of the result, as a multiple of the conditional prediction's norm, 1 to 1000.
     #[schemars(range(min = 1.0, max = 1000.0))]
     pub limit: f64,
-    /// Values that share one norm.
+    /// Values over which the norm is taken.
     pub over: NormOver,
     /// Prediction space of the rule; null = the network's own. ComfyUI uses `x`.
     pub space: Option<Prediction>,

@@ -1,4 +1,5 @@
-//! CFG-Zero*: guidance with a null prediction that is scaled to fit the conditional one. The first evaluations return 0.
+//! CFG-Zero*: guidance with a null prediction that is scaled to fit the conditional one. The first evaluations return
+//! 0.
 //!
 //!   a          = <f_cond, f_null> / |f_null|^2,   per sample
 //!   prediction = a f_null + scale (f_cond - a f_null);   0 in the first `zero_evaluations` evaluations
@@ -9,7 +10,8 @@ use crate::per_sample::{dot, no_effect_at_scale_one, no_logits, on_latent, ratio
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 
-/// Guidance away from the part of the null prediction that fits the conditional one. Two passes per step.
+/// Guidance away from the null prediction, which is first scaled to fit the conditional one (least squares). Two passes
+/// per step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required(&["scale"]))]

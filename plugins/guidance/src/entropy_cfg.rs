@@ -4,8 +4,9 @@
 //!              = f_cond                         elsewhere
 //!   s = 1 + (scale - 1) schedule(progress),     H(p) = -sum_v p_v log p_v
 //!
-//! The gate is separate for each sample and position. It needs the conditional prediction first, and the predictions
-//! of a step are computed together, so the gate saves no pass.
+//! The gate is separate for each sample and position. It depends on the conditional prediction, but both predictions of
+//! a step are computed together. So the gate saves no pass.
+//!
 //! Source: arXiv:2510.13940 (selective guidance of Minimal Test-Time Intervention).
 
 use framework::burn::tensor::activation::log_softmax;
@@ -23,8 +24,8 @@ pub struct EntropyCfg {
     /// Schedule of the scale over the progress.
     #[serde(default)]
     pub schedule: Schedule,
-    /// Least entropy of a guided token, in nats, 0 to 100; 0 = every token. The greatest entropy is the logarithm of
-    /// the vocabulary size.
+    /// Smallest entropy of a guided token, in nats, 0 to 100; 0 = every token. The largest possible entropy is the
+    /// natural logarithm of the vocabulary size.
     #[schemars(range(min = 0.0, max = 100.0))]
     pub threshold: f64,
 }
@@ -112,7 +113,7 @@ mod tests {
         fn threshold_zero_is_cfg_and_a_high_one_is_the_conditional(a in numbers(), b in numbers(), scale in 1.5..8.0f64) {
             let (cond, null) = (logits(&a), logits(&b));
             close(&combined(&rule(scale, 0.0), &cond, &null), &values(mix(cond.clone(), null.clone(), scale, 4)));
-            // The greatest entropy of four tokens is log 4 = 1.39.
+            // The largest entropy of four tokens is log 4 = 1.39.
             prop_assert_eq!(combined(&rule(scale, 1.4), &cond, &null), a);
         }
 
@@ -120,7 +121,7 @@ mod tests {
         fn a_constant_on_a_branch_moves_no_gate(a in numbers(), b in numbers(), shift in -5.0..5.0f64) {
             let (cond, null) = (logits(&a), logits(&b));
             let probabilities = |out: Vec<f64>| values(log_softmax(logits(&out), 2));
-            // A threshold that no token of the draw reaches up to the rounding of the shifted entropy.
+            // Skip cases in which the entropy of a token is within rounding of the threshold 1.
             let entropies = values(entropy(cond.clone()));
             prop_assume!(entropies.iter().all(|h| (h - 1.0).abs() > 1e-6));
             let plain = combined(&rule(3.0, 1.0), &cond, &null);

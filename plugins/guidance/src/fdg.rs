@@ -5,9 +5,9 @@
 //!   u_K        = scales[K] low_K,   u_k = double(u_(k+1)) + scales[k] high_k,   K = number of scales - 1
 //!   prediction = f_null + u_0
 //!
-//! The pyramid is linear, so scaling the levels of d equals guiding the levels of f_cond and f_null. It is rebuilt exactly
-//! whatever the filters are: equal scales are plain guidance. `half` averages 2 x 2 positions (an odd side repeats its
-//! last row or column), `double` repeats every position. The paper uses Gaussian filters.
+//! The pyramid is linear, so scaling the levels of d equals guiding the levels of f_cond and f_null. Its reconstruction
+//! is exact for any filters, so equal scales are plain guidance. `half` averages 2 x 2 positions (an odd side repeats
+//! its last row or column), `double` repeats every position. The paper uses Gaussian filters.
 //!
 //! Source: arXiv:2506.19713; two levels are the frequency-aware guidance of FreCaS (arXiv:2410.18410).
 
@@ -19,9 +19,9 @@ use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Mom
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fdg {
-    /// Guidance scale of each frequency level, from the highest frequencies to the lowest, 2 to 8 levels, each 0 to 1000;
-    /// 1 = no guidance of that level. N levels need a latent of at least 2^(N-1) positions per side. Published: a high
-    /// scale for high frequencies (10 to 12), a low one for low frequencies (3 to 5).
+    /// Guidance scale of each frequency level, from the highest frequencies to the lowest, 2 to 8 levels, each 0 to
+    /// 1000; 1 = no guidance of that level. N levels need a latent of at least 2^(N-1) positions per side. Published: a
+    /// high scale for high frequencies (10 to 12), a low scale for low frequencies (3 to 5).
     #[schemars(length(min = 2, max = 8), inner(range(min = 0.0, max = 1000.0)))]
     pub scales: Vec<f64>,
 }
@@ -84,7 +84,7 @@ impl Trajectory for FdgTrajectory {
     }
 }
 
-/// Scales the frequency levels of `x`, `[B, H, W, C]`, from high to low.
+/// Scales the frequency levels of `x`, `[B, H, W, C]`, from high to low frequencies.
 fn scaled(x: Tensor<4>, scales: &[f64]) -> Tensor<4> {
     let [scale, lower @ ..] = scales else { unreachable!("the check phase requires scales") };
     if lower.is_empty() {
@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn a_level_at_scale_one_is_that_of_the_conditional() {
-        // The low frequencies of the result are those of the conditional prediction, whatever the high ones are.
+        // The low frequencies of the result equal the low frequencies of the conditional prediction. The high
+        // frequencies do not matter.
         let low = |x: Vec<f64>| flat(half(tensor(&x, [1, 4, 6, 3], DType::F64, &Device::flex())));
         let got = crate::trials::run(&fdg(&[7.0, 1.0]), 0, 1);
         for (i, got) in got.into_iter().enumerate() {

@@ -33,7 +33,7 @@ impl Default for Mambo {
 
 framework::register!(guidance "mambo" => Mambo, "arXiv:2508.03442");
 
-/// A ratio larger than any finite one, for a null prediction of 0. It is finite because `alpha` may be 0.
+/// Ratio for a null prediction of 0. It is finite, because infinity times an `alpha` of 0 would be NaN.
 const LARGE: f64 = 1e30;
 
 impl Guidance for Mambo {

@@ -6,7 +6,7 @@
 //!   prediction = f_null + scale (f_nag - f_null)
 //!
 //! z+ and z- are the outputs of an attention layer whose queries read the requested and the null text, and |.| is a
-//! norm per token over all heads. Each named layer of the pass f_nag returns z. Published: strength 2 for U-Nets and
+//! norm per token over all heads. In the pass f_nag, each guided layer returns z. Published: strength 2 for U-Nets and
 //! 4 for transformers, tau 2.5, alpha 0.25 to 0.5, the L1 norm. The authors' code for Flux uses the L2 norm, and its
 //! scale is strength + 1.
 //!
@@ -29,16 +29,17 @@ pub struct Nag {
     /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
-    /// Weight of the difference between the outputs for both texts, > 0 to 1000. Published: 2 or 4.
+    /// Weight of the difference between the outputs for both texts, above 0, at most 1000. Published: 2 or 4.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
-    /// Largest growth of a token's norm, 1 to 1000. Published: 2.5.
+    /// Largest ratio of a token's norm to its norm without NAG, 1 to 1000. Published: 2.5.
     #[schemars(range(min = 1.0, max = 1000.0))]
     pub tau: f64,
-    /// Share of the guided output, > 0 to 1. Published: 0.25 to 0.5.
+    /// Weight of the guided output, above 0, at most 1; the requested text's own output has the remaining weight.
+    /// Published: 0.25 to 0.5.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub alpha: f64,
-    /// Norm of a token.
+    /// Norm that measures a token.
     pub norm: Norm,
     /// Indices of the guided blocks, from 0; null = all.
     pub blocks: Option<Vec<usize>>,
@@ -114,7 +115,7 @@ impl Nag {
     fn guided(&self, positive: Tensor<4>, negative: Tensor<4>) -> Tensor<4> {
         let extrapolated = positive.clone() + (positive.clone() - negative) * self.strength;
         let growth = self.norm(extrapolated.clone()) / self.norm(positive.clone()).clamp_min(SHORTEST);
-        // min(r, tau) / r = min(1, tau / r), which has no 0 / 0.
+        // `min(r, tau) / r = min(1, tau / r)`. The second form avoids 0 / 0.
         let factor = (growth.recip() * self.tau).clamp_max(1.0);
         extrapolated * factor * self.alpha + positive * (1.0 - self.alpha)
     }
@@ -128,7 +129,7 @@ impl Nag {
     }
 }
 
-/// Smallest norm of `z+`; a shorter token counts as one of this norm.
+/// Lower bound of the norm of `z+`. It avoids a division by 0.
 const SHORTEST: f64 = 1e-12;
 
 #[cfg(test)]

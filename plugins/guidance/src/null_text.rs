@@ -1,8 +1,8 @@
-//! The common form of the rules that read the requested and the null text within one attention layer.
+//! Shared code of the rules that read both the requested and the null text in one attention layer.
 //!
 //!   prediction = f_null + scale (f_blend - f_null)
 //!
-//! In the pass f_blend, the named layers that attend to the text return a blend of both texts.
+//! In the pass f_blend, the guided layers that attend to the text return a blend of the outputs for both texts.
 //!
 //! The keys and values of the null text do not depend on the latent. One pass records them at the first evaluation,
 //! and every evaluation with CFG records them again. Other evaluations take one pass.
@@ -52,7 +52,7 @@ pub fn start(blend: impl Blend) -> Box<dyn Trajectory> {
     Box::new(State { blend, recorded: Recorded::default() })
 }
 
-/// The calls of the attention layers in the pass with the null text, by block.
+/// The recorded attention calls of the pass with the null text, by block index.
 type Recorded = Arc<Mutex<BTreeMap<usize, AttentionCall>>>;
 
 struct State<B> {
@@ -87,7 +87,7 @@ impl<B: Blend> Trajectory for State<B> {
     }
 }
 
-/// The hooks of a pass: with the null text it records, with the requested text it blends.
+/// The hooks of a pass. A pass with the null text records, and a pass with the requested text blends.
 #[derive(Debug)]
 struct Layers<B> {
     blend: B,
@@ -163,7 +163,7 @@ mod tests {
         let only = |null, scale| evaluated(&Only { null, scale }, &network, None);
         close(&only(false, 1.0), &predicted(&network));
         close(&only(false, 2.5), &evaluated(&cfg(2.5), &network, None));
-        // A pass that reads the null text in every layer is the null prediction, which guidance leaves alone.
+        // A pass that reads the null text in every layer returns the null prediction, so guidance has no effect.
         for scale in [1.0, 2.5] {
             close(&only(true, scale), &evaluated(&cfg(0.0), &network, None));
         }

@@ -3,8 +3,9 @@
 //!   g          = f_null + scale (f_cond - f_null)
 //!   prediction = g + strength schedule(progress) (f_cond - f_perturbed)
 //!
-//! In the perturbed pass, the self-attention map of the named blocks is the identity: each token reads its own value
-//! and no other. Published: the middle block of SD 1.5, strength 3.
+//! In the perturbed pass, the self-attention map of the named blocks is the identity matrix: each token reads only its
+//! own value. Published: the middle block of SD 1.5, strength 3.
+//!
 //! Source: arXiv:2403.17377.
 
 use crate::perturbed::{Weights, branch, check_blocks, named};
@@ -25,7 +26,7 @@ pub struct Pag {
     /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
-    /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 3.
+    /// Weight of the conditional minus the perturbed prediction, above 0, at most 1000. Published: 3.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress.
@@ -80,7 +81,7 @@ impl Hooks for Identity {
     }
 
     fn attention(&self, _: AttentionSite, call: &AttentionCall) -> Tensor<4> {
-        // While tokens are decoded, the queries are the last positions of the keys.
+        // During token decoding with a cache, the queries belong to the last positions of the keys.
         let (queries, keys) = (call.queries.dims()[2], call.values.dims()[2]);
         call.values.clone().narrow(2, keys - queries, queries)
     }

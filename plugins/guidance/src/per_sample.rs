@@ -34,7 +34,8 @@ pub(crate) fn on_latent<const N: usize>(
     Tensor::cat(vec![rule(predictions.map(|prediction| prediction.narrow(2, 0, channels))), rest], 2)
 }
 
-/// Returns the needs of a rule on whole conditional and null predictions in `space`, which `guides` unless its scale is 1.
+/// Returns the needs of a rule that combines whole conditional and null predictions in `space`. `guides` is false if
+/// the rule returns the conditional prediction alone, as at scale 1.
 pub(crate) fn two_predictions(guides: bool, space: Option<Prediction>) -> GuidanceNeeds {
     let (space, most_branches) = if guides { (space, 2) } else { (None, 1) };
     GuidanceNeeds { null: guides, space, path: true, ..GuidanceNeeds::branches(most_branches) }

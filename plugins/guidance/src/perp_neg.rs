@@ -1,4 +1,4 @@
-//! Perp-Neg: a negative class whose part along the requested class is removed.
+//! Perp-Neg: guidance away from a negative class, after the component along the requested class is removed.
 //!
 //!   d          = f_cond - f_null,   n = f_negative - f_null
 //!   across     = n - <n, d> / |d|^2 d,   per sample
@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn worked_by_hand() {
-        // d = (1, 0) and n = (1, 1), whose part across d is (0, 1). Without the projection the result is (1, -1).
+        // d = (1, 0) and n = (1, 1), whose component perpendicular to d is (0, 1). Without the projection the result is
+        // (1, -1).
         let predict = |branch: &'static str, _: usize| match branch {
             "given" => one([[1.0, 0.0]]),
             "null" => one([[0.0, 0.0]]),

@@ -1,4 +1,4 @@
-//! The common form of the rules that compare the network with a perturbed pass of itself.
+//! Shared code of the rules that compare the network with a perturbed pass of itself.
 //!
 //!   g          = f_null + scale (f_cond - f_null)
 //!   prediction = g + strength schedule(progress) (f_cond - f_perturbed)
@@ -18,7 +18,7 @@ pub struct Weights {
     pub scale: f64,
     /// Scale for the network's guidance input; 1 = none.
     pub input_scale: f64,
-    /// Weight of the difference to the perturbed pass.
+    /// Weight of the conditional minus the perturbed prediction.
     pub strength: f64,
     /// Schedule of `strength` over the progress.
     pub schedule: Schedule,

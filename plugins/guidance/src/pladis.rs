@@ -4,7 +4,8 @@
 //!   entmax(S)  = max(S / 2 - tau, 0)^2, with tau such that the weights of a query sum to 1 (exponent 1.5)
 //!   prediction = f_null + scale (f_cond - f_null), both passes with the map A in the named layers
 //!
-//! Published: strength 2, all layers. Weights may be negative; those of a query sum to 1.
+//! Published: strength 2, all layers. Weights may be negative. The weights of each query sum to 1.
+//!
 //! Source: arXiv:2503.07677; entmax: arXiv:1905.05702.
 
 use crate::perturbed::{check_blocks, named};
@@ -24,7 +25,7 @@ pub struct Pladis {
     /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
-    /// Weight of the sparse map, > 0 to 100; 1 = the sparse map alone. Published: 2.
+    /// Weight of the sparse map, above 0, at most 100; 1 = the sparse map alone. Published: 2.
     #[schemars(range(min = 0.0, max = 100.0))]
     pub strength: f64,
     /// Indices of the blocks with the sparser map, from 0; null = all.
@@ -98,13 +99,13 @@ impl Hooks for Pladis {
     }
 }
 
-/// Number of halvings of the interval of `tau`, whose length is 1 at first.
+/// Number of bisection steps for `tau`. The first interval has length 1.
 const HALVINGS: usize = 40;
 
 /// Computes entmax with exponent 1.5 over the last dimension.
 ///
-/// The sum of the weights decreases in `tau`. It is at least 1 at `max(S / 2) - 1` and 0 at `max(S / 2)`, so halving
-/// the interval finds `tau`. Hidden keys have the logit -inf and get the weight 0.
+/// The sum of the weights decreases in `tau`. It is at least 1 at `max(S / 2) - 1` and 0 at `max(S / 2)`, so bisection
+/// finds `tau`. Hidden keys have the logit -inf and get the weight 0.
 fn entmax(logits: Tensor<4>) -> Tensor<4> {
     let half = logits * 0.5;
     let weights = |tau: &Tensor<4>| (half.clone() - tau.clone()).clamp_min(0.0).powi_scalar(2);

@@ -3,13 +3,14 @@
 //!   g          = f_null + scale (f_cond - f_null)
 //!   prediction = g + strength schedule(progress) (f_cond - f_dropped)
 //!
-//! Each dropped pass skips `count` of the named blocks, drawn anew at every evaluation. This is the form of the
+//! Each dropped pass skips `count` of the named blocks, chosen at random at every evaluation. This is the form of the
 //! paper's later versions. The first version subtracts `strength f_dropped` alone, which scales the prediction by
 //! 1 - strength. Published: strength 0.25 and a tenth of the blocks without the first one, over the progress 0.1 to
 //! 0.9.
 //!
-//! The draw depends on `seed` and the evaluation, not on the sample: a hook acts on the whole batch, so all samples
-//! skip the same blocks and a batch equals its samples.
+//! The choice depends on `seed` and the evaluation, not on the sample. A hook acts on the whole batch, so all samples
+//! skip the same blocks, and no sample depends on its batch.
+//!
 //! Source: arXiv:2508.12880.
 
 use crate::perturbed::{Weights, branch, check_blocks, named};
@@ -33,7 +34,7 @@ pub struct S2 {
     /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
-    /// Weight of the difference to the dropped pass, > 0 to 1000. Published: 0.25.
+    /// Weight of the conditional minus the dropped prediction, above 0, at most 1000. Published: 0.25.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress. Published: the interval from 0.1 to 0.9.
@@ -43,7 +44,7 @@ pub struct S2 {
     /// Number of blocks skipped per evaluation, 1 to the number of `blocks`. Published: a tenth of the blocks.
     #[schemars(range(min = 1))]
     pub count: usize,
-    /// Seed of the draws.
+    /// Seed of the random choices.
     pub seed: u64,
 }
 
@@ -70,7 +71,8 @@ impl S2 {
 
     /// Returns the blocks that an evaluation skips.
     fn dropped(&self, moment: &Moment) -> Vec<usize> {
-        // The progress tells the iterations of a masked decoding apart, whose evaluations are counted anew.
+        // Masked decoding restarts the count of evaluations in each iteration. The progress differs between iterations,
+        // so it is part of the seed.
         let (evaluation, progress) = (moment.evaluation as u64, moment.progress.to_bits());
         let keys = Random::new(self.seed).uniform("dropped blocks", evaluation, progress, self.blocks.len());
         order_of(&keys).into_iter().take(self.count).map(|i| self.blocks[i]).collect()
@@ -105,7 +107,7 @@ impl Guidance for S2 {
         let rule = self.clone();
         self.weights().start(move |moment| {
             let hooks = Hooked(Some(Arc::new(Skip { blocks: rule.dropped(moment) })));
-            // A cache would hold the keys of other draws.
+            // A cache would hold keys that were computed with other blocks skipped.
             Branch { reads_all: true, ..branch("s2", hooks) }
         })
     }

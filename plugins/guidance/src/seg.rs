@@ -7,7 +7,7 @@
 //! image of side H, which a separable Gaussian of `kernel = min(ceil(6 sigma) + 1 - ceil(6 sigma) mod 2,
 //! H + 1 - H mod 2)` taps blurs, with reflected borders. The limit of an infinite sigma is the mean over all
 //! positions.
-//! Source: arXiv:2408.00760 and its code. diffusers exchanges the two cases; `diffusers` names that form.
+//! Source: arXiv:2408.00760 and its code. diffusers swaps the two cases. The variant `diffusers` reproduces this.
 
 use crate::perturbed::{Weights, branch, check_blocks, named};
 use framework::nn::hooks::{Attends, AttentionCall, AttentionSite, Hooked, Hooks};
@@ -28,7 +28,7 @@ pub struct Seg {
     /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
-    /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 3.
+    /// Weight of the conditional minus the perturbed prediction, above 0, at most 1000. Published: 3.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress.
@@ -61,12 +61,13 @@ pub enum Blur {
     Mean,
     /// Gaussian blur.
     Gaussian {
-        /// Standard deviation in positions, 0.001 to 1000000. Up to 1/6, the kernel has one tap and nothing changes.
+        /// Standard deviation in positions, 0.001 to 1000000. Up to 1/6, the kernel has one tap, so the rule has no
+        /// effect.
         #[schemars(range(min = 0.001, max = 1e6))]
         sigma: f64,
     },
-    /// The form of diffusers, which exchanges the two cases: the mean for a sigma up to 9999.9, and a Gaussian blur
-    /// for a greater one.
+    /// The form of diffusers, which swaps the two cases: the mean for a sigma up to 9999.9, and a Gaussian blur for a
+    /// larger sigma.
     Diffusers {
         /// Standard deviation in positions, 0.001 to 1000000.
         #[schemars(range(min = 0.001, max = 1e6))]
@@ -161,7 +162,7 @@ fn kernel(sigma: f64, side: usize) -> Vec<f64> {
 /// Blurs queries, `[B, heads, L, d]`, over the `L` positions of a square image.
 ///
 /// # Panics
-/// If `L` is no square number; the check phase refuses such networks.
+/// If `L` is not a square number. The check phase refuses such networks.
 fn blurred(queries: Tensor<4>, sigma: f64) -> Tensor<4> {
     let [batch, heads, length, width] = queries.dims();
     let side = length.isqrt();
@@ -251,7 +252,8 @@ mod tests {
         let unit: Vec<f64> = (0..9).map(|i| f64::from(u8::from(i == 4))).collect();
         let unit = tensor(&unit, [1, 1, 9, 1], DType::F64, &Device::flex());
         let (edge, total) = ((-2.0_f64).exp(), 1.0 + 2.0 * (-2.0_f64).exp());
-        // Position (row, column) reads the centre with the kernel's entry of its row times that of its column.
+        // The weight of the centre at position (row, column) is the kernel entry of the row times the kernel entry of
+        // the column.
         let line = [2.0 * edge / total, 1.0 / total, 2.0 * edge / total];
         let expected: Vec<f64> = line.iter().flat_map(|row| line.map(|column| row * column)).collect();
         close(&values(blurred(unit, 0.5)), &expected);

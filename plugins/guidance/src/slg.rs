@@ -3,8 +3,9 @@
 //!   g          = f_null + scale (f_cond - f_null)
 //!   prediction = g + strength schedule(progress) (f_cond - f_perturbed)
 //!
-//! The perturbed pass skips the named blocks: their tokens leave as they entered. Published: strength 2.8 over the
+//! The perturbed pass skips the named blocks: a skipped block returns its input. Published: strength 2.8 over the
 //! progress 0.01 to 0.2.
+//!
 //! Source: arXiv:2411.18664 (spatiotemporal skip guidance), and the sampling code of Stable Diffusion 3.5.
 
 use crate::perturbed::{Weights, branch, check_blocks, named};
@@ -25,7 +26,7 @@ pub struct Slg {
     /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
-    /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 2.8.
+    /// Weight of the conditional minus the perturbed prediction, above 0, at most 1000. Published: 2.8.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress. Published: the interval from 0.01 to 0.2.

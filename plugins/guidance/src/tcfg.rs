@@ -4,8 +4,8 @@
 //!   n          = <f_null, v> v
 //!   prediction = n + scale (f_cond - n)
 //!
-//! With the products a = |f_cond|^2, b = |f_null|^2, g = <f_cond, f_null> per sample, no decomposition is needed: the top
-//! eigenvector (p, q) of [[a, g], [g, b]] gives v = (p f_cond + q f_null) / sqrt(eigenvalue), and therefore
+//! With the products a = |f_cond|^2, b = |f_null|^2, g = <f_cond, f_null> per sample, no decomposition is needed: the
+//! top eigenvector (p, q) of [[a, g], [g, b]] gives v = (p f_cond + q f_null) / sqrt(eigenvalue), and therefore
 //!
 //!   n = p q f_cond + q^2 f_null,   p q = g / r,   q^2 = (1 - (a - b) / r) / 2,   r = sqrt((a - b)^2 + 4 g^2)
 //!

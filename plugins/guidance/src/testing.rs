@@ -88,8 +88,8 @@ pub fn predicted(network: &Fake) -> Vec<f64> {
     values(network.predict(&input, &condition(), &Control::default()))
 }
 
-/// Evaluates the rule once at each time and moves against the prediction in between. Returns the last state, or the
-/// prediction if there is one time.
+/// Evaluates the rule once per time, and takes an Euler step after each evaluation. Returns the last state, or the
+/// prediction if there is only one time.
 fn run(
     rule: &dyn Guidance,
     network: &Fake,

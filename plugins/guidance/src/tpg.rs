@@ -6,7 +6,9 @@
 //! In the perturbed pass, a random permutation reorders the tokens that enter each named block. It is not undone
 //! after the block. Published: strength 3.
 //!
-//! The permutation depends on `seed`, the evaluation and the block, not on the sample, so a batch equals its samples.
+//! The permutation depends on `seed`, the evaluation and the block, not on the sample. So no sample depends on its
+//! batch.
+//!
 //! Source: arXiv:2506.10036.
 
 use crate::perturbed::{Weights, branch, check_blocks, named};
@@ -28,7 +30,7 @@ pub struct Tpg {
     /// Scale passed to the network's guidance input, 0.001 to 1000; 1 = the conditional distribution.
     #[schemars(range(min = 1e-3, max = 1000.0))]
     pub input_scale: f64,
-    /// Weight of the difference to the perturbed pass, > 0 to 1000. Published: 3.
+    /// Weight of the conditional minus the perturbed prediction, above 0, at most 1000. Published: 3.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub strength: f64,
     /// Schedule of `strength` over the progress.

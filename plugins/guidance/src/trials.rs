@@ -1,4 +1,4 @@
-//! Random predictions, and the promises that every rule is tried on.
+//! Random predictions, and assertions that the tests of all rules share.
 
 use crate::Cfg;
 use framework::burn::tensor::DType;
@@ -79,7 +79,6 @@ pub(crate) fn combined(rule: &dyn Guidance, cond: &Tensor<3>, null: &Tensor<3>) 
 pub(crate) fn assert_close(got: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
     let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, framework::numbers::larger);
-    // A NaN fails: it is not <= the tolerance, but `fold` with `max` would hide it.
     assert!(worst <= tolerance && got.iter().all(|v| v.is_finite()), "off by {worst}: {got:?} against {expected:?}");
 }
 
@@ -116,8 +115,8 @@ pub(crate) fn assert_is_conditional(rule: &dyn Guidance) {
     }
 }
 
-/// Asserts that a batch equals its samples drawn one at a time, and that each batch starts without the state of the
-/// previous one.
+/// Asserts that a batch equals its samples when they are sampled one at a time, and that each batch starts without the
+/// state of the previous one.
 pub(crate) fn assert_samples_are_independent(rule: &dyn Guidance) {
     let together = run(rule, 0, 3);
     for sample in 0..3 {

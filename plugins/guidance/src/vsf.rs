@@ -4,9 +4,10 @@
 //!   prediction = f_null + scale (f_vsf - f_null)
 //!
 //! In each named layer of the pass f_vsf, the queries attend to the requested text (+) and to the null text (-) at
-//! once. The values of the null text have the opposite sign. `alpha` = 0 still changes the layer, because the null
-//! text takes part of the attention; the layer is unchanged for an infinite `bias`. Published for an image model:
-//! alpha 1.8, bias 0.1.
+//! once. The values of the null text have the opposite sign. `alpha` = 0 still changes the layer, because the null text
+//! receives attention weight. Only an infinite `bias` leaves the layer unchanged. Published for an image model: alpha
+//! 1.8, bias 0.1.
+//!
 //! Source: arXiv:2508.10931. `null_text.rs` records the keys and values of the null text.
 
 use crate::null_text::{self, Blend};

@@ -4,8 +4,8 @@
 //!
 //! where c' is the condition of another sample, w = 1 and w' = lambda. For a dropped sample, both pairs are positive.
 //! Source: arXiv:2410.09347, eq. 13, and its released code.
-//! Optimum: g = log(p(x | c) / p(x)) / b up to a factor that depends on c only: the reference at scale 1 + 1 / b. This is exact
-//! for a model with a free normaliser. On a process with only a likelihood bound (diffusion), the loss is our
+//! Optimum: g = log(p(x | c) / p(x)) / b up to a factor that depends on c only: the reference at scale 1 + 1 / b. This
+//! is exact for a model with a free normaliser. On a process with only a likelihood bound (diffusion), the loss is our
 //! extension: training starts along the guidance direction, and its end point has no closed form.
 
 use framework::burn::tensor::activation::log_sigmoid;

@@ -35,7 +35,7 @@ pub struct Vq {
     /// Channels of the images.
     #[schemars(range(min = 1, max = 64))]
     pub channels: usize,
-    /// Most rounds of k-means. Learning stops earlier once no patch changes its code.
+    /// Largest number of k-means iterations. Learning stops earlier once no patch changes its code.
     #[schemars(range(min = 1, max = 10_000))]
     pub rounds: usize,
     /// The codebook `[vocabulary, patch_size^2 channels]`; `None` until it is loaded or learned.
@@ -51,7 +51,7 @@ impl Default for Vq {
 
 framework::register!(tokenizer "vq" => Vq, "doi:10.1109/TCOM.1980.1094577");
 
-/// Most patches that a codebook is learned from. From a larger set, a random subset is used.
+/// Maximum number of patches that a codebook is learned from. From a larger set, a random subset is used.
 const PATCHES: usize = 1 << 18;
 
 impl Vq {

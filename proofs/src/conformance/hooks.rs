@@ -35,8 +35,8 @@ impl Probe {
     }
 }
 
-/// Multiplies each channel by a factor of its own. A norm of the channels does not undo this, as it would a common
-/// factor or shift.
+/// Multiplies each channel by a factor of its own. A normalisation over the channels would undo a common factor or
+/// shift, but not this.
 fn tilted<const D: usize>(value: Tensor<D>) -> Tensor<D> {
     let width = value.dims()[D - 1];
     let factors: Vec<f64> = (0..width).map(|i| 1.0 + (i + 1) as f64 / width as f64).collect();
@@ -66,7 +66,7 @@ impl Hooks for Probe {
     }
 }
 
-/// Returns the sites that a network of `declared` has, except those of its decode cache.
+/// Returns the sites that a network with the sites `declared` has, except the sites of its decode cache.
 fn sites(declared: HookSites) -> Vec<Site> {
     let of_block = |i: usize| {
         let text = declared.text_attention.then_some(Site::Attention(AttentionSite::text(i)));
@@ -89,7 +89,7 @@ pub(super) fn hooks(bench: &Bench, guidance: Option<f64>) -> Vec<String> {
     let mut failures = Vec::new();
     let mut all = sites(declared);
     failures.extend(failures_of(&all, &predicted));
-    // A skipped block neither reads nor writes its tokens, so it is a change, but no site that a recording sees.
+    // Skipping a block is a change, but a recording pass does not see it as a site.
     let whole = predicted(Hooked::default());
     for i in 0..declared.blocks {
         if predicted(probe(Some(Site::Skip(i))).0) == whole {

@@ -1,5 +1,5 @@
-//! Conformance: the promises that every plugin of a kind keeps, whoever wrote it. A new promise is one line in the file of
-//! its kind; every registered plugin is then held to it.
+//! Conformance: the promises that every plugin of a kind keeps, whoever wrote it. A new promise is one line in the file
+//! of its kind; every registered plugin is then held to it.
 //!
 //! ```ignore
 //! assert_eq!(conformance::objective(&json!({ "type": "mine" }), &backbone), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Comparison of two objectives: whether they reach the same optimum at stated scales on the same worlds.
+//! Compares two objectives: checks whether they reach the same optimum at given scales on the same worlds.
 
 use super::choices::Points;
 use super::statement::distance;
@@ -116,7 +116,8 @@ pub fn compare(
         }
     }
     let length = World::length(family, a.needs().likelihood || b.needs().likelihood);
-    // Objectives that read a reference must reach what others reach from the data, so the reference knows the data.
+    // An objective that reads a reference must reach the optimum that other objectives learn from the data. So the
+    // reference predicts the data exactly.
     let strategy = World::strategy(family, length).prop_map(World::pretrained);
     let mut trees = trees(&strategy, worlds, seed);
     let all: Vec<World> = trees.iter().map(ValueTree::current).collect();

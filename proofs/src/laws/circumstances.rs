@@ -1,5 +1,5 @@
-//! What must not change an optimum: the training step, remembered values, the order and the split of a batch, a second
-//! evaluation. Also finds losses that read their own target.
+//! Checks that nothing else changes an optimum: the training step, remembered values, the order and the split of a
+//! batch, a second evaluation. Also finds losses that read their own target.
 
 use super::TOLERANCE;
 use super::statement::errors_of;
@@ -9,12 +9,12 @@ use framework::objective::Objective;
 use framework::objective::context::Memory;
 use framework::objective::optimum::Optimum;
 
-/// Values that stand for remembered ones.
+/// Values that the memory contains in turn.
 const REMEMBERED: [f64; 3] = [0.5, 1.5, 4.0];
 
 /// The steps at which the statement is checked: (steps done, steps of the training).
 pub fn steps(settles_at: usize) -> Vec<(usize, usize)> {
-    // Powers of two find a change at any later step, whatever its size; tenths find one at a share of training.
+    // Powers of two find a change at any later step. Tenths find a change at a fraction of the training.
     let powers = (0..=40).map(|k: u32| {
         let step = settles_at.saturating_add((1 << k) - 1);
         (step, step.saturating_mul([1, 2, 10][k as usize % 3]).saturating_add(1))
@@ -76,7 +76,7 @@ pub fn fault<'a>(
         if changed.rows == cases.rows && !apart(&gradient, &changed.gradient(&values, &Lookups::default())) {
             continue;
         }
-        // The loss is another one. It may have the same optimum all the same.
+        // The loss differs, but it may have the same optimum.
         let failure = errors_of(objective, optimum, world, &other);
         if failure.error > TOLERANCE {
             let (step, steps) = other.steps;

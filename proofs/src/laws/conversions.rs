@@ -1,5 +1,5 @@
-//! The comparison of an objective's conversions and trained scales with its optimum and with the guidance numbers that
-//! its loss trains.
+//! Compares the conversions and trained scales of an objective with its optimum and with the guidance numbers that its
+//! loss trains.
 
 use super::choices::Points;
 use super::table::{Cases, Setting};
@@ -7,14 +7,15 @@ use super::world::World;
 use framework::objective::Objective;
 use framework::objective::optimum::{Optimum, ScaleAt};
 
-/// Quantiles of a uniform random number between its ends. Each must lead to a guidance number of its own.
+/// Quantiles of a uniform random number between its ends. Each must lead to a different guidance number.
 const BETWEEN: [f64; 2] = [0.37, 0.61];
 
 fn close(a: f64, b: f64) -> bool {
     a == b || (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0)
 }
 
-/// Returns the scale of a guidance number: the one furthest from 1 over the progress of decoding.
+/// Returns the scale of a guidance number. If it changes with the progress of decoding, returns the scale furthest from
+/// 1.
 fn scale_of(scale: &ScaleAt, number: f64) -> f64 {
     let all = (0..=4096).map(|i| scale(Some(number), f64::from(i) / 4096.0));
     all.fold(1.0, |furthest: f64, scale| if (scale - 1.0).abs() > (furthest - 1.0).abs() { scale } else { furthest })

@@ -5,8 +5,8 @@
 //! exact: they enumerate every outcome, condition, dropping and random choice with its probability. The solver finds
 //! the rest point of training in f64. The law compares it with the statement: the predictions, and for tokens also the
 //! distributions. It also compares the stated conversions and trained scales with the numbers that the loss trains, and
-//! evaluates the loss in other circumstances: other steps, other batches, remembered values. A failing world is shrunk to
-//! the smallest one that still fails.
+//! evaluates the loss in other circumstances: other steps, other batches, remembered values. A failing world is shrunk
+//! to the smallest one that still fails.
 //!
 //! A uniform random number is replaced by two points. The table has a separate row for every guidance number, so each
 //! row's optimum is the same under any density with support there.
@@ -162,7 +162,7 @@ fn verify_changed(
         seconds: start.elapsed().as_secs_f64(),
         counterexample: Some(format!("{what}\n{}", world.table())),
     };
-    // The circumstances first: a loss that depends on them has no optimum to compare.
+    // Check the circumstances first: a loss that depends on them has no single optimum to compare.
     for tree in trees.iter_mut().take(VARIED) {
         let fault = |world: &World| {
             circumstances::fault(objective, &optimum, world, &setting)

@@ -1,4 +1,4 @@
-//! Wrong objectives, derived from right ones by one change each. The laws must refute them.
+//! Wrong objectives: each differs from a correct objective by one change. The laws must refute every one.
 
 use super::statement;
 use super::table::{Cases, Lookups, Setting};
@@ -85,7 +85,7 @@ enum Change {
     Sign,
     /// Squares the loss.
     Square,
-    /// Counts every second sample of the batch only.
+    /// Counts only every second sample of the batch.
     EverySecond,
     /// Negates the loss from this step on.
     SignFrom(usize),

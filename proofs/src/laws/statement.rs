@@ -1,4 +1,4 @@
-//! The comparison of what training reaches with what an objective states.
+//! Compares the rest point of training with the statement of an objective.
 
 use super::table::{Cases, Lookups, Row, Setting};
 use super::world::World;

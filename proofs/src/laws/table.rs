@@ -103,13 +103,13 @@ pub struct Setting<'m> {
     pub memory: Memory,
     /// Values that replace uniform random numbers.
     pub points: Points,
-    /// Whether token models need not be normalised.
+    /// Whether token models may be unnormalised.
     pub free: bool,
     /// A change that makes the loss wrong on purpose.
     pub mutation: Option<&'m Mutation>,
 }
 
-/// Training step that the laws assume first: late enough that every warm-up of an objective is over.
+/// Training step that the laws assume first. Every warm-up of an objective is over at this step.
 const LATE: usize = usize::MAX / 4;
 
 impl<'m> Setting<'m> {
@@ -301,7 +301,7 @@ impl<'a> Cases<'a> {
         self.loss_with(&table, &self.answers).0.into_data().try_into_vec::<f64>().expect("the loss is f64")
     }
 
-    /// Returns whether a scored prediction depends on the outcome in another way than through the table.
+    /// Returns whether a scored prediction depends on the outcome other than through the table.
     pub fn leaks(&self, values: &[f64]) -> bool {
         *self.process.scored.lock().expect("no thread panics while it records") = Some(Vec::new());
         self.losses(values);
@@ -326,7 +326,7 @@ impl<'a> Cases<'a> {
         let table =
             Table { cases: self, stopped: online.clone().inner(), online: online.clone(), lookups, call: Cell::new(0) };
         let (loss, _) = self.loss_with(&table, &self.answers);
-        // A loss that reads the table only behind a stopped gradient has the gradient 0.
+        // A loss that reads the table only through detached predictions has the gradient 0.
         let total = (loss * self.weights.clone()).sum() + (online.clone() * 0.0).sum();
         let gradient = online.grad(&total.backward());
         gradient.map_or(vec![0.0; values.len()], |g| g.into_data().try_into_vec::<f64>().expect("the gradient is f64"))

@@ -1,4 +1,4 @@
-//! Finds the images of a folder, and the class or caption of each one. Counts everything that is not taken.
+//! Finds the images of a folder, and the class or caption of each one. Counts every entry that it skips.
 
 use super::metadata::{self, metadata};
 use super::spelling::decomposed;
@@ -37,7 +37,7 @@ pub struct Listing {
     pub class_names: Vec<String>,
     /// Every image with its label, in order.
     pub files: Vec<(PathBuf, Label)>,
-    /// What was not taken.
+    /// The skipped entries.
     pub skipped: Skipped,
 }
 
@@ -161,8 +161,8 @@ fn read(root: &FilePath) -> Result<fs::ReadDir> {
     fs::read_dir(root).map_err(|error| cannot_open("/data/path", root, "a folder of images", &error))
 }
 
-/// Returns the images and the other regular files at any depth below `folder`, each in order of path. Counts what is
-/// hidden, cannot be read, or is not a regular file.
+/// Returns the images and the other regular files at any depth below `folder`, each in order of path. Counts entries
+/// that are hidden, cannot be read, or are not regular files.
 fn images(folder: &FilePath, skipped: &mut Skipped) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let (mut images, mut others) = (Vec::new(), Vec::new());
     let mut walk = WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter();

@@ -1,5 +1,5 @@
 //! Images in a folder. Either the sub-folders, sorted by name, are the classes, or every image has a caption.
-//! `listing` finds the images, `metadata` reads `metadata.jsonl`; each can be changed alone.
+//! `listing` finds the images, `metadata` reads `metadata.jsonl`; each can be changed independently.
 //!
 //! The module `decode` converts an image to values. Source: arXiv:2105.05233; `metadata.jsonl` has the layout
 //! of Hugging Face's ImageFolder.
@@ -24,8 +24,8 @@ use std::path::PathBuf;
 /// no class. With captions, sub-folders are not classes, and images without a caption are skipped.
 ///
 /// The dataset reads files that end in bmp, gif, jfif, jpe, jpeg, jpg, png, tif, tiff or webp, at any depth below a
-/// class folder, and of an animation the first frame. It turns images upright (EXIF). It skips and counts other files,
-/// names that start with a dot, links that lead nowhere, and whatever cannot be read.
+/// class folder. It reads the first frame of an animation, and turns images upright (EXIF). It skips and counts other
+/// files, names that start with a dot, broken links, and anything that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required(&["path", "image_size"]))]
@@ -48,13 +48,13 @@ pub struct ImageFolder {
     pub allow_empty_classes: bool,
     /// Where the captions are stored.
     pub captions: Captions,
-    /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
+    /// Whether images are mirrored left to right with probability 1/2, chosen again in each epoch.
     pub horizontal_flip: bool,
     /// How the shorter side of an image is resized to `image_size`.
     pub resize: Resize,
     /// Which square of the resized image is an item.
     pub crop: Crop,
-    /// Colour behind transparent pixels: red, green and blue, each from 0 to 255. Default: white.
+    /// Colour under transparent pixels: red, green and blue, each from 0 to 255. Default: white.
     pub background: [u8; 3],
 }
 

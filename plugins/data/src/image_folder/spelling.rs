@@ -1,5 +1,5 @@
-//! Compares file names that Unicode spells in two ways. Archives made on macOS contain decomposed names ("e" and a
-//! combining accent), while other programs write composed ones.
+//! Compares file names whose Unicode normalization differs. Archives made on macOS contain decomposed names (NFD: "e"
+//! and a combining accent), while other programs write composed names (NFC).
 
 /// Composed letters, each followed by its base letter, for each combining mark.
 const COMPOSED: [(char, &str); 13] = [

@@ -26,7 +26,7 @@ use std::path::{Path as FilePath, PathBuf};
 
 /// Encoded latents, as `unguided encode` writes them. The files hold the tensor `x` float `[N, C, H, W]` and,
 /// optionally, the classes `y` int64 `[N]`, the latents `x_flip` of the mirrored images, and the captions.
-/// `x_flip` has the shape of `x`; each epoch uses it with probability 1/2, chosen anew for each item.
+/// `x_flip` has the shape of `x`; each epoch uses it with probability 1/2, chosen again for each item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required(&["path"]))]
@@ -37,8 +37,8 @@ pub struct Latents {
     /// Factor that multiplies every latent, above 0, unitless. Use 1 if the files hold scaled latents.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub scaling_factor: f64,
-    /// Whether a class below the largest may be without latents. If false, classes in `y` that start at 1 or skip one
-    /// are an error.
+    /// Whether a class below the largest may have no latents. If false, classes in `y` that start at 1 or skip one are
+    /// an error.
     pub allow_empty_classes: bool,
     /// Number of classes, at least 0; 0 = latents without `y`. Every class in `y` must be below it. Omitted = the
     /// largest class plus 1.

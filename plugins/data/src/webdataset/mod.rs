@@ -1,5 +1,5 @@
 //! Samples in tar files, in the layout of WebDataset. `pattern` expands names of shards, `shards` reads them; each can
-//! be changed alone. Files whose paths agree up to the first dot of the file name form one sample.
+//! be changed independently. Files whose paths agree up to the first dot of the file name form one sample.
 //!
 //!   a/0001.jpg   the image (bmp, gif, jfif, jpe, jpeg, jpg, png, tif, tiff, webp)
 //!   a/0001.txt   its caption; if absent, the value "caption" of a/0001.json
@@ -38,21 +38,21 @@ pub struct WebDataset {
     pub channels: usize,
     /// Condition that is read with each image. A sample without it is skipped.
     pub condition: Beside,
-    /// Number of classes, at least 1. Only with the condition "class". Class numbers count from 0. Single samples
-    /// whose class is not below it are skipped; more than one in 100 are an error.
+    /// Number of classes, at least 1. Only with the condition "class". Class numbers count from 0. A sample whose class
+    /// is not below it is skipped. If more than one in 100 samples have such a class, it is an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub num_classes: Option<usize>,
-    /// Whether a class below the largest may be without samples. If false, class numbers that start at 1 or skip one
-    /// are an error. Only with the condition "class".
+    /// Whether a class below the largest may have no samples. If false, class numbers that start at 1 or skip one are
+    /// an error. Only with the condition "class".
     pub allow_empty_classes: bool,
-    /// Whether images are mirrored left to right with probability 1/2, chosen anew in each epoch.
+    /// Whether images are mirrored left to right with probability 1/2, chosen again in each epoch.
     pub horizontal_flip: bool,
     /// How the shorter side of an image is resized to `image_size`.
     pub resize: Resize,
     /// Which square of the resized image is an item.
     pub crop: Crop,
-    /// Colour behind transparent pixels: red, green and blue, each from 0 to 255. Default: white.
+    /// Colour under transparent pixels: red, green and blue, each from 0 to 255. Default: white.
     pub background: [u8; 3],
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Most shards that one pattern may expand to.
+/// Maximum number of shards that one pattern may expand to.
 const MOST_SHARDS: usize = 100_000;
 
 /// Expands the ranges `{000..012}` of a pattern. Numbers are padded with zeros to the width of the first one.

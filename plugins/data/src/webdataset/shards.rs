@@ -27,7 +27,8 @@ const LARGEST_JSON: u64 = 1 << 20;
 /// Largest class file that is read, in bytes.
 const LARGEST_CLASS: u64 = 64;
 
-/// Samples whose class is out of range are left out if they are at most one in this many. More are an error.
+/// Samples whose class is out of range are skipped if at most one in this many samples has such a class. More are an
+/// error.
 const MOST_OUTSIDE: usize = 100;
 
 /// The condition that is read with each image.
@@ -124,7 +125,7 @@ impl OpenShards {
         }
     }
 
-    /// Returns the dataset once every shard was added.
+    /// Returns the dataset after all shards were added.
     ///
     /// # Errors
     /// If there is no sample, or the class numbers do not agree with the document.
@@ -139,7 +140,7 @@ impl OpenShards {
         Ok(Box::new(self))
     }
 
-    /// Checks the classes of all samples. Leaves out single samples whose class is not below `number`.
+    /// Checks the classes of all samples. Skips single samples whose class is not below `number`.
     fn check_classes(&mut self, number: usize) -> Result<()> {
         self.classes.check(self.allow_empty_classes)?;
         let (all, outside) = self.classes.outside(number);

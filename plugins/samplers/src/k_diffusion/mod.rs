@@ -6,8 +6,8 @@
 //! Source: arXiv:2206.00364 (Euler, Heun, churn, Karras' sigmas), arXiv:2206.00927 (dpm2), arXiv:2211.01095 (dpmpp),
 //! and the released code of k-diffusion for the ancestral forms, lms and the other sigmas.
 //!
-//! Each method is one file; [`sigmas`] has the table of sigmas. A new method is a file, a variant of [`KMethod`] and an arm of
-//! the loop here.
+//! Each method is one file; [`sigmas`] has the table of sigmas. A new method is a file, a variant of [`KMethod`] and an
+//! arm of the loop here.
 
 mod dpm2;
 mod dpmpp2m;

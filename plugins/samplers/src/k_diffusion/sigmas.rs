@@ -85,8 +85,8 @@ fn range(path: &dyn NoisePath) -> [f64; 2] {
 }
 
 impl Spacing {
-    /// Returns the `n + 1` sigmas from noise to data, within `[least, greatest]` or the path's own range. The last one is
-    /// 0.
+    /// Returns the `n + 1` sigmas from noise to data, within `[least, greatest]` or the path's own range. The last one
+    /// is 0.
     ///
     /// # Panics
     /// If the spacing needs a table of training times and the path has none; the check phase refuses that.
