@@ -1,6 +1,6 @@
 //! Checks of outputs before the work begins: an hour of sampling must not end with a misspelt folder.
 
-use crate::commands::inspect::bytes;
+use crate::console::bytes;
 use crate::{Outcome, system};
 use framework::error::{Error, Problem};
 use std::fs;

@@ -1,6 +1,6 @@
 //! `doctor`: prints what a bug report needs, and nothing private. It opens no library and no document.
 
-use crate::commands::inspect::bytes;
+use crate::console::bytes;
 use crate::{Outcome, console, libraries, system};
 use framework::plugin::BUILD_ID;
 use registry::library::Library;

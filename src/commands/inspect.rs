@@ -1,7 +1,8 @@
 //! `check`, `schema` and `list`: print a document with its costs, the schema, or the plugins.
 
+use crate::Outcome;
 use crate::arguments::CheckOptions;
-use crate::{Outcome, console};
+use crate::console::{self, bytes};
 use framework::burn::tensor::Device;
 use framework::error::Error;
 use framework::nn::parameters;
@@ -98,16 +99,4 @@ pub fn list() -> Outcome {
         }
     }
     Ok(())
-}
-
-/// Formats a number of bytes in the largest fitting unit.
-pub fn bytes(n: f64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = n;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", units[unit])
 }

@@ -116,7 +116,11 @@ fn all_objectives_reach_what_guidance_samples() {
             let rows = rows.into_iter().filter(|row| row.guidance == Some(scale)).collect();
             // The first token of a sequence is sampled at t = 1, where mg teaches no guidance.
             if family == Family::Continuous {
-                same(family, "mg", &conditional(rows), &guided);
+                let guides = |rows: Vec<Prediction>| -> Vec<_> {
+                    let noisy = |world: usize, input: usize| worlds[world].progress_at(input) == 0.0;
+                    rows.into_iter().filter(|((world, input, _), _)| !noisy(*world, *input)).collect()
+                };
+                same(family, "mg", &guides(conditional(rows)), &guides(guided.clone()));
             } else if length == 2 {
                 let later = |rows: Vec<Prediction>| -> Vec<_> {
                     rows.into_iter().filter(|((_, input, _), _)| *input > 0).collect()
@@ -200,7 +204,8 @@ fn a_missing_stop_gradient_is_seen_where_it_matters() {
             let (condition, dropped) = c.drop_condition(0.1);
             let toward = c.online(c.condition, None) - c.online(&c.condition.null(), None);
             let prediction = c.online(&condition, None);
-            let weight = c.weights(&prediction, |i, _| if dropped[i] { 0.0 } else { self.1 - 1.0 });
+            // As in `mg`, pure noise (progress 0) is not guided.
+            let weight = c.weights(&prediction, |i, p| if dropped[i] || p == 0.0 { 0.0 } else { self.1 - 1.0 });
             c.loss(prediction - toward * weight)
         }
         fn null(&self) -> NullPrediction {

@@ -362,10 +362,11 @@ mod tests {
         let (_, report) = load_whole(separate(0), &[fused()], &path).unwrap();
         assert_eq!(report.ignored, [("model.count".to_string(), "a statistic".to_string())]);
         // The refusal names each expected and each unknown tensor once.
-        save_tensors(&[tensor("qkv.bias", &[9]), tensor("qkv.weight", &[3, 6]), tensor("other", &[2])], &path).unwrap();
+        save_tensors(&[tensor("qkv.bias", &[9]), tensor("qkv.weight", &[3, 6]), tensor("qkv.other", &[2])], &path)
+            .unwrap();
         let refusal = load_whole(separate(0), &[fused()], &path).unwrap_err().to_string();
         std::fs::remove_file(&path).unwrap();
         let lines: Vec<&str> = refusal.lines().skip(1).collect();
-        assert_eq!(lines, ["  `qkv.weight` is [3, 6]; the document asks for [6, 3]", "  unknown `other` [2]"]);
+        assert_eq!(lines, ["  `qkv.weight` is [3, 6]; the document asks for [6, 3]", "  unknown `qkv.other` [2]"]);
     }
 }

@@ -118,27 +118,6 @@ fn reached_in<'a>(objective: &'a dyn Objective, worlds: &'a [World], setting: &S
 
 /// Tests an objective's statement on random worlds of one family, in parallel. The same seed gives the same worlds.
 pub fn verify(objective: &dyn Objective, family: Family, worlds: usize, seed: u64) -> Verdict {
-    verify_changed(objective, None, family, worlds, seed)
-}
-
-/// Tests the statement of an objective that `mutation` makes wrong.
-pub fn verify_mutant(
-    objective: &dyn Objective,
-    mutation: &Mutation,
-    family: Family,
-    worlds: usize,
-    seed: u64,
-) -> Verdict {
-    verify_changed(&*mutation.stated(objective), Some(mutation), family, worlds, seed)
-}
-
-fn verify_changed(
-    objective: &dyn Objective,
-    mutation: Option<&Mutation>,
-    family: Family,
-    worlds: usize,
-    seed: u64,
-) -> Verdict {
     let start = Instant::now();
     let optimum = objective.optimum(family);
     let statement = optimum.statement();
@@ -150,7 +129,7 @@ fn verify_changed(
         return nothing(statement);
     }
     let free = matches!(&optimum, Optimum::Tilted(Tilt { free_normaliser: true, .. }));
-    let setting = Setting::late(free, mutation);
+    let setting = Setting::late(free, None);
     let strategy = strategy(objective, &optimum, family, None);
     let mut trees = trees(&strategy, worlds, seed);
     let all: Vec<World> = trees.iter().map(ValueTree::current).collect();
@@ -199,6 +178,27 @@ fn verify_changed(
     Verdict { family, statement, worlds, worst, seconds, counterexample: None }
 }
 
+/// Returns whether the laws refute the objective that `mutation` makes wrong, on three worlds; `None` if nothing is stated
+/// for this family.
+pub fn refuted(objective: &dyn Objective, mutation: &Mutation, family: Family, seed: u64) -> Option<bool> {
+    let objective = &*mutation.stated(objective);
+    let optimum = objective.optimum(family);
+    let defined = objective.check_process(&Scores::new(family, false)).is_empty();
+    if !defined || matches!(optimum, Optimum::Unstated(_)) {
+        return None;
+    }
+    let free = matches!(&optimum, Optimum::Tilted(Tilt { free_normaliser: true, .. }));
+    let setting = Setting::late(free, Some(mutation));
+    let strategy = strategy(objective, &optimum, family, None);
+    let worlds: Vec<World> = trees(&strategy, VARIED, seed).iter().map(ValueTree::current).collect();
+    // The cheapest check first.
+    Some(
+        worlds.iter().any(|world| errors_of(objective, &optimum, world, &setting).error > TOLERANCE)
+            || worlds.iter().any(|world| conversions::fault(objective, &optimum, world, &setting).is_some())
+            || worlds.iter().any(|world| circumstances::fault(objective, &optimum, world, &setting).is_some()),
+    )
+}
+
 /// Returns random worlds that suit an objective, of one size if `size` is given.
 fn strategy(
     objective: &dyn Objective,
@@ -209,8 +209,14 @@ fn strategy(
     let length = World::length(family, objective.needs().likelihood);
     let sizes = if family.has_logits() { length..=length } else { 1..=3 };
     let pretrained = matches!(optimum, Optimum::Towards);
-    World::of_sizes(family, size.map_or(sizes, |size| size..=size))
-        .prop_map(move |world| if pretrained { world.pretrained() } else { world })
+    let unbounded = matches!(optimum, Optimum::Unbounded(_));
+    World::of_sizes(family, size.map_or(sizes, |size| size..=size)).prop_map(move |mut world| {
+        if unbounded {
+            // An objective that does not guide pure noise has an optimum there.
+            world.progress.iter_mut().for_each(|progress| *progress = progress.max(0.1));
+        }
+        if pretrained { world.pretrained() } else { world }
+    })
 }
 
 /// Returns the first `count` worlds of a seed.

@@ -1,4 +1,5 @@
 //! The samplers of k-diffusion: steps in the sigma of unscaled data, called s here.
+//! A method can change in its own file; only the table of sigmas and the list of methods are shared.
 //!
 //!   y = x_t / alpha_t,   s = sigma_t / alpha_t,   d y / d s = eps = (y - D) / s,   D = the predicted clean latent
 //!
