@@ -29,14 +29,14 @@ fn wrong_outputs_are_refused_before_anything_is_read() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     // None of these commands gets as far as its missing input.
     let (gif, none, plain) = (at("grid.gif"), at("none/out.png"), at("grid"));
-    let (input, grid) = (at("absent.safetensors"), at("grid.png"));
+    let (input, grid, weights) = (at("absent.safetensors"), at("grid.png"), at("none/out.safetensors"));
     for (arguments, option) in [
         (vec!["sample", "absent", "--output", &gif], "--output"),
         (vec!["sample", "absent", "--output", &plain], "--output"),
         (vec!["sample", "absent", "--output", &none], "--output"),
         (vec!["sample", "absent", "--output", &grid, "--tensors", &none], "--tensors"),
         (vec!["forward", "--pipeline", TINY, "--checkpoint", &input, "--input", &input, "--output", &none], "--output"),
-        (vec!["convert", "--pipeline", TINY, &input, &none], "OUTPUT"),
+        (vec!["convert", "--pipeline", TINY, &input, &weights], "OUTPUT"),
     ] {
         let output = unguided(&arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output));

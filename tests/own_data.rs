@@ -19,8 +19,10 @@ fn refused(arguments: &[&str]) -> String {
 fn a_flat_folder_for_a_network_with_classes_is_told_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let picture = run_folder::picture::image(&[0.0; 64], [1, 8, 8]);
-    run_folder::picture::save(&picture, &folder.path().join("1.png")).unwrap();
-    let data = json!({ "type": "image_folder", "path": folder.path(), "image_size": 8, "channels": 1 });
+    let images = folder.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    run_folder::picture::save(&picture, &images.join("1.png")).unwrap();
+    let data = json!({ "type": "image_folder", "path": images, "image_size": 8, "channels": 1 });
     let run = folder.path().join("run").to_str().unwrap().to_string();
     let set = format!("/data={data}");
     let document = "examples/pipelines/digits-dit-gft-tiny.json";

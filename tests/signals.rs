@@ -2,6 +2,9 @@
 
 #![cfg(unix)]
 
+mod default_signals;
+
+use default_signals::with_default_signals;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -35,6 +38,7 @@ impl Drop for Started {
 
 impl Started {
     fn new(command: &mut Command) -> Self {
+        let command = with_default_signals(command);
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 

@@ -192,8 +192,8 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
     if options.input.exists() && !options.input.is_dir() {
         file_kind(&options.input)?;
     }
-    let container = output_container(options)?;
     outputs::file("OUTPUT", &options.output, None)?;
+    let container = output_container(options)?;
     if options.tokenizer || options.conditioner {
         return convert_parts::convert(options);
     }
@@ -227,18 +227,9 @@ pub fn convert(options: &ConvertOptions) -> Outcome {
 fn output_container(options: &ConvertOptions) -> Result<Container> {
     let output = &options.output;
     let container = Container::of(output)?;
-    if output.is_dir() {
-        let problem = Problem::new("", format!("{} is a folder", output.display()));
-        return Err(problem.accepts("the name of a file to write").into());
-    }
     if output.exists() && !options.force {
-        let problem = Problem::new("", format!("{} exists already", output.display()));
+        let problem = Problem::new("OUTPUT", format!("{} exists already", output.display()));
         return Err(problem.accepts("the name of a new file").fix("choose another name, or add --force").into());
-    }
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        let problem = Problem::new("", format!("the folder {} of the output does not exist", folder.display()));
-        return Err(problem.fix("create the folder first").into());
     }
     Ok(container)
 }

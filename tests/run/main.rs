@@ -1,5 +1,8 @@
 //! Tests of the command: resuming after `kill -9`, damaged checkpoints, refused documents, options of training.
 
+#[cfg(unix)]
+#[path = "../default_signals/mod.rs"]
+mod default_signals;
 #[path = "../folders/mod.rs"]
 mod folders;
 mod networks;
@@ -163,7 +166,9 @@ fn going_back_makes_the_chosen_checkpoint_the_newest() {
 fn an_interrupted_command_saves_before_it_stops() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let child = train(&run).args(["--set", "/train/steps=100000"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = train(&run);
+    default_signals::with_default_signals(&mut child).args(["--set", "/train/steps=100000"]).stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
     while !run.join("metrics.jsonl").exists() {
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -301,7 +306,7 @@ fn broken_images_are_replaced_and_counted() {
     fs::write(&broken, "no image").unwrap();
     let (output, run) = train("some");
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("skipped an unreadable item") && text(&output).contains("3/1.png"));
+    assert!(text(&output).contains("skipped an item that cannot be read") && text(&output).contains("3/1.png"));
     let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let count = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["skipped"].as_u64();
     let skipped: u64 = lines.lines().filter_map(count).sum();
