@@ -16,7 +16,7 @@ pub const MOST_VALUES: usize = 20_000;
 ///
 /// # Errors
 /// If the text is not JSON; the problem names the line and the column. If it has more than [`MOST_BYTES`] bytes or
-/// [`MOST_VALUES`] values.
+/// `MOST_VALUES` values.
 pub fn read(text: &str) -> Result<(Value, Problems), Problem> {
     if text.len() > MOST_BYTES {
         return Err(too_large());

@@ -4,7 +4,7 @@ use crate::{FAMILIES, contrast, objective};
 use framework::prelude::{Condition, Context, Family, Needs, NullPrediction, Objective, Optimum, Role, Tensor};
 use framework::random::tensor;
 use proofs::laws;
-use proofs::laws::mutation::Mutation;
+use proofs::laws::{Mutation, mutants};
 use serde_json::{Value, json};
 
 /// An objective that is wrong on purpose and states another objective's optimum.
@@ -289,15 +289,15 @@ fn every_mutant_is_refuted_or_equivalent() {
             let mut tried = Vec::new();
             for family in FAMILIES {
                 let towards = matches!(objective.optimum(family), Optimum::Towards);
-                if !towards && laws::mutation::differs(&*objective, &mutation, family) {
-                    tried.extend(laws::refuted(&*objective, &mutation, family, 5).map(|refuted| (family, refuted)));
+                if !towards && mutants::differs(&*objective, &mutation, family) {
+                    tried.extend(mutants::refuted(&*objective, &mutation, family, 5).map(|refuted| (family, refuted)));
                 }
             }
             if tried.iter().any(|(_, refuted)| *refuted) {
                 refuted += 1;
             } else if !tried.is_empty() {
                 // The loss is another one. It reaches every row of the original's optimum, so it is the same objective.
-                let same = tried.iter().all(|(family, _)| laws::mutation::equivalent(&*objective, &mutation, *family));
+                let same = tried.iter().all(|(family, _)| mutants::equivalent(&*objective, &mutation, *family));
                 equivalent += usize::from(same);
                 if !same {
                     survivors.push(format!("{entry}: {}", mutation.name()));

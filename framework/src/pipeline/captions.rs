@@ -31,7 +31,7 @@ impl<D: Dataset> Encodable<D> {
         Self { dataset, pipeline }
     }
 
-    /// Checks the captions of at most [`LOOKED_AT`] items, evenly spread. Returns one sentence per kind of problem,
+    /// Checks the captions of at most `LOOKED_AT` items, evenly spread. Returns one sentence per kind of problem,
     /// with the number of captions and the first item.
     pub fn survey(&self) -> Vec<String> {
         if self.pipeline.conditioner.is_none() {

@@ -15,18 +15,19 @@ pub mod against;
 mod choices;
 mod circumstances;
 mod conversions;
-pub mod mutation;
+pub mod mutants;
+mod mutation;
 mod solve;
 mod statement;
 mod table;
 mod world;
 
+pub use mutation::Mutation;
 pub use world::{CHANNELS, CONDITIONS, World};
 
 use framework::objective::Objective;
 use framework::objective::optimum::{Optimum, Tilt};
 use framework::process::Family;
-use mutation::Mutation;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use statement::{errors, errors_of};
@@ -176,27 +177,6 @@ pub fn verify(objective: &dyn Objective, family: Family, worlds: usize, seed: u6
     }
     let seconds = start.elapsed().as_secs_f64();
     Verdict { family, statement, worlds, worst, seconds, counterexample: None }
-}
-
-/// Returns whether the laws refute the objective that `mutation` makes wrong, on three worlds; `None` if nothing is stated
-/// for this family.
-pub fn refuted(objective: &dyn Objective, mutation: &Mutation, family: Family, seed: u64) -> Option<bool> {
-    let objective = &*mutation.stated(objective);
-    let optimum = objective.optimum(family);
-    let defined = objective.check_process(&Scores::new(family, false)).is_empty();
-    if !defined || matches!(optimum, Optimum::Unstated(_)) {
-        return None;
-    }
-    let free = matches!(&optimum, Optimum::Tilted(Tilt { free_normaliser: true, .. }));
-    let setting = Setting::late(free, Some(mutation));
-    let strategy = strategy(objective, &optimum, family, None);
-    let worlds: Vec<World> = trees(&strategy, VARIED, seed).iter().map(ValueTree::current).collect();
-    // The cheapest check first.
-    Some(
-        worlds.iter().any(|world| errors_of(objective, &optimum, world, &setting).error > TOLERANCE)
-            || worlds.iter().any(|world| conversions::fault(objective, &optimum, world, &setting).is_some())
-            || worlds.iter().any(|world| circumstances::fault(objective, &optimum, world, &setting).is_some()),
-    )
 }
 
 /// Returns random worlds that suit an objective, of one size if `size` is given.

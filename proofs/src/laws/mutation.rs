@@ -1,20 +1,16 @@
 //! Wrong objectives: each differs from a correct objective by one change. The laws must refute every one.
 
-use super::statement;
-use super::table::{Cases, Lookups, Setting};
-use super::world::World;
-use super::{Reached, circumstances, reached_in, trees};
+use super::world::CONDITIONS;
 use framework::error::Problems;
 use framework::network::backbone::Control;
 use framework::network::condition::Condition;
-use framework::objective::context::{Memory, Models, RandomChoices, Role};
+use framework::objective::context::{Models, RandomChoices, Role};
 use framework::objective::optimum::{Optimum, Tilt};
 use framework::objective::{Needs, NullPrediction, Objective};
 use framework::prelude::{Context, Tensor};
 use framework::process::path::Prediction;
 use framework::process::{Example, Family, Input, Latent, Likelihood, Process, Progress, Target};
 use framework::random::{Random, tensor};
-use proptest::strategy::ValueTree;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -233,61 +229,6 @@ impl Mutation {
     }
 }
 
-/// Returns the first worlds of a family, with a reference that knows the data.
-fn few(objective: &dyn Objective, family: Family) -> Vec<World> {
-    let strategy = World::strategy(family, World::length(family, objective.needs().likelihood));
-    trees(&strategy, 3, 11).iter().map(|tree| tree.current().pretrained()).collect()
-}
-
-/// Returns whether a mutation changes the loss or the statements of an objective at all.
-pub fn differs(objective: &dyn Objective, mutation: &Mutation, family: Family) -> bool {
-    let changed = mutation.stated(objective);
-    let stated = |objective: &dyn Objective| {
-        let scale = match objective.optimum(family) {
-            Optimum::Tilted(tilt) => (tilt.scale)(objective.guidance_of_scale(2.0).or(Some(0.5)), 1.0),
-            _ => 0.0,
-        };
-        let converted = (objective.guidance_of_scale(2.0), objective.scale_of_guidance(0.3));
-        (scale, converted, objective.trained_scales(), objective.null())
-    };
-    if stated(objective) != stated(&*changed) {
-        return true;
-    }
-    let worlds = few(objective, family);
-    circumstances::steps(objective.settles_at()).into_iter().step_by(5).any(|steps| {
-        let memory = Memory::from([("mutant".to_string(), 1.0)]);
-        let plain = Setting { steps, memory: memory.clone(), ..Setting::late(false, None) };
-        let wrong = Setting { mutation: Some(mutation), ..plain.clone() };
-        let (plain, wrong) = (Cases::new(objective, &worlds, &plain), Cases::new(&*changed, &worlds, &wrong));
-        let values = circumstances::irregular(plain.rows.len() * plain.free);
-        let reads_the_same = plain.rows == wrong.rows && plain.trained == wrong.trained;
-        !reads_the_same
-            || circumstances::apart(
-                &plain.gradient(&values, &Lookups::default()),
-                &wrong.gradient(&values, &Lookups::default()),
-            )
-    })
-}
-
-/// Returns whether training with the mutant rests exactly where training with the objective rests, for every condition,
-/// and whether its statements are the same.
-pub fn equivalent(objective: &dyn Objective, mutation: &Mutation, family: Family) -> bool {
-    let (changed, worlds) = (mutation.stated(objective), few(objective, family));
-    let free = matches!(objective.optimum(family), Optimum::Tilted(Tilt { free_normaliser: true, .. }));
-    let rows = |objective: &dyn Objective, mutation| -> Vec<Reached> {
-        let setting = Setting::late(free, mutation);
-        reached_in(objective, &worlds, &setting).into_iter().filter(|row| row.condition.is_some()).collect()
-    };
-    let (plain, wrong) = (rows(objective, None), rows(&*changed, Some(mutation)));
-    let key = |row: &Reached| (row.world, row.input, row.condition);
-    // A mutant may train other guidance numbers, so rows are compared by what the statement implies for each.
-    plain.iter().all(|row| wrong.iter().any(|other| key(other) == key(row) && other.rests == row.rests))
-        && wrong.iter().all(|row| {
-            let scored = worlds[row.world].scored_at(row.input);
-            !scored || statement::holds(objective, &worlds[row.world], row)
-        })
-}
-
 struct WrongModels<'m> {
     of: &'m dyn Models,
     change: Option<Change>,
@@ -333,7 +274,7 @@ impl Models for WrongModels<'_> {
                 self.of.predict(role, input, &classes(&|class| class.or(Some(0))), control)
             }
             Some(Change::NextClass(of)) if of == role => {
-                let next = |class: Option<usize>| class.map(|class| (class + 1) % super::CONDITIONS);
+                let next = |class: Option<usize>| class.map(|class| (class + 1) % CONDITIONS);
                 self.of.predict(role, input, &classes(&next), control)
             }
             Some(Change::Guidance(of, number)) if of == role => {

@@ -54,6 +54,11 @@ pub fn errors<'a>(
                     compared[row.world] += usize::from(row.condition.is_some() && row.rests.is_err());
                     continue;
                 }
+                if lacks_number(objective, &row) {
+                    compared[row.world] += 1;
+                    note(row.world, f64::INFINITY, &|| "the loss reads the network without its guidance number".into());
+                    continue;
+                }
                 let Some(expected) = expected(optimum, &worlds[row.world], &row) else { continue };
                 compared[row.world] += usize::from(row.condition.is_some());
                 nulls[row.world] += usize::from(row.condition.is_none() && row.guidance == null.number());
@@ -102,8 +107,16 @@ fn expected(optimum: &Optimum, world: &World, row: &Reached) -> Option<Vec<f64>>
     }
 }
 
+/// Returns whether a prediction has a condition but no guidance number, although the objective states one.
+fn lacks_number(objective: &dyn Objective, row: &Reached) -> bool {
+    row.condition.is_some() && row.guidance.is_none() && objective.guidance_of_scale(1.0).is_some()
+}
+
 /// Returns whether a row is where the objective's statement says, to the tolerance of the laws.
 pub fn holds(objective: &dyn Objective, world: &World, row: &Reached) -> bool {
+    if lacks_number(objective, row) {
+        return false;
+    }
     let Some(expected) = expected(&objective.optimum(world.family), world, row) else { return true };
     row.rests.is_ok() && distance(world.tokens(), &row.prediction, &expected) <= TOLERANCE
 }

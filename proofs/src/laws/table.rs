@@ -294,8 +294,11 @@ impl<'a> Cases<'a> {
 
     /// Computes the loss of each case under the table `values`, row-major.
     pub fn losses(&self, values: &[f64]) -> Vec<f64> {
-        let shape = [self.rows.len(), self.free];
-        let online = Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&Device::flex(), DType::F64));
+        // A loss may read no row. The table then has one that nothing reads.
+        let shape = [self.rows.len().max(1), self.free];
+        let mut values = values.to_vec();
+        values.resize(shape[0] * shape[1], 0.0);
+        let online = Tensor::<2>::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F64));
         let lookups = Lookups::default();
         let table = Table { cases: self, stopped: online.clone(), online, lookups: &lookups, call: Cell::new(0) };
         self.loss_with(&table, &self.answers).0.into_data().try_into_vec::<f64>().expect("the loss is f64")
@@ -319,6 +322,9 @@ impl<'a> Cases<'a> {
 
     /// Computes the gradient of the expected loss with respect to the table `values`, row-major.
     pub fn gradient(&self, values: &[f64], lookups: &Lookups) -> Vec<f64> {
+        if self.rows.is_empty() {
+            return Vec::new();
+        }
         let device = Device::flex().autodiff();
         let shape = [self.rows.len(), self.free];
         let online =
