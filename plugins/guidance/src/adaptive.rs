@@ -9,7 +9,7 @@
 //! Source: arXiv:2312.12487 (AG). The paper's linear estimate of the null prediction (LinearAG) is not part of this
 //! rule.
 
-use crate::per_sample::{dot, no_effect_at_scale_one, no_logits, norm, on_latent, ratio, two_predictions};
+use crate::per_sample::{branches, combined, dot, no_effect_at_scale_one, no_logits, norm, ratio, two_predictions};
 use framework::prelude::*;
 use framework::random::per_sample;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
@@ -79,15 +79,11 @@ impl AdaptiveTrajectory {
 
 impl Trajectory for AdaptiveTrajectory {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
-        if self.is_conditional() { vec![Branch::given()] } else { vec![Branch::given(), Branch::null()] }
+        branches(!self.is_conditional())
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let predictions = match <[Tensor<3>; 2]>::try_from(predictions) {
-            Ok(both) => both,
-            Err(mut one) => return one.remove(0).into(),
-        };
-        on_latent(predictions, moment.channels, |[cond, null]| {
+        combined(predictions, moment.channels, |[cond, null]| {
             self.closed.resize(cond.dims()[0], false);
             let weight = |closed: &bool| if *closed { 0.0 } else { self.rule.scale - 1.0 };
             let weights: Vec<f64> = self.closed.iter().map(weight).collect();
@@ -96,7 +92,6 @@ impl Trajectory for AdaptiveTrajectory {
             let difference = cond.clone() - null;
             cond + difference.clone() * per_sample(&weights, &difference)
         })
-        .into()
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! Source: arXiv:2410.02416, algorithm 1, which acts on predictions of the clean latent.
 
-use crate::per_sample::{dot, no_effect_at_scale_one, no_logits, norm, on_latent, ratio, two_predictions};
+use crate::per_sample::{branches, combined, dot, no_effect_at_scale_one, no_logits, norm, ratio, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 
@@ -126,22 +126,17 @@ impl ApgTrajectory {
 
 impl Trajectory for ApgTrajectory {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
-        if self.rule.is_conditional() { vec![Branch::given()] } else { vec![Branch::given(), Branch::null()] }
+        branches(!self.rule.is_conditional())
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let predictions = match <[Tensor<3>; 2]>::try_from(predictions) {
-            Ok(both) => both,
-            Err(mut one) => return one.remove(0).into(),
-        };
-        on_latent(predictions, moment.channels, |[cond, null]| {
+        combined(predictions, moment.channels, |[cond, null]| {
             let update = self.update(&cond, &null);
             match self.rule.anchor {
                 Anchor::Conditional => cond + update * (self.rule.scale - 1.0),
                 Anchor::Unconditional => null + update * self.rule.scale,
             }
         })
-        .into()
     }
 }
 

@@ -11,7 +11,7 @@
 //! Source: arXiv:2502.10574. The paper applies the rule to noise predictions, and uses the step index instead of the
 //! progress.
 
-use crate::per_sample::{no_logits, norm, on_latent, ratio, two_predictions};
+use crate::per_sample::{combined, no_logits, norm, ratio, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 use framework::schedule::Schedule;
@@ -74,12 +74,8 @@ impl Trajectory for BetaCfg {
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let predictions = match <[Tensor<3>; 2]>::try_from(predictions) {
-            Ok(both) => both,
-            Err(mut one) => return one.remove(0).into(),
-        };
         let factor = self.factor(moment);
-        on_latent(predictions, moment.channels, |[cond, null]| {
+        combined(predictions, moment.channels, |[cond, null]| {
             let difference = cond - null.clone();
             if self.gamma == 0.0 {
                 return null + difference * factor;
@@ -87,7 +83,6 @@ impl Trajectory for BetaCfg {
             let length = norm(&difference).powf_scalar(self.gamma);
             null + difference * ratio(length.ones_like() * factor, length, 0.0)
         })
-        .into()
     }
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Source: arXiv:2503.21758 (per sample). The norm per position has no paper.
 
-use crate::per_sample::{no_effect_at_scale_one, no_logits, norm, on_latent, ratio, two_predictions};
+use crate::per_sample::{branches, combined, no_effect_at_scale_one, no_logits, norm, ratio, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory, mix};
 
@@ -80,21 +80,16 @@ impl Guidance for CfgNorm {
 
 impl Trajectory for CfgNorm {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
-        if self.scale == 1.0 { vec![Branch::given()] } else { vec![Branch::given(), Branch::null()] }
+        branches(self.scale != 1.0)
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let predictions = match <[Tensor<3>; 2]>::try_from(predictions) {
-            Ok(both) => both,
-            Err(mut one) => return one.remove(0).into(),
-        };
-        on_latent(predictions, moment.channels, |[cond, null]| {
+        combined(predictions, moment.channels, |[cond, null]| {
             let longest = self.norm(&cond) * self.limit;
             let guided = mix(cond, null, self.scale, moment.channels);
             let length = self.norm(&guided);
             guided * ratio(longest, length, 1.0).clamp_max(1.0)
         })
-        .into()
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Source: arXiv:2503.18886, eq. 7 and algorithm 1, on the velocity of flows.
 
-use crate::per_sample::{dot, no_effect_at_scale_one, no_logits, on_latent, ratio, two_predictions};
+use crate::per_sample::{branches, dot, no_effect_at_scale_one, no_logits, on_latent, ratio, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 
@@ -60,7 +60,7 @@ impl Guidance for CfgZeroStar {
 
 impl Trajectory for CfgZeroStar {
     fn branches(&mut self, moment: &Moment) -> Vec<Branch> {
-        if self.needs_null_at(moment) { vec![Branch::given(), Branch::null()] } else { vec![Branch::given()] }
+        branches(self.needs_null_at(moment))
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {

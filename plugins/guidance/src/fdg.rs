@@ -11,7 +11,7 @@
 //!
 //! Source: arXiv:2506.19713; two levels are the frequency-aware guidance of FreCaS (arXiv:2410.18410).
 
-use crate::per_sample::{on_latent, two_predictions};
+use crate::per_sample::{branches, combined, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Setting, Trajectory};
 
@@ -66,21 +66,16 @@ impl Trajectory for FdgTrajectory {
     }
 
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
-        if self.rule.is_conditional() { vec![Branch::given()] } else { vec![Branch::given(), Branch::null()] }
+        branches(!self.rule.is_conditional())
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let predictions = match <[Tensor<3>; 2]>::try_from(predictions) {
-            Ok(both) => both,
-            Err(mut one) => return one.remove(0).into(),
-        };
         let [height, width] = self.grid;
-        on_latent(predictions, moment.channels, |[cond, null]| {
+        combined(predictions, moment.channels, |[cond, null]| {
             let [samples, positions, channels] = null.dims();
             let difference = (cond - null.clone()).reshape([samples, height, width, channels]);
             null + scaled(difference, &self.rule.scales).reshape([samples, positions, channels])
         })
-        .into()
     }
 }
 

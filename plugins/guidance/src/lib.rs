@@ -26,6 +26,7 @@ mod slg;
 mod tcfg;
 #[cfg(test)]
 mod testing;
+mod text;
 mod tpg;
 #[cfg(test)]
 mod trials;

@@ -6,7 +6,7 @@
 //!
 //! Source: arXiv:2508.03442. The ratio depends on the prediction space.
 
-use crate::per_sample::{no_effect_at_scale_one, no_logits, norm, on_latent, ratio, two_predictions};
+use crate::per_sample::{branches, combined, no_effect_at_scale_one, no_logits, norm, ratio, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 
@@ -55,20 +55,15 @@ impl Guidance for Mambo {
 
 impl Trajectory for Mambo {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
-        if self.scale == 1.0 { vec![Branch::given()] } else { vec![Branch::given(), Branch::null()] }
+        branches(self.scale != 1.0)
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let predictions = match <[Tensor<3>; 2]>::try_from(predictions) {
-            Ok(both) => both,
-            Err(mut one) => return one.remove(0).into(),
-        };
-        on_latent(predictions, moment.channels, |[cond, null]| {
+        combined(predictions, moment.channels, |[cond, null]| {
             let difference = cond - null.clone();
             let damping = (ratio(norm(&difference), norm(&null), LARGE) * -self.alpha).exp();
             null + difference * (damping * (self.scale - 1.0) + 1.0)
         })
-        .into()
     }
 }
 

@@ -7,11 +7,11 @@
 //! The keys and values of the null text do not depend on the latent. One pass records them at the first evaluation,
 //! and every evaluation with CFG records them again. Other evaluations take one pass.
 
-use crate::perturbed::{check_blocks, named};
+use crate::text;
 use framework::error::Problems;
-use framework::nn::hooks::{Attends, AttentionCall, AttentionSite, Hooked, Hooks};
+use framework::nn::hooks::{AttentionCall, AttentionSite, Hooked, Hooks};
 use framework::prelude::*;
-use framework::sampling::guidance::{Branch, GuidanceNeeds, Guided, HookNeeds, Moment, Trajectory, mix};
+use framework::sampling::guidance::{Branch, GuidanceNeeds, Guided, Moment, Trajectory, mix};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
@@ -37,14 +37,12 @@ pub trait Blend: Clone + Debug + Send + Sync + 'static {
 
 /// Returns the problems of a list of blocks.
 pub fn check(blend: &impl Blend) -> Problems {
-    blend.blocks().map(check_blocks).unwrap_or_default()
+    text::check(blend.blocks())
 }
 
 /// Returns the needs of a blend.
 pub fn needs(blend: &impl Blend) -> GuidanceNeeds {
-    let blocks_named = blend.blocks().map_or(0, named);
-    let hooks = HookNeeds { text_attention: true, blocks_named, ..HookNeeds::default() };
-    GuidanceNeeds { null: true, hooks, ..GuidanceNeeds::branches(2) }
+    GuidanceNeeds { null: true, hooks: text::hooks(blend.blocks()), ..GuidanceNeeds::branches(2) }
 }
 
 /// Creates the state of a blend.
@@ -97,8 +95,7 @@ struct Layers<B> {
 
 impl<B: Blend> Hooks for Layers<B> {
     fn reads_attention(&self, site: AttentionSite) -> bool {
-        let named = self.blend.blocks().is_none_or(|blocks| blocks.contains(&site.block));
-        site.attends == Attends::Text && named
+        text::is_guided(self.blend.blocks(), site)
     }
 
     fn attention(&self, site: AttentionSite, call: &AttentionCall) -> Tensor<4> {

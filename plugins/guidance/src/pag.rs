@@ -8,7 +8,7 @@
 //!
 //! Source: arXiv:2403.17377.
 
-use crate::perturbed::{Weights, branch, check_blocks, named};
+use crate::perturbed::{Weights, branch};
 use framework::nn::hooks::{Attends, AttentionCall, AttentionSite, Hooked, Hooks};
 use framework::prelude::*;
 use framework::sampling::guidance::{Guidance, GuidanceNeeds, HookNeeds, Trajectory};
@@ -51,12 +51,11 @@ impl Pag {
 
 impl Guidance for Pag {
     fn check(&self) -> Vec<Problem> {
-        [self.weights().check(), check_blocks(&self.blocks)].concat()
+        self.weights().check(&self.blocks)
     }
 
     fn needs(&self) -> GuidanceNeeds {
-        let blocks_named = named(&self.blocks);
-        self.weights().needs(HookNeeds { attention: true, blocks_named, ..HookNeeds::default() })
+        self.weights().needs(&self.blocks, HookNeeds { attention: true, ..HookNeeds::default() })
     }
 
     fn input_scale(&self) -> Option<f64> {

@@ -1,7 +1,7 @@
 //! Arithmetic per sample, and settings that several rules share.
 
 use framework::prelude::*;
-use framework::sampling::guidance::GuidanceNeeds;
+use framework::sampling::guidance::{Branch, GuidanceNeeds, Guided};
 
 /// Computes the inner product per sample, `[B, 1, 1]`.
 pub(crate) fn dot(a: &Tensor<3>, b: &Tensor<3>) -> Tensor<3> {
@@ -32,6 +32,24 @@ pub(crate) fn on_latent<const N: usize>(
     }
     let rest = predictions[0].clone().narrow(2, channels, total - channels);
     Tensor::cat(vec![rule(predictions.map(|prediction| prediction.narrow(2, 0, channels))), rest], 2)
+}
+
+/// Returns the conditional branch, and the null branch if the rule `guides`.
+pub(crate) fn branches(guides: bool) -> Vec<Branch> {
+    if guides { vec![Branch::given(), Branch::null()] } else { vec![Branch::given()] }
+}
+
+/// Applies `rule` to the conditional and the null prediction, as in [`on_latent`]. A single prediction is the result
+/// itself.
+pub(crate) fn combined(
+    predictions: Vec<Tensor<3>>,
+    channels: usize,
+    rule: impl FnOnce([Tensor<3>; 2]) -> Tensor<3>,
+) -> Guided {
+    match <[Tensor<3>; 2]>::try_from(predictions) {
+        Ok(both) => on_latent(both, channels, rule).into(),
+        Err(mut one) => one.remove(0).into(),
+    }
 }
 
 /// Returns the needs of a rule that combines whole conditional and null predictions in `space`. `guides` is false if

@@ -5,6 +5,7 @@
 //!
 //! Source: arXiv:2403.17377 (with and without classifier-free guidance).
 
+use crate::per_sample::on_latent;
 use framework::error::Problems;
 use framework::nn::hooks::Hooked;
 use framework::prelude::*;
@@ -25,20 +26,21 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Returns the problems of a rule with these weights.
-    pub fn check(&self) -> Problems {
+    /// Returns the problems of a rule with these weights that perturbs `blocks`.
+    pub fn check(&self, blocks: &[usize]) -> Problems {
         let mut problems: Problems =
             self.schedule.check().into_iter().map(|problem| problem.under("/schedule")).collect();
         if self.strength == 0.0 {
             let what = "the perturbed pass has no effect at strength 0";
             problems.push(Problem::new("/strength", what).accepts("a number > 0, or guidance \"cfg\" or \"none\""));
         }
+        problems.extend(check_blocks(blocks));
         problems
     }
 
-    /// Returns the needs of a rule with these weights, whose perturbed pass uses `hooks`.
-    pub fn needs(&self, hooks: HookNeeds) -> GuidanceNeeds {
-        let guides = self.scale != 1.0;
+    /// Returns the needs of a rule with these weights, whose perturbed pass uses `hooks` on `blocks`.
+    pub fn needs(&self, blocks: &[usize], hooks: HookNeeds) -> GuidanceNeeds {
+        let (guides, hooks) = (self.scale != 1.0, HookNeeds { blocks_named: named(blocks), ..hooks });
         GuidanceNeeds { null: guides, hooks, ..GuidanceNeeds::branches(if guides { 3 } else { 2 }) }
     }
 
@@ -99,13 +101,8 @@ impl Trajectory for Perturbed {
         if strength == 0.0 {
             return guided.into();
         }
-        // The difference is added on the latent's channels only. The others hold a learned variance.
-        let (difference, total) = ((cond - next()) * strength, guided.dims()[2]);
-        if moment.channels >= total {
-            return (guided + difference).into();
-        }
-        let latent = guided.clone().narrow(2, 0, moment.channels) + difference.narrow(2, 0, moment.channels);
-        Tensor::cat(vec![latent, guided.narrow(2, moment.channels, total - moment.channels)], 2).into()
+        let all = [guided, cond, next()];
+        on_latent(all, moment.channels, |[guided, cond, perturbed]| guided + (cond - perturbed) * strength).into()
     }
 }
 

@@ -8,11 +8,11 @@
 //!
 //! Source: arXiv:2503.07677; entmax: arXiv:1905.05702.
 
-use crate::perturbed::{check_blocks, named};
+use crate::text;
 use framework::burn::tensor::activation::softmax;
-use framework::nn::hooks::{Attends, AttentionCall, AttentionSite, Hooked, Hooks};
+use framework::nn::hooks::{AttentionCall, AttentionSite, Hooked, Hooks};
 use framework::prelude::*;
-use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, HookNeeds, Moment, Trajectory, mix};
+use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory, mix};
 use std::sync::Arc;
 
 /// Sparser attention to the text. One pass per step, two with CFG.
@@ -42,7 +42,7 @@ framework::register!(guidance "pladis" => Pladis, "arXiv:2503.07677", "arXiv:190
 
 impl Guidance for Pladis {
     fn check(&self) -> Vec<Problem> {
-        let mut problems = self.blocks.as_deref().map(check_blocks).unwrap_or_default();
+        let mut problems = text::check(self.blocks.as_deref());
         if self.strength == 0.0 {
             let problem = Problem::new("/strength", "the attention is unchanged at strength 0");
             problems.push(problem.accepts("a number > 0, or guidance \"cfg\" or \"none\""));
@@ -51,9 +51,7 @@ impl Guidance for Pladis {
     }
 
     fn needs(&self) -> GuidanceNeeds {
-        let blocks_named = self.blocks.as_deref().map_or(0, named);
-        let hooks = HookNeeds { text_attention: true, blocks_named, ..HookNeeds::default() };
-        let guides = self.scale != 1.0;
+        let (hooks, guides) = (text::hooks(self.blocks.as_deref()), self.scale != 1.0);
         GuidanceNeeds { null: guides, hooks, ..GuidanceNeeds::branches(if guides { 2 } else { 1 }) }
     }
 
@@ -83,16 +81,11 @@ impl Trajectory for Pladis {
 
 impl Hooks for Pladis {
     fn reads_attention(&self, site: AttentionSite) -> bool {
-        let named = self.blocks.as_ref().is_none_or(|blocks| blocks.contains(&site.block));
-        site.attends == Attends::Text && named
+        text::is_guided(self.blocks.as_deref(), site)
     }
 
     fn attention(&self, _: AttentionSite, call: &AttentionCall) -> Tensor<4> {
-        let logits = call.queries.clone().matmul(call.keys.clone().swap_dims(2, 3)) * call.scale;
-        let logits = match &call.mask {
-            Some(mask) => logits.mask_fill(mask.clone(), f64::NEG_INFINITY),
-            None => logits,
-        };
+        let logits = text::logits(call);
         let dense = softmax(logits.clone(), 3);
         let map = dense.clone() + (entmax(logits) - dense) * self.strength;
         map.matmul(call.values.clone())

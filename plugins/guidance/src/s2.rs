@@ -13,7 +13,7 @@
 //!
 //! Source: arXiv:2508.12880.
 
-use crate::perturbed::{Weights, branch, check_blocks, named};
+use crate::perturbed::{Weights, branch};
 use crate::slg::Skip;
 use framework::nn::hooks::Hooked;
 use framework::prelude::*;
@@ -81,7 +81,7 @@ impl S2 {
 
 impl Guidance for S2 {
     fn check(&self) -> Vec<Problem> {
-        let mut problems = [self.weights().check(), check_blocks(&self.blocks)].concat();
+        let mut problems = self.weights().check(&self.blocks);
         if self.count == 0 || self.count > self.blocks.len() {
             let what = format!("{} of {} blocks are to be skipped", self.count, self.blocks.len());
             let accepts = format!("1 to {}, the number of blocks in `blocks`", self.blocks.len().max(1));
@@ -95,8 +95,7 @@ impl Guidance for S2 {
     }
 
     fn needs(&self) -> GuidanceNeeds {
-        let blocks_named = named(&self.blocks);
-        self.weights().needs(HookNeeds { blocks: true, blocks_named, ..HookNeeds::default() })
+        self.weights().needs(&self.blocks, HookNeeds { blocks: true, ..HookNeeds::default() })
     }
 
     fn input_scale(&self) -> Option<f64> {

@@ -9,7 +9,7 @@
 //! positions.
 //! Source: arXiv:2408.00760 and its code. diffusers swaps the two cases. The variant `diffusers` reproduces this.
 
-use crate::perturbed::{Weights, branch, check_blocks, named};
+use crate::perturbed::{Weights, branch};
 use framework::nn::hooks::{Attends, AttentionCall, AttentionSite, Hooked, Hooks};
 use framework::prelude::*;
 use framework::random::tensor;
@@ -88,7 +88,7 @@ impl Seg {
 
 impl Guidance for Seg {
     fn check(&self) -> Vec<Problem> {
-        let mut problems = [self.weights().check(), check_blocks(&self.blocks)].concat();
+        let mut problems = self.weights().check(&self.blocks);
         if let Blur::Gaussian { sigma } = self.blur
             && taps(sigma) == 1
         {
@@ -100,8 +100,7 @@ impl Guidance for Seg {
     }
 
     fn needs(&self) -> GuidanceNeeds {
-        let blocks_named = named(&self.blocks);
-        self.weights().needs(HookNeeds { attention: true, grid: true, blocks_named, ..HookNeeds::default() })
+        self.weights().needs(&self.blocks, HookNeeds { attention: true, grid: true, ..HookNeeds::default() })
     }
 
     fn input_scale(&self) -> Option<f64> {

@@ -8,7 +8,7 @@
 //!
 //! Source: arXiv:2411.18664 (spatiotemporal skip guidance), and the sampling code of Stable Diffusion 3.5.
 
-use crate::perturbed::{Weights, branch, check_blocks, named};
+use crate::perturbed::{Weights, branch};
 use framework::nn::hooks::{BlockInput, Hooked, Hooks};
 use framework::prelude::*;
 use framework::sampling::guidance::{Guidance, GuidanceNeeds, HookNeeds, Trajectory};
@@ -57,12 +57,11 @@ impl Slg {
 
 impl Guidance for Slg {
     fn check(&self) -> Vec<Problem> {
-        [self.weights().check(), check_blocks(&self.blocks)].concat()
+        self.weights().check(&self.blocks)
     }
 
     fn needs(&self) -> GuidanceNeeds {
-        let blocks_named = named(&self.blocks);
-        self.weights().needs(HookNeeds { blocks: true, blocks_named, ..HookNeeds::default() })
+        self.weights().needs(&self.blocks, HookNeeds { blocks: true, ..HookNeeds::default() })
     }
 
     fn input_scale(&self) -> Option<f64> {

@@ -11,7 +11,7 @@
 //!
 //! Source: arXiv:2503.18137. The paper decomposes scores, which are parallel to `eps`.
 
-use crate::per_sample::{dot, no_effect_at_scale_one, no_logits, on_latent, ratio, two_predictions};
+use crate::per_sample::{branches, combined, dot, no_effect_at_scale_one, no_logits, ratio, two_predictions};
 use framework::prelude::*;
 use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory};
 
@@ -57,19 +57,14 @@ fn damped(cond: &Tensor<3>, null: &Tensor<3>) -> Tensor<3> {
 
 impl Trajectory for Tcfg {
     fn branches(&mut self, _: &Moment) -> Vec<Branch> {
-        if self.scale == 1.0 { vec![Branch::given()] } else { vec![Branch::given(), Branch::null()] }
+        branches(self.scale != 1.0)
     }
 
     fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
-        let predictions = match <[Tensor<3>; 2]>::try_from(predictions) {
-            Ok(both) => both,
-            Err(mut one) => return one.remove(0).into(),
-        };
-        on_latent(predictions, moment.channels, |[cond, null]| {
+        combined(predictions, moment.channels, |[cond, null]| {
             let null = damped(&cond, &null);
             null.clone() + (cond - null) * self.scale
         })
-        .into()
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! Source: arXiv:2506.10036.
 
-use crate::perturbed::{Weights, branch, check_blocks, named};
+use crate::perturbed::{Weights, branch};
 use framework::nn::hooks::{BlockInput, Hooked, Hooks};
 use framework::prelude::*;
 use framework::random::{Random, order_of};
@@ -57,12 +57,11 @@ impl Tpg {
 
 impl Guidance for Tpg {
     fn check(&self) -> Vec<Problem> {
-        [self.weights().check(), check_blocks(&self.blocks)].concat()
+        self.weights().check(&self.blocks)
     }
 
     fn needs(&self) -> GuidanceNeeds {
-        let blocks_named = named(&self.blocks);
-        self.weights().needs(HookNeeds { blocks: true, grid: true, blocks_named, ..HookNeeds::default() })
+        self.weights().needs(&self.blocks, HookNeeds { blocks: true, grid: true, ..HookNeeds::default() })
     }
 
     fn input_scale(&self) -> Option<f64> {

@@ -11,6 +11,7 @@
 //! Source: arXiv:2508.10931. `null_text.rs` records the keys and values of the null text.
 
 use crate::null_text::{self, Blend};
+use crate::text;
 use framework::burn::tensor::activation::softmax;
 use framework::nn::hooks::AttentionCall;
 use framework::prelude::*;
@@ -79,18 +80,9 @@ impl Blend for Vsf {
     }
 
     fn blend(&self, given: &AttentionCall, null: &AttentionCall) -> Tensor<4> {
-        let logits = Tensor::cat(vec![logits(given), logits(null) - self.bias], 3);
+        let logits = Tensor::cat(vec![text::logits(given), text::logits(null) - self.bias], 3);
         let values = Tensor::cat(vec![given.values.clone(), null.values.clone() * -self.alpha], 2);
         softmax(logits, 3).matmul(values)
-    }
-}
-
-/// Computes the attention logits of a layer, `[B, heads, L, K]`. Attention to a text is never causal.
-fn logits(call: &AttentionCall) -> Tensor<4> {
-    let logits = call.queries.clone().matmul(call.keys.clone().swap_dims(2, 3)) * call.scale;
-    match &call.mask {
-        Some(mask) => logits.mask_fill(mask.clone(), f64::NEG_INFINITY),
-        None => logits,
     }
 }
 
