@@ -1,5 +1,5 @@
 //! Fuzzes the registry with ten thousand mutated example documents and every linked plugin. Each document is valid and
-//! keeps every value that was written, or every problem states its location. None causes a panic.
+//! keeps every value that was written, null included, or every problem states its location. None causes a panic.
 
 #[path = "../registry/tests/mutations/mod.rs"]
 mod mutations;
@@ -51,6 +51,32 @@ fn documents() -> Vec<Value> {
         documents.push(document);
     }
     documents
+}
+
+/// Writes null into every field of the plugins of each document that may be null, one field at a time. The resolved
+/// document must contain it: a field that is left out when it is null would lose what was written.
+#[test]
+fn a_written_null_is_kept() {
+    let registry = Registry::linked();
+    let schema = registry.schema();
+    let mut nulls = 0;
+    for document in documents() {
+        let slots = document.as_object().unwrap().iter().filter(|(_, entry)| entry.get("type").is_some());
+        for (slot, entry) in slots {
+            let plugin = format!("{slot}.{}", entry["type"].as_str().unwrap());
+            let fields = schema["$defs"][&plugin]["properties"].as_object().unwrap().keys();
+            for field in fields {
+                let mut document = document.clone();
+                document[slot][field] = Value::Null;
+                if let Ok(parsed) = registry.parse(&document.to_string()) {
+                    let resolved = registry.resolved(&parsed);
+                    assert_eq!(resolved[slot].get(field), Some(&Value::Null), "{slot}/{field}");
+                    nulls += 1;
+                }
+            }
+        }
+    }
+    assert!(nulls > 100, "{nulls} fields were null");
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub struct Document {
     /// The guidance rule of sampling.
     pub guidance: Box<dyn GuidancePlugin>,
     /// The weak network of the guidance rule. In the document it is the field `weak` of `guidance`.
-    #[serde(rename = "guidance.weak", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "guidance.weak", default)]
     pub weak: Option<WeakConfig>,
     /// The metrics on samples.
     #[serde(default)]

@@ -32,11 +32,9 @@ pub struct Shapes {
     /// Condition of each picture.
     pub condition: ConditionOf,
     /// Largest number of objects per group, 1 to 3. Only with captions. Omitted = 3.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub max_count: Option<usize>,
     /// Largest number of groups per picture, 1 or 2. Only with captions. Omitted = 2.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2))]
     pub groups: Option<usize>,
     /// Shapes that appear, each listed once. Default: all.

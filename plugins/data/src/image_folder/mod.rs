@@ -41,7 +41,6 @@ pub struct ImageFolder {
     pub channels: usize,
     /// Number of class folders, at least 0; 0 = images without classes. Must agree with the folder. Omitted =
     /// counted when the folder is opened; a document that states it can be checked without the folder.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
     /// Whether class folders without images are classes. If false, such a folder is an error.

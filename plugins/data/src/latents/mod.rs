@@ -42,7 +42,6 @@ pub struct Latents {
     pub allow_empty_classes: bool,
     /// Number of classes, at least 0; 0 = latents without `y`. Every class in `y` must be below it. Omitted = the
     /// largest class plus 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub num_classes: Option<usize>,
     /// Whether the condition is the caption that `unguided encode` stored. If true, `y` is not read.
@@ -50,11 +49,9 @@ pub struct Latents {
     /// Height and width of the latents, at least 1 position. Must agree with the files. Omitted = read from the
     /// files. A document can be checked without the files if it states `input_size`, `channels`, and either
     /// `num_classes` or `captions`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub input_size: Option<usize>,
     /// Channels of the latents, at least 1. Must agree with the files. Omitted = read from the files.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub channels: Option<usize>,
 }

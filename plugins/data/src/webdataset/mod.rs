@@ -40,7 +40,6 @@ pub struct WebDataset {
     pub condition: Beside,
     /// Number of classes, at least 1. Only with the condition "class". Class numbers count from 0. A sample whose class
     /// is not below it is skipped. If more than one in 100 samples have such a class, it is an error.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub num_classes: Option<usize>,
     /// Whether a class below the largest may have no samples. If false, class numbers that start at 1 or skip one are
