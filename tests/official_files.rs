@@ -139,6 +139,37 @@ fn forward_and_convert_take_official_files_and_give_them_back() {
 }
 
 #[test]
+fn forward_refuses_a_class_that_the_network_does_not_have() {
+    let case = cases().remove(0);
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let pipeline = case.document(folder.path());
+    let golden = Golden::open(&format!("{}.safetensors", case.recorded));
+    let (x, t) = (golden.data("x").clone(), golden.data("t").clone());
+    let batch = t.shape()[0];
+    let classes = case.backbone["num_classes"].as_f64().unwrap();
+    for (class, accepted) in [(-1.0, false), (0.5, false), (classes + 1.0, false), (classes, true), (0.0, true)] {
+        let y = TensorData::new(vec![class; batch], [batch]);
+        let inputs = [("x", x.clone()), ("t", t.clone()), ("y", y)].map(|(name, data)| (name.to_string(), data));
+        save_tensors(&inputs, Path::new(&at("in.safetensors"))).unwrap();
+        let checkpoint = goldens::path(case.checkpoint);
+        let done = unguided(&[
+            "forward",
+            "--pipeline",
+            &pipeline,
+            "--checkpoint",
+            checkpoint.to_str().unwrap(),
+            "--input",
+            &at("in.safetensors"),
+            "--output",
+            &at(&format!("{class}.safetensors")),
+        ]);
+        assert_eq!(done.status.code(), Some(if accepted { 0 } else { 2 }), "{class}: {}", text(&done));
+        assert_eq!(text(&done).contains(&format!("`y` contains {class}")), !accepted, "{}", text(&done));
+    }
+}
+
+#[test]
 fn wrong_files_are_refused_with_what_was_expected_and_found() {
     let cases = cases();
     for (i, case) in cases.iter().enumerate() {

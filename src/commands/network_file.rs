@@ -104,17 +104,27 @@ pub fn forward(options: &ForwardOptions) -> Outcome {
     let condition = match backbone.accepts().condition {
         ConditionShape::Class { count } => {
             let y = get("y")?.ok_or_else(|| missing("y", "y [B], the class; num_classes = null"))?;
-            let class = |class: f64| Some(class as usize).filter(|class| *class < count);
-            Condition::Class(numbers(y)?.into_iter().map(class).collect())
+            let class = |y: f64| match y {
+                y if y.fract() != 0.0 || !(0.0..=count as f64).contains(&y) => {
+                    let problem = Problem::new(options.input.display().to_string(), format!("`y` contains {y}"));
+                    Err(Error::from(problem.accepts(format!("classes 0 to {}, or {count} for null", count - 1))))
+                }
+                y => Ok(Some(y as usize).filter(|class| *class < count)),
+            };
+            Condition::Class(numbers(y)?.into_iter().map(class).collect::<Result<_>>()?)
         }
         ConditionShape::Tokens { vocabulary, .. } => {
             let tokens = get("tokens")?.ok_or_else(|| missing("tokens", "tokens [B,L], the text's token ids"))?;
             let length = tokens.shape().to_vec().get(1).copied().unwrap_or(1).max(1);
-            let ids: Vec<usize> = numbers(tokens)?.into_iter().map(|id| id.max(0.0) as usize).collect();
-            if let Some(id) = ids.iter().find(|id| **id >= vocabulary) {
+            let accepts = || format!("ids from 0 to {}", vocabulary.saturating_sub(1));
+            let id = |id: f64| {
+                if id.fract() == 0.0 && (0.0..vocabulary as f64).contains(&id) {
+                    return Ok(id as usize);
+                }
                 let problem = Problem::new(options.input.display().to_string(), format!("`tokens` contains {id}"));
-                return Err(problem.accepts(format!("ids from 0 to {}", vocabulary.saturating_sub(1))).into());
-            }
+                Err(Error::from(problem.accepts(accepts())))
+            };
+            let ids = numbers(tokens)?.into_iter().map(id).collect::<Result<Vec<usize>>>()?;
             Condition::Tokens { ids: ids.chunks(length).map(<[usize]>::to_vec).collect(), null: vec![0; length] }
         }
         ConditionShape::Text { .. } => {
