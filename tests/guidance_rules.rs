@@ -66,6 +66,27 @@ fn rules_on_whole_predictions_need_a_noise_path() {
 }
 
 #[test]
+fn a_second_prediction_needs_a_sampler_that_uses_it() {
+    let refused = |sampler: Value| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pipelines/digits-dit-cfg.json");
+        let mut document: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        document["guidance"] = json!({ "type": "cfg_pp" });
+        document["sampler"] = sampler;
+        Registry::linked().parse_and_check(&document.to_string()).err().map(|problems| problems[0].what.clone())
+    };
+    assert_eq!(refused(json!({ "type": "ddim", "steps": 10 })), None);
+    for sampler in [
+        json!({ "type": "heun", "steps": 10 }),
+        json!({ "type": "pndm", "steps": 10 }),
+        json!({ "type": "k_diffusion", "steps": 10, "method": "lms" }),
+        json!({ "type": "dpm_solver_pp", "steps": 10, "order": 3 }),
+    ] {
+        let what = refused(sampler.clone()).unwrap_or_default();
+        assert!(what.contains("hands a second prediction to the sampler"), "{sampler}: {what}");
+    }
+}
+
+#[test]
 fn frequency_levels_need_a_grid() {
     assert_eq!(problems("digits-dit-cfg-tiny.json", fdg()), [""; 0]);
     assert_eq!(problems("shapes-sd15-cfg-tiny.json", fdg()), [""; 0]);

@@ -6,15 +6,17 @@
 //! variance (2 - 2^(2 - 2s)) / (2s - 1). Neither is 2 / (1 + s), the variance of the powered law
 //! `p(x | c)^s p(x)^(1 - s)`.
 
-use framework::burn::tensor::{DType, Device, Tensor};
+use framework::burn::tensor::DType;
 use framework::network::backbone::{Backbone, Control};
 use framework::network::condition::Condition;
 use framework::plugin::{GuidancePlugin, SamplerPlugin};
+use framework::prelude::{Deserialize, Device, JsonSchema, Serialize, Tensor};
 use framework::process::diffusion::{Vp, VpConfig};
 use framework::process::path::NoisePath;
 use framework::process::{Input, Latent, LatentShape};
 use framework::random::{per_sample, tensor};
 use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+use framework::sampling::guidance::{Branch, Guidance, GuidanceNeeds, Guided, Moment, Trajectory, mix};
 use framework::sampling::sampler::{NoiseSource, SamplerStep};
 use serde_json::{Value, json};
 use unguided as _;
@@ -58,13 +60,53 @@ impl NoiseSource for Impulses {
     }
 }
 
+/// Guidance at another scale at each evaluation.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct PerStep {
+    /// Scale of each evaluation.
+    scales: Vec<f64>,
+}
+
+framework::register!(guidance "per_step" => PerStep);
+
+impl Guidance for PerStep {
+    fn needs(&self) -> GuidanceNeeds {
+        GuidanceNeeds { null: true, ..GuidanceNeeds::branches(2) }
+    }
+    fn start(&self) -> Box<dyn Trajectory> {
+        Box::new(self.clone())
+    }
+}
+
+impl Trajectory for PerStep {
+    fn branches(&mut self, _: &Moment) -> Vec<Branch> {
+        vec![Branch::given(), Branch::null()]
+    }
+    fn combine(&mut self, moment: &Moment, predictions: Vec<Tensor<3>>) -> Guided {
+        let [cond, null] = predictions.try_into().expect("two branches");
+        mix(cond, null, self.scales[moment.evaluation], moment.channels).into()
+    }
+}
+
 /// Returns the coefficient of each noise in the result, and the NFE.
 fn coefficients(sampler: Value, guidance: Value, timesteps: usize, draws: usize) -> (Vec<f64>, usize) {
+    coefficients_for(Some(0), sampler, guidance, timesteps, draws)
+}
+
+/// Returns the same for a class, or for the null condition.
+fn coefficients_for(
+    class: Option<usize>,
+    sampler: Value,
+    guidance: Value,
+    timesteps: usize,
+    draws: usize,
+) -> (Vec<f64>, usize) {
     let sampler: Box<dyn SamplerPlugin> = serde_json::from_value(sampler).unwrap();
     let rule: Box<dyn GuidancePlugin> = serde_json::from_value(guidance).unwrap();
     let vp = VpConfig { timesteps, ..VpConfig::default() }.process();
     let network = Exact(vp.clone());
-    let condition = Condition::Class(vec![Some(0); draws]);
+    let condition = Condition::Class(vec![class; draws]);
     let mut model =
         Denoiser::new(&network, &vp, &*rule, GuidanceNumbers::NONE, &condition, &LatentShape::values([1, 1], 1));
     let latent = sampler.sample(&mut model, &mut Impulses(draws), &mut |_: &SamplerStep<'_>| {});
@@ -142,4 +184,58 @@ fn ddim_is_the_first_order_of_dpm_solver_pp() {
         let (b, _) = coefficients(solver, cfg(scale), 50, 1);
         assert!((a[0] / b[0] - 1.0).abs() < 1e-12, "{} {}", a[0], b[0]);
     }
+}
+
+fn cfg_pp(lambda: f64) -> Value {
+    json!({ "type": "cfg_pp", "lambda": lambda })
+}
+
+/// The samplers that use a rule's second prediction.
+fn renoising() -> Vec<Value> {
+    let k = |method: &str| json!({ "type": "k_diffusion", "steps": 8, "method": method });
+    let solver = |order: usize| json!({ "type": "dpm_solver_pp", "steps": 8, "order": order });
+    vec![
+        json!({ "type": "ddim", "steps": 8 }),
+        solver(1),
+        solver(2),
+        k("euler"),
+        k("euler_ancestral"),
+        k("dpmpp2m"),
+        k("dpmpp2s_ancestral"),
+    ]
+}
+
+/// Asserts that two lists of coefficients agree to rounding.
+fn assert_same(got: &[f64], expected: &[f64], what: &str) {
+    let apart = got.iter().zip(expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f64::max);
+    assert!(apart < 1e-12, "{what}: {got:?} against {expected:?}");
+}
+
+#[test]
+fn cfg_plus_plus_at_weight_zero_is_unconditional_and_stays_for_equal_predictions() {
+    for sampler in renoising() {
+        let of = |class, rule| coefficients_for(class, sampler.clone(), rule, 1000, 9).0;
+        assert_same(&of(Some(0), cfg_pp(0.0)), &of(Some(0), cfg(0.0)), &sampler.to_string());
+        // Without a class, both predictions are the unconditional one.
+        assert_same(&of(None, cfg_pp(0.7)), &of(None, json!({ "type": "none" })), &sampler.to_string());
+        // At weight 1 the clean latent is the conditional one, but not the noise.
+        let (one, conditional) = (of(Some(0), cfg_pp(1.0)), of(Some(0), cfg(1.0)));
+        assert!((one[0] - conditional[0]).abs() > 1e-3, "{sampler}: {one:?} against {conditional:?}");
+    }
+}
+
+#[test]
+fn cfg_plus_plus_is_first_order_guidance_at_a_scale_per_step() {
+    let lambda = 0.6;
+    let euler = json!({ "type": "k_diffusion", "steps": 12, "method": "euler" });
+    let path = VpConfig { timesteps: 1000, ..VpConfig::default() }.process();
+    let sampler: samplers::KDiffusion = serde_json::from_value(json!({ "steps": 12, "method": "euler" })).unwrap();
+    let sigmas = sampler.sigmas(&path);
+    // The scale is lambda s / (s - s'); at the last step s' is 0.
+    let scales: Vec<f64> = sigmas.windows(2).map(|pair| lambda * pair[0] / (pair[0] - pair[1])).collect();
+    assert_eq!(scales.last(), Some(&lambda));
+    let (expected, _) = coefficients(euler.clone(), json!({ "type": "per_step", "scales": scales }), 1000, 1);
+    let (got, nfe) = coefficients(euler, cfg_pp(lambda), 1000, 1);
+    assert!((got[0] / expected[0] - 1.0).abs() < 1e-12, "{} against {}", got[0], expected[0]);
+    assert_eq!(nfe, 24);
 }

@@ -61,6 +61,9 @@ pub fn train(
     if !changes.free.is_empty() {
         watcher.say(&format!("changed since the run began: {}", changes.free.join(", ")));
     }
+    for warning in pipeline.objective.warnings() {
+        watcher.say(&format!("warning: {warning}"));
+    }
     let from = resumed(&run, &pipeline, options, watcher)?;
     pipeline.load(device)?;
     let dataset = pipeline.open_data()?;

@@ -62,6 +62,9 @@ pub fn check(options: &CheckOptions) -> Outcome {
         evaluations * pipeline.guidance.needs().most_branches,
         pipeline.guidance.needs().most_branches,
     ));
+    for warning in pipeline.objective.warnings() {
+        console::say(&format!("warning: {warning}"));
+    }
     let family = pipeline.backbone.process().family();
     if let Some(why) = pipeline.objective.extension(family) {
         console::say(&format!("extension    no paper defines this objective on a {} process: {why}", family.name()));

@@ -280,10 +280,14 @@ fn every_mutant_is_refuted_or_equivalent() {
         json!({ "type": "mg", "t_high": 1.0 }),
         json!({ "type": "distill" }),
         json!({ "type": "distill", "distance": "kullback_leibler" }),
+        json!({ "type": "autoguided" }),
         contrast(1.0, 2.0),
     ];
     let (mut refuted, mut equivalent, mut survivors) = (0, 0, Vec::new());
+    let mut table =
+        vec!["| objective | mutants refuted | equivalent | surviving |".to_string(), "|---|---|---|---|".to_string()];
     for entry in entries {
+        let before = (refuted, equivalent, survivors.len());
         let objective = objective(entry.clone());
         for mutation in Mutation::all() {
             let mut tried = Vec::new();
@@ -304,7 +308,11 @@ fn every_mutant_is_refuted_or_equivalent() {
                 }
             }
         }
+        let counts = (refuted - before.0, equivalent - before.1, survivors.len() - before.2);
+        table.push(format!("| {} | {} | {} | {} |", super::label(&entry), counts.0, counts.1, counts.2));
     }
+    table.push(format!("| all | {refuted} | {equivalent} | {} |", survivors.len()));
+    super::page::section("Mutants", &table);
     println!("{refuted} mutants refuted, {equivalent} equivalent, {} survive", survivors.len());
     assert!(survivors.is_empty(), "{survivors:#?}");
     assert!(refuted >= MUTANTS, "only {refuted} mutants were refuted");

@@ -62,6 +62,12 @@ pub trait Objective: Debug + Send + Sync {
         Problems::new()
     }
 
+    /// Returns what users should know before they train with these settings, although the settings are allowed.
+    /// `check` and `train` print it.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Returns what the pipeline must provide.
     fn needs(&self) -> Needs;
 

@@ -28,6 +28,7 @@ impl Optimum {
                     Against::MeanOfClasses => ", against the mean of all classes".into(),
                     Against::MeanOfOtherClasses => ", against the mean of all other classes".into(),
                     Against::Others => ", against all other conditions".into(),
+                    Against::Reference => ", against the reference".into(),
                     Against::Made { text, .. } => format!(", against {text}"),
                 };
                 let free = if tilt.free_normaliser { ", up to a factor that depends on c" } else { "" };
@@ -60,6 +61,8 @@ pub enum Against {
     MeanOfOtherClasses,
     /// The prediction for everything except the condition: `p(x | not c)`.
     Others,
+    /// The reference's prediction for the same condition: the tilt has another distribution at each of its two ends.
+    Reference,
     /// A contrast that the objective computes from the conditional and the unconditional prediction of a
     /// sample.
     Made {

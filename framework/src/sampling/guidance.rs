@@ -96,6 +96,8 @@ pub struct GuidanceNeeds {
     pub path: bool,
     /// Smallest side of the position grid that the rule needs, if it filters over positions; 0 = any latent.
     pub grid_side: usize,
+    /// Whether the rule returns a second prediction, whose noise the solver adds: [`Guided::renoise`].
+    pub renoise: bool,
     /// Class, from 0, that a branch uses instead of the requested one.
     pub class: Option<usize>,
 }
@@ -153,7 +155,8 @@ pub struct Moment {
 pub struct Guided {
     /// The guided prediction, `[B, position, channel]`.
     pub prediction: Tensor<3>,
-    /// The prediction used to add noise again after a step, if it differs (CFG++).
+    /// The prediction used to add noise again after a step, if it differs (CFG++). The rule states it in
+    /// [`GuidanceNeeds::renoise`]; only samplers with [`crate::sampling::sampler::Sampler::renoises`] use it.
     pub renoise: Option<Tensor<3>>,
 }
 

@@ -117,6 +117,12 @@ pub trait Sampler: Debug + Send + Sync {
         None
     }
 
+    /// Returns whether the sampler adds the noise of a rule's second prediction
+    /// ([`crate::sampling::guidance::Guided::renoise`]), if there is one.
+    fn renoises(&self) -> bool {
+        false
+    }
+
     /// Returns whether the sampler uses noise after the initial noise.
     fn is_stochastic(&self) -> bool {
         true

@@ -3,12 +3,14 @@
 #[cfg(test)]
 use framework_dylib as _;
 
+mod autoguided;
 mod cca;
 mod cfg;
 mod distill;
 mod gft;
 mod mg;
 
+pub use autoguided::Autoguided;
 pub use cca::{Cca, Contrast, Dpo, Negatives, SameCondition, Unlearning, Variant};
 pub use cfg::Cfg;
 pub use distill::{Distance, Distill};

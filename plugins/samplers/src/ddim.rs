@@ -69,6 +69,10 @@ impl Sampler for Ddim {
         }
     }
 
+    fn renoises(&self) -> bool {
+        true
+    }
+
     fn is_stochastic(&self) -> bool {
         self.eta > 0.0
     }

@@ -137,6 +137,11 @@ impl Sampler for DpmSolverPp {
         }
     }
 
+    fn renoises(&self) -> bool {
+        // No paper states the third order for two predictions.
+        self.order <= 2
+    }
+
     fn is_stochastic(&self) -> bool {
         false
     }

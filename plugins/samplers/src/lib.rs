@@ -45,6 +45,8 @@ pub(crate) struct Evaluated {
     pub eps: Tensor<3>,
     /// Clean latent that belongs to [`Evaluated::eps`]. It differs from `x` only for CFG++.
     pub x_of_eps: Tensor<3>,
+    /// Whether the rule returned a second prediction.
+    pub renoised: bool,
     /// Output channels after the latent's own, in [-1, 1]: a learned variance.
     pub extra: Option<Tensor<3>>,
 }
@@ -69,8 +71,9 @@ pub(crate) fn evaluate(model: &mut Denoiser<'_>, x_t: &Tensor<3>, t: f64, at: Co
     };
     let denoise = pair(guided.prediction);
     let renoise = guided.renoise.map(pair);
+    let renoised = renoise.is_some();
     let (x_of_eps, eps) = renoise.map_or((denoise.x.clone(), denoise.eps), |pair| (pair.x, pair.eps));
-    Evaluated { x: denoise.x, eps, x_of_eps, extra }
+    Evaluated { x: denoise.x, eps, x_of_eps, renoised, extra }
 }
 
 /// Returns a problem at `/steps` if `steps` is 0.

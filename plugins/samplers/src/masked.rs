@@ -100,6 +100,10 @@ impl Sampler for Masked {
         problems
     }
 
+    fn renoises(&self) -> bool {
+        self.head.renoises()
+    }
+
     fn needs_variance(&self) -> Option<&'static str> {
         self.head.needs_variance().map(|_| "/head")
     }

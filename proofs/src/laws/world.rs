@@ -262,6 +262,7 @@ impl World {
             Against::MeanOfClasses => mean((0..CONDITIONS).collect()),
             Against::MeanOfOtherClasses => mean((0..CONDITIONS).filter(|c| *c != condition).collect()),
             Against::Others => self.minimiser(input, &|c| f64::from(u8::from(c != condition))),
+            Against::Reference => self.referred(Some(condition), input).to_vec(),
             Against::Made { from, .. } => from(&of(tilt.of, Some(condition)), &of(tilt.of, None)),
         };
         let scale = (tilt.scale)(guidance, self.progress_at(input));

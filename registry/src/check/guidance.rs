@@ -104,6 +104,18 @@ pub(super) fn needs(document: &Document) -> Problems {
         let what = format!("guidance \"{guidance}\" needs gradients; sampling computes none");
         problems.push(Problem::new("/guidance", what).accepts("a rule that needs only predictions"));
     }
+    if needs.renoise && !document.sampler.renoises() {
+        let what = format!(
+            "guidance \"{guidance}\" hands a second prediction to the sampler; sampler \"{}\" with these settings uses \
+             one",
+            document.sampler.typetag_name()
+        );
+        let problem = Problem::new("/guidance", what).and_at("/sampler");
+        problems.push(problem.accepts(
+            "ddim, dpm_solver_pp of order 1 or 2, or k_diffusion with euler, euler_ancestral, dpmpp2m or \
+             dpmpp2s_ancestral",
+        ));
+    }
     if needs.most_branches == 0 {
         let what = format!("guidance \"{guidance}\" declares that it evaluates no branch");
         problems.push(Problem::new("/guidance", what).accepts("a rule with at least one branch"));

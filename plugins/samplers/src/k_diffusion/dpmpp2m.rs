@@ -1,6 +1,6 @@
 //! Second order in the clean latent, with the previous step's prediction: DPM++ 2M. Source: arXiv:2211.01095, alg. 2.
 
-use super::network::{Seen, Step, toward};
+use super::network::{Seen, Step, jumped, toward};
 use framework::prelude::*;
 
 /// Steps from `y` at `step.from`. `before` holds the clean latent of the previous step.
@@ -12,6 +12,10 @@ pub(super) fn step(y: Tensor<3>, seen: Seen, step: Step<'_>, before: &mut Option
         }
         _ => seen.clean.clone(),
     };
-    *before = Some(seen.clean);
-    toward(y, clean, step.from, step.to)
+    // CFG++ compares with the second prediction of the previous step, and starts from its noise.
+    *before = Some(match &seen.jump {
+        Some(jump) => seen.clean - jump.clone(),
+        None => seen.clean,
+    });
+    toward(jumped(y, seen.jump), clean, step.from, step.to)
 }

@@ -2,7 +2,7 @@
 //! k-diffusion's code.
 
 use super::euler;
-use super::network::{Network, Seen, Step, toward};
+use super::network::{Network, Seen, Step, jumped, toward};
 use framework::prelude::*;
 
 /// Steps from `y` at `step.from` to `step.to`, the sigma below the next one. The last step, to clean data, is Euler's.
@@ -11,6 +11,7 @@ pub(super) fn step(network: &mut Network<'_, '_>, y: Tensor<3>, seen: Seen, step
         return euler::step(y, seen, step);
     }
     let middle = (step.from * step.to).sqrt();
+    let y = jumped(y, seen.jump);
     let there = network.see(&toward(y.clone(), seen.clean, step.from, middle), middle);
     toward(y, there.clean, step.from, step.to)
 }

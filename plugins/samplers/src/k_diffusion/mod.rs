@@ -158,6 +158,10 @@ impl Sampler for KDiffusion {
         problems
     }
 
+    fn renoises(&self) -> bool {
+        !matches!(self.method, KMethod::Heun | KMethod::Dpm2 | KMethod::Lms)
+    }
+
     fn is_stochastic(&self) -> bool {
         self.is_ancestral() || self.churn.is_some_and(|churn| churn.amount > 0.0)
     }

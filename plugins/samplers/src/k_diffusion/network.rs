@@ -18,7 +18,19 @@ pub(super) struct Network<'a, 'b> {
 /// Prediction at a sigma: the clean latent and the slope `d y / d s`.
 pub(super) struct Seen {
     pub clean: Tensor<3>,
+    /// If the rule returns a second prediction (CFG++), the slope of that one.
     pub slope: Tensor<3>,
+    /// Clean latent minus that of the second prediction, if there is one.
+    pub jump: Option<Tensor<3>>,
+}
+
+/// Adds the jump to the clean latent of the first prediction. With the slope of the second
+/// prediction, `y = D' + s eps'`, so a step to s' that starts at `y + D - D'` ends at `D + s' eps'`.
+pub(super) fn jumped(y: Tensor<3>, jump: Option<Tensor<3>>) -> Tensor<3> {
+    match jump {
+        Some(jump) => y + jump,
+        None => y,
+    }
 }
 
 impl Network<'_, '_> {
@@ -34,7 +46,8 @@ impl Network<'_, '_> {
         let table = self.path.table().unwrap_or_default() as f64;
         let told = if self.quantize { (t * table).round().max(1.0) / table } else { t };
         let predicted = evaluate(self.model, &(y.clone() * at.alpha), told, at, false);
-        Seen { clean: predicted.x, slope: predicted.eps }
+        let jump = predicted.renoised.then(|| predicted.x.clone() - predicted.x_of_eps);
+        Seen { clean: predicted.x, slope: predicted.eps, jump }
     }
 }
 
