@@ -243,6 +243,8 @@ fn feature_spaces_conform() {
 
     let pixels = json!({ "type": "pixels" });
     holds(&pixels, conformance::features(&pixels, [3, 4, 5]));
+    let digits = json!({ "type": "digits" });
+    holds(&digits, conformance::features(&digits, [1, 8, 8]));
 
     let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
     let file = folder.path().join("inception.safetensors");
@@ -265,5 +267,5 @@ fn every_feature_space_is_held_to_the_conformance_of_its_kind() {
     let names: Vec<&str> =
         registry.entries().iter().filter(|entry| entry.kind == Kind::Features).map(|entry| entry.name).collect();
     // A new space is added to `feature_spaces_conform` and here.
-    assert_eq!(names, ["inception_v3", "pixels"]);
+    assert_eq!(names, ["digits", "inception_v3", "pixels"]);
 }

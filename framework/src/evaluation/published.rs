@@ -36,7 +36,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
         arrays.insert(name.to_string(), array(&mut entry).map_err(|e| wrong(format!("`{name}`: {e}")))?);
     }
     if arrays.is_empty() {
-        let found: Vec<&str> = archive.file_names().collect();
+        let found: Vec<String> = archive.file_names().filter_map(|name| Some(name.ok()?.into_owned())).collect();
         return Err(wrong(format!("it has no `mu`; its entries are {}", found.join(", "))));
     }
     Ok(arrays)

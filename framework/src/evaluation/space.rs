@@ -120,10 +120,12 @@ impl Space {
     /// If the images do not fit the network.
     pub fn of(&self, images: &Images) -> Result<FeatureBatch> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some((values, features)) if *values == images.values => return Ok(features.clone()),
-            _ => *last = None,
+        if let Some((values, features)) = &*last
+            && *values == images.values
+        {
+            return Ok(features.clone());
         }
+        *last = None;
         let features = self.extract(images)?;
         *last = Some((images.values.clone(), features.clone()));
         Ok(features)

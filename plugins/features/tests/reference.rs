@@ -42,11 +42,11 @@ fn weights(name: &str, shape: Vec<usize>) -> TensorData {
 /// Writes the network's weights by the formula, as a file with the official names.
 fn write(path: &FilePath) {
     let config = InceptionV3::default();
-    let (network, names) = (config.init(&Device::flex()), &config.formats()[0]);
+    let (network, formats) = (config.init(&Device::flex()), config.formats());
     let tensors: Vec<(String, TensorData)> = parameters::parameters(&network)
         .into_iter()
         .map(|(own, shape, _)| {
-            let name = (names.of)(&own).name;
+            let name = (formats[0].of)(&own).name;
             let shape = if name == "fc.weight" { vec![shape[1], shape[0]] } else { shape };
             (name.clone(), weights(&name, shape))
         })
