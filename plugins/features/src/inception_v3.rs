@@ -9,7 +9,7 @@
 //! Source: arXiv:1512.00567; arXiv:1706.08500 for its use; arXiv:2103.03841 for the spatial features.
 //! Shapes: `[B, 1 or 3, H, W]` to `[B, 2048]`.
 
-use crate::resize::Resizing;
+use crate::resize::{Resizing, grey_to_rgb, levels};
 use framework::burn::module::{Module, Param};
 use framework::burn::tensor::module::{avg_pool2d, conv2d, max_pool2d};
 use framework::burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
@@ -287,13 +287,9 @@ struct Folded {
 }
 
 impl Folded {
-    /// Converts values in [-1, 1] to the network's input. The published codes read images of 8 bits, so values are
-    /// rounded to 256 levels.
+    /// Converts values in [-1, 1] to the network's input.
     fn input(&self, images: Tensor<4>) -> Tensor<4> {
-        let [batch, channels, height, width] = images.dims();
-        let levels = ((images + 1.0) * 127.5).round().clamp(0.0, 255.0);
-        let levels = if channels == 1 { levels.expand([batch, 3, height, width]) } else { levels };
-        let resized = self.resize.resize(levels, SIDE);
+        let resized = self.resize.resize(grey_to_rgb(levels(images)), [SIDE, SIDE]);
         match self.resize {
             Resizing::Bilinear => resized / 127.5 - 1.0,
             Resizing::BilinearTf1 => (resized - 128.0) / 128.0,

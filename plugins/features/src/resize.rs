@@ -32,21 +32,41 @@ impl Resizing {
         weights
     }
 
-    /// Resizes images to `side` by `side` pixels. Shapes: `[B, C, H, W]` to `[B, C, side, side]`.
-    pub fn resize(self, x: Tensor<4>, side: usize) -> Tensor<4> {
+    /// Resizes images. Shapes: `[B, C, H, W]` to `[B, C, to[0], to[1]]`.
+    pub fn resize(self, x: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
-        if [height, width] == [side, side] {
+        if [height, width] == to {
             return x;
         }
         // Resizes the last axis and swaps it with the previous one.
-        let axis = |x: Tensor<4>, other: usize, from: usize| {
-            let weights: Vec<f32> = self.weights(from, side).into_iter().map(|weight| weight as f32).collect();
-            let weights = Tensor::<2>::from_data(TensorData::new(weights, [side, from]), &x.device());
+        let axis = |x: Tensor<4>, other: usize, from: usize, to: usize| {
+            let weights: Vec<f32> = self.weights(from, to).into_iter().map(|weight| weight as f32).collect();
+            let weights = Tensor::<2>::from_data(TensorData::new(weights, [to, from]), &x.device());
             let resized = x.reshape([batch * channels * other, from]).matmul(weights.transpose());
-            resized.reshape([batch, channels, other, side]).swap_dims(2, 3)
+            resized.reshape([batch, channels, other, to]).swap_dims(2, 3)
         };
-        axis(axis(x, height, width), side, height)
+        axis(axis(x, height, width, to[1]), to[1], height, to[0])
     }
+
+    /// Resizes the shorter side of images to `side` pixels and cuts out the centre. Shapes: `[B, C, H, W]` to
+    /// `[B, C, side, side]`.
+    pub fn resize_and_crop(self, x: Tensor<4>, side: usize) -> Tensor<4> {
+        let [.., height, width] = x.dims();
+        let shorter = height.min(width).max(1);
+        let to = [height, width].map(|length| side * length / shorter);
+        self.resize(x, to).narrow(2, (to[0] - side) / 2, side).narrow(3, (to[1] - side) / 2, side)
+    }
+}
+
+/// Converts values in [-1, 1] to the 256 levels of an image file, because the published codes read such files.
+pub fn levels(images: Tensor<4>) -> Tensor<4> {
+    ((images + 1.0) * 127.5).round().clamp(0.0, 255.0)
+}
+
+/// Repeats the channel of grey images. Shapes: `[B, 1 or 3, H, W]` to `[B, 3, H, W]`.
+pub fn grey_to_rgb(images: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = images.dims();
+    if channels == 1 { images.expand([batch, 3, height, width]) } else { images }
 }
 
 /// Sets the weights of the two pixels around `place`.
