@@ -93,7 +93,7 @@ struct Network {
 impl Extractor for Network {
     fn extract(&self, images: Tensor<4>) -> Result<Extracted> {
         let maps = self.convolutions.iter().fold(images, |x, layer| {
-            let options = ConvOptions::new_with_padding([layer.stride; 2], [1, 1], [1, 1], 1);
+            let options = ConvOptions::new_with_padding([layer.stride; 2], [(1, 1); 2], [1, 1], 1);
             relu(conv2d(x, layer.weight.clone(), Some(layer.bias.clone()), options))
         });
         let affine = |x: Tensor<2>, (weight, bias): &(Tensor<2>, Tensor<1>)| {

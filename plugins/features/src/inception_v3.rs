@@ -272,7 +272,7 @@ struct Convolution {
 
 impl Convolution {
     fn forward(&self, x: Tensor<4>, stride: usize, padding: [usize; 2]) -> Tensor<4> {
-        let options = ConvOptions::new_with_padding([stride; 2], padding, [1, 1], 1);
+        let options = ConvOptions::new_with_padding([stride; 2], padding.map(|zeros| (zeros, zeros)), [1, 1], 1);
         let y = conv2d(x, self.weight.clone(), Some(self.bias.clone()), options);
         framework::burn::tensor::activation::relu(y)
     }
