@@ -3,6 +3,7 @@
 use conditioners as _;
 use data as _;
 use dit as _;
+use features as _;
 #[cfg(feature = "shared")]
 use framework_dylib as _;
 use guidance as _;

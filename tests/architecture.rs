@@ -229,9 +229,17 @@ fn every_room_opens_with_what_it_contains_and_what_can_change_there() {
 fn the_framework_depends_on_nothing_that_only_tests_proofs_or_pictures_need() {
     let manifest: toml::Table = fs::read_to_string(root().join("framework/Cargo.toml")).unwrap().parse().unwrap();
     let dependencies = manifest["dependencies"].as_table().unwrap();
-    for name in
-        ["proptest", "plotters", "image", "epaint_default_fonts", "jsonschema", "petgraph", "nalgebra", "indicatif"]
-    {
+    for name in [
+        "proptest",
+        "plotters",
+        "image",
+        "epaint_default_fonts",
+        "jsonschema",
+        "petgraph",
+        "nalgebra",
+        "faer",
+        "indicatif",
+    ] {
         assert!(!dependencies.contains_key(name), "framework depends on {name}");
     }
     let ours = ["registry", "proofs", "run_folder", "scenes", "objectives", "samplers", "guidance", "data", "metrics"];

@@ -124,6 +124,7 @@ chapters! {
     writing_a_conditioner_works: "conditioner",
     published_checkpoints_works: "published-checkpoints",
     sampling_works: "sampling",
+    measuring_samples_works: "evaluation",
     laws_works: "laws",
 }
 

@@ -1,4 +1,4 @@
-//! Every registered objective, backbone, sampler and tokenizer passes the conformance suite of its kind. One line per
+//! Every registered objective, backbone, sampler, tokenizer and feature space passes the conformance suite of its kind. One line per
 //! plugin.
 
 use framework::plugin::Kind;
@@ -230,4 +230,48 @@ fn tokenizers_conform() {
     let var: VarVqvae = serde_json::from_value(fields).unwrap();
     fill(var.init(&device), &var.formats()[0], &file);
     holds(&entry, conformance::tokenizer(&entry, [3, 12, 12]));
+}
+
+/// Feature spaces that load weights read them from official files with random weights.
+#[test]
+fn feature_spaces_conform() {
+    use features::InceptionV3;
+    use framework::burn::tensor::Device;
+    use framework::checkpoint::official;
+    use framework::nn::parameters::{self, Init};
+    use framework::random::Random;
+
+    let pixels = json!({ "type": "pixels" });
+    holds(&pixels, conformance::features(&pixels, [3, 4, 5]));
+    let digits = json!({ "type": "digits" });
+    holds(&digits, conformance::features(&digits, [1, 8, 8]));
+
+    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let file = folder.path().join("inception.safetensors");
+    let inception = InceptionV3::default();
+    let draw = |path: &str, shape: &[usize]| match path.rsplit('.').next() {
+        Some("running_var") => Init::Ones,
+        Some("weight") if shape.len() == 4 => Init::Normal((2.0 / shape[1..].iter().product::<usize>() as f64).sqrt()),
+        Some("weight") if shape.len() == 1 => Init::Ones,
+        _ => Init::Normal(0.1),
+    };
+    let network = parameters::initialize(inception.init(&device), &Random::new(0), &draw);
+    official::save(&network, &inception.formats()[0], &file).unwrap();
+    let clip = json!({
+        "type": "clip_image", "path": goldens::path("evaluation_clip_weights.safetensors"), "image_size": 28,
+        "patch_size": 7, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 4,
+        "projection_dim": 16
+    });
+    holds(&clip, conformance::features(&clip, [1, 9, 12]));
+    let entry = json!({ "type": "inception_v3", "path": file });
+    holds(&entry, conformance::features(&entry, [3, 16, 20]));
+}
+
+#[test]
+fn every_feature_space_is_held_to_the_conformance_of_its_kind() {
+    let registry = Registry::linked();
+    let names: Vec<&str> =
+        registry.entries().iter().filter(|entry| entry.kind == Kind::Features).map(|entry| entry.name).collect();
+    // A new space is added to `feature_spaces_conform` and here.
+    assert_eq!(names, ["clip_image", "digits", "inception_v3", "pixels"]);
 }

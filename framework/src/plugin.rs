@@ -5,6 +5,7 @@
 
 use crate::data::dataset::DatasetConfig;
 use crate::data::tokenizer::Tokenizer;
+use crate::evaluation::features::Features;
 use crate::evaluation::metric::Metric;
 use crate::network::backbone::BackboneConfig;
 use crate::network::conditioner::Conditioner;
@@ -31,11 +32,13 @@ pub enum Kind {
     Guidance,
     /// `metrics`
     Metric,
+    /// `features` of a metric
+    Features,
 }
 
 impl Kind {
     /// All kinds, in the order of the document.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Data,
         Self::Tokenizer,
         Self::Conditioner,
@@ -44,6 +47,7 @@ impl Kind {
         Self::Sampler,
         Self::Guidance,
         Self::Metric,
+        Self::Features,
     ];
 
     /// Returns the kind's name in messages and in the schema.
@@ -57,6 +61,7 @@ impl Kind {
             Self::Sampler => "sampler",
             Self::Guidance => "guidance",
             Self::Metric => "metric",
+            Self::Features => "features",
         }
     }
 }
@@ -164,6 +169,8 @@ slots! {
     GuidancePlugin: Guidance, CloneGuidance;
     /// A registered metric.
     MetricPlugin: Metric, CloneMetric;
+    /// A registered feature space.
+    FeaturesPlugin: Features, CloneFeatures;
 }
 
 /// Makes a type available under its JSON name: `register!(objective "gft" => Gft, "arXiv:2501.15420");`
@@ -180,6 +187,7 @@ macro_rules! register {
     (sampler $($rest:tt)*) => { $crate::register!(@ Sampler SamplerPlugin $($rest)*); };
     (guidance $($rest:tt)*) => { $crate::register!(@ Guidance GuidancePlugin $($rest)*); };
     (metric $($rest:tt)*) => { $crate::register!(@ Metric MetricPlugin $($rest)*); };
+    (features $($rest:tt)*) => { $crate::register!(@ Features FeaturesPlugin $($rest)*); };
     (@ $kind:ident $plugin:ident $name:literal => $type:ty $(, $paper:literal)* $(,)?) => {
         const _: () = {
             // typetag's expansion refers to its own crate by name. This import spares the plugin that

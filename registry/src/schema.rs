@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 pub(crate) const STRICT_INTEGER: &str = "strictInteger";
 
 /// The name of each slot in the schema of a plugin that contains another plugin.
-const SLOTS: [(&str, Kind); 8] = [
+const SLOTS: [(&str, Kind); 9] = [
     ("dataset", Kind::Data),
     ("tokenizer", Kind::Tokenizer),
     ("conditioner", Kind::Conditioner),
@@ -23,6 +23,7 @@ const SLOTS: [(&str, Kind); 8] = [
     ("sampler", Kind::Sampler),
     ("guidance", Kind::Guidance),
     ("metric", Kind::Metric),
+    ("features", Kind::Features),
 ];
 
 /// Builds the schema, draft 2020-12, of a document that may use `entries`.

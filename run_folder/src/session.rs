@@ -66,6 +66,7 @@ pub fn train(
     }
     let from = resumed(&run, &pipeline, options, watcher)?;
     pipeline.load(device)?;
+    pipeline.load_metrics(device)?;
     let dataset = pipeline.open_data()?;
     for warning in dataset.warnings() {
         watcher.say(&format!("warning: {warning}"));

@@ -42,6 +42,7 @@ fn slot(kind: Kind) -> &'static str {
         Kind::Sampler => "Samplers: `sampler`",
         Kind::Guidance => "Guidance rules: `guidance`",
         Kind::Metric => "Metrics: `metrics`",
+        Kind::Features => "Feature spaces: `features` of a metric",
     }
 }
 

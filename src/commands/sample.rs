@@ -82,6 +82,9 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
     pipeline.load(&device)?;
+    if options.metrics {
+        pipeline.load_metrics(&device)?;
+    }
     frozen::load_weak(&mut pipeline, &device)?;
     start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
     let network = pipeline.restore(checkpoint.model, &device)?;

@@ -3,8 +3,8 @@
 use crate::data::tokenizer::ImageShape;
 use crate::error::{Problems, Result};
 use crate::evaluation::images::Images;
+use crate::evaluation::space::Spaces;
 use crate::evaluation::statistics::Statistics;
-use burn::tensor::Device;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -42,19 +42,30 @@ pub trait Metric: Debug + Send + Sync {
         Problems::new()
     }
 
-    /// Returns the smallest number of samples, of `width` values each, that the metric can measure.
-    fn least_samples(&self, width: usize) -> usize {
-        let _ = width;
+    /// Returns the smallest number of samples of this shape that the metric can measure.
+    fn least_samples(&self, image: ImageShape) -> usize {
+        let _ = image;
         1
     }
 
-    /// Loads the weights of the metric's features, once, before it measures.
+    /// Loads the metric's features, once, before it measures. [`Spaces`] shares them with other metrics.
     ///
     /// # Errors
     /// If a file is missing or does not fit.
-    fn load(&mut self, device: &Device) -> Result<()> {
-        let _ = device;
+    fn load(&mut self, spaces: &mut Spaces) -> Result<()> {
+        let _ = spaces;
         Ok(())
+    }
+
+    /// Returns the name of the statistics that [`Metric::reference`] computes. Metrics with the same name share one
+    /// copy. `None` = not shared.
+    fn statistics(&self) -> Option<String> {
+        None
+    }
+
+    /// Returns which tensors of the statistics the published `.npz` files of statistics contain: our name, their name.
+    fn published(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
     }
 
     /// Starts to accumulate the real images that samples are compared with.

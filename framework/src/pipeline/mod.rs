@@ -14,6 +14,7 @@ use crate::data::tokenizer::{ImageShape, Tokenizer};
 use crate::error::{Error, Problem, Result};
 use crate::evaluation::images::Images;
 use crate::evaluation::metric::Metric;
+use crate::evaluation::space::Spaces;
 use crate::interrupt;
 use crate::network::backbone::{BackboneConfig, BoxBackbone};
 use crate::network::condition::Condition;
@@ -117,6 +118,15 @@ impl Pipeline {
             Some(conditioner) => conditioner.load(device),
             None => Ok(()),
         }
+    }
+
+    /// Loads the features of the metrics. Called once, before they measure.
+    ///
+    /// # Errors
+    /// If a file is missing or does not fit, or a metric panics.
+    pub fn load_metrics(&mut self, device: &Device) -> Result<()> {
+        let (who, mut spaces) = (self.name(Kind::Metric).to_string(), Spaces::new(device));
+        self.metrics.iter_mut().try_for_each(|metric| blame::caught(&who, || metric.load(&mut spaces))?)
     }
 
     /// Computes the latents of a batch, in f32.

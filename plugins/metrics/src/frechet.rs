@@ -1,49 +1,47 @@
 //! Frechet distance between two Gaussians, fitted to samples and to real images in a chosen feature space.
 //!
-//!   d = |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)),   tr (S1 S2)^(1/2) = tr (S1^(1/2) S2 S1^(1/2))^(1/2)
+//!   d = |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 //!
-//! Covariances divide by count - 1; all computations use f64.
-//! Source: arXiv:1706.08500, eq. 6. The paper uses Inception features. Distances in different feature spaces are not
-//! comparable, so the name of each measurement includes its space.
+//! Covariances divide by count - 1.
+//! Source: arXiv:1706.08500, eq. 6. With the features `inception_v3` the distance is the FID. Distances in different
+//! feature spaces are not comparable, so the name of each measurement includes its space.
 
-use crate::neighbours::{finite, too_few};
+use crate::gaussian::{Gaussian, MOST_DIMENSIONS, Moments, Reservoir, data, matrix};
+use crate::in_space::{self, Loaded, Part};
+use crate::neighbours::too_few;
+use faer::Mat;
 use framework::burn::tensor::TensorData;
+use framework::data::tokenizer::ImageShape;
 use framework::error::{Error, Problems, Result};
 use framework::evaluation::images::Images;
 use framework::evaluation::metric::{Accumulator, Measurement, Metric, Reference};
+use framework::evaluation::space::{Rows, Spaces};
 use framework::evaluation::statistics::Statistics;
+use framework::plugin::FeaturesPlugin;
 use framework::prelude::*;
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Frechet distance between samples and real images, 0 or more; lower is better.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// Frechet distance between samples and real images, 0 or more; lower is better. In the space `inception_v3` it is the
+/// FID.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Frechet {
     /// Feature space in which images are compared. There must be more samples, and more real images, than
     /// dimensions.
-    #[serde(default)]
-    pub features: Features,
+    pub features: Box<dyn FeaturesPlugin>,
+    /// Number of principal directions of the real images to which the features are reduced, not whitened; at least 1
+    /// and at most the number of dimensions of the space. null = all dimensions, at most 4,096. In a space of more
+    /// than 4,096 dimensions, the directions are those of at most 4,096 real images, chosen at random.
+    #[schemars(range(min = 1))]
+    pub components: Option<usize>,
+    #[serde(skip)]
+    space: Loaded,
 }
 
-/// A feature space.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Features {
-    /// The values of the images.
-    Pixels {},
-    /// The principal directions of the real images, not whitened.
-    Pca {
-        /// Number of directions, at least 1 and at most the number of values per image.
-        #[schemars(range(min = 1))]
-        components: usize,
-    },
-}
-
-impl Default for Features {
+impl Default for Frechet {
     fn default() -> Self {
-        Self::Pixels {}
+        Self { features: in_space::pixels(), components: None, space: Loaded::default() }
     }
 }
 
@@ -51,247 +49,253 @@ framework::register!(metric "frechet" => Frechet, "arXiv:1706.08500");
 
 impl Metric for Frechet {
     fn check(&self) -> Problems {
-        match self.features {
-            Features::Pca { components: 0 } => {
-                vec![Problem::new("/features/components", "`components` is 0").accepts("1 or more")]
-            }
-            _ => Problems::new(),
+        let mut problems = in_space::check(&*self.features);
+        if self.components == Some(0) {
+            problems.push(Problem::new("/components", "`components` is 0").accepts("1 or more"));
         }
+        problems
     }
 
-    fn least_samples(&self, width: usize) -> usize {
-        match self.features {
-            Features::Pixels {} => width + 1,
-            Features::Pca { components } => components + 1,
+    fn check_image(&self, image: ImageShape) -> Problems {
+        let (mut problems, dimensions) =
+            (in_space::check_image(&*self.features, image), self.features.widths(image).vector);
+        match self.components {
+            None if dimensions > MOST_DIMENSIONS => {
+                let what = format!("the features have {dimensions} dimensions, too many for their covariance");
+                let problem = Problem::new("/features", what).accepts(format!("at most {MOST_DIMENSIONS} dimensions"));
+                problems.push(problem.fix("set `components` to 32, or choose other features"));
+            }
+            Some(components) if components > dimensions => {
+                let what = format!("`components` = {components}, but the features have {dimensions} dimensions");
+                problems.push(Problem::new("/components", what).accepts(format!("1 to {dimensions}")));
+            }
+            _ => {}
         }
+        problems
+    }
+
+    fn least_samples(&self, image: ImageShape) -> usize {
+        self.comparison().least(self.features.widths(image).vector)
+    }
+
+    fn load(&mut self, spaces: &mut Spaces) -> Result<()> {
+        self.space.load(&*self.features, spaces)
+    }
+
+    fn statistics(&self) -> Option<String> {
+        Some(self.name())
+    }
+
+    fn published(&self) -> &'static [(&'static str, &'static str)] {
+        if self.components.is_some() { &[] } else { &[(MEAN, "mu"), (COVARIANCE, "sigma")] }
     }
 
     fn reference(&self) -> Box<dyn Reference> {
-        Box::new(Real { metric: self.clone(), moments: None })
+        self.comparison().reference()
     }
 
     fn start(&self, reference: Arc<Statistics>) -> Result<Box<dyn Accumulator>> {
-        reference.expect(&self.name())?;
-        let real = Gaussian::from_statistics(&reference)?;
-        let directions = match self.features {
-            Features::Pixels {} => None,
-            Features::Pca { .. } => Some(matrix(reference.tensor(DIRECTIONS)?)),
-        };
-        Ok(Box::new(Samples { metric: self.clone(), real, directions, width: None, moments: None }))
+        self.comparison().start(&reference)
     }
 }
 
-/// Names of the tensors of the statistics.
-const MEAN: &str = "mean";
-const COVARIANCE: &str = "covariance";
+/// Name of the mean in the statistics.
+pub const MEAN: &str = "mean";
+/// Name of the covariance in the statistics.
+pub const COVARIANCE: &str = "covariance";
 const DIRECTIONS: &str = "directions";
 
 impl Frechet {
     /// Returns the name of the measurement, which includes the feature space.
     fn name(&self) -> String {
-        match self.features {
-            Features::Pixels {} => "frechet_pixels".to_string(),
-            Features::Pca { components } => format!("frechet_pca_{components}"),
+        match self.components {
+            None => format!("frechet_{}", self.features.space()),
+            Some(components) => format!("frechet_{}_pca_{components}", self.features.space()),
+        }
+    }
+
+    fn comparison(&self) -> Comparison {
+        let (space, components) = (self.space.clone(), self.components);
+        Comparison {
+            metric: "frechet",
+            name: self.name(),
+            space,
+            part: |batch| Some(batch.vectors.clone()),
+            components,
         }
     }
 }
 
-/// The real images so far, in pixels.
+/// A Frechet distance between one part of the features of samples and of real images.
+#[derive(Clone)]
+pub struct Comparison {
+    /// Name of the metric in messages.
+    pub metric: &'static str,
+    /// Name of the measurement and of the statistics.
+    pub name: String,
+    /// The feature space.
+    pub space: Loaded,
+    /// The compared part of its features.
+    pub part: Part,
+    /// See [`Frechet::components`].
+    pub components: Option<usize>,
+}
+
+impl Comparison {
+    /// Starts to accumulate real images.
+    pub fn reference(self) -> Box<dyn Reference> {
+        Box::new(Real { comparison: self, fit: None })
+    }
+
+    /// Starts to accumulate samples.
+    ///
+    /// # Errors
+    /// If the statistics are of another metric or another setting.
+    pub fn start(self, reference: &Statistics) -> Result<Box<dyn Accumulator>> {
+        reference.expect(&self.name)?;
+        let real =
+            Gaussian { mean: matrix(reference.tensor(MEAN)?), covariance: matrix(reference.tensor(COVARIANCE)?) };
+        let directions = match self.components {
+            None => None,
+            Some(_) => Some(matrix(reference.tensor(DIRECTIONS)?)),
+        };
+        Ok(Box::new(Samples { comparison: self, real, directions, moments: None }))
+    }
+
+    fn of(&self, name: &str, images: &Images, seen: usize) -> Result<Arc<Rows>> {
+        let features = self.space.of(self.metric, name, images, seen)?;
+        (self.part)(&features)
+            .ok_or_else(|| Error::Run(format!("the features of metric \"{}\" have no such part", self.metric)))
+    }
+
+    /// Returns the smallest number of images for features of this number of dimensions.
+    fn least(&self, dimensions: usize) -> usize {
+        self.components.unwrap_or(dimensions) + 1
+    }
+}
+
+/// What is kept of the real images.
+enum Fit {
+    /// The covariance of all of them.
+    Covariance(Moments),
+    /// Some of them, because a covariance would be too large.
+    Gram(Reservoir),
+}
+
+/// The real images so far, in the feature space.
 struct Real {
-    metric: Frechet,
-    moments: Option<Moments>,
+    comparison: Comparison,
+    fit: Option<Fit>,
+}
+
+impl Real {
+    /// Returns the number of images.
+    fn count(&self) -> usize {
+        match &self.fit {
+            None => 0,
+            Some(Fit::Covariance(moments)) => moments.count,
+            Some(Fit::Gram(reservoir)) => reservoir.seen,
+        }
+    }
 }
 
 impl Reference for Real {
     fn update(&mut self, images: &Images) -> Result<()> {
-        let seen = self.moments.as_ref().map_or(0, |moments| moments.count);
-        finite("frechet", "real image", images, seen)?;
-        let moments = self.moments.get_or_insert_with(|| Moments::new(images.width()));
-        moments.add(&rows(images));
+        let vectors = self.comparison.of("real image", images, self.count())?;
+        let fit = self.fit.get_or_insert_with(|| match self.comparison.components {
+            Some(_) if vectors.width > MOST_DIMENSIONS => Fit::Gram(Reservoir::new(vectors.width)),
+            _ => Fit::Covariance(Moments::new(vectors.width)),
+        });
+        match fit {
+            Fit::Covariance(moments) => moments.add(&vectors.values),
+            Fit::Gram(reservoir) => reservoir.add(&vectors.values),
+        }
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Result<Statistics> {
-        let Self { metric, moments } = *self;
-        let width = moments.as_ref().map_or(0, |moments| moments.mean.len());
-        let (least, count) = (metric.least_samples(width), moments.as_ref().map_or(0, |moments| moments.count));
-        let Some(moments) = moments.filter(|moments| moments.count >= least) else {
-            return Err(too_few("frechet", "real image", least, count));
+        let (count, Self { comparison, fit }) = (self.count(), *self);
+        let dimensions = match &fit {
+            Some(Fit::Covariance(moments)) => moments.dimensions(),
+            _ => 0,
         };
-        let mut gaussian = moments.gaussian();
-        let mut tensors = BTreeMap::new();
-        if let Features::Pca { components } = metric.features {
-            if components > width {
-                let what = format!("`components` = {components}, but an image has {width} values");
-                return Err(Error::Run(format!("metric \"frechet\": {what}; use at most that many")));
+        let least = comparison.least(dimensions);
+        let Some(fit) = fit.filter(|_| count >= least) else {
+            return Err(too_few(comparison.metric, "real image", least, count));
+        };
+        let (directions, gaussian) = match (fit, comparison.components) {
+            (Fit::Covariance(moments), None) => (None, moments.gaussian()),
+            (Fit::Covariance(moments), Some(components)) => {
+                if components > dimensions {
+                    let what = format!("`components` = {components}, but the features have {dimensions} dimensions");
+                    return Err(Error::Run(format!("metric \"{}\": {what}; use at most that many", comparison.metric)));
+                }
+                let gaussian = moments.gaussian();
+                let directions = gaussian.principal_directions(components)?;
+                let projected = gaussian.project(&directions);
+                (Some(directions), projected)
             }
-            let directions = principal_directions(&gaussian.covariance, components);
-            gaussian = Gaussian {
-                mean: directions.tr_mul(&gaussian.mean),
-                covariance: directions.tr_mul(&gaussian.covariance) * &directions,
-            };
-            tensors.insert(DIRECTIONS.to_string(), data(&directions));
-        }
-        tensors.insert(MEAN.to_string(), data(&DMatrix::from_columns(&[gaussian.mean])));
+            (Fit::Gram(reservoir), components) => {
+                let (directions, gaussian) = reservoir.principal(components.unwrap_or(1))?;
+                (Some(directions), gaussian)
+            }
+        };
+        let mut tensors = BTreeMap::new();
+        tensors.extend(directions.map(|directions| (DIRECTIONS.to_string(), data(&directions))));
+        let mean: Vec<f64> = gaussian.mean.col(0).iter().copied().collect();
+        tensors.insert(MEAN.to_string(), TensorData::new(mean, [gaussian.dimensions()]));
         tensors.insert(COVARIANCE.to_string(), data(&gaussian.covariance));
-        Ok(Statistics { metric: metric.name(), count, tensors, captions: Vec::new() })
+        Ok(Statistics { metric: comparison.name, count, tensors, captions: Vec::new() })
     }
 }
 
 /// The samples so far, in the feature space.
 struct Samples {
-    metric: Frechet,
+    comparison: Comparison,
     real: Gaussian,
-    /// Columns of the feature space in pixels; `None` = pixels.
-    directions: Option<DMatrix<f64>>,
-    width: Option<usize>,
+    /// Columns to which the features are reduced; `None` = all dimensions.
+    directions: Option<Mat<f64>>,
     moments: Option<Moments>,
 }
 
 impl Accumulator for Samples {
     fn update(&mut self, images: &Images) -> Result<()> {
         let seen = self.moments.as_ref().map_or(0, |moments| moments.count);
-        finite("frechet", "sample", images, seen)?;
-        self.width = Some(images.width());
-        let wanted = self.directions.as_ref().map_or(self.real.mean.len(), DMatrix::nrows);
-        if images.width() != wanted {
-            let what = format!("a sample has {} values and a real image {wanted}", images.width());
-            return Err(Error::Run(format!("metric \"frechet\" needs images of one size; {what}")));
+        let vectors = self.comparison.of("sample", images, seen)?;
+        let wanted = self.directions.as_ref().map_or(self.real.dimensions(), Mat::nrows);
+        if vectors.width != wanted {
+            let what = format!("a sample has {} dimensions and a real image {wanted}", vectors.width);
+            let metric = self.comparison.metric;
+            return Err(Error::Run(format!("metric \"{metric}\" needs features of one width; {what}")));
         }
-        let features = match &self.directions {
-            None => rows(images),
-            Some(directions) => rows(images) * directions,
-        };
-        self.moments.get_or_insert_with(|| Moments::new(features.ncols())).add(&features);
+        match &self.directions {
+            None => self.moments.get_or_insert_with(|| Moments::new(wanted)).add(&vectors.values),
+            Some(directions) => {
+                let columns = Mat::from_fn(wanted, vectors.len(), |i, j| f64::from(vectors.row(j)[i]));
+                let projected = directions.transpose() * columns;
+                self.moments.get_or_insert_with(|| Moments::new(directions.ncols())).add_columns(projected);
+            }
+        }
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Result<Vec<Measurement>> {
-        let width = self.width.unwrap_or(self.real.mean.len());
-        let (least, count) = (self.metric.least_samples(width), self.moments.as_ref().map_or(0, |m| m.count));
+        let dimensions = self.real.dimensions();
+        let (least, count) = (self.comparison.least(dimensions), self.moments.as_ref().map_or(0, |m| m.count));
         let Some(moments) = self.moments.filter(|moments| moments.count >= least) else {
-            return Err(too_few("frechet", "sample", least, count));
+            return Err(too_few(self.comparison.metric, "sample", least, count));
         };
-        let dimensions = self.real.mean.len();
         let meaning =
-            format!("Frechet distance in {dimensions} dimensions, squared units of the data, lower is better");
-        let value = moments.gaussian().distance(&self.real);
-        Ok(vec![Measurement { name: self.metric.name(), value, meaning }])
+            format!("Frechet distance in {dimensions} dimensions, squared units of the features, lower is better");
+        let value = moments.gaussian().distance(&self.real)?;
+        Ok(vec![Measurement { name: self.comparison.name, value, meaning }])
     }
-}
-
-/// Converts a matrix to the row-major tensor of a statistics file.
-fn data(matrix: &DMatrix<f64>) -> TensorData {
-    TensorData::new(matrix.transpose().as_slice().to_vec(), [matrix.nrows(), matrix.ncols()])
-}
-
-/// Converts a row-major tensor to a matrix.
-fn matrix(data: &TensorData) -> DMatrix<f64> {
-    let values: Vec<f64> = data.iter::<f64>().collect();
-    let columns = data.shape().to_vec().last().copied().unwrap_or(1).max(1);
-    DMatrix::from_row_slice(values.len() / columns, columns, &values)
-}
-
-/// Mean and scatter of vectors, accumulated in batches.
-#[derive(Clone, Debug)]
-struct Moments {
-    count: usize,
-    mean: DVector<f64>,
-    /// Sum of `(x - mean) (x - mean)^T`.
-    scatter: DMatrix<f64>,
-}
-
-impl Moments {
-    fn new(width: usize) -> Self {
-        Self { count: 0, mean: DVector::zeros(width), scatter: DMatrix::zeros(width, width) }
-    }
-
-    /// Adds the rows of a matrix.
-    ///
-    /// Source: T. Chan, G. Golub and R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-    /// variances", 1979.
-    fn add(&mut self, rows: &DMatrix<f64>) {
-        if rows.nrows() == 0 {
-            return;
-        }
-        let batch_mean = rows.row_mean();
-        let mut centred = rows.clone();
-        for mut row in centred.row_iter_mut() {
-            row -= &batch_mean;
-        }
-        let (before, added) = (self.count as f64, rows.nrows() as f64);
-        let difference = batch_mean.transpose() - &self.mean;
-        self.mean += &difference * (added / (before + added));
-        self.scatter +=
-            centred.tr_mul(&centred) + &difference * difference.transpose() * (before * added / (before + added));
-        self.count += rows.nrows();
-    }
-
-    fn gaussian(&self) -> Gaussian {
-        Gaussian { mean: self.mean.clone(), covariance: &self.scatter / (self.count as f64 - 1.0) }
-    }
-}
-
-/// Converts the images to the rows of a matrix.
-fn rows(images: &Images) -> DMatrix<f64> {
-    DMatrix::from_row_iterator(images.len(), images.width(), images.values.iter().map(|value| f64::from(*value)))
-}
-
-/// Returns the `count` directions of largest variance, as columns.
-fn principal_directions(covariance: &DMatrix<f64>, count: usize) -> DMatrix<f64> {
-    let eigen = SymmetricEigen::new(covariance.clone());
-    let mut order: Vec<usize> = (0..covariance.ncols()).collect();
-    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
-    eigen.eigenvectors.select_columns(&order[..count])
-}
-
-/// A mean and a covariance.
-#[derive(Clone, Debug)]
-struct Gaussian {
-    mean: DVector<f64>,
-    covariance: DMatrix<f64>,
-}
-
-impl Gaussian {
-    fn from_statistics(statistics: &Statistics) -> Result<Self> {
-        let mean = matrix(statistics.tensor(MEAN)?);
-        Ok(Self { mean: mean.column(0).into_owned(), covariance: matrix(statistics.tensor(COVARIANCE)?) })
-    }
-
-    fn distance(&self, other: &Self) -> f64 {
-        let root = square_root(&self.covariance);
-        let product = symmetric(&root * &other.covariance * &root);
-        let trace_of_root: f64 = product.symmetric_eigenvalues().iter().map(|value| value.max(0.0).sqrt()).sum();
-        let means = (&self.mean - &other.mean).norm_squared();
-        let distance = means + self.covariance.trace() + other.covariance.trace() - 2.0 * trace_of_root;
-        // Rounding can make a distance of zero slightly negative.
-        distance.max(0.0)
-    }
-}
-
-/// Computes the symmetric square root of a covariance. Eigenvalues that rounding made negative count as zero.
-fn square_root(covariance: &DMatrix<f64>) -> DMatrix<f64> {
-    let eigen = SymmetricEigen::new(covariance.clone());
-    let roots = eigen.eigenvalues.map(|value| value.max(0.0).sqrt());
-    &eigen.eigenvectors * DMatrix::from_diagonal(&roots) * eigen.eigenvectors.transpose()
-}
-
-fn symmetric(matrix: DMatrix<f64>) -> DMatrix<f64> {
-    (&matrix + matrix.transpose()) * 0.5
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use framework::random::Random;
-    use proptest::prelude::*;
-    use std::path::Path as FilePath;
-
-    fn fit(rows: &DMatrix<f64>) -> Gaussian {
-        let mut moments = Moments::new(rows.ncols());
-        moments.add(rows);
-        moments.gaussian()
-    }
 
     fn images(values: Vec<f32>, width: usize) -> Images {
         Images { values, ..Images::none([1, 1, width]) }
@@ -301,8 +305,14 @@ mod tests {
         images(Random::new(seed).normal("image", 0, 0, count * width), width)
     }
 
-    fn value(features: Features, samples: &Images, real: &Images) -> f64 {
-        Frechet { features }.measure(samples, real).unwrap()[0].value
+    fn metric(components: Option<usize>) -> Frechet {
+        let mut metric = Frechet { components, ..Frechet::default() };
+        metric.load(&mut Spaces::new(&Device::flex())).unwrap();
+        metric
+    }
+
+    fn value(components: Option<usize>, samples: &Images, real: &Images) -> f64 {
+        metric(components).measure(samples, real).unwrap()[0].value
     }
 
     #[test]
@@ -310,85 +320,14 @@ mod tests {
         // The means are 1 and 4, the variances (1 + 0 + 1) / 2 = 1 and (9 + 0 + 9) / 2 = 9: 3^2 + (1 - 3)^2.
         let samples = images(vec![0.0, 1.0, 2.0], 1);
         let real = images(vec![1.0, 4.0, 7.0], 1);
-        assert!((value(Features::Pixels {}, &samples, &real) - 13.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn distance_matches_recorded_values() {
-        let path = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/data/metrics.safetensors");
-        let bytes = std::fs::read(&path).expect("the recorded file belongs to the repository");
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let read = |name: &str| -> (Vec<usize>, Vec<f64>) {
-            let view = tensors.tensor(name).unwrap();
-            let numbers = view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
-            (view.shape().to_vec(), numbers)
-        };
-        let matrix = |name: &str| {
-            let (shape, numbers) = read(name);
-            DMatrix::from_row_slice(shape[0], shape[1], &numbers)
-        };
-        let (first, second) = (matrix("feat1"), matrix("feat2"));
-        let (one, two) = (fit(&first), fit(&second));
-        for (got, name) in [(&one.covariance, "sigma1"), (&two.covariance, "sigma2")] {
-            assert!((got - matrix(name)).amax() < 1e-12, "{name}");
-        }
-        let close = |got: f64, name: &str, tolerance: f64| {
-            let expected = read(name).1[0];
-            assert!((got - expected).abs() <= tolerance * expected, "{name}: {got} {expected}");
-        };
-        close(one.distance(&two), "fid", 1e-6);
-        let few = fit(&first.rows(0, 8).into_owned());
-        close(few.distance(&two), "fid_rank_deficient", 1e-3);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-
-        #[test]
-        fn distance_is_symmetric_and_zero_on_itself(seed in 0_u64..1000, count in 2_usize..20, width in 1_usize..8) {
-            let gaussian = |seed| fit(&rows(&normal(seed, count, width)));
-            let (one, two) = (gaussian(seed), gaussian(seed + 1000));
-            let (there, back) = (one.distance(&two), two.distance(&one));
-            // Rounding leaves a singular covariance with eigenvalues whose roots are about 1e-7.
-            prop_assert!((there - back).abs() < 1e-5 * (1.0 + there), "{} {}", there, back);
-            prop_assert!(one.distance(&one) < 1e-5);
-        }
-
-        #[test]
-        fn distance_of_commuting_gaussians_has_its_closed_form(
-            numbers in prop::collection::vec((-2.0_f64..2.0, -2.0_f64..2.0, 0.0_f64..3.0, 0.0_f64..3.0), 1..6),
-        ) {
-            // With standard deviations s1 and s2 on common axes, d = |mu1 - mu2|^2 + sum (s1 - s2)^2.
-            let of = |f: fn(&(f64, f64, f64, f64)) -> f64| DVector::from_iterator(numbers.len(), numbers.iter().map(f));
-            let axes = normal(7, numbers.len(), numbers.len());
-            let axes = SymmetricEigen::new(symmetric(rows(&axes))).eigenvectors;
-            let gaussian = |mean: DVector<f64>, deviation: DVector<f64>| Gaussian {
-                mean: &axes * mean,
-                covariance: symmetric(&axes * DMatrix::from_diagonal(&deviation.map(|s| s * s)) * axes.transpose()),
-            };
-            let (one, two) = (gaussian(of(|n| n.0), of(|n| n.2)), gaussian(of(|n| n.1), of(|n| n.3)));
-            let expected: f64 = numbers.iter().map(|n| (n.0 - n.1).powi(2) + (n.2 - n.3).powi(2)).sum();
-            prop_assert!((one.distance(&two) - expected).abs() < 1e-5, "{} {}", one.distance(&two), expected);
-        }
-    }
-
-    #[test]
-    fn batches_give_the_moments_of_the_whole() {
-        let all = rows(&normal(3, 37, 5));
-        let mut batched = Moments::new(5);
-        for (start, count) in [(0, 1), (1, 20), (21, 0), (21, 16)] {
-            batched.add(&all.rows(start, count).into_owned());
-        }
-        let (whole, batched) = (fit(&all), batched.gaussian());
-        assert!((&whole.mean - &batched.mean).amax() < 1e-14);
-        assert!((&whole.covariance - &batched.covariance).amax() < 1e-14);
+        assert!((value(None, &samples, &real) - 13.0).abs() < 1e-12);
     }
 
     #[test]
     fn saved_statistics_measure_the_same() {
         let (samples, real) = (normal(1, 40, 6), normal(2, 50, 6));
-        for features in [Features::Pixels {}, Features::Pca { components: 3 }] {
-            let metric = Frechet { features };
+        for components in [None, Some(3)] {
+            let metric = metric(components);
             let mut reference = metric.reference();
             reference.update(&real).unwrap();
             let folder = tempfile::tempdir().unwrap();
@@ -398,7 +337,7 @@ mod tests {
             accumulator.update(&samples).unwrap();
             let value = accumulator.finish().unwrap()[0].value;
             assert_eq!(value, metric.measure(&samples, &real).unwrap()[0].value);
-            let other = Frechet { features: Features::Pca { components: 2 } };
+            let other = Frechet { components: Some(2), ..Frechet::default() };
             assert!(other.start(Arc::new(Statistics::load(&path).unwrap())).is_err());
         }
     }
@@ -406,8 +345,7 @@ mod tests {
     #[test]
     fn all_principal_directions_keep_the_distance() {
         let (samples, real) = (normal(1, 40, 6), normal(2, 50, 6));
-        let all = value(Features::Pca { components: 6 }, &samples, &real);
-        assert!((all - value(Features::Pixels {}, &samples, &real)).abs() < 1e-9);
+        assert!((value(Some(6), &samples, &real) - value(None, &samples, &real)).abs() < 1e-9);
     }
 
     #[test]
@@ -416,36 +354,55 @@ mod tests {
         // measure.
         let real = images(vec![0.0, 0.0, 1.0, 1.0, 2.0, 2.0], 2);
         let samples = images(vec![1.0, -1.0, 2.0, 0.0, 3.0, 1.0], 2);
-        assert!(value(Features::Pca { components: 1 }, &samples, &real) < 1e-9);
-        assert!((value(Features::Pixels {}, &samples, &real) - 2.0).abs() < 1e-6);
+        assert!(value(Some(1), &samples, &real) < 1e-9);
+        assert!((value(None, &samples, &real) - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn large_images_need_no_covariance_of_their_values() {
+        // 12,288 values per image. Real images are multiples of one image, so one direction has all their variance.
+        let base = Random::new(1).normal("image", 0, 0, 12_288);
+        let scaled = |scale: f32| base.iter().map(move |value| scale * value).collect::<Vec<_>>();
+        let real = images([0.0, 1.0, 2.0].map(scaled).concat(), 12_288);
+        let samples = images([2.0, 3.0, 4.0].map(scaled).concat(), 12_288);
+        let squares: f64 = base.iter().map(|v| f64::from(*v).powi(2)).sum();
+        // The means differ by twice the base; the variances are equal.
+        let got = value(Some(1), &samples, &real);
+        assert!((got / (4.0 * squares) - 1.0).abs() < 1e-6, "{got} {squares}");
     }
 
     #[test]
     fn measurement_names_its_feature_space() {
         let (samples, real) = (normal(1, 10, 4), normal(2, 10, 4));
-        let name = |features| Frechet { features }.measure(&samples, &real).unwrap()[0].name.clone();
-        assert_eq!(name(Features::Pixels {}), "frechet_pixels");
-        assert_eq!(name(Features::Pca { components: 2 }), "frechet_pca_2");
+        let name = |components| metric(components).measure(&samples, &real).unwrap()[0].name.clone();
+        assert_eq!(name(None), "frechet_pixels");
+        assert_eq!(name(Some(2)), "frechet_pixels_pca_2");
     }
 
     #[test]
     fn errors_say_what_is_needed() {
-        let message = |features, samples: &Images, real: &Images| {
-            Frechet { features }.measure(samples, real).unwrap_err().to_string()
+        let message = |components, samples: &Images, real: &Images| {
+            metric(components).measure(samples, real).unwrap_err().to_string()
         };
         let (few, many) = (normal(1, 4, 4), normal(2, 10, 4));
         let expected = "metric \"frechet\" needs at least 5 sample(s) and got 4";
-        assert_eq!(message(Features::Pixels {}, &few, &many), expected);
-        assert!(message(Features::Pca { components: 5 }, &many, &many).contains("`components` = 5, but an image has"));
-        assert_eq!(Frechet { features: Features::Pca { components: 0 } }.check().len(), 1);
+        assert_eq!(message(None, &few, &many), expected);
+        assert!(message(Some(5), &many, &many).contains("`components` = 5, but the features have 4 dimensions"));
+        assert_eq!(metric(Some(0)).check().len(), 1);
+        let problem = |components, image| metric(components).check_image(image).pop().unwrap().what;
+        assert!(problem(None, [3, 64, 64]).contains("12288 dimensions, too many"));
+        assert!(problem(Some(5), [1, 2, 2]).contains("have 4 dimensions"));
+        assert!(metric(None).check_image([3, 32, 32]).is_empty());
+        let unloaded = Frechet::default().measure(&many, &many).unwrap_err().to_string();
+        assert_eq!(unloaded, "the features of metric \"frechet\" are not loaded");
     }
 
     #[test]
     fn documents_name_the_feature_space() {
-        let read = |text: &str| serde_json::from_str::<Frechet>(text);
-        assert_eq!(read("{}").unwrap().features, Features::Pixels {});
-        let pca = read(r#"{"features": {"type": "pca", "components": 16}}"#).unwrap();
-        assert_eq!(pca.features, Features::Pca { components: 16 });
+        let read = |text: &str| framework::serde_json::from_str::<Frechet>(text);
+        let default = read("{}").unwrap();
+        assert_eq!((default.features.space(), default.components), ("pixels".to_string(), None));
+        assert_eq!(read(r#"{"components": 16}"#).unwrap().components, Some(16));
         assert!(read(r#"{"features": {"type": "pixels", "components": 16}}"#).is_err());
     }
 }

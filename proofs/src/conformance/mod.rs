@@ -10,12 +10,14 @@
 mod backbone;
 mod bench;
 mod entry;
+mod features;
 mod hooks;
 mod objective;
 mod sampler;
 mod tokenizer;
 
 pub use backbone::backbone;
+pub use features::features;
 pub use objective::objective;
 pub use sampler::sampler;
 pub use tokenizer::tokenizer;

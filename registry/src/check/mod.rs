@@ -123,7 +123,7 @@ fn measured(document: &Document, metric: &dyn MetricPlugin) -> Problems {
     let count = document.train.samples_to_measure(info.and_then(|info| info.num_classes));
     let image = document.tokenizer.image_shape(document.backbone.latent_shape());
     problems.extend(metric.check_image(image));
-    let least = metric.least_samples(image.iter().product());
+    let least = metric.least_samples(image);
     if count < least {
         problems.push(
             Problem::new("", format!("metric \"{name}\" needs at least {least} samples; the run generates {count}"))
