@@ -125,6 +125,7 @@ chapters! {
     published_checkpoints_works: "published-checkpoints",
     sampling_works: "sampling",
     laws_works: "laws",
+    evaluation_command_works: "evaluation-command",
 }
 
 /// To rewrite the reference, run `UPDATE_BOOK=1 cargo test --release --workspace`.
