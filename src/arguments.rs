@@ -1,8 +1,8 @@
 //! The command-line arguments of `unguided`. The doc comments here are the `--help` texts.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use crate::sampling_arguments::EvaluateOptions;
+use crate::sampling_arguments::SamplingOptions;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use framework::nn::precision::MatmulPrecision;
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,13 @@ pub enum Command {
     /// Sample images from a run or a checkpoint.
     #[command(after_help = "Example: unguided sample runs/digits-dit-gft --guidance 0.5 --classes 3,7 --count 10")]
     Sample(SampleOptions),
+    /// Measure the samples of a run, a folder of images, or encoded latents, against real images.
+    #[command(after_help = "Examples:\
+            \n  unguided evaluate runs/digits-dit-gft --samples 1000\
+            \n  unguided evaluate runs/digits-dit-gft --sweep scale=1:4:0.5 --sweep /sampler/steps=10,20\
+            \n  unguided evaluate images --against real_images --metric '{\"type\":\"frechet\"}'\
+            \n\nIf the command is interrupted, run it again to resume. It ends with the same evaluation.json.")]
+    Evaluate(Box<EvaluateOptions>),
     /// Check a document. Print it with every default, its parameter count, memory and network evaluations.
     #[command(after_help = "Example: unguided check examples/pipelines/digits-dit-gft.json")]
     Check(CheckOptions),
@@ -110,6 +117,7 @@ impl Command {
             Self::Encode(options) => Some(&options.document.pipeline),
             Self::Forward(options) => Some(&options.pipeline),
             Self::Convert(options) => Some(&options.pipeline),
+            Self::Evaluate(options) => options.read_document(),
             _ => None,
         }
     }
@@ -216,29 +224,8 @@ pub struct SampleOptions {
     /// Images per class or caption.
     #[arg(long, default_value = "8")]
     pub count: NonZeroUsize,
-    /// Seed. Image i depends only on (seed, i).
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Guidance scale; sets /guidance/scale.
-    #[arg(long, conflicts_with = "guidance")]
-    pub scale: Option<f64>,
-    /// Guidance number that a guidance-free network reads, in the letter of its objective, e.g. beta = 1 / scale for
-    /// GFT.
-    #[arg(long, value_name = "NUMBER")]
-    pub guidance: Option<f64>,
-    /// Sampler steps; sets /sampler/steps.
-    #[arg(long)]
-    pub steps: Option<usize>,
-    /// Override one value of the checkpoint's document, e.g. /guidance='{"type":"cfg","scale":2}'; may be repeated.
-    #[arg(long = "set", value_name = "/POINTER=VALUE")]
-    pub set: Vec<String>,
-    /// Images per batch.
-    #[arg(long, default_value = "100")]
-    pub batch_size: NonZeroUsize,
-    /// Precision of the network's matrix products. highest: f32. medium: factors rounded to 16 bits where the processor
-    /// multiplies those faster.
-    #[arg(long, value_parser = matmul_precision(), default_value = "highest")]
-    pub matmul_precision: MatmulPrecision,
+    #[command(flatten)]
+    pub sampling: SamplingOptions,
     /// File of the sample grid (PNG).
     #[arg(long, default_value = "samples.png")]
     pub output: PathBuf,
@@ -249,6 +236,10 @@ pub struct SampleOptions {
     /// Also write all images (x [N,C,H,W]) and classes (y [N]) to this safetensors file.
     #[arg(long, value_name = "FILE")]
     pub tensors: Option<PathBuf>,
+    /// Also write all images (arr_0 uint8 [N,H,W,3]) and classes (arr_1 int64 [N]) to this .npz file, as the evaluator of
+    /// arXiv:2105.05233 reads it.
+    #[arg(long, value_name = "FILE")]
+    pub npz: Option<PathBuf>,
     /// Measure the document's metrics on the samples.
     #[arg(long)]
     pub metrics: bool,
@@ -279,11 +270,6 @@ pub struct EncodeOptions {
     /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
-}
-
-/// Parses the precision from the names that documents use.
-fn matmul_precision() -> impl TypedValueParser<Value = MatmulPrecision> {
-    PossibleValuesParser::new(["highest", "medium"]).try_map(|name| serde_json::from_value(name.into()))
 }
 
 /// Float types of latent files.

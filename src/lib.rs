@@ -14,10 +14,12 @@ mod commands;
 mod consent;
 mod console;
 mod device;
+mod generator;
 mod libraries;
 mod linked;
 mod outputs;
 mod plugin;
+mod sampling_arguments;
 mod signals;
 mod system;
 
@@ -50,6 +52,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
     match command {
         Command::Train(options) => commands::train::train(&options),
         Command::Sample(options) => commands::sample::sample(&options),
+        Command::Evaluate(options) => commands::evaluate::evaluate(&options),
         Command::Check(options) => commands::inspect::check(&options),
         Command::Schema { markdown: true } => commands::reference::markdown(),
         Command::Schema { markdown: false } => commands::inspect::schema(),

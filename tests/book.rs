@@ -126,6 +126,7 @@ chapters! {
     sampling_works: "sampling",
     measuring_samples_works: "evaluation",
     laws_works: "laws",
+    evaluation_command_works: "evaluation-command",
 }
 
 /// To rewrite the reference, run `UPDATE_BOOK=1 cargo test --release --workspace`.

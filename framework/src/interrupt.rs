@@ -81,7 +81,7 @@ pub(crate) fn abortable<T>(run: impl FnOnce() -> T) -> T {
 }
 
 /// Returns whether the abortable computation in progress must end.
-pub(crate) fn must_abort() -> bool {
+pub fn must_abort() -> bool {
     ABORTABLE.load(SeqCst) > 0 && STOP.load(SeqCst)
 }
 

@@ -5,13 +5,14 @@ use framework::pipeline::Pipeline;
 use serde_json::Value;
 
 /// Settings that change neither the weights nor their average, and everything below them.
-const FREE: [&str; 7] = [
+const FREE: [&str; 8] = [
     "/about",
     "/$schema",
     "/train/log_every",
     "/train/save_every",
     "/train/keep_last",
     "/train/keep_best",
+    "/train/evaluate_every",
     // The result has the same bits for any number of workers.
     "/train/workers",
 ];

@@ -47,10 +47,20 @@ pub fn grid(rows: &[Label], columns: usize) -> Vec<Label> {
 /// # Errors
 /// If the network reads captions and no item of the dataset can be read.
 pub fn measured(pipeline: &Pipeline, dataset: &dyn Dataset, count: usize) -> Result<Vec<Label>> {
+    measured_with(pipeline, count, &|| Ok(captions(pipeline, dataset, dataset.len()).take(count).collect()))
+}
+
+/// Returns labels like [`measured`]. Calls `captions` only for a network that reads captions.
+///
+/// # Errors
+/// If `captions` fails, or returns none.
+pub fn measured_with(
+    pipeline: &Pipeline,
+    count: usize,
+    captions: &dyn Fn() -> Result<Vec<Label>>,
+) -> Result<Vec<Label>> {
     let all = match pipeline.backbone.accepts().condition {
-        ConditionShape::Text { .. } | ConditionShape::Tokens { .. } => {
-            captions(pipeline, dataset, dataset.len()).take(count).collect()
-        }
+        ConditionShape::Text { .. } | ConditionShape::Tokens { .. } => captions()?,
         _ => match classes(pipeline) {
             Some(classes) => spread(classes.len(), count).into_iter().map(Label::Class).collect(),
             None => vec![Label::None],

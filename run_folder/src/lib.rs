@@ -6,10 +6,12 @@ use framework_dylib as _;
 
 pub mod binding;
 pub mod document;
+pub mod evaluation;
 mod evaluator;
 pub mod folder;
 pub mod frozen;
 pub mod labels;
+pub mod npz;
 pub mod parts;
 pub mod picture;
 pub mod plot;

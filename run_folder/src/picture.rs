@@ -23,6 +23,17 @@ pub fn image(values: &[f32], [channels, height, width]: ImageShape) -> RgbImage 
     })
 }
 
+/// Largest number of pixels of a grid.
+const MOST_PIXELS: usize = 100_000_000;
+
+/// Returns the largest number of images of a grid with `columns` images per row: whole rows, at least one.
+pub fn most_shown([_, height, width]: ImageShape, columns: usize) -> usize {
+    let gap = GAP as usize;
+    let factor = (VISIBLE as usize / height.max(width)).max(1);
+    let row = columns * (height * factor + gap) * (width * factor + gap);
+    (MOST_PIXELS / row).max(1) * columns
+}
+
 /// Arranges images in a grid with `columns` images per row. Small images are enlarged by an integer factor.
 pub fn grid(images: &Images, columns: usize) -> RgbImage {
     let shape = images.shape;

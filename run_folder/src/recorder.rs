@@ -1,7 +1,7 @@
 //! The files that a run writes during training: `metrics.jsonl` and sample grids.
 
 use crate::folder::RunFolder;
-use crate::report::SKIPPED;
+use crate::report::{EVALUATION_SECONDS, SKIPPED};
 use crate::samples::sample;
 use crate::watcher::{Stage, Watcher};
 use crate::{labels, picture};
@@ -14,12 +14,12 @@ use framework::pipeline::Pipeline;
 use framework::training::events::{Events, StepReport};
 use serde_json::{Map, json};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Writes metrics and sample grids, and reports to the watcher.
 pub struct Recorder<'a, 'b> {
@@ -39,6 +39,8 @@ pub struct Recorder<'a, 'b> {
     named: BTreeSet<String>,
     /// Number of notes of the dataset that were printed.
     noted: usize,
+    /// Last step whose measurements are in the file.
+    measured: Option<u64>,
 }
 
 /// Maximum number of unreadable items that are named. Further items are only counted.
@@ -59,13 +61,18 @@ impl<'a, 'b> Recorder<'a, 'b> {
     ) -> Result<Self> {
         let path = run.metrics();
         // The steps after the checkpoint run again and log again.
-        let is_known = |line: &&str| {
+        let mut measured = None;
+        let mut is_known = |line: &&str| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-            line["step"].as_u64().is_some_and(|s| s <= step as u64)
+            let known = line["step"].as_u64().filter(|s| *s <= step as u64);
+            if line.get(EVALUATION_SECONDS).is_some() {
+                measured = measured.max(known);
+            }
+            known.is_some()
         };
         if path.exists() {
             let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-            let kept: String = text.lines().filter(is_known).map(|line| format!("{line}\n")).collect();
+            let kept: String = text.lines().filter(&mut is_known).map(|line| format!("{line}\n")).collect();
             write_atomically(&path, [kept.as_bytes()])?;
         }
         let metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
@@ -85,6 +92,7 @@ impl<'a, 'b> Recorder<'a, 'b> {
             skipped: 0,
             named: BTreeSet::new(),
             noted: 0,
+            measured,
         })
     }
 
@@ -156,6 +164,24 @@ impl Events for Recorder<'_, '_> {
         let sampled = sample(&self.pipeline, network, grid, &self.device, &mut **self.watcher.borrow_mut())?;
         let path = self.run.samples().join(format!("step-{step:09}.png"));
         picture::save(&picture::grid(&sampled.images, columns), &path)
+    }
+
+    fn measured(&mut self, results: &BTreeMap<String, f64>, step: usize, seconds: f64) -> Result<()> {
+        // The time does not count for the speed of the training.
+        self.since += Duration::from_secs_f64(seconds);
+        // A run that was killed before its next checkpoint measures the step again.
+        if self.measured == Some(step as u64) {
+            return Ok(());
+        }
+        let mut line = Map::new();
+        line.insert("step".into(), json!(step));
+        line.insert(EVALUATION_SECONDS.into(), json!(seconds));
+        line.extend(results.iter().map(|(name, value)| (name.clone(), json!(value))));
+        let path = self.run.metrics();
+        writeln!(self.metrics, "{}", serde_json::Value::Object(line)).map_err(|e| Error::io(&path, e))?;
+        let said: Vec<String> = results.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        self.watcher.borrow_mut().say(&format!("step {step}  {}", said.join("  ")));
+        Ok(())
     }
 
     fn saved(&mut self, path: &Path, step: usize) {

@@ -1,9 +1,9 @@
 //! The report of a finished run: plots, `report.md` and `report.json`.
 
+use crate::evaluation::measuring::{self, Accumulators, Failure, References};
 use crate::folder::RunFolder;
 use crate::labels;
 use crate::plot::{Curve, lines};
-use framework::blame;
 use framework::burn::tensor::Device;
 use framework::checkpoint::tensor_file::write_atomically;
 use framework::data::dataset::{Dataset, Label};
@@ -14,11 +14,9 @@ use framework::interrupt;
 use framework::nn::parameters;
 use framework::pipeline::Pipeline;
 use framework::pipeline::images::Sampled;
-use framework::plugin::Kind;
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
-use std::sync::Arc;
 
 /// Number of images that a metric receives at once.
 const BATCH: usize = 64;
@@ -27,11 +25,17 @@ const BATCH: usize = 64;
 /// once, in epoch 0. Absent if zero.
 pub const SKIPPED: &str = "skipped";
 
+/// Key in `metrics.jsonl` for the duration of sampling and measuring, in seconds. Its line has the step and the results
+/// of the metrics.
+pub const EVALUATION_SECONDS: &str = "evaluation_seconds";
+
 /// Samples compared with a dataset.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
     /// Results of the document's metrics.
     pub measured: Vec<Measurement>,
+    /// Metrics that could not be measured.
+    pub failed: Vec<Failure>,
     /// Number of real images that the samples were compared with.
     pub real: usize,
     /// Number of items in the dataset.
@@ -45,40 +49,42 @@ impl Comparison {
     }
 }
 
-/// Measures the document's metrics on samples.
+/// Measures the document's metrics on samples. A metric that fails or panics leaves the others alone.
 ///
 /// # Errors
-/// If the real images cannot be loaded, a metric fails, or a metric panics.
+/// If the real images cannot be loaded, or a training that measures is asked to stop.
 pub fn compare(pipeline: &Pipeline, samples: &Images, dataset: &dyn Dataset, device: &Device) -> Result<Comparison> {
-    let who = pipeline.name(Kind::Metric);
-    let mut references: Vec<_> = pipeline.metrics.iter().map(|metric| metric.reference()).collect();
-    let real = pipeline.real_images(dataset, device, &mut |images| {
-        references.iter_mut().try_for_each(|reference| blame::caught(who, || reference.update(images))?)
-    })?;
-    let mut measured = Vec::new();
-    for (metric, reference) in pipeline.metrics.iter().zip(references) {
-        let measure = || {
-            let mut accumulator = metric.start(Arc::new(reference.finish()?))?;
-            samples.batches(BATCH).try_for_each(|batch| {
-                interrupt::abort_if_asked();
-                accumulator.update(&batch)
-            })?;
-            accumulator.finish()
-        };
-        measured.extend(blame::caught(who, measure)??);
+    let names = measuring::names(pipeline);
+    let metrics = measuring::named(pipeline, &names);
+    let mut references = References::new(&metrics)?;
+    let real = pipeline.real_images(dataset, device, &mut |images| references.update(images))?;
+    let mut accumulators = Accumulators::new(&metrics, references.finish()?)?;
+    for batch in samples.batches(BATCH) {
+        if interrupt::must_abort() {
+            return Err(Error::Interrupted);
+        }
+        accumulators.update(&batch)?;
     }
-    Ok(Comparison { measured, real, items: dataset.len() })
+    let (measured, failed) = accumulators.finish()?;
+    Ok(Comparison { measured, failed, real, items: dataset.len() })
 }
 
 /// Returns the lines that `train` and `sample` print at the end.
 pub fn summary(drawn: &Sampled, compared: &Comparison) -> String {
-    let mut text =
-        format!("{} images, NFE {}, {:.1} images/s", drawn.images.len(), drawn.nfe, drawn.images_per_second());
+    summary_of(drawn.images.len(), drawn.nfe, drawn.images_per_second(), compared)
+}
+
+/// Returns the lines of [`summary`] for a number of images, network evaluations per image, and images per second.
+pub fn summary_of(images: usize, nfe: usize, images_per_second: f64, compared: &Comparison) -> String {
+    let mut text = format!("{images} images, NFE {nfe}, {images_per_second:.1} images/s");
     if let Some(part) = compared.of_part() {
         let _ = write!(text, "\n{part}");
     }
     for Measurement { name, value, meaning } in &compared.measured {
         let _ = write!(text, "\n{name:<32} {value:>10.4}  {meaning}");
+    }
+    for Failure { name, what } in &compared.failed {
+        let _ = write!(text, "\n{name} failed: {what}");
     }
     text
 }
@@ -101,12 +107,13 @@ pub fn write(
         name: name.to_string(),
         points: lines_logged.iter().filter_map(|l| Some((l["step"].as_f64()?, l[name].as_f64()?))).collect(),
     };
-    let names: Vec<String> = match lines_logged.first() {
-        Some(Value::Object(first)) => {
-            first.keys().filter(|name| !["step", SKIPPED].contains(&name.as_str())).cloned().collect()
+    // Some lines have results of metrics, and a quantity may begin late.
+    let mut names: Vec<String> = Vec::new();
+    for name in lines_logged.iter().filter_map(Value::as_object).flat_map(|line| line.keys()) {
+        if !["step", SKIPPED, EVALUATION_SECONDS].contains(&name.as_str()) && !names.contains(name) {
+            names.push(name.clone());
         }
-        _ => Vec::new(),
-    };
+    }
     for name in &names {
         lines(
             &run.path.join(format!("{name}.png")),
@@ -146,6 +153,10 @@ pub fn write(
         writeln!(report, "| images_per_second | {:.1} | sampling speed on this machine |", drawn.images_per_second());
     for Measurement { name, value, meaning } in &compared.measured {
         let _ = writeln!(report, "| {name} | {value:.4} | {meaning} |");
+    }
+    for Failure { name, what } in &compared.failed {
+        let what = what.replace('\n', " ").replace('|', "\\|");
+        let _ = writeln!(report, "| {name} | failed | {what} |");
     }
     report.push('\n');
     for name in &names {

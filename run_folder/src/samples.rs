@@ -4,6 +4,7 @@ use crate::watcher::{Stage, Watcher};
 use framework::burn::tensor::Device;
 use framework::data::dataset::Label;
 use framework::error::Result;
+use framework::evaluation::images::Images;
 use framework::network::backbone::BoxBackbone;
 use framework::nn::precision::MatmulPrecision;
 use framework::pipeline::Pipeline;
@@ -26,6 +27,34 @@ pub(crate) fn sample(
         matmul_precision: MatmulPrecision::Highest,
     };
     sample_request(pipeline, network, &request, device, watcher)
+}
+
+/// Samples a request batch by batch, and gives each batch, with the index of its first sample, to `receive`. No batch
+/// stays in memory. Returns the network evaluations per sample, and the duration of the sampling in seconds.
+///
+/// # Errors
+/// If a plugin panics, a value is not finite, or `receive` fails.
+pub fn sample_batches(
+    pipeline: &Pipeline,
+    network: &BoxBackbone,
+    request: &Request<'_>,
+    device: &Device,
+    watcher: &mut dyn Watcher,
+    receive: &mut dyn FnMut(usize, Images) -> Result<()>,
+) -> Result<(usize, f64)> {
+    let batches = request.labels.len().div_ceil(request.batch_size);
+    let (mut nfe, mut seconds) = (0, 0.0);
+    for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
+        let part = Request { labels: labels.to_vec(), ..*request };
+        let first = batch * request.batch_size;
+        let sampled = images::sample_from(pipeline, network, &part, first, device, &mut |step, steps| {
+            watcher.progress(Stage::Sampling, batch * steps + step, batches * steps, "");
+        })?;
+        (nfe, seconds) = (sampled.nfe, seconds + sampled.seconds);
+        receive(first, sampled.images)?;
+    }
+    watcher.finished(Stage::Sampling);
+    Ok((nfe, seconds))
 }
 
 /// Samples a request and reports progress to the watcher.

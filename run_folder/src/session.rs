@@ -1,6 +1,8 @@
 //! A complete training: from a pipeline to a trained network, pictures and a report.
 
 use crate::binding::Binding;
+use crate::evaluation::measuring;
+use crate::evaluation::needs::{Given, unmet};
 use crate::evaluator::MetricEvaluator;
 use crate::folder::RunFolder;
 use crate::recorder::Recorder;
@@ -12,10 +14,10 @@ use framework::burn::tensor::Device;
 use framework::checkpoint::Checkpoint;
 use framework::checkpoint::facts::DatasetFacts;
 use framework::data::dataset::{Dataset, facts};
-use framework::error::{Problem, Result};
+use framework::error::{Error, Problem, Result};
 use framework::network::backbone::BoxBackbone;
-use framework::pipeline::Pipeline;
 use framework::pipeline::captions::Encodable;
+use framework::pipeline::{MOST_VALUES, Pipeline};
 use framework::training::events::End;
 use framework::training::trainer::Trainer;
 use std::cell::RefCell;
@@ -68,6 +70,7 @@ pub fn train(
     pipeline.load(device)?;
     pipeline.load_metrics(device)?;
     let dataset = pipeline.open_data()?;
+    measurable(&pipeline, &dataset)?;
     for warning in dataset.warnings() {
         watcher.say(&format!("warning: {warning}"));
     }
@@ -160,6 +163,16 @@ fn resumed(
     Ok(Some(checkpoint))
 }
 
+/// Refuses metrics whose needs the opened dataset does not meet. `check` has refused what the document alone shows.
+fn measurable(pipeline: &Pipeline, dataset: &dyn Dataset) -> Result<()> {
+    let (names, info) = (measuring::names(pipeline), dataset.info());
+    let samples = pipeline.train.samples_to_measure(info.num_classes);
+    let real = dataset.len().min(MOST_VALUES / pipeline.image_shape().iter().product::<usize>());
+    let given = Given::with_labels_of(&info, pipeline.image_shape(), (samples, "/train/metric_samples"), real);
+    let problems = unmet(&measuring::named(pipeline, &names), &given, "/metrics");
+    if problems.is_empty() { Ok(()) } else { Err(Error::Input(problems)) }
+}
+
 /// Refuses a dataset that differs from the dataset of the run, unless the user accepts the change.
 fn unchanged(before: &DatasetFacts, dataset: &dyn Dataset, options: &Options, watcher: &mut dyn Watcher) -> Result<()> {
     let differs = before.differences(&facts(dataset));
@@ -200,5 +213,13 @@ fn finish(
         compared = report::compare(pipeline, &sampled.images, dataset, device)?;
     }
     report::write(run, pipeline, &rows, &sampled, &compared)?;
-    Ok(report::summary(&sampled, &compared))
+    let summary = report::summary(&sampled, &compared);
+    if compared.failed.is_empty() {
+        return Ok(summary);
+    }
+    watcher.say(&summary);
+    let names: Vec<&str> = compared.failed.iter().map(|failure| failure.name.as_str()).collect();
+    let what = format!("the run is complete, but a metric failed: {}", names.join(", "));
+    let fix = "its report says why; the same command samples and measures again, without training";
+    Err(Error::failed(Problem::new("", what).fix(fix)))
 }

@@ -11,6 +11,10 @@ pub enum Stage {
     Sampling,
     /// Dataset items are encoded.
     Encoding,
+    /// Real images are read for a comparison.
+    Reference,
+    /// Images are read and measured.
+    Measuring,
 }
 
 impl Stage {
@@ -21,6 +25,8 @@ impl Stage {
             Self::Training => "training",
             Self::Sampling => "sampling",
             Self::Encoding => "encoding",
+            Self::Reference => "real images",
+            Self::Measuring => "measuring",
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod convert_parts;
 pub mod doctor;
 pub mod encode;
+pub mod evaluate;
 pub mod inspect;
 pub mod network_file;
 pub mod reference;

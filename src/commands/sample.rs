@@ -2,17 +2,21 @@
 
 use crate::arguments::SampleOptions;
 use crate::console::{self, Console};
+use crate::generator::{self, Generator};
 use crate::{Outcome, device, outputs};
 use framework::burn::tensor::TensorData;
 use framework::checkpoint::tensor_file;
 use framework::data::checked::Checked;
 use framework::data::dataset::Label;
 use framework::error::{Error, Problem, Result};
+use framework::evaluation::images::Images;
 use framework::pipeline::Pipeline;
-use framework::pipeline::images::Request;
+use run_folder::evaluation::measuring::Failure;
+use run_folder::npz::Npz;
 use run_folder::report::Comparison;
-use run_folder::{document, frozen, labels, picture, report, samples, start, weights};
+use run_folder::{labels, picture, report, samples};
 use std::fs;
+use std::path::Path;
 
 /// Returns the labels that the options request, `count` samples per row. If the captions come from the dataset, opens
 /// it and stores it in `dataset`.
@@ -60,35 +64,14 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     let device = device::named(options.device.as_deref())?;
     outputs::file("--output", &options.output, Some("png"))?;
     options.tensors.iter().try_for_each(|path| outputs::file("--tensors", path, None))?;
-    let (_, checkpoint) = weights::checkpoint(&options.from)?;
-    let mut overrides = options.set.clone();
-    overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
-    overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
-    let name = format!("{} (its document)", options.from.display());
-    if let Some(number) = options.guidance {
-        let objective = document::from_text(&checkpoint.document, &[], &name)?.objective;
-        let scale =
-            objective.scale_of_guidance(number).filter(|scale| scale.is_finite() && *scale > 0.0).ok_or_else(|| {
-                Error::from(
-                    Problem::new(
-                        "--guidance",
-                        format!("--guidance {number} has no meaning for a network trained with this objective"),
-                    )
-                    .accepts("an objective with a guidance input (such as gft), and a number whose scale is above 0")
-                    .fix("use --scale"),
-                )
-            })?;
-        overrides.push(format!("/guidance/scale={scale}"));
-    }
-    let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
-    pipeline.load(&device)?;
+    options.npz.iter().try_for_each(|path| outputs::file("--npz", path, Some("npz")))?;
+    let mut generator = Generator::load(&options.from)?;
+    let mut pipeline = generator.pipeline(&options.sampling, &[])?;
+    generator.load_parts(&mut pipeline, &device)?;
     if options.metrics {
         pipeline.load_metrics(&device)?;
     }
-    frozen::load_weak(&mut pipeline, &device)?;
-    start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
-    let network = pipeline.restore(checkpoint.model, &device)?;
-    allocator::keep_pages();
+    let network = generator.network(&pipeline, &device)?;
     let mut dataset: Option<Checked> = None;
     let labels = requested(&pipeline, options, &mut dataset)?;
     let shape = pipeline.image_shape();
@@ -97,33 +80,35 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     }
     // Create the folder after all other checks, so that a refused command leaves no folder.
     options.images.iter().try_for_each(|folder| outputs::empty_folder("--images", folder))?;
-    let request = Request {
-        labels,
-        seed: options.seed,
-        batch_size: options.batch_size.get(),
-        sampler: &*pipeline.sampler,
-        guidance: &*pipeline.guidance,
-        matmul_precision: options.matmul_precision,
-    };
-    let drawn = samples::sample_request(&pipeline, &network, &request, &device, &mut Console::new())?;
-    picture::save(&picture::grid(&drawn.images, options.count.get()), &options.output)?;
-    if let Some(folder) = &options.images {
-        for i in 0..drawn.images.len() {
-            let class = drawn.images.classes.get(i).map_or(String::new(), |class| format!("-class-{class}"));
-            picture::save(&picture::image(drawn.images.row(i), shape), &folder.join(format!("{i:06}{class}.png")))?;
-            if let Some(caption) = drawn.images.captions.get(i) {
-                let path = folder.join(format!("{i:06}.txt"));
-                fs::write(&path, caption).map_err(|e| Error::io(&path, e))?;
-            }
-        }
+    let mut npz = None;
+    if let Some(path) = &options.npz {
+        outputs::room("--npz", path, 3 * (labels.len() * shape[1] * shape[2]) as u64)?;
+        npz = Some(Npz::create(path, labels.len(), shape)?);
     }
+    let request = generator::request(&pipeline, &options.sampling, labels);
+    // Without metrics and tensors, only the images of the picture stay in memory.
+    let shown = picture::most_shown(shape, options.count.get());
+    let kept = if options.metrics || options.tensors.is_some() { usize::MAX } else { shown };
+    let mut images = Images::none(shape);
+    let mut receive = |first: usize, batch: Images| -> Result<()> {
+        npz.iter_mut().try_for_each(|npz| npz.append(&batch))?;
+        options.images.iter().try_for_each(|folder| write_images(folder, first, &batch))?;
+        let labels = &request.labels[first..first + batch.len()];
+        let left = batch.len().min(kept - images.len());
+        images.extend(batch.values[..left * batch.width()].iter().copied(), &labels[..left]);
+        Ok(())
+    };
+    let mut console = Console::new();
+    let (nfe, seconds) = samples::sample_batches(&pipeline, &network, &request, &device, &mut console, &mut receive)?;
+    npz.into_iter().try_for_each(Npz::finish)?;
+    let (count, grid) = (request.labels.len(), images.batches(shown).next());
+    picture::save(&picture::grid(grid.as_ref().unwrap_or(&images), options.count.get()), &options.output)?;
     if let Some(path) = &options.tensors {
         let [c, h, w] = shape;
-        let mut tensors =
-            vec![("x".to_string(), TensorData::new(drawn.images.values.clone(), [drawn.images.len(), c, h, w]))];
-        if !drawn.images.classes.is_empty() {
-            let classes: Vec<i64> = drawn.images.classes.iter().map(|class| *class as i64).collect();
-            tensors.push(("y".to_string(), TensorData::new(classes, [drawn.images.len()])));
+        let mut tensors = vec![("x".to_string(), TensorData::new(images.values.clone(), [images.len(), c, h, w]))];
+        if !images.classes.is_empty() {
+            let classes: Vec<i64> = images.classes.iter().map(|class| *class as i64).collect();
+            tensors.push(("y".to_string(), TensorData::new(classes, [images.len()])));
         }
         tensor_file::save_tensors(&tensors, path)?;
     }
@@ -133,14 +118,37 @@ pub fn sample(options: &SampleOptions) -> Outcome {
             Some(dataset) => dataset,
             None => pipeline.open_data()?,
         };
-        compared = report::compare(&pipeline, &drawn.images, &dataset, &device)?;
+        compared = report::compare(&pipeline, &images, &dataset, &device)?;
     }
-    for (row, captions) in drawn.images.captions.chunks(options.count.get()).enumerate() {
-        if captions.iter().all(|caption| *caption == captions[0]) {
-            console::report(&format!("row {:<4} {}", row + 1, captions[0]));
+    for (row, labels) in request.labels.chunks(options.count.get()).enumerate() {
+        if let Label::Caption(caption) = &labels[0]
+            && labels.iter().all(|label| *label == labels[0])
+        {
+            console::report(&format!("row {:<4} {caption}", row + 1));
         }
     }
-    console::report(&report::summary(&drawn, &compared));
+    console::report(&report::summary_of(count, nfe, count as f64 / seconds, &compared));
+    if count > shown {
+        console::report(&format!("the picture shows the first {shown} of {count} images"));
+    }
     console::report(&options.output.display().to_string());
+    match &compared.failed[..] {
+        [] => Ok(()),
+        [Failure { name, .. }, ..] => Err(Error::Run(format!("{name} failed; the samples are written"))),
+    }
+}
+
+/// Writes each image of a batch as PNG, and its caption as text. `first` is the index of the first image.
+fn write_images(folder: &Path, first: usize, images: &Images) -> Result<()> {
+    for row in 0..images.len() {
+        let i = first + row;
+        let class = images.classes.get(row).map_or(String::new(), |class| format!("-class-{class}"));
+        let picture = picture::image(images.row(row), images.shape);
+        picture::save(&picture, &folder.join(format!("{i:06}{class}.png")))?;
+        if let Some(caption) = images.captions.get(row) {
+            let path = folder.join(format!("{i:06}.txt"));
+            fs::write(&path, caption).map_err(|e| Error::io(&path, e))?;
+        }
+    }
     Ok(())
 }

@@ -80,6 +80,22 @@ pub fn sample(
     device: &Device,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Sampled> {
+    sample_from(pipeline, network, request, 0, device, progress)
+}
+
+/// Samples images like [`sample`]. The first image has the noise of index `first`, so that a caller can sample part by
+/// part. Parts that start at multiples of the batch size have the bits of one request for all images.
+///
+/// # Errors
+/// Like [`sample`].
+pub fn sample_from(
+    pipeline: &Pipeline,
+    network: &dyn Backbone,
+    request: &Request<'_>,
+    first: usize,
+    device: &Device,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Sampled> {
     let process = pipeline.process();
     let network = Named { network, name: pipeline.name(Kind::Backbone), precision: request.matmul_precision };
     let drawing = format!("{} under {}", pipeline.name(Kind::Sampler), pipeline.name(Kind::Guidance));
@@ -108,7 +124,7 @@ pub fn sample(
             .with_weak(weak);
         let mut noise = SeededNoise {
             random: Random::new(request.seed),
-            first: batch * request.batch_size,
+            first: first + batch * request.batch_size,
             count: labels.len(),
             shape: shape.clone(),
             dtype: DType::F32,
@@ -120,7 +136,7 @@ pub fn sample(
         let decoded = pipeline.decode(latent, image)?;
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-            let sample = batch * request.batch_size + bad / images.width();
+            let sample = first + batch * request.batch_size + bad / images.width();
             let why = match request.matmul_precision {
                 MatmulPrecision::Highest => "the weights have diverged",
                 MatmulPrecision::Medium => {

@@ -274,25 +274,39 @@ impl Pipeline {
         device: &Device,
         receive: &mut dyn FnMut(&Images) -> Result<()>,
     ) -> Result<usize> {
-        let (info, shape, mut count) = (dataset.info(), self.image_shape(), 0);
+        let (shape, mut count) = (self.image_shape(), 0);
         for indices in spread(dataset.len(), MOST_VALUES / shape.iter().product::<usize>()).chunks(64) {
             if interrupt::must_abort() {
                 return Err(Error::Interrupted);
             }
-            let mut images = Images::none(shape);
-            let batch = readable(dataset, indices)?;
-            match info.items {
-                ItemKind::Images(_) => images.extend(batch.values, &batch.labels),
-                ItemKind::Latents { .. } => {
-                    let decoded = self.decode(self.latents(&batch, &info, device)?, shape)?;
-                    let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
-                    images.extend(values, &batch.labels);
-                }
-            }
+            let images = self.images_at(dataset, indices, device)?;
             receive(&images)?;
             count += images.len();
         }
         Ok(count)
+    }
+
+    /// Reads the images at `indices` without augmentation. Decodes latents. Omits items that cannot be read.
+    ///
+    /// # Errors
+    /// If most items cannot be read, or the tokenizer panics.
+    pub fn images_at(&self, dataset: &dyn Dataset, indices: &[usize], device: &Device) -> Result<Images> {
+        let (info, batch) = (dataset.info(), readable(dataset, indices)?);
+        match info.items {
+            ItemKind::Images(shape) => {
+                let mut images = Images::none(shape);
+                images.extend(batch.values, &batch.labels);
+                Ok(images)
+            }
+            ItemKind::Latents { .. } => {
+                let shape = self.image_shape();
+                let mut images = Images::none(shape);
+                let decoded = self.decode(self.latents(&batch, &info, device)?, shape)?;
+                let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
+                images.extend(values, &batch.labels);
+                Ok(images)
+            }
+        }
     }
 }
 

@@ -123,7 +123,11 @@ pub struct TrainConfig {
     /// without classes have 8 rows.
     #[schemars(range(min = 1, max = 1000))]
     pub sample_columns: usize,
-    /// Number of samples for the metrics at the end; 0 = as many as the sample grid shows.
+    /// Number of steps between measurements of the metrics, on `metric_samples` samples of the network so far; null =
+    /// only at the end. The results are in `metrics.jsonl`. Training has the same bits with and without them.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub evaluate_every: Option<usize>,
+    /// Number of samples for the metrics; 0 = as many as the sample grid shows.
     #[schemars(range(max = 10_000_000))]
     pub metric_samples: usize,
 }
@@ -156,6 +160,7 @@ impl Default for TrainConfig {
             keep_best: false,
             sample_every: None,
             sample_columns: 8,
+            evaluate_every: None,
             metric_samples: 0,
         }
     }
@@ -184,6 +189,11 @@ impl TrainConfig {
         if self.warmup_steps > self.steps {
             let what = format!("`warmup_steps` = {} is more than `steps` = {}", self.warmup_steps, self.steps);
             problems.push(Problem::new("/warmup_steps", what).and_at("/steps").accepts("warmup_steps <= steps"));
+        }
+        if let Some(every) = self.evaluate_every.filter(|every| *every > self.steps) {
+            let what = format!("`evaluate_every` = {every} has no effect: the run has {} steps", self.steps);
+            let problem = Problem::new("/evaluate_every", what).and_at("/steps");
+            problems.push(problem.accepts("evaluate_every <= steps, or null"));
         }
         if self.workers > self.accumulate {
             let what = format!("`workers` = {} is more than `accumulate` = {}", self.workers, self.accumulate);

@@ -23,7 +23,7 @@ pub struct StepReport {
     pub skipped: Vec<Unreadable>,
     /// Duration of the step, in seconds.
     pub seconds: f64,
-    /// Means of the values that the objective logged, by name.
+    /// Means of the values that the objective logged, and the values of its memory, by name.
     pub logged: BTreeMap<String, f64>,
 }
 
@@ -42,11 +42,21 @@ pub trait Events {
     /// An error ends the run.
     fn sample(&mut self, network: &BoxBackbone, step: usize) -> Result<()>;
 
+    /// Called with the results of the document's metrics after `step` steps, by name, and the duration of sampling and
+    /// measuring in seconds.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn measured(&mut self, results: &BTreeMap<String, f64>, step: usize, seconds: f64) -> Result<()> {
+        let _ = (results, step, seconds);
+        Ok(())
+    }
+
     /// Called after a checkpoint was written.
     fn saved(&mut self, path: &Path, step: usize);
 }
 
-/// Measures a network during training, for objectives that follow a measurement.
+/// Measures a network during training: every `evaluate_every` steps, and for objectives that follow a measurement.
 pub trait Evaluator {
     /// Returns the document's metrics on samples of the network after `step` steps, by name.
     ///

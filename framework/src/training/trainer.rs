@@ -205,10 +205,11 @@ impl Trainer {
             self.step += 1;
             self.since_saved = (self.since_saved.0 + report.loss, self.since_saved.1 + 1);
             report.seconds = start.elapsed().as_secs_f64();
-            events.step(&report)?;
-            if train.sample_every.is_some_and(|every| self.step.is_multiple_of(every)) {
-                self.sample(events, evaluator)?;
+            for (name, value) in &self.memory {
+                report.logged.entry(name.clone()).or_insert(*value);
             }
+            events.step(&report)?;
+            self.sample(events, evaluator)?;
             let stopping = (stop.load(Ordering::SeqCst) || self.unsampled) && self.step < train.steps;
             let saving = interrupt::take_save_request();
             if stopping || saving || train.saves_at(self.step) {
@@ -222,14 +223,29 @@ impl Trainer {
         Ok(End::Done)
     }
 
-    /// Samples and measures after a step. A request to stop ends this early; the checkpoint then says that it is due.
+    /// Samples and measures after a step, as far as either is due. A request to stop ends this early; the checkpoint
+    /// then says that it is due.
     fn sample(&mut self, events: &mut dyn Events, evaluator: &mut dyn Evaluator) -> Result<()> {
-        let (pipeline, network) = (self.pipeline.clone(), self.sampling_network());
+        let pipeline = self.pipeline.clone();
+        let is_due = |every: Option<usize>| every.is_some_and(|every| self.step.is_multiple_of(every));
+        let (samples, measures) = (is_due(pipeline.train.sample_every), is_due(pipeline.train.evaluate_every));
+        let follows = samples && pipeline.objective.needs().measurements;
+        if !samples && !measures {
+            self.unsampled = false;
+            return Ok(());
+        }
+        let network = self.sampling_network();
         let sampled = interrupt::abortable(|| {
-            events.sample(&network, self.step)?;
-            if pipeline.objective.needs().measurements {
+            if samples {
+                events.sample(&network, self.step)?;
+            }
+            if follows || measures {
+                let start = Instant::now();
                 let measured = evaluator.evaluate(&network, self.step)?;
-                pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
+                events.measured(&measured, self.step, start.elapsed().as_secs_f64())?;
+                if follows {
+                    pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
+                }
             }
             Ok(())
         });

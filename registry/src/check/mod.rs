@@ -219,6 +219,11 @@ fn training(document: &Document) -> Problems {
         );
     }
     let train = &document.train;
+    if train.evaluate_every.is_some() && document.metrics.is_empty() {
+        let what = "`evaluate_every` has no effect: the document has no metrics";
+        let problem = Problem::new("/train/evaluate_every", what).and_at("/metrics");
+        problems.push(problem.accepts("null, or at least one metric"));
+    }
     if train.lora.is_some() || !train.frozen.is_empty() || !train.weight_decay_groups.is_empty() {
         let parameters = parameters::parameters(&document.backbone.init(&Device::flex()));
         problems
