@@ -50,6 +50,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
     match command {
         Command::Train(options) => commands::train::train(&options),
         Command::Sample(options) => commands::sample::sample(&options),
+        Command::Compare(options) => commands::compare::compare(&options),
         Command::Check(options) => commands::inspect::check(&options),
         Command::Schema { markdown: true } => commands::reference::markdown(),
         Command::Schema { markdown: false } => commands::inspect::schema(),
