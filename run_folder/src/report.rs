@@ -89,7 +89,7 @@ pub fn write(run: &RunFolder, pipeline: &Pipeline, facts: Facts, drawn: &Sampled
     let facts = Facts {
         parameters: Some(parameters::count(&pipeline.backbone.init(&Device::flex()))),
         peak_memory: peak_memory(),
-        compared: (!compared.measured.is_empty()).then_some(compared.real),
+        notes: compared.of_part().map(|part| format!("Samples were {part}.")).into_iter().collect(),
         meanings: compared.measured.iter().map(|m| (m.name.clone(), m.meaning.clone().into())).collect(),
         ..facts
     };

@@ -11,7 +11,7 @@ use framework::error::{Error, Problem, Result};
 use framework::pipeline::Pipeline;
 use framework::pipeline::images::Request;
 use run_folder::report::Comparison;
-use run_folder::{document, labels, picture, report, restored, samples, weights};
+use run_folder::{document, frozen, labels, picture, report, samples, start, weights};
 use std::fs;
 
 /// Returns the labels that the options request, `count` samples per row. If the captions come from the dataset, opens
@@ -64,8 +64,8 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     let mut overrides = options.set.clone();
     overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
     overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
+    let name = format!("{} (its document)", options.from.display());
     if let Some(number) = options.guidance {
-        let name = format!("{} (its document)", options.from.display());
         let objective = document::from_text(&checkpoint.document, &[], &name)?.objective;
         let scale =
             objective.scale_of_guidance(number).filter(|scale| scale.is_finite() && *scale > 0.0).ok_or_else(|| {
@@ -80,7 +80,12 @@ pub fn sample(options: &SampleOptions) -> Outcome {
             })?;
         overrides.push(format!("/guidance/scale={scale}"));
     }
-    let (pipeline, network) = restored::restore(&options.from, checkpoint, &overrides, &device)?;
+    let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
+    pipeline.load(&device)?;
+    frozen::load_weak(&mut pipeline, &device)?;
+    start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
+    let network = pipeline.restore(checkpoint.model, &device)?;
+    allocator::keep_pages();
     let mut dataset: Option<Checked> = None;
     let labels = requested(&pipeline, options, &mut dataset)?;
     let shape = pipeline.image_shape();

@@ -26,6 +26,9 @@ pub struct Curve {
     pub points: Vec<Point>,
 }
 
+/// Keys of a line that are not values of the training.
+const WITHOUT_CURVE: [&str; 3] = ["step", SKIPPED, "evaluation_seconds"];
+
 /// What the lines of `metrics.jsonl` say.
 pub struct Logged {
     pub curves: Vec<Curve>,
@@ -51,7 +54,7 @@ pub fn read(lines: &[Value], samples_per_step: usize) -> Logged {
         }
         skipped += line.get(SKIPPED).and_then(Value::as_u64).unwrap_or_default();
         for (name, value) in line {
-            let Some(value) = value.as_f64().filter(|_| !["step", SKIPPED].contains(&name.as_str())) else { continue };
+            let Some(value) = value.as_f64().filter(|_| !WITHOUT_CURVE.contains(&name.as_str())) else { continue };
             let point = Point { step, seconds, images: step * samples_per_step as f64, value };
             match curves.iter_mut().find(|curve| curve.name == *name) {
                 Some(curve) => curve.points.push(point),
@@ -123,7 +126,7 @@ mod tests {
     fn every_number_of_a_line_is_a_curve_of_its_own() {
         let lines = [
             json!({ "step": 2, "loss": 4.0, "images_per_second": 8.0, "skipped": 3 }),
-            json!({ "step": 3, "fid": 9.0, "note": "text" }),
+            json!({ "step": 3, "fid": 9.0, "note": "text", "evaluation_seconds": 2.0 }),
             json!({ "step": 4, "loss": null, "images_per_second": 4.0, "skipped": 1 }),
         ];
         let logged = read(&lines, 4);

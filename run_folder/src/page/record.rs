@@ -30,8 +30,8 @@ pub struct Facts {
     pub peak_memory: Option<u64>,
     /// Number of images in the dataset.
     pub items: Option<usize>,
-    /// Number of real images that the samples were compared with.
-    pub compared: Option<usize>,
+    /// Remarks on the measurements, one sentence each.
+    pub notes: Vec<String>,
     /// Label of each row of `samples.png`: the name of a class, or a caption. Empty without labels.
     pub rows: Vec<String>,
     /// Unit and meaning of each measurement, by name.

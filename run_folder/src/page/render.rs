@@ -12,6 +12,7 @@ use framework::checkpoint::tensor_file::write_atomically;
 use framework::error::{Error, Result};
 use framework::plugin::Kind;
 use minijinja::Environment;
+use minijinja::value::Serde;
 use registry::Registry;
 use serde::Serialize;
 use std::path::Path;
@@ -86,10 +87,8 @@ impl Content {
         };
         let failed = |e: minijinja::Error| Error::Run(format!("the page cannot be rendered: {e:#}"));
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
         environment.add_template("page.html", include_str!("page.html")).map_err(failed)?;
-        environment.get_template("page.html").and_then(|template| template.render(page)).map_err(failed)
+        environment.get_template("page.html").and_then(|template| template.render(Serde(page))).map_err(failed)
     }
 
     /// Writes the page. The file is either complete or absent.
@@ -151,13 +150,7 @@ fn remarks(run: &Record) -> Vec<String> {
             thousands(run.skipped as usize)
         ));
     }
-    if let (Some(compared), Some(items)) = (run.facts.compared, run.facts.items)
-        && !run.measured.is_empty()
-        && compared < items
-    {
-        let (compared, items) = (thousands(compared), thousands(items));
-        notes.push(format!("Samples were compared with {compared} of the dataset's {items} images."));
-    }
+    notes.extend(run.facts.notes.iter().cloned());
     notes
 }
 
