@@ -7,6 +7,7 @@
 //! product in the same run. The benchmark prints a table and writes two plots next to this file.
 
 mod networks;
+mod plot;
 
 use framework::burn::tensor::{Device, Tensor};
 use framework::network::backbone::{Backbone, BackboneConfig, Control};
@@ -15,7 +16,7 @@ use framework::nn::parameters::{self, Init};
 use framework::optimization::optimizer::OptimizerConfig;
 use framework::process::Input;
 use framework::random::Random;
-use run_folder::plot::{Curve, lines};
+use plot::{Curve, lines};
 use serde_json::{from_value, json};
 use std::path::Path;
 use std::time::Instant;

@@ -48,6 +48,9 @@ pub enum Command {
             \n  unguided evaluate images --against real_images --metric '{\"type\":\"frechet\"}'\
             \n\nIf the command is interrupted, run it again to resume. It ends with the same evaluation.json.")]
     Evaluate(Box<EvaluateOptions>),
+    /// Compare runs and sweeps on one HTML page: learning curves, samples from the same noise, measurements, documents.
+    #[command(after_help = "Example: unguided compare runs/digits-dit-gft runs/digits-dit-cfg --out compare.html")]
+    Compare(CompareOptions),
     /// Check a document. Print it with every default, its parameter count, memory and network evaluations.
     #[command(after_help = "Example: unguided check examples/pipelines/digits-dit-gft.json")]
     Check(CheckOptions),
@@ -244,6 +247,35 @@ pub struct SampleOptions {
     #[arg(long)]
     pub metrics: bool,
     /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareOptions {
+    /// Folders of runs or of sweeps. A single run gets its report.
+    #[arg(required = true, value_name = "FOLDER")]
+    pub folders: Vec<PathBuf>,
+    /// The page to write (HTML). It needs no other file and no network.
+    #[arg(long, value_name = "FILE", default_value = "compare.html")]
+    pub out: PathBuf,
+    /// Also write the content as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Also write the content as CSV, one value per line.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Samples per class or caption that each of two or more runs generates from the same noise; 0 = none.
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub samples: u32,
+    /// Guidance scales of the samples, e.g. 1,2,4 [default: the scale of each run's document].
+    #[arg(long, value_delimiter = ',')]
+    pub scales: Vec<f64>,
+    /// Seed of the samples.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Device of the samples: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one
+    /// present].
     #[arg(long)]
     pub device: Option<String>,
 }

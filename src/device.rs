@@ -29,3 +29,9 @@ pub fn named(name: Option<&str>) -> Result<Device> {
         )),
     }
 }
+
+/// Returns the name of a device, as `--device` takes it where this build knows it.
+pub fn name(device: &Device) -> String {
+    let shown = format!("{device:?}").to_lowercase();
+    if shown.contains("flex") { "cpu".to_string() } else { shown }
+}

@@ -53,6 +53,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Train(options) => commands::train::train(&options),
         Command::Sample(options) => commands::sample::sample(&options),
         Command::Evaluate(options) => commands::evaluate::evaluate(&options),
+        Command::Compare(options) => commands::compare::compare(&options),
         Command::Check(options) => commands::inspect::check(&options),
         Command::Schema { markdown: true } => commands::reference::markdown(),
         Command::Schema { markdown: false } => commands::inspect::schema(),

@@ -113,6 +113,7 @@ macro_rules! chapters {
 chapters! {
     getting_started_works: "getting-started",
     your_own_images_works: "your-own-images",
+    reports_work: "reports",
     choosing_an_objective_works: "choosing-an-objective",
     writing_an_objective_works: "objective",
     writing_a_backbone_works: "backbone",

@@ -58,13 +58,15 @@ fn rows_are_captions_and_given_captions_are_sampled() {
             expected.push(caption);
         }
     }
-    let report = fs::read_to_string(at("run/report.md")).unwrap();
-    for (row, caption) in expected.iter().enumerate() {
-        assert!(report.contains(&format!("{}. {caption}\n", row + 1)), "{report}");
-    }
-    for part in ["caption_accuracy_of_real | 1.0000", "caption_color_accuracy", "measured on 20 samples"] {
+    let report = fs::read_to_string(at("run/report.html")).unwrap();
+    let rows: String = expected.iter().map(|caption| format!("<li>{caption}</li>")).collect();
+    assert!(report.contains(&rows), "{rows}\n{report}");
+    for part in ["caption accuracy of real", "caption color accuracy", "Measured on 20 samples"] {
         assert!(report.contains(part), "{part} is missing in\n{report}");
     }
+    let measured: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(at("run/report.json")).unwrap()).unwrap();
+    assert_eq!(measured["caption_accuracy_of_real"], 1.0, "{measured}");
 
     let asked = ["two small red circles", "anything at all"];
     execute([
@@ -166,8 +168,8 @@ fn a_caption_that_the_conditioner_refuses_costs_one_item() {
     let lines = fs::read_to_string(at("run/metrics.jsonl")).unwrap();
     let skipped = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["skipped"].as_u64();
     assert_eq!(lines.lines().filter_map(skipped).sum::<u64>(), 1, "{lines}");
-    let report = fs::read_to_string(at("run/report.md")).unwrap();
-    assert!(report.contains("1. one red circle\n") && !report.contains("one rad"), "{report}");
+    let report = fs::read_to_string(at("run/report.html")).unwrap();
+    assert!(report.contains("<li>one red circle</li>") && !report.contains("one rad"), "{report}");
 
     let mut pipeline = run_folder::document::read(FilePath::new(&at("a.json")), &[]).unwrap();
     pipeline.load(&Device::flex()).unwrap();

@@ -153,7 +153,7 @@ fn captions_are_kept_and_trained_from() {
     document["data"]["type"] = json!("latents");
     fs::write(at("b.json"), document.to_string()).unwrap();
     execute(["unguided", "train", &at("b.json"), "--run", &at("run")]).unwrap();
-    assert!(fs::read_to_string(at("run/report.md")).unwrap().contains("1. "));
+    assert!(fs::read_to_string(at("run/report.html")).unwrap().contains("<li>"));
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn a_training_goes_on_without_its_log() {
         let run = folder.path().join(name);
         let status = train(&run).stdout(stdout).stderr(stderr).status().unwrap();
         assert_eq!(status.code(), Some(0), "{name}");
-        assert!(run.join("report.md").exists(), "{name}");
+        assert!(run.join("report.html").exists(), "{name}");
     }
     // The summary is in the report, too. A full disk under it is worth a warning only.
     let output = train(&folder.path().join("warned")).stdout(full()).output().unwrap();

@@ -9,6 +9,14 @@ use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+/// Key in `metrics.jsonl` for the number of items that could not be read since the previous line. Each item counts
+/// once, in epoch 0. Absent if zero.
+pub const SKIPPED: &str = "skipped";
+
+/// Key in `metrics.jsonl` for the duration of sampling and measuring, in seconds. Its line has the step and the results
+/// of the metrics.
+pub const EVALUATION_SECONDS: &str = "evaluation_seconds";
+
 /// The folder of one run.
 #[derive(Clone, Debug)]
 pub struct RunFolder {

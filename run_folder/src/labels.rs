@@ -76,14 +76,15 @@ fn captions(pipeline: &Pipeline, dataset: &dyn Dataset, most: usize) -> impl Ite
     labels.filter(|label| pipeline.check_label(label).is_ok())
 }
 
-fn silent() -> Error {
-    Error::Run("no item of the dataset can be read, so there is no caption to sample".into())
+/// Returns a label as text: the name of its class, `class 3` without names, its caption, or nothing.
+pub fn text(label: &Label, class_names: &[String]) -> String {
+    match label {
+        Label::None => String::new(),
+        Label::Class(class) => class_names.get(*class).cloned().unwrap_or_else(|| format!("class {class}")),
+        Label::Caption(caption) => caption.clone(),
+    }
 }
 
-/// Iterates over the captions among the rows.
-pub fn names(rows: &[Label]) -> impl Iterator<Item = &str> {
-    rows.iter().filter_map(|row| match row {
-        Label::Caption(caption) => Some(caption.as_str()),
-        _ => None,
-    })
+fn silent() -> Error {
+    Error::Run("no item of the dataset can be read, so there is no caption to sample".into())
 }

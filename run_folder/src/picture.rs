@@ -50,15 +50,24 @@ pub fn grid(images: &Images, columns: usize) -> RgbImage {
     canvas
 }
 
+/// Encodes a picture as PNG.
+///
+/// # Errors
+/// If the encoder fails.
+pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+    let mut encoded = Cursor::new(Vec::new());
+    let written = picture.write_to(&mut encoded, ImageFormat::Png);
+    written.map_err(|e| Error::Run(format!("a picture cannot be encoded as PNG: {e}")))?;
+    Ok(encoded.into_inner())
+}
+
 /// Writes a picture as PNG. The file is either complete or absent.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    let mut encoded = Cursor::new(Vec::new());
-    picture.write_to(&mut encoded, ImageFormat::Png).map_err(|e| Error::file(path, e.to_string()))?;
     // Encode in memory first: an encoder that writes to a file ignores errors of its last bytes.
-    write_atomically(path, [encoded.into_inner().as_slice()])
+    write_atomically(path, [png(picture)?.as_slice()])
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The files that a run writes during training: `metrics.jsonl` and sample grids.
 
-use crate::folder::RunFolder;
-use crate::report::{EVALUATION_SECONDS, SKIPPED};
+use crate::folder::{EVALUATION_SECONDS, RunFolder, SKIPPED};
 use crate::samples::sample;
 use crate::watcher::{Stage, Watcher};
 use crate::{labels, picture};

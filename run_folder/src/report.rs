@@ -1,12 +1,13 @@
-//! The report of a finished run: plots, `report.md` and `report.json`.
+//! The report of a finished run: `report.json` and `report.html`.
 
+use crate::environment::peak_memory;
 use crate::evaluation::measuring::{self, Accumulators, Failure, References};
 use crate::folder::RunFolder;
-use crate::labels;
-use crate::plot::{Curve, lines};
+use crate::page::Content;
+use crate::page::record::{FACTS, Facts};
 use framework::burn::tensor::Device;
 use framework::checkpoint::tensor_file::write_atomically;
-use framework::data::dataset::{Dataset, Label};
+use framework::data::dataset::Dataset;
 use framework::error::{Error, Result};
 use framework::evaluation::images::Images;
 use framework::evaluation::metric::Measurement;
@@ -14,20 +15,12 @@ use framework::interrupt;
 use framework::nn::parameters;
 use framework::pipeline::Pipeline;
 use framework::pipeline::images::Sampled;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::fmt::Write;
-use std::fs;
+use std::slice;
 
 /// Number of images that a metric receives at once.
 const BATCH: usize = 64;
-
-/// Key in `metrics.jsonl` for the number of items that could not be read since the previous line. Each item counts
-/// once, in epoch 0. Absent if zero.
-pub const SKIPPED: &str = "skipped";
-
-/// Key in `metrics.jsonl` for the duration of sampling and measuring, in seconds. Its line has the step and the results
-/// of the metrics.
-pub const EVALUATION_SECONDS: &str = "evaluation_seconds";
 
 /// Samples compared with a dataset.
 #[derive(Clone, Debug, Default)]
@@ -89,102 +82,35 @@ pub fn summary_of(images: usize, nfe: usize, images_per_second: f64, compared: &
     text
 }
 
-/// Writes a plot of every logged quantity (`loss.png` and others), `report.md` and `report.json`.
+/// Writes `report.json`: the measurements, and the facts that no other file of the folder contains. `facts` holds what
+/// the samples and the network do not tell.
 ///
 /// # Errors
-/// If `metrics.jsonl` cannot be read, or a file cannot be written.
-pub fn write(
-    run: &RunFolder,
-    pipeline: &Pipeline,
-    rows: &[Label],
-    drawn: &Sampled,
-    compared: &Comparison,
-) -> Result<()> {
-    let path = run.metrics();
-    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let lines_logged: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let curve = |name: &str| Curve {
-        name: name.to_string(),
-        points: lines_logged.iter().filter_map(|l| Some((l["step"].as_f64()?, l[name].as_f64()?))).collect(),
+/// If the file cannot be written.
+pub fn write(run: &RunFolder, pipeline: &Pipeline, facts: Facts, drawn: &Sampled, compared: &Comparison) -> Result<()> {
+    let part = compared.of_part().map(|part| format!("Samples were {part}."));
+    let failed = compared.failed.iter().map(|Failure { name, what }| format!("{name} failed: {what}"));
+    let facts = Facts {
+        parameters: Some(parameters::count(&pipeline.backbone.init(&Device::flex()))),
+        peak_memory: peak_memory(),
+        notes: part.into_iter().chain(failed).collect(),
+        meanings: compared.measured.iter().map(|m| (m.name.clone(), m.meaning.clone().into())).collect(),
+        ..facts
     };
-    // Some lines have results of metrics, and a quantity may begin late.
-    let mut names: Vec<String> = Vec::new();
-    for name in lines_logged.iter().filter_map(Value::as_object).flat_map(|line| line.keys()) {
-        if !["step", SKIPPED, EVALUATION_SECONDS].contains(&name.as_str()) && !names.contains(name) {
-            names.push(name.clone());
-        }
-    }
-    for name in &names {
-        lines(
-            &run.path.join(format!("{name}.png")),
-            &name.replace('_', " "),
-            "step",
-            &name.replace('_', " "),
-            &[curve(name)],
-        )?;
-    }
-    let network = pipeline.backbone.init(&Device::flex());
-    let parameters: usize =
-        parameters::parameters(&network).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
-    let mut report = String::from("# Run report\n\n![samples](samples.png)\n\n");
-    for (row, caption) in labels::names(rows).enumerate() {
-        let _ = writeln!(report, "{}. {caption}", row + 1);
-    }
-    if labels::names(rows).next().is_some() {
-        report.push_str("\nRows are numbered from the top.\n\n");
-    }
-    let _ = writeln!(
-        report,
-        "{} parameters, {} steps of {} samples.\n",
-        thousands(parameters),
-        pipeline.train.steps,
-        pipeline.train.batch_size * pipeline.train.accumulate
-    );
-    let skipped: u64 = lines_logged.iter().filter_map(|line| line[SKIPPED].as_u64()).sum();
-    if skipped > 0 {
-        let _ = writeln!(report, "{skipped} items could not be read; each was replaced by the next readable item.\n");
-    }
-    if let Some(part) = compared.of_part() {
-        let _ = writeln!(report, "Samples were {part}.\n");
-    }
-    let _ = writeln!(report, "| measured on {} samples | value | meaning |\n|---|---|---|", drawn.images.len());
-    let _ = writeln!(report, "| nfe | {} | network evaluations per image |", drawn.nfe);
-    let _ =
-        writeln!(report, "| images_per_second | {:.1} | sampling speed on this machine |", drawn.images_per_second());
-    for Measurement { name, value, meaning } in &compared.measured {
-        let _ = writeln!(report, "| {name} | {value:.4} | {meaning} |");
-    }
-    for Failure { name, what } in &compared.failed {
-        let what = what.replace('\n', " ").replace('|', "\\|");
-        let _ = writeln!(report, "| {name} | failed | {what} |");
-    }
-    report.push('\n');
-    for name in &names {
-        let _ = writeln!(report, "![{name}]({name}.png)");
-    }
-    let _ = writeln!(
-        report,
-        "\nThe document, with every default, is `document.json`; every logged step is in `metrics.jsonl`."
-    );
-    let path = run.path.join("report.md");
-    write_atomically(&path, [report.as_bytes()])?;
-    let mut numbers = serde_json::Map::new();
+    let mut numbers = Map::new();
     numbers.insert("nfe".into(), drawn.nfe.into());
     numbers.insert("samples".into(), drawn.images.len().into());
+    numbers.insert("images_per_second".into(), drawn.images_per_second().into());
     numbers.extend(compared.measured.iter().map(|m| (m.name.clone(), m.value.into())));
+    numbers.insert(FACTS.into(), json!(facts));
     let path = run.path.join("report.json");
     write_atomically(&path, [format!("{:#}\n", Value::Object(numbers)).as_bytes()])
 }
 
-/// Formats 675129632 as 675,129,632.
-pub fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+/// Writes `report.html` from the files of the run folder.
+///
+/// # Errors
+/// If a file of the folder cannot be read, or the page cannot be written.
+pub fn write_page(run: &RunFolder) -> Result<()> {
+    Content::read(slice::from_ref(&run.path))?.write_html(&run.path.join("report.html"))
 }

@@ -1,10 +1,12 @@
 //! A complete training: from a pipeline to a trained network, pictures and a report.
 
 use crate::binding::Binding;
+use crate::environment::Environment;
 use crate::evaluation::measuring;
 use crate::evaluation::needs::{Given, unmet};
 use crate::evaluator::MetricEvaluator;
 use crate::folder::RunFolder;
+use crate::page::record::Facts;
 use crate::recorder::Recorder;
 use crate::report::Comparison;
 use crate::samples::sample;
@@ -34,6 +36,8 @@ pub struct Options {
     pub accept_data_change: bool,
     /// Command that resumes the run. Error messages quote it.
     pub command: String,
+    /// Build, machine and device, for the report.
+    pub environment: Environment,
 }
 
 /// How a training ended.
@@ -110,7 +114,9 @@ pub fn train(
         // and measures.
         End::Done if stop.load(Ordering::SeqCst) => Ok(Outcome::Interrupted(trainer.step())),
         End::Done => {
-            finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), device, watcher).map(Outcome::Done)
+            let environment = options.environment.clone();
+            finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), device, environment, watcher)
+                .map(Outcome::Done)
         }
     }
 }
@@ -189,13 +195,14 @@ fn unchanged(before: &DatasetFacts, dataset: &dyn Dataset, options: &Options, wa
     Err(Problem { differs, ..problem }.into())
 }
 
-/// Writes the samples, metrics, plots and report of a finished run. Returns the summary.
+/// Writes the samples, metrics and report of a finished run. Returns the summary.
 fn finish(
     run: &RunFolder,
     pipeline: &Pipeline,
     dataset: &dyn Dataset,
     network: &BoxBackbone,
     device: &Device,
+    environment: Environment,
     watcher: &mut dyn Watcher,
 ) -> Result<String> {
     let rows = labels::rows(pipeline, dataset)?;
@@ -212,7 +219,16 @@ fn finish(
         }
         compared = report::compare(pipeline, &sampled.images, dataset, device)?;
     }
-    report::write(run, pipeline, &rows, &sampled, &compared)?;
+    let names = dataset.class_names().unwrap_or_default();
+    let mut texts: Vec<String> = rows.iter().map(|row| labels::text(row, &names)).collect();
+    texts.retain(|text| !text.is_empty());
+    let facts = Facts { environment, items: Some(dataset.len()), rows: texts, ..Facts::default() };
+    report::write(run, pipeline, facts, &sampled, &compared)?;
+    if let Err(error) = report::write_page(run) {
+        let again = format!("unguided compare {0} --out {0}/report.html", run.path.display());
+        watcher
+            .say(&format!("error: the run is complete, but its page is not written: {error}\nwrite it with: {again}"));
+    }
     let summary = report::summary(&sampled, &compared);
     if compared.failed.is_empty() {
         return Ok(summary);

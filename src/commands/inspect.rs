@@ -11,7 +11,7 @@ use framework::plugin::Kind;
 use framework::process::Family;
 use registry::{Registry, library};
 use run_folder::document;
-use run_folder::report::thousands;
+use run_folder::page::numbers::thousands;
 
 /// Prints the resolved document and its costs. Allocates no weights.
 pub fn check(options: &CheckOptions) -> Outcome {

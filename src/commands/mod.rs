@@ -1,6 +1,7 @@
 //! The commands, one file each: each reads its arguments, calls the crates and prints the result.
 //! You can change a command here alone. The code it calls is in `run_folder`, `registry`, `proofs` and `framework`.
 
+pub mod compare;
 pub mod convert_parts;
 pub mod doctor;
 pub mod encode;

@@ -2,12 +2,14 @@
 
 use crate::arguments::TrainOptions;
 use crate::console::{self, Console};
-use crate::{Outcome, device};
+use crate::{Outcome, device, system};
 use framework::error::Error;
 use framework::interrupt;
 use run_folder::document;
+use run_folder::environment::Environment;
 use run_folder::folder::RunFolder;
 use run_folder::session::{self, Options};
+use std::{env, thread};
 
 /// Trains a document, or resumes its interrupted run.
 pub fn train(options: &TrainOptions) -> Outcome {
@@ -16,7 +18,14 @@ pub fn train(options: &TrainOptions) -> Outcome {
     let folder = options.run.clone().unwrap_or_else(|| RunFolder::default_path(&options.document.pipeline));
     let command = format!("unguided train {} --run {}", options.document.pipeline.display(), folder.display());
     let (resume_from, accept_data_change) = (options.resume_from.clone(), options.accept_data_change);
-    let session = Options { resume_from, accept_data_change, command };
+    let environment = Environment {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        system: format!("{} {}", env::consts::OS, env::consts::ARCH),
+        processor: system::processor().0.unwrap_or_default(),
+        cores: thread::available_parallelism().ok().map(usize::from),
+        device: device::name(&device),
+    };
+    let session = Options { resume_from, accept_data_change, command, environment };
     match session::train(pipeline, &folder, &device, &session, &interrupt::STOP, &mut Console::new())? {
         session::Outcome::Interrupted(step) => {
             let but = if options.resume_from.is_some() { " without --resume-from" } else { "" };
@@ -25,8 +34,7 @@ pub fn train(options: &TrainOptions) -> Outcome {
         }
         session::Outcome::Done(summary) => {
             console::report(&summary);
-            let pictures = format!("pictures in {}: samples.png, loss.png", folder.display());
-            console::report(&format!("{pictures}; measurements: report.md"));
+            console::report(&format!("report: {}", folder.join("report.html").display()));
         }
     }
     Ok(())

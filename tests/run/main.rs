@@ -310,7 +310,7 @@ fn broken_images_are_replaced_and_counted() {
     let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let count = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["skipped"].as_u64();
     let skipped: u64 = lines.lines().filter_map(count).sum();
-    let report = fs::read_to_string(run.join("report.md")).unwrap();
+    let report = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(skipped > 0 && report.contains(&format!("{skipped} items could not be read")), "{lines}\n{report}");
     assert!(!run.join("skipped.png").exists());
 

@@ -10,6 +10,7 @@ use framework::data::dataset::{Dataset, facts};
 use framework::data::tokenizer::ImageShape;
 use framework::error::{Error, Problem, Problems, Result};
 use framework::evaluation::metric::Metric;
+use framework::evaluation::space::Spaces;
 use framework::evaluation::statistics::Statistics;
 use framework::pipeline::Pipeline;
 use framework::plugin::{DatasetPlugin, Kind, MetricPlugin};

@@ -1,10 +1,10 @@
-//! Line plots as PNG files.
+//! Line plots as PNG files, for the record of the benchmarks.
 
-use crate::picture;
 use framework::error::{Error, Result};
 use image::RgbImage;
 use plotters::prelude::*;
 use plotters::style::register_font;
+use run_folder::picture;
 use std::path::Path;
 use std::sync::Once;
 
