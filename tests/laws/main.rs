@@ -161,7 +161,7 @@ fn plain_mg_has_the_fixed_point_one_over_one_minus_w_and_repels_from_w_one_on() 
 }
 
 fn mg(scale: f64) -> objectives::Mg {
-    let scale = objectives::Scale::Fixed(objectives::FixedScale { scale });
+    let scale = objectives::Scale::Fixed(objectives::FixedScale { scale, without_optimum: false });
     objectives::Mg { scale, t_high: 1.0, ..objectives::Mg::default() }
 }
 

@@ -74,14 +74,17 @@ impl Default for Scale {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FixedScale {
-    /// The scale, at least 1 and below 2.
+    /// The scale, at least 1, and below 2 unless `without_optimum` is set.
     #[schemars(range(min = 1.0, max = 1000.0))]
     pub scale: f64,
+    /// Accepts a scale of 2 or more, which has no optimum: the prediction grows for as long as training runs. The paper
+    /// reports such a run at scale 2, where `t_high` and the delay of the average kept it finite.
+    pub without_optimum: bool,
 }
 
 impl Default for FixedScale {
     fn default() -> Self {
-        Self { scale: 1.45 }
+        Self { scale: 1.45, without_optimum: false }
     }
 }
 
@@ -213,12 +216,16 @@ impl Objective for Mg {
                 let what = format!("`min` = {min} is larger than `max` = {max}");
                 problems.push(Problem::new("/scale/min", what).and_at("/scale/max").accepts("min <= max"));
             }
-            Scale::Fixed(FixedScale { scale }) if scale >= 2.0 => {
+            Scale::Fixed(FixedScale { scale, without_optimum: false }) if scale >= 2.0 => {
                 let what = format!("training diverges at the fixed scale {scale}: the optimum is 1 / (2 - scale)");
-                let problem = Problem::new("/scale/scale", what).accepts("a scale below 2");
+                let problem = Problem::new("/scale/scale", what).accepts("a scale below 2, or `without_optimum`");
                 problems.push(problem.fix(
                     "set /objective/scale to {\"type\": \"input\"}: a network that reads the scale can learn any",
                 ));
+            }
+            Scale::Fixed(FixedScale { scale, without_optimum: true }) if scale < 2.0 => {
+                let what = format!("`without_optimum` has no effect: the fixed scale {scale} has an optimum");
+                problems.push(Problem::new("/scale/without_optimum", what).fix("remove `without_optimum`"));
             }
             _ => {}
         }
@@ -261,7 +268,7 @@ impl Objective for Mg {
         let branch = context.choice("branch", &shares.map(|share| share.max(0.0)));
         let (dropped, guided) = (|i: usize| branch[i] == 0, |i: usize| branch[i] == 1);
         let scale = match self.scale {
-            Scale::Fixed(FixedScale { scale }) => vec![scale; context.batch()],
+            Scale::Fixed(FixedScale { scale, .. }) => vec![scale; context.batch()],
             Scale::Input(InputScale { min, max }) => context.uniform("scale", min, max),
             Scale::Automatic(_) => vec![context.remembered("scale").unwrap_or(1.0); context.batch()],
         };
@@ -287,7 +294,7 @@ impl Objective for Mg {
                     if guided(i) && 1.0 - progress < self.t_high { scale[i] - 1.0 } else { 0.0 }
                 },
             );
-        context.loss(prediction - toward * weight)
+        context.loss(context.combine(prediction, toward * weight, |prediction, shift| prediction - shift))
     }
 
     fn measured(&self, memory: &mut Memory, measurements: &BTreeMap<String, f64>) -> Result<(), String> {
@@ -340,10 +347,10 @@ impl Objective for Mg {
         }
         let fixed = match self.scale {
             Scale::Automatic(_) => return Optimum::Unstated("the scale moves with the quality of samples"),
-            Scale::Fixed(FixedScale { scale }) if scale >= 2.0 => {
+            Scale::Fixed(FixedScale { scale, .. }) if scale >= 2.0 => {
                 return Optimum::Unbounded("the fixed point 1 / (2 - s) repels for s >= 2");
             }
-            Scale::Fixed(FixedScale { scale }) => scale,
+            Scale::Fixed(FixedScale { scale, .. }) => scale,
             Scale::Input(_) => 1.0,
         };
         let t_high = self.t_high;
