@@ -12,6 +12,7 @@ pub mod frozen;
 pub mod labels;
 pub mod parts;
 pub mod picture;
+pub mod plane;
 pub mod plot;
 mod recorder;
 pub mod report;

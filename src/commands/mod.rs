@@ -2,10 +2,13 @@
 //! You can change a command here alone. The code it calls is in `run_folder`, `registry`, `proofs` and `framework`.
 
 pub mod convert_parts;
+pub mod cost;
 pub mod doctor;
 pub mod encode;
 pub mod inspect;
 pub mod network_file;
+pub mod pairs;
+pub mod plane;
 pub mod reference;
 pub mod sample;
 pub mod train;
