@@ -51,6 +51,9 @@ pub enum Command {
     /// Compare runs and sweeps on one HTML page: learning curves, samples from the same noise, measurements, documents.
     #[command(after_help = "Example: unguided compare runs/digits-dit-gft runs/digits-dit-cfg --out compare.html")]
     Compare(CompareOptions),
+    /// Draw the samples and trajectories of a network that was trained on points in the plane, over the exact density.
+    #[command(after_help = "Example: unguided plane runs/points-dit-gft --scale 2")]
+    Plane(PlaneOptions),
     /// Check a document. Print it with every default, its parameter count, memory and network evaluations.
     #[command(after_help = "Example: unguided check examples/pipelines/digits-dit-gft.json")]
     Check(CheckOptions),
@@ -62,8 +65,17 @@ pub enum Command {
         markdown: bool,
     },
     /// List every registered plugin with its papers.
-    #[command(after_help = "Example: unguided list")]
-    List,
+    #[command(after_help = "Example: unguided list --pairs")]
+    List {
+        /// List the pairs of backbone and objective instead: paper or extension, example document and optimum.
+        #[arg(long)]
+        pairs: bool,
+    },
+    /// Measure time and memory of a training step of several documents, relative to the document of objective cfg.
+    #[command(after_help = "Example: unguided cost examples/pipelines/pairs/dit-*.json --steps 50\
+            \n\nThe documents take turns, one step each, so other load slows all of them equally. Without a document of \
+            cfg, ratios are relative to the first document. Trains from random weights; writes no run folder.")]
+    Cost(CostOptions),
     /// Run the backbone or the tokenizer once on tensors from a file, to compare a port with its reference.
     #[command(after_help = "Example: unguided forward --pipeline dit.json --checkpoint DiT-XL-2-256x256.pt \
             --input in.safetensors --output out.safetensors\
@@ -118,6 +130,7 @@ impl Command {
             Self::Train(options) => Some(&options.document.pipeline),
             Self::Check(options) => Some(&options.document.pipeline),
             Self::Encode(options) => Some(&options.document.pipeline),
+            Self::Cost(options) => options.documents.first().map(PathBuf::as_path),
             Self::Forward(options) => Some(&options.pipeline),
             Self::Convert(options) => Some(&options.pipeline),
             Self::Evaluate(options) => options.read_document(),
@@ -281,6 +294,33 @@ pub struct CompareOptions {
 }
 
 #[derive(Debug, Args)]
+pub struct PlaneOptions {
+    /// A run folder or a checkpoint of dataset gaussian_mixture, two_moons or spirals.
+    pub from: PathBuf,
+    /// Samples per class.
+    #[arg(long, default_value = "500")]
+    pub count: NonZeroUsize,
+    /// Trajectories per class.
+    #[arg(long, default_value_t = 20)]
+    pub trajectories: usize,
+    /// Seed of the noise.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Guidance scale; sets /guidance/scale.
+    #[arg(long)]
+    pub scale: Option<f64>,
+    /// Override one value of the checkpoint's document; may be repeated.
+    #[arg(long = "set", value_name = "/POINTER=VALUE")]
+    pub set: Vec<String>,
+    /// File of the picture (PNG).
+    #[arg(long, default_value = "plane.png")]
+    pub output: PathBuf,
+    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct EncodeOptions {
     #[command(flatten)]
     pub document: DocumentOptions,
@@ -320,6 +360,25 @@ pub struct CheckOptions {
     /// Also list every parameter with its shape.
     #[arg(long)]
     pub parameters: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CostOptions {
+    /// The pipeline documents. Libraries that they list as `plugins` are loaded for the first document only.
+    #[arg(required = true, value_name = "DOCUMENT")]
+    pub documents: Vec<PathBuf>,
+    /// Override one value of every document by JSON pointer; may be repeated.
+    #[arg(long = "set", value_name = "/POINTER=VALUE")]
+    pub set: Vec<String>,
+    /// Measured steps per document.
+    #[arg(long, default_value = "20")]
+    pub steps: NonZeroUsize,
+    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Train one document and print the peak memory of this process.
+    #[arg(long, hide = true)]
+    pub alone: bool,
 }
 
 #[derive(Debug, Args)]

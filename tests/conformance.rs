@@ -102,6 +102,7 @@ fn backbones_conform() {
     for more in [
         json!({}),
         json!({ "guidance_input": "linear" }),
+        json!({ "guidance_input": "3_layer_mlp" }),
         json!({ "guidance_input": "mlp", "learn_sigma": true, "process": { "variance_loss": true } }),
     ] {
         let entry = dit(more);

@@ -108,11 +108,11 @@ fn a_folder_with_other_content_is_refused() {
     let output = unguided(&["encode", TINY, "--output", &foreign]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(text(&output).contains("was not written by `encode`"), "{}", text(&output));
-    // Data that is already encoded, and a tokenizer that produces tokens.
+    // Data that is already encoded, and a tokenizer without its codebook.
     let read = format!("/data={{\"type\":\"latents\",\"path\":\"{latents}\"}}");
     let tokens = "examples/pipelines/digits-llamagen-vq-tiny.json";
     for (document, set, says) in
-        [(TINY, read.as_str(), "already holds latents"), (tokens, "/train/seed=1", "the tokenizer produces tokens")]
+        [(TINY, read.as_str(), "already holds latents"), (tokens, "/train/seed=1", "has not learned its codebook yet")]
     {
         let output = unguided(&["encode", document, "--output", &at("other"), "--set", set]);
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
@@ -187,4 +187,40 @@ fn images_that_cannot_be_read_are_left_out_and_counted() {
     let file = safetensors::SafeTensors::deserialize(file).unwrap();
     assert_eq!(file.tensor("x").unwrap().shape(), [19, 1, 8, 8]);
     assert_eq!(file.tensor("x_flip").unwrap().shape(), [19, 1, 8, 8]);
+}
+
+#[test]
+fn tokens_are_written_and_train_the_same_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    for name in ["llamagen", "var"] {
+        let document = format!("examples/pipelines/pairs/{name}-cfg.json");
+        let (tokens, reader) = (at(&format!("{name}-tokens")), at(&format!("{name}.json")));
+        let output = unguided(&["encode", &document, "--output", &tokens, "--shard", "1000"]);
+        // The command prints the entry that reads the tokens.
+        let data = entry(&output);
+        let file = &files(FilePath::new(&tokens))["000000.safetensors"];
+        let stored = safetensors::SafeTensors::deserialize(file).unwrap();
+        let x = stored.tensor("x").unwrap();
+        let shape: &[usize] = if name == "var" { &[1000, 1, 1, 85] } else { &[1000, 1, 8, 8] };
+        assert_eq!((x.dtype(), x.shape()), (safetensors::Dtype::I32, shape));
+        let mut read: Value = serde_json::from_str(&fs::read_to_string(&document).unwrap()).unwrap();
+        read["data"] = data;
+        fs::write(&reader, read.to_string()).unwrap();
+        let weights = |document: &str, run: &str| {
+            let output = unguided(&["train", document, "--run", &at(run), "--set", "/metrics=[]"]);
+            assert!(output.status.success(), "{}", text(&output));
+            let newest = FilePath::new(&at(run)).join("checkpoints").join(framework::checkpoint::file_name(3));
+            framework::checkpoint::Checkpoint::load(&newest).unwrap().model
+        };
+        let (images, encoded) =
+            (weights(&document, &format!("{name}-images")), weights(&reader, &format!("{name}-read")));
+        assert!(images == encoded, "{name}: training from tokens gives other weights");
+        // A vocabulary that does not fit the files or the network is refused, with the place.
+        let output = unguided(&["check", &reader, "--set", "/data/vocabulary=5"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output).contains("a vocabulary of 5"), "{}", text(&output));
+        let output = unguided(&["check", &reader, "--set", "/data/channels=1"]);
+        assert!(text(&output).contains("`channels` has no effect: tokens have none"), "{}", text(&output));
+    }
 }

@@ -11,6 +11,7 @@ use registry::Registry;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 use unguided as _;
 
 /// A rule that perturbs: it compares the network with a pass in which one attention layer returns zero.
@@ -293,4 +294,48 @@ fn with_every_rule_a_batch_equals_its_samples() {
             assert!(whole.iter().all(|value| value.is_finite()), "{rule} on {name}");
         }
     }
+}
+
+/// A network that records the guidance numbers of its passes and predicts zeros.
+#[derive(Debug, Default)]
+struct Recorded(Mutex<Vec<Option<Vec<f64>>>>);
+
+impl framework::network::backbone::Backbone for Recorded {
+    fn predict(&self, input: &Input, _: &Condition, control: &framework::network::backbone::Control) -> Tensor<3> {
+        let Input::Noisy { x_t, .. } = input else { panic!("expected a noisy latent") };
+        self.0.lock().unwrap().push(control.guidance.clone());
+        x_t.zeros_like()
+    }
+}
+
+#[test]
+fn cfg_on_top_of_a_scale_aware_mg_reads_each_branch_at_its_trained_number() {
+    use framework::process::diffusion::VpConfig;
+    use framework::sampling::denoiser::{Denoiser, GuidanceNumbers};
+    let objective = |entry: Value| Registry::linked().objective(entry).unwrap();
+    let cfg: guidance::Cfg = serde_json::from_value(json!({ "scale": 2.0 })).unwrap();
+    let (process, condition) = (VpConfig::default().process(), Condition::Class(vec![Some(1)]));
+    for (objective, expected) in [
+        // A scale-aware mg is trained at scale 1 with a class, and at 0 without.
+        (objective(json!({ "type": "mg", "scale": { "type": "input" } })), vec![1.0, 0.0]),
+        // gft is trained at beta 1 in both cases.
+        (objective(json!({ "type": "gft" })), vec![1.0, 1.0]),
+    ] {
+        let network = Recorded::default();
+        let of_scale = |scale: f64| objective.guidance_of_scale(scale);
+        let numbers = GuidanceNumbers { of_scale: &of_scale, null: objective.null().number() };
+        let shape = LatentShape::values([1, 1], 2);
+        let mut denoiser = Denoiser::new(&network, &process, &cfg, numbers, &condition, &shape);
+        let x_t = Tensor::<3>::zeros([1, 1, 2], &Device::flex());
+        denoiser.evaluate(&Input::Noisy { x_t, t: vec![0.5] }, 0.5);
+        assert_eq!(*network.0.lock().unwrap(), [Some(expected)]);
+    }
+    // `check` accepts the pair, because both branches are trained.
+    let text = fs::read_to_string("examples/pipelines/pairs/sit-mg.json").unwrap();
+    let mut document: Value = serde_json::from_str(&text).unwrap();
+    document["backbone"]["guidance_input"] = json!("mlp");
+    document["objective"]["scale"] = json!({ "type": "input" });
+    document["guidance"] = json!({ "type": "cfg", "scale": 2.0 });
+    let document = Registry::linked().parse_value(document).unwrap();
+    assert_eq!(Registry::linked().check(&document), []);
 }

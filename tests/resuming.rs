@@ -143,3 +143,32 @@ fn a_start_without_a_checkpoint_binds_the_folder_to_no_document() {
     assert!(!failed.status.success(), "{}", text(&failed));
     succeeds(&runs.train("run", &[]));
 }
+
+#[test]
+fn dropout_masks_repeat_after_an_interruption_and_with_any_number_of_workers() {
+    for (name, rates) in [
+        ("llamagen", json!({ "token_dropout_p": 0.1, "resid_dropout_p": 0.2, "ffn_dropout_p": 0.1 })),
+        ("var", json!({ "drop_rate": 0.1, "drop_path_rate": 0.3 })),
+        ("mar", json!({ "proj_dropout": 0.2 })),
+    ] {
+        let runs = Runs::new();
+        let text = fs::read_to_string(format!("examples/pipelines/pairs/{name}-gft.json")).unwrap();
+        let mut document: Value = serde_json::from_str(&text).unwrap();
+        document["metrics"] = json!([]);
+        document["train"]["steps"] = json!(4);
+        document["train"]["accumulate"] = json!(2);
+        let write = |document: &Value| fs::write(runs.document(), document.to_string()).unwrap();
+        write(&document);
+        succeeds(&runs.train("plain", &[]));
+        document["backbone"].as_object_mut().unwrap().extend(rates.as_object().unwrap().clone());
+        write(&document);
+        succeeds(&runs.train("whole", &[]));
+        succeeds(&runs.train("parts", &["--set", "/train/steps=2"]));
+        succeeds(&runs.train("parts", &[]));
+        succeeds(&runs.train("workers", &["--set", "/train/workers=2"]));
+        let whole = runs.at("whole", 4).model;
+        assert!(whole != runs.at("plain", 4).model, "{name}: dropout changes nothing");
+        assert!(whole == runs.at("parts", 4).model, "{name}: the resumed run has other masks");
+        assert!(whole == runs.at("workers", 4).model, "{name}: two workers have other masks");
+    }
+}

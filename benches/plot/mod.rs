@@ -27,13 +27,17 @@ pub struct Curve {
 /// # Errors
 /// If the file cannot be written.
 pub fn lines(path: &Path, title: &str, x_name: &str, y_name: &str, curves: &[Curve]) -> Result<()> {
+    embedded_font();
+    draw(path, title, x_name, y_name, curves).map_err(|e| Error::file(path, format!("cannot write the plot: {e}")))
+}
+
+/// Registers the font of all plots. It is embedded in the binary, so no system font is needed.
+pub(crate) fn embedded_font() {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
-        // The font is embedded in the binary, so no system font is needed.
         let font = epaint_default_fonts::UBUNTU_LIGHT;
         assert!(register_font("sans-serif", FontStyle::Normal, font).is_ok(), "the embedded font is valid");
     });
-    draw(path, title, x_name, y_name, curves).map_err(|e| Error::file(path, format!("cannot write the plot: {e}")))
 }
 
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;

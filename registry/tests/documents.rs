@@ -313,7 +313,7 @@ fn parts_that_do_not_fit_are_refused() {
     error: the guidance input of backbone "tiny" has no effect: objective "plain" does not train it
       at       p.json  /backbone/guidance_input and /objective
       accepts  no guidance input, or an objective that trains it
-      fix      disable /backbone/guidance_input
+      fix      remove /backbone/guidance_input
     error: guidance "mix" sets the scale through the backbone's guidance input; objective "plain" trains no guidance input
       at       p.json  /guidance and /objective
       accepts  guidance by branches, or an objective that trains a guidance input

@@ -16,6 +16,7 @@ pub mod npz;
 pub mod page;
 pub mod parts;
 pub mod picture;
+pub mod plane;
 mod recorder;
 pub mod report;
 pub mod restored;

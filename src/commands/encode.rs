@@ -1,4 +1,5 @@
-//! `encode`: encodes a dataset of images to latent files. Training then reads the latents instead of encoding again.
+//! `encode`: encodes a dataset of images to files of latents or tokens. Training then reads those instead of encoding
+//! again.
 
 use crate::arguments::{EncodeOptions, Float};
 use crate::console::{self, Console};
@@ -38,11 +39,17 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     let dataset: Arc<dyn framework::data::dataset::Dataset> = Arc::new(pipeline.open()?);
     let info = dataset.info();
     let (image, shape) = shapes(&pipeline, &info)?;
+    if pipeline.tokenizer.learner().is_some() {
+        let problem = Problem::new("/tokenizer", "the tokenizer has not learned its codebook yet");
+        let fix = "train once, and set /tokenizer/path to the run's tokenizer.safetensors";
+        return Err(problem.accepts("a tokenizer with its file").fix(fix).into());
+    }
     let flip = options.flip || dataset.mirrors();
     let (output, size) = (&options.output, options.shard as usize);
     let document: Value = serde_json::from_str(&pipeline.document).map_err(|e| Error::Run(e.to_string()))?;
     let of = json!({
-        "data": document["data"], "tokenizer": document["tokenizer"], "dtype": options.dtype, "flip": flip,
+        "data": document["data"], "tokenizer": document["tokenizer"],
+        "dtype": if shape.vocabulary.is_some() { json!("i32") } else { json!(options.dtype) }, "flip": flip,
         "shard": size, "items": dataset.len()
     });
     fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
@@ -66,7 +73,15 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     let batch_size = options.batch_size as usize;
     let batches = latent_file::batches(dataset.clone(), open.clone(), batch_size);
     for range in open {
-        let mut shard = Shard::new([shape.channels, shape.grid[0], shape.grid[1]], options.dtype.dtype());
+        let mut shard = match &shape {
+            LatentShape { vocabulary: None, .. } => {
+                Shard::new([shape.channels, shape.grid[0], shape.grid[1]], options.dtype.dtype())
+            }
+            LatentShape { levels, .. } if levels.is_empty() => {
+                Shard::new([1, shape.grid[0], shape.grid[1]], DType::I32)
+            }
+            _ => Shard::new([1, 1, shape.positions()], DType::I32),
+        };
         for _ in 0..range.len().div_ceil(batch_size) {
             let batch = batches.recv().expect("the loader sends every batch of the given ranges");
             if let (0, Some(first)) = (left_out, batch.skipped.first()) {
@@ -110,18 +125,12 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
 /// Returns the shapes of an image and of its latent.
 ///
 /// # Errors
-/// If the dataset already holds latents, or the tokenizer produces tokens.
+/// If the dataset already holds latents, or the tokenizer cannot encode its images.
 fn shapes(pipeline: &framework::pipeline::Pipeline, info: &DatasetInfo) -> Result<(ImageShape, LatentShape)> {
     let ItemKind::Images(image) = info.items else {
         return Err(Problem::new("/data", "the dataset already holds latents").accepts("a dataset of images").into());
     };
-    let shape = pipeline.tokenizer.latent_shape(image).map_err(Error::Input)?;
-    if shape.vocabulary.is_some() {
-        let what = "the tokenizer produces tokens, but dataset \"latents\" holds continuous latents";
-        let accepts = "a continuous tokenizer, such as sd_vae; tokens are encoded while training";
-        return Err(Problem::new("/tokenizer", what).accepts(accepts).into());
-    }
-    Ok((image, shape))
+    Ok((image, pipeline.tokenizer.latent_shape(image).map_err(Error::Input)?))
 }
 
 /// Returns the path of the file for a range of items. File names sort by item.
@@ -166,10 +175,17 @@ fn entry(folder: &Path, info: &DatasetInfo, shape: &LatentShape) -> Value {
         true => entry["captions"] = json!(true),
         false => entry["num_classes"] = json!(info.num_classes.unwrap_or(0)),
     }
-    if shape.grid[0] == shape.grid[1] {
+    if shape.grid[0] == shape.grid[1] && shape.levels.is_empty() {
         entry["input_size"] = json!(shape.grid[0]);
     }
-    entry["channels"] = json!(shape.channels);
+    match shape.vocabulary {
+        Some(vocabulary) => entry["vocabulary"] = json!(vocabulary),
+        None => entry["channels"] = json!(shape.channels),
+    }
+    if !shape.levels.is_empty() {
+        entry["levels"] = json!(shape.levels);
+        entry["level_channels"] = json!(shape.channels);
+    }
     entry
 }
 

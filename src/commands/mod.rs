@@ -3,11 +3,14 @@
 
 pub mod compare;
 pub mod convert_parts;
+pub mod cost;
 pub mod doctor;
 pub mod encode;
 pub mod evaluate;
 pub mod inspect;
 pub mod network_file;
+pub mod pairs;
+pub mod plane;
 pub mod reference;
 pub mod sample;
 pub mod train;

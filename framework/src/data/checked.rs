@@ -34,6 +34,7 @@ impl Checked {
         let expected = match &self.info.items {
             ItemKind::Images(shape) => shape.iter().product(),
             ItemKind::Latents { grid, channels } => grid[0] * grid[1] * channels,
+            ItemKind::Tokens(shape) => shape.positions(),
         };
         let (who, found) = (&self.who, item.values.len());
         if found != expected {

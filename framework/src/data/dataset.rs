@@ -3,6 +3,7 @@
 use crate::checkpoint::facts::DatasetFacts;
 use crate::data::tokenizer::ImageShape;
 use crate::error::{Problems, Result};
+use crate::process::LatentShape;
 use crate::random::Random;
 use sha2::{Digest, Sha256};
 use std::fmt::Debug;
@@ -20,6 +21,8 @@ pub enum ItemKind {
         /// Channels.
         channels: usize,
     },
+    /// Tokens that were encoded in advance, in decoding order. Each value of an item is a token id.
+    Tokens(LatentShape),
 }
 
 /// The properties of a dataset that are known before its items are read.
@@ -47,7 +50,8 @@ pub enum Label {
 /// One item of a dataset.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Values in raster order: `[C, H, W]` in [-1, 1] for images, `[position, channel]` for latents.
+    /// Values in raster order: `[C, H, W]` in [-1, 1] for images, `[position, channel]` for latents, and one id per
+    /// position for tokens.
     pub values: Vec<f32>,
     /// The condition.
     pub label: Label,

@@ -1,6 +1,7 @@
 //! Files of encoded latents, which the dataset `latents` reads and `unguided encode` writes.
 //!
-//!   x, x_flip     float [N, C, H, W]   latents of the images, and of the mirrored images
+//!   x, x_flip     float [N, C, H, W]   latents of the images, and of the mirrored images; tokens: int32 [N, 1, H, W],
+//!                                      or [N, 1, 1, L] for the L positions of a pyramid
 //!   y             int64 `[N]`            classes
 //!   captions      uint8 `[bytes]`        all captions in UTF-8, concatenated
 //!   caption_ends  int64 `[N]`            end of each caption in `captions`
@@ -45,7 +46,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Creates an empty shard for latents of shape C, H, W, stored in a float type.
+    /// Creates an empty shard for latents of shape C, H, W, stored in a float type, or for tokens of shape 1, H, W,
+    /// stored as I32.
     pub fn new(shape: [usize; 3], dtype: DType) -> Self {
         let (x, x_flip, captions) = (Vec::new(), Vec::new(), Vec::new());
         Self { dtype, shape, x, x_flip, y: Vec::new(), captions, caption_ends: Vec::new(), len: 0 }
@@ -68,7 +70,7 @@ impl Shard {
     /// If the tokenizer panics, or a latent is not finite in the shard's type.
     ///
     /// # Panics
-    /// If the tokenizer returns tokens, or latents of another shape.
+    /// If the tokenizer returns latents of another shape.
     pub fn encode(
         &mut self,
         batch: &Batch,
@@ -104,8 +106,14 @@ impl Shard {
 
     /// Returns latents `[B, C, H, W]` as the bytes that the file stores.
     fn bytes(&self, latent: Latent) -> Result<Vec<u8>> {
-        let Latent::Values(x) = latent else { panic!("a latent file stores continuous latents, not tokens") };
         let [channels, height, width] = self.shape;
+        let x = match latent {
+            Latent::Values(x) => x,
+            Latent::Ids(ids) | Latent::Levels { ids, .. } => {
+                assert_eq!(ids.dims()[1], height * width);
+                return Ok(ids.into_data().convert_dtype(self.dtype).as_bytes().to_vec());
+            }
+        };
         let count = x.dims()[0];
         let x = from_positions(x, [height, width]);
         assert_eq!(x.dims(), [count, channels, height, width]);

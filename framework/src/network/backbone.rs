@@ -7,6 +7,7 @@ use crate::checkpoint::refit::Refit;
 use crate::error::Problems;
 use crate::network::condition::{Condition, ConditionShape};
 use crate::network::dyn_module::{self, DynMapper, DynVisitor};
+use crate::nn::dropout::Dropout;
 use crate::nn::hooks::Hooked;
 use crate::nn::parameters::Init;
 use crate::process::{Input, LatentShape, Process};
@@ -63,6 +64,8 @@ pub struct Control {
     pub guidance: Option<Vec<f64>>,
     /// Hooks that read or change the forward pass.
     pub hooks: Hooked,
+    /// Masks of dropout and drop path; the default drops nothing. Only the tracked pass of training has masks.
+    pub dropout: Dropout,
     /// State that the network keeps between decoding steps. With a cache, the network predicts only the positions
     /// that it has not read yet; in a masked process, only the requested places.
     pub cache: Option<Cache>,

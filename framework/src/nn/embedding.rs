@@ -88,6 +88,8 @@ pub struct TimestepEmbedder {
     pub mlp_0: Linear,
     /// At the output width.
     pub mlp_2: Linear,
+    /// A third layer at the output width, after another silu (the input `3_layer_mlp` of GFT).
+    pub mlp_4: Option<Linear>,
     /// Projects a sinusoid of the guidance number, which is added before `mlp_0` (the `linear` input of GFT).
     pub cond_proj: Option<Linear>,
     #[module(skip)]
@@ -101,9 +103,15 @@ impl TimestepEmbedder {
         Self {
             mlp_0: Linear::new(frequencies, width, device),
             mlp_2: Linear::new(width, width, device),
+            mlp_4: None,
             cond_proj: guidance.map(|guidance| Linear::without_bias(guidance, frequencies, device)),
             frequencies,
         }
+    }
+
+    /// Adds a third layer, whose parameters are not allocated yet.
+    pub fn with_third_layer(self, width: usize, device: &Device) -> Self {
+        Self { mlp_4: Some(Linear::new(width, width, device)), ..self }
     }
 
     /// Embeds `values`. Shapes: `values` `[B]` to `[B, D]`. `guidance` holds the sinusoids for
@@ -127,7 +135,11 @@ impl TimestepEmbedder {
             let inputs = projection.weight.shape().dims::<2>()[0];
             embedding = embedding + projection.forward(table(guidance, inputs));
         }
-        self.mlp_2.forward(silu(self.mlp_0.forward(embedding)))
+        let embedding = self.mlp_2.forward(silu(self.mlp_0.forward(embedding)));
+        match &self.mlp_4 {
+            Some(third) => third.forward(silu(embedding)),
+            None => embedding,
+        }
     }
 }
 

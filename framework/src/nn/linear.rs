@@ -131,7 +131,12 @@ impl Mlp {
 
     /// Applies the layer. Shapes: `[B, L, D]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(activate(self.fc1.forward(x), self.activation))
+        self.forward_with(x, |hidden| hidden)
+    }
+
+    /// Applies the layer, with a function such as dropout on the hidden values. Shapes: `[B, L, D]` to the same.
+    pub fn forward_with(&self, x: Tensor<3>, hidden: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+        self.fc2.forward(hidden(activate(self.fc1.forward(x), self.activation)))
     }
 }
 

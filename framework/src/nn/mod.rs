@@ -11,6 +11,7 @@ mod attention;
 pub mod autoencoder;
 pub(crate) mod composed;
 mod conv;
+pub mod dropout;
 mod embedding;
 pub mod hooks;
 mod linear;

@@ -3,7 +3,7 @@
 use crate::network::backbone::Control;
 use crate::network::condition::Condition;
 use crate::nn;
-use crate::process::{Example, Input, Process, Progress, divergence, squared_error};
+use crate::process::{Example, Input, Process, Progress, Target, divergence, squared_error};
 use crate::random::tensor;
 use burn::tensor::Tensor;
 use std::cell::RefCell;
@@ -232,6 +232,27 @@ impl<'a> Context<'a> {
             ),
         };
         tensor(&values, [batch, positions, 1], like.dtype(), &like.device().inner())
+    }
+
+    /// Combines two predictions with `combine` on the latent's channels. The channels after them (a learned variance) are
+    /// the channels of `first`: guidance acts on the mean alone, as in [`crate::sampling::guidance::mix`]. Shapes:
+    /// `[B, position, channel]`.
+    pub fn combine(
+        &self,
+        first: Tensor<3>,
+        second: Tensor<3>,
+        combine: impl FnOnce(Tensor<3>, Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
+        let total = first.dims()[2];
+        let channels = match &self.example.target {
+            Target::Values(target) => target.dims()[2],
+            Target::Ids(_) => total,
+        };
+        if channels >= total {
+            return combine(first, second);
+        }
+        let latent = combine(first.clone().narrow(2, 0, channels), second.narrow(2, 0, channels));
+        Tensor::cat(vec![latent, first.narrow(2, channels, total - channels)], 2)
     }
 
     /// Computes the process's loss per sample against the batch's target, `[B]`.

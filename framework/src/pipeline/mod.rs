@@ -30,7 +30,7 @@ use crate::random::Random;
 use crate::sampling::guidance::Guidance;
 use crate::sampling::sampler::Sampler;
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::collections::BTreeMap;
 
 /// Largest number of pixel values in memory at once when a caller requests all images of a dataset: 1 GiB in f32.
@@ -144,7 +144,30 @@ impl Pipeline {
                 let data = TensorData::new(batch.values.clone(), [count, grid[0] * grid[1], *channels]);
                 Ok(Latent::Values(Tensor::from_data(data, device)))
             }
+            ItemKind::Tokens(shape) => {
+                let ids: Vec<i64> = batch.values.iter().map(|id| *id as i64).collect();
+                let ids = TensorData::new(ids, [count, shape.positions()]);
+                self.tokens(Tensor::from_data(ids, device), shape)
+            }
         }
+    }
+
+    /// Returns tokens `[B, position]` as a latent, for a pyramid with the features that feed its levels.
+    ///
+    /// # Errors
+    /// If the tokenizer panics.
+    fn tokens(&self, ids: Tensor<2, Int>, shape: &LatentShape) -> Result<Latent> {
+        let Some(codec) = self.tokenizer.codec().filter(|_| !shape.levels.is_empty()) else {
+            return Ok(Latent::Ids(ids));
+        };
+        let (batch, device, mut from) = (ids.dims()[0], ids.device(), 0);
+        let level = |side: &usize| {
+            from += side * side;
+            ids.clone().narrow(1, from - side * side, side * side)
+        };
+        let coarser: Vec<Tensor<2, Int>> = shape.levels[..shape.levels.len() - 1].iter().map(level).collect();
+        let features = blame::caught(self.name(Kind::Tokenizer), || codec.features(&coarser, batch, &device))?;
+        Ok(Latent::Levels { ids, features })
     }
 
     /// Encodes images as latents.
@@ -235,6 +258,7 @@ impl Pipeline {
         let latent = match &info.items {
             ItemKind::Images(shape) => self.tokenizer.latent_shape(*shape).map_err(Error::Input)?,
             ItemKind::Latents { grid, channels } => LatentShape::values(*grid, *channels),
+            ItemKind::Tokens(shape) => shape.clone(),
         };
         let disagree = |what: String| Error::from(Problem::new("/data", what).and_at("/backbone"));
         let expected = self.latent_shape();
@@ -298,7 +322,7 @@ impl Pipeline {
                 images.extend(batch.values, &batch.labels);
                 Ok(images)
             }
-            ItemKind::Latents { .. } => {
+            ItemKind::Latents { .. } | ItemKind::Tokens(_) => {
                 let shape = self.image_shape();
                 let mut images = Images::none(shape);
                 let decoded = self.decode(self.latents(&batch, &info, device)?, shape)?;

@@ -260,6 +260,7 @@ impl<'a> Denoiser<'a> {
                     guidance: number.map(|n| vec![n; samples]),
                     hooks: branch.hooks.clone(),
                     cache: self.cache(&[branch]),
+                    ..Control::default()
                 };
                 microbatch::predict(model, input, &self.asked(branch), &control)
             })

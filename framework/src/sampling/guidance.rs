@@ -181,6 +181,11 @@ pub trait Guidance: Debug + Send + Sync {
         None
     }
 
+    /// Returns the smallest and the largest scale that this rule requests along a trajectory, if it requests any.
+    fn input_scales(&self) -> Option<[f64; 2]> {
+        self.input_scale().map(|scale| [scale; 2])
+    }
+
     /// Creates the initial state of the rule for one batch of trajectories.
     fn start(&self) -> Box<dyn Trajectory>;
 }

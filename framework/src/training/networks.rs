@@ -4,6 +4,7 @@ use crate::blame;
 use crate::network::backbone::{Backbone, BoxBackbone, Control};
 use crate::network::condition::Condition;
 use crate::network::microbatch;
+use crate::nn::dropout::Dropout;
 use crate::nn::precision::MatmulPrecision;
 use crate::objective::context::{Models, Partial, RandomChoices, Role};
 use crate::process::Input;
@@ -49,6 +50,8 @@ pub struct Networks<'a> {
     pub ema: Option<&'a BoxBackbone>,
     /// Frozen reference or teacher.
     pub reference: Option<&'a Reference>,
+    /// Masks of dropout and drop path of the tracked pass.
+    pub dropout: Dropout,
     /// Precision of matrix products in passes without the tape.
     pub stopped_precision: MatmulPrecision,
 }
@@ -56,7 +59,7 @@ pub struct Networks<'a> {
 impl Models for Networks<'_> {
     fn predict(&self, role: Role, input: &Input, condition: &Condition, control: &Control) -> Tensor<3> {
         let (network, control) = match role {
-            Role::Online => (&self.online, control.clone()),
+            Role::Online => (&self.online, Control { dropout: self.dropout, ..control.clone() }),
             Role::Stopped => (&self.stopped, control.clone()),
             Role::Ema => (self.ema.expect("an objective that reads the EMA must state it in `needs`"), control.clone()),
             Role::Reference => {

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::{self, Counted};
 use crate::network::backbone::BoxBackbone;
 use crate::network::condition::Condition;
+use crate::nn::dropout::Dropout;
 use crate::nn::parameters;
 use crate::nn::precision::CastAll;
 use crate::objective::context::{Context, Memory};
@@ -278,6 +279,7 @@ impl Trainer {
             online,
             ema: self.ema.as_ref(),
             reference: self.reference.as_ref(),
+            dropout: Dropout::training(*random, draw_index),
             stopped_precision: train.stopped_matmul_precision,
         };
         let choices = Choices { random, draw_index };

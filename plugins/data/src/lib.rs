@@ -1,4 +1,5 @@
-//! Datasets, one file each: embedded digits, rendered shapes, image folders, tar files and encoded latents.
+//! Datasets, one file each: embedded digits, rendered shapes, points in the plane, image folders, tar files and encoded
+//! latents.
 //! To add a dataset, add its file and list it below.
 
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod image_folder;
 mod latents;
 mod left_out;
 mod missing;
+pub mod points;
 mod regular;
 mod shapes;
 mod skipped;

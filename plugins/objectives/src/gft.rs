@@ -1,9 +1,11 @@
 //! Guidance-free training (GFT).
 //!
-//!   m    = beta_p f(x_t, c~, beta) + (1 - beta_p) sg[f(x_t, null, 1)],   beta ~ U(beta_min, beta_max)
-//!   loss = L(m, y),   1 / beta_p = 1 + (1 / beta - 1) schedule(p) at progress p
+//!   m    = beta_p f(x_t, c~, beta) + (1 - beta_p) sg[f(x_t, null, 1)],   beta = beta_min + (beta_max - beta_min) u^pho
+//!   loss = L(m, y),   1 / beta_p = 1 + (1 / beta - 1) schedule(p) at progress p,   u ~ U(0, 1)
 //!
-//! At a fixed `beta` (eq. 7) the network reads no guidance number.
+//! At a fixed `beta` (eq. 7) the network reads no guidance number. Without `stop_gradient`, sg[..] is the identity
+//! (eq. 8); theorem 1 says that the optimum is the same. Channels of a learned variance are those of the conditional
+//! prediction: the objective acts on the mean alone.
 //! Source: arXiv:2501.15420, algorithm 1.  Optimum: one pass at `beta` samples at guidance scale 1 / beta_p.
 
 use framework::prelude::*;
@@ -26,6 +28,8 @@ pub enum DroppedSample {
 #[schemars(
     example = framework::serde_json::json!({ "dropped_sample": "plain" }),
     example = framework::serde_json::json!({ "beta": 0.4 }),
+    example = framework::serde_json::json!({ "pho": 2.0, "beta_min": 0.2 }),
+    example = framework::serde_json::json!({ "stop_gradient": false }),
     example = framework::serde_json::json!({ "schedule": { "type": "power", "exponent": 1.5 } }),
     example = framework::serde_json::json!({ "schedule": { "type": "power_cosine", "power": 1.0 } })
 )]
@@ -41,6 +45,13 @@ pub struct Gft {
     /// Largest `beta` in training, in [0, 1].
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta_max: f64,
+    /// Exponent of the density of `beta` between its bounds, above 0 and at most 100; 1 = uniform. A larger exponent
+    /// trains more on small `beta`, which are large scales. The released code has the same name for it.
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = 100.0))]
+    pub pho: f64,
+    /// Whether the unconditional prediction of the mixture is computed without gradient, as published. `false` trains
+    /// both predictions of the mixture: the same optimum, for about the time and the memory of a doubled batch.
+    pub stop_gradient: bool,
     /// Probability per sample of dropping the condition, in [0, 1].
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drop_probability: f64,
@@ -56,6 +67,8 @@ impl Default for Gft {
             beta: None,
             beta_min: 0.0,
             beta_max: 1.0,
+            pho: 1.0,
+            stop_gradient: true,
             drop_probability: 0.1,
             dropped_sample: DroppedSample::default(),
             schedule: Schedule::default(),
@@ -78,6 +91,15 @@ fn beta_at(schedule: Schedule, beta: f64, progress: f64) -> f64 {
 }
 
 impl Gft {
+    /// Moves values that are uniform between the bounds to the density of the exponent `pho`.
+    fn shaped(&self, uniform: Vec<f64>) -> Vec<f64> {
+        let (least, width) = (self.beta_min, self.beta_max - self.beta_min);
+        if self.pho == 1.0 || width == 0.0 {
+            return uniform;
+        }
+        uniform.into_iter().map(|beta| least + width * ((beta - least) / width).powf(self.pho)).collect()
+    }
+
     /// Returns whether the network reads `beta`.
     fn reads_beta(&self) -> bool {
         self.beta.is_none()
@@ -93,13 +115,19 @@ impl Objective for Gft {
             problems.push(Problem::new("/beta_min", what).and_at("/beta_max").accepts("beta_min <= beta_max"));
         }
         let random = Self::default();
-        for (name, changed) in
-            [("beta_min", self.beta_min != random.beta_min), ("beta_max", self.beta_max != random.beta_max)]
-        {
+        for (name, changed) in [
+            ("beta_min", self.beta_min != random.beta_min),
+            ("beta_max", self.beta_max != random.beta_max),
+            ("pho", self.pho != random.pho),
+        ] {
             if changed && self.beta.is_some() {
                 let problem = Problem::new(format!("/{name}"), format!("`{name}` has no effect at a fixed `beta`"));
-                problems.push(problem.and_at("/beta").accepts("either `beta`, or `beta_min` and `beta_max`"));
+                problems.push(problem.and_at("/beta").accepts("either `beta`, or `beta_min`, `beta_max` and `pho`"));
             }
+        }
+        if self.pho != random.pho && self.beta.is_none() && self.beta_min == self.beta_max {
+            let problem = Problem::new("/pho", "`pho` has no effect: `beta_min` and `beta_max` are equal");
+            problems.push(problem.and_at("/beta_min").accepts("beta_min < beta_max").fix("remove `pho`"));
         }
         problems
     }
@@ -112,7 +140,7 @@ impl Objective for Gft {
         let (condition, dropped) = context.drop_condition(self.drop_probability);
         let drawn = match self.beta {
             Some(beta) => vec![beta; context.batch()],
-            None => context.uniform("beta", self.beta_min, self.beta_max),
+            None => self.shaped(context.uniform("beta", self.beta_min, self.beta_max)),
         };
         let one_if_dropped = |beta: &[f64]| -> Vec<f64> {
             beta.iter().zip(&dropped).map(|(beta, dropped)| if *dropped { 1.0 } else { *beta }).collect()
@@ -126,11 +154,16 @@ impl Objective for Gft {
         // unconditional. At `beta` = 1 the mixture has no unconditional part.
         let wanted: Vec<bool> = mixing.iter().zip(&dropped).map(|(beta, dropped)| !dropped && *beta < 1.0).collect();
         let (null, ones) = (context.condition.null(), self.reads_beta().then(|| vec![1.0; context.batch()]));
-        let unconditional = context.stopped_where(&wanted, &null, ones.as_deref());
+        let stopped = self.stop_gradient.then(|| context.stopped_where(&wanted, &null, ones.as_deref()));
         let conditional = context.online(&condition, input.as_deref());
-        let unconditional = unconditional.or(&conditional);
+        let unconditional = match stopped {
+            Some(unconditional) => unconditional.or(&conditional),
+            None => context.online(&null, ones.as_deref()),
+        };
         let beta = context.weights(&conditional, |i, progress| beta_at(self.schedule, mixing[i], progress));
-        context.loss(conditional * beta.clone() + unconditional * (beta.neg() + 1.0))
+        context.loss(context.combine(conditional, unconditional, |conditional, unconditional| {
+            conditional * beta.clone() + unconditional * (beta.neg() + 1.0)
+        }))
     }
 
     fn null(&self) -> NullPrediction {
@@ -167,5 +200,28 @@ impl Objective for Gft {
 
     fn extra_passes(&self) -> usize {
         1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponent_moves_beta_toward_its_lower_bound() {
+        let uniform = vec![0.2, 0.4, 0.7, 1.0];
+        let shaped = |pho: f64| Gft { beta_min: 0.2, pho, ..Gft::default() }.shaped(uniform.clone());
+        assert_eq!(shaped(1.0), uniform);
+        // u = 0, 0.25, 0.625, 1; beta = 0.2 + 0.8 u^2.
+        let expected = [0.2, 0.25, 0.5125, 1.0];
+        assert!(shaped(2.0).iter().zip(expected).all(|(got, wanted)| (got - wanted).abs() < 1e-12));
+    }
+
+    #[test]
+    fn settings_of_a_random_beta_are_refused_at_a_fixed_one() {
+        let fixed = Gft { beta: Some(0.5), pho: 2.0, ..Gft::default() };
+        assert_eq!(fixed.check()[0].at, ["/pho", "/beta"]);
+        let point = Gft { beta_min: 0.5, beta_max: 0.5, pho: 2.0, ..Gft::default() };
+        assert_eq!(point.check()[0].at, ["/pho", "/beta_min"]);
     }
 }

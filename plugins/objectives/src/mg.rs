@@ -288,7 +288,7 @@ impl Objective for Mg {
                     if guided(i) && 1.0 - progress < self.t_high { scale[i] - 1.0 } else { 0.0 }
                 },
             );
-        context.loss(prediction - toward * weight)
+        context.loss(context.combine(prediction, toward * weight, |prediction, shift| prediction - shift))
     }
 
     fn measured(&self, memory: &mut Memory, measurements: &BTreeMap<String, f64>) -> Result<(), String> {

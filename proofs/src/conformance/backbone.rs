@@ -85,7 +85,7 @@ pub fn backbone(entry: &Value) -> Vec<String> {
         let shapes = parameters::parameters(&network);
         let init: Vec<_> = shapes.iter().map(|(path, shape, _)| new.initializer(path, shape)).collect();
         let bench = Bench::new(&serde_json::to_value(new).expect("plugins serialize"));
-        let predicted = values(bench.predict(&bench.condition));
+        let predicted = [values(bench.predict(&bench.condition)), values(bench.predict_training())];
         Ok(format!("{shapes:?} {init:?} {predicted:?} {:?} {:?}", new.accepts(), new.process()))
     }));
     failures

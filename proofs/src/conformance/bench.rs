@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use framework::network::backbone::{Backbone, BoxBackbone, Cache, Control};
 use framework::network::condition::{Condition, ConditionShape};
 use framework::nn;
+use framework::nn::dropout::Dropout;
 use framework::nn::hooks::Hooked;
 use framework::nn::parameters::{self, Init};
 use framework::nn::precision::MatmulPrecision;
@@ -127,12 +128,20 @@ impl Bench {
         self.online.predict(&self.example.input, condition, &Control::guided(guidance))
     }
 
+    /// Predicts the batch as a training pass does, with the masks of dropout and drop path.
+    pub(super) fn predict_training(&self) -> Tensor<3> {
+        let guidance = self.config.accepts().guidance_input.then(|| vec![0.5; BATCH]);
+        let control = Control { dropout: Dropout::training(Random::new(5), 0), ..Control::guided(guidance) };
+        self.online.predict(&self.example.input, &self.condition, &control)
+    }
+
     /// Predicts the batch step by step with a cache.
     pub(super) fn cached(&self, guidance: Option<f64>, hooks: &Hooked) -> Vec<f64> {
         let control = Control {
             guidance: guidance.map(|number| vec![number; BATCH]),
             cache: Some(Cache::default()),
             hooks: hooks.clone(),
+            ..Control::default()
         };
         let sides = self.config.latent_shape().levels;
         let network = self.online.valid();
@@ -171,6 +180,7 @@ impl Bench {
             ema: Some(&self.other),
             reference: Some(&self.reference),
             stopped_precision: MatmulPrecision::Highest,
+            dropout: Dropout::default(),
         };
         let random = Random::new(5);
         let all: Vec<usize> = (0..BATCH).collect();

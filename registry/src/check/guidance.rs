@@ -191,7 +191,8 @@ pub(super) fn training(document: &Document) -> Problems {
             "guidance \"none\", or an objective that trains the null prediction".to_string(),
         );
     }
-    let Some(scale) = document.guidance.input_scale() else { return problems };
+    let Some(scales) = document.guidance.input_scales() else { return problems };
+    let outside = |[low, high]: [f64; 2]| scales.into_iter().find(|scale| !(low..=high).contains(scale));
     match document.objective.trained_scales() {
         _ if document.objective.guidance_of_scale(1.0).is_none() => refuse(
             format!(
@@ -200,11 +201,17 @@ pub(super) fn training(document: &Document) -> Problems {
             ),
             "guidance by branches, or an objective that trains a guidance input".to_string(),
         ),
-        Some([low, high]) if !(low..=high).contains(&scale) => refuse(
-            format!("guidance \"{guidance}\" requests scale {scale}; objective \"{objective}\" does not train it"),
-            if high.is_finite() { format!("scales from {low} to {high}") } else { format!("scales >= {low}") },
-        ),
-        _ => {}
+        Some([low, high]) => {
+            if let Some(scale) = outside([low, high]) {
+                refuse(
+                    format!(
+                        "guidance \"{guidance}\" requests scale {scale}; objective \"{objective}\" does not train it"
+                    ),
+                    if high.is_finite() { format!("scales from {low} to {high}") } else { format!("scales >= {low}") },
+                );
+            }
+        }
+        None => {}
     }
     problems
 }

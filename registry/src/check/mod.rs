@@ -12,7 +12,7 @@ use framework::error::{Problem, Problems};
 use framework::network::condition::ConditionShape;
 use framework::nn::parameters;
 use framework::optimization::trainable;
-use framework::plugin::MetricPlugin;
+use framework::plugin::{Kind, MetricPlugin};
 use framework::process::LatentShape;
 use words::{describe, words};
 
@@ -136,16 +136,19 @@ fn measured(document: &Document, metric: &dyn MetricPlugin) -> Problems {
 
 /// Checks that the latents of dataset and tokenizer fit the backbone.
 fn shapes(document: &Document, info: &DatasetInfo) -> Result<(), Problems> {
-    let (maker, at, latent) = match info.items {
+    let (maker, at, latent) = match &info.items {
         ItemKind::Images(image) => {
-            let latent = document.tokenizer.latent_shape(image).map_err(|problems| {
+            let latent = document.tokenizer.latent_shape(*image).map_err(|problems| {
                 problems.into_iter().map(|problem| problem.under("/tokenizer").and_at("/data")).collect::<Problems>()
             })?;
             (format!("tokenizer \"{}\" produces", document.tokenizer.typetag_name()), "/tokenizer", latent)
         }
         ItemKind::Latents { grid, channels } => {
-            let latent = LatentShape::values(grid, channels);
+            let latent = LatentShape::values(*grid, *channels);
             (format!("dataset \"{}\" has", document.data.typetag_name()), "/data", latent)
+        }
+        ItemKind::Tokens(latent) => {
+            (format!("dataset \"{}\" has", document.data.typetag_name()), "/data", latent.clone())
         }
     };
     let wanted = document.backbone.latent_shape();
@@ -177,7 +180,10 @@ fn training(document: &Document) -> Problems {
             .accepts("a backbone with a guidance input")
             .fix(match accepts.guidance_field {
                 "" => "choose a backbone with a guidance input".to_string(),
-                _ => format!("enable {field}"),
+                inner => match words::accepted(Kind::Backbone, backbone, inner) {
+                    Some(value) => format!("set {field} to \"{value}\""),
+                    None => format!("enable {field}"),
+                },
             }),
         );
     }
@@ -194,7 +200,7 @@ fn training(document: &Document) -> Problems {
             .accepts("no guidance input, or an objective that trains it")
             .fix(match accepts.guidance_field {
                 "" => "choose a backbone without a guidance input".to_string(),
-                _ => format!("disable {field}"),
+                _ => format!("remove {field}"),
             }),
         );
     }
@@ -205,7 +211,8 @@ fn training(document: &Document) -> Problems {
                 format!("objective \"{objective}\" needs an average of the weights; the document has none"),
             )
             .and_at("/objective")
-            .accepts("an average, e.g. {\"decay\": 0.9999}"),
+            .accepts("an average of the weights")
+            .fix("set /train/ema to {\"decay\": 0.9999}"),
         );
     }
     if needs.measurements && (document.train.sample_every.is_none() || document.metrics.is_empty()) {
@@ -245,7 +252,8 @@ fn training(document: &Document) -> Problems {
                 format!("objective \"{objective}\" needs a trained reference; this run starts from random weights"),
             )
             .and_at("/train/reference")
-            .accepts("a run folder, a checkpoint or an official file in one of the two"),
+            .accepts("a run folder, a checkpoint or an official file in one of the two")
+            .fix("train this document with objective \"cfg\" first, and set /train/from/checkpoint to its run folder"),
         );
     }
     if !needs.reference && document.train.reference.is_some() {

@@ -95,6 +95,9 @@ pub enum GuidanceInput {
     Linear,
     /// Embeds 1000 times the number with a second embedder, and adds the result to the time and class embeddings.
     Mlp,
+    /// As `mlp`, with three layers instead of two.
+    #[serde(rename = "3_layer_mlp")]
+    ThreeLayerMlp,
 }
 
 /// Dimensions and process of the network. The dimensions are set by a published name (`size`) or one by one.
@@ -283,7 +286,8 @@ impl<P: Clock> BackboneConfig for Config<P> {
     }
 
     fn formats(&self) -> Vec<OfficialNames> {
-        vec![official::names(self.checked().patch_size)]
+        let three_layers = self.guidance_input == Some(GuidanceInput::ThreeLayerMlp);
+        vec![official::names(self.checked().patch_size, three_layers)]
     }
 
     fn refit(&self, path: &str) -> Option<Refit> {
@@ -377,8 +381,7 @@ impl<P: Clock> Transformer<P> {
             x_embedder: PatchEmbed::new([config.input_size; 2], patch, config.in_channels, width, device),
             t_embedder: TimestepEmbedder::new(width, FREQUENCIES, linear.then_some(GUIDANCE_FREQUENCIES), device),
             y_embedder: LabelEmbedder { embedding_table: parameter([config.num_classes + 1, width], device) },
-            beta_embedder: (config.guidance_input == Some(GuidanceInput::Mlp))
-                .then(|| TimestepEmbedder::new(width, FREQUENCIES, None, device)),
+            beta_embedder: config.guidance_input.and_then(|input| beta_embedder(input, width, device)),
             pos_embed: parameter([1, config.tokens(), width], device),
             blocks: (0..depth).map(block).collect(),
             final_layer: FinalLayer {
@@ -402,6 +405,16 @@ impl<P: Clock> Transformer<P> {
             (Some(embedder), Some(guidance)) => c + embedder.forward(&guidance, None, device),
             _ => c,
         }
+    }
+}
+
+/// Returns the embedder that `input` adds, without allocated parameters.
+fn beta_embedder(input: GuidanceInput, width: usize, device: &Device) -> Option<TimestepEmbedder> {
+    let two_layers = || TimestepEmbedder::new(width, FREQUENCIES, None, device);
+    match input {
+        GuidanceInput::Linear => None,
+        GuidanceInput::Mlp => Some(two_layers()),
+        GuidanceInput::ThreeLayerMlp => Some(two_layers().with_third_layer(width, device)),
     }
 }
 

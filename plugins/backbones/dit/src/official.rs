@@ -4,8 +4,8 @@ use framework::checkpoint::names::{Fresh, Layout, OFFICIAL, OfficialName, Offici
 use std::sync::Arc;
 
 /// Returns the official names. A file is a flat state dict, or a training checkpoint that holds one under `ema` or
-/// `model`.
-pub fn names(patch: usize) -> OfficialNames {
+/// `model`. `three_layers` states whether the embedder of the guidance number has three layers instead of two.
+pub fn names(patch: usize, three_layers: bool) -> OfficialNames {
     OfficialNames {
         format: OFFICIAL,
         folder: "",
@@ -14,11 +14,15 @@ pub fn names(patch: usize) -> OfficialNames {
         ignored: &[("opt.", "optimizer state"), ("args", "command-line arguments of the training script")],
         // A plain checkpoint can initialize a guidance-free network. The last layer of the new guidance term starts
         // at zero, so the network starts as the published model for every guidance number.
-        optional: &[
-            ("t_embedder.cond_proj.weight", Fresh::Zero),
-            ("beta_embedder.mlp_2.", Fresh::Zero),
-            ("beta_embedder.", Fresh::Initialized),
-        ],
+        optional: if three_layers {
+            &[("beta_embedder.mlp_4.", Fresh::Zero), ("beta_embedder.", Fresh::Initialized)]
+        } else {
+            &[
+                ("t_embedder.cond_proj.weight", Fresh::Zero),
+                ("beta_embedder.mlp_2.", Fresh::Zero),
+                ("beta_embedder.", Fresh::Initialized),
+            ]
+        },
     }
 }
 

@@ -117,6 +117,20 @@ pub struct LlamaGenConfig {
     /// Base of the wavelengths in the rotary position embedding.
     #[schemars(range(min = 1.0, max = 1e9))]
     pub rope_base: f64,
+    /// Probability in training of dropping an element of the token embeddings, in [0, 1). Published recipe: 0.1.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub token_dropout_p: f64,
+    /// Probability in training of dropping an output element of attention, in [0, 1). Published recipe: 0.1. Attention
+    /// weights are not dropped, because the fused kernel never stores them.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub resid_dropout_p: f64,
+    /// Probability in training of dropping an output element of an MLP, in [0, 1). Published recipe: 0.1.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub ffn_dropout_p: f64,
+    /// Probability in training of skipping attention or MLP of the last layer for a sample, in [0, 1). It rises linearly
+    /// from 0 at the first layer. Published recipe: 0.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub drop_path_rate: f64,
     /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
     pub guidance_input: Option<GuidanceInput>,
     /// Initialization of embeddings and linear layers.
@@ -139,6 +153,10 @@ impl Default for LlamaGenConfig {
             multiple_of: 256,
             norm_eps: 1e-5,
             rope_base: 10000.0,
+            token_dropout_p: 0.0,
+            resid_dropout_p: 0.0,
+            ffn_dropout_p: 0.0,
+            drop_path_rate: 0.0,
             guidance_input: None,
             embedding_init: EmbeddingInit::default(),
         }

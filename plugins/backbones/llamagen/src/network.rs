@@ -4,6 +4,7 @@ use crate::{LlamaGenConfig, ModelType, Numbers};
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::network::backbone::{Backbone, Cache};
+use framework::nn::dropout::{Dropout, path_rate};
 use framework::nn::hooks::{AttentionSite, Hooked, Packed};
 use framework::nn::{
     Activation, Embedding, GatedMlp, Linear, Place, RmsNorm, Rotary, Span, TimestepEmbedder, activate, heads,
@@ -159,9 +160,12 @@ impl Backbone for LlamaGen {
             0 => Tensor::cat(vec![self.prefix(condition, control.guidance.as_deref()), tokens(0)], 1),
             _ => tokens(read - prefix),
         };
+        x = control.dropout.elements(x, self.config.token_dropout_p, "tokens");
         let rotary = self.rotary(read, end, &x);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = control.hooks.block(i, x, |x| layer.forward(x, &rotary, (cache, &control.hooks), i));
+            x = control.hooks.block(i, x, |x| {
+                layer.forward(x, &rotary, (cache, &control.hooks), (i, &self.config, control.dropout))
+            });
         }
         if let Some(cache) = cache {
             cache.advance(end);
@@ -178,10 +182,16 @@ impl Layer {
         x: Tensor<3>,
         rotary: &Rotary,
         (cache, hooks): (Option<&Cache>, &Hooked),
-        index: usize,
+        (index, config, dropout): (usize, &LlamaGenConfig, Dropout),
     ) -> Tensor<3> {
-        let x = x.clone() + self.attention.forward(self.attention_norm.forward(x), rotary, (cache, hooks), index);
-        x.clone() + self.feed_forward.forward(self.ffn_norm.forward(x))
+        let path = path_rate(config.drop_path_rate, index, config.checked().n_layer);
+        let branch = |x: Tensor<3>, p: f64, name: &str| {
+            let dropped = dropout.elements(x, p, &format!("{name} {index}"));
+            dropout.path(dropped, path, &format!("{name} path {index}"))
+        };
+        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, (cache, hooks), index);
+        let x = x + branch(attended, config.resid_dropout_p, "attention");
+        x.clone() + branch(self.feed_forward.forward(self.ffn_norm.forward(x)), config.ffn_dropout_p, "mlp")
     }
 }
 

@@ -14,7 +14,7 @@ mod head;
 mod network;
 mod official;
 
-pub use network::Mar;
+pub use network::{Mar, Pass};
 
 use framework::checkpoint::names::OfficialNames;
 use framework::checkpoint::refit::Refit;
@@ -155,6 +155,11 @@ pub struct MarConfig {
     /// Minimum fraction of tokens that training hides, in [0, 1].
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mask_ratio_min: f64,
+    /// Probability in training of dropping an element of the attention outputs and of both MLP layers in encoder and
+    /// decoder, in [0, 1). Published recipe: 0.1. Attention weights are not dropped, because the fused kernel never
+    /// stores them.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub proj_dropout: f64,
     /// Number of pairs of time and noise at which each hidden token trains the head.
     #[schemars(range(min = 1, max = 1024))]
     pub diffusion_batch_mul: usize,
@@ -190,6 +195,7 @@ impl Default for MarConfig {
             class_num: 1000,
             buffer_size: 64,
             mask_ratio_min: 0.7,
+            proj_dropout: 0.0,
             diffusion_batch_mul: 4,
             learn_sigma: true,
             guidance_input: None,

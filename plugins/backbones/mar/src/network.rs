@@ -5,6 +5,7 @@ use crate::{EPSILON, FREQUENCIES, MarConfig, Numbers, Sizes};
 use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::network::backbone::Backbone;
+use framework::nn::dropout::Dropout;
 use framework::nn::hooks::{AttentionSite, Hooked};
 use framework::nn::{
     Activation, Attention, AttentionConfig, LayerNorm, Linear, Mlp, TimestepEmbedder, gather, parameter, rows,
@@ -103,7 +104,7 @@ impl Mar {
 
     /// Encodes the class tokens and the known tokens of the latent, `[B, buffer + known, E]`.
     /// Shapes: `x` `[B, L, D]`, `hidden` row-major `[B, L]`, `class` `[B, E]`.
-    pub fn encode(&self, x: Tensor<3>, hidden: &[bool], class: Tensor<2>, hooks: &Hooked) -> Tensor<3> {
+    pub fn encode(&self, x: Tensor<3>, hidden: &[bool], class: Tensor<2>, pass: &Pass) -> Tensor<3> {
         let ([batch, length, _], [_, width]) = (x.dims(), class.dims());
         let buffer = self.config.buffer_size;
         let position = self.encoder_pos_embed_learned.val();
@@ -115,13 +116,13 @@ impl Mar {
             let values = self.z_proj.forward(gather(x, &known).cast(tokens.dtype()));
             tokens = Tensor::cat(vec![tokens, values + places.reshape([batch, known.len() / batch, width])], 1);
         }
-        let tokens = run(&self.encoder_blocks, 0, self.z_proj_ln.forward(tokens), hooks);
+        let tokens = run(&self.encoder_blocks, 0, self.z_proj_ln.forward(tokens), pass);
         self.encoder_norm.forward(tokens)
     }
 
     /// Computes the decoder's output at every position, `[B, L, W]`.
     /// Shapes: `encoded` `[B, buffer + known, E]`, `hidden` row-major `[B, L]`.
-    pub fn decode(&self, encoded: Tensor<3>, hidden: &[bool], hooks: &Hooked) -> Tensor<3> {
+    pub fn decode(&self, encoded: Tensor<3>, hidden: &[bool], pass: &Pass) -> Tensor<3> {
         let x = self.decoder_embed.forward(encoded);
         let [batch, read, width] = x.dims();
         let (buffer, length) = (self.config.buffer_size, hidden.len() / batch);
@@ -135,9 +136,20 @@ impl Mar {
             order.extend((0..buffer).map(|_| false).chain(hidden.iter().copied()).map(&mut row));
         }
         let x = rows(table, order).reshape([batch, buffer + length, width]) + self.decoder_pos_embed_learned.val();
-        let x = run(&self.decoder_blocks, self.encoder_blocks.len(), x, hooks);
+        let x = run(&self.decoder_blocks, self.encoder_blocks.len(), x, pass);
         self.decoder_norm.forward(x).narrow(1, buffer, length) + self.diffusion_pos_embed_learned.val()
     }
+}
+
+/// The inputs of a block apart from its tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Pass {
+    /// Hooks that read or change the forward pass.
+    pub hooks: Hooked,
+    /// Masks of the pass.
+    pub dropout: Dropout,
+    /// Probability of dropping an element.
+    pub proj_dropout: f64,
 }
 
 impl Backbone for Mar {
@@ -147,7 +159,9 @@ impl Backbone for Mar {
         };
         let read = || {
             let class = self.condition(condition, control.guidance.as_deref(), &x.device().inner());
-            self.decode(self.encode(x.clone(), hidden, class, &control.hooks), hidden, &control.hooks)
+            let pass =
+                Pass { hooks: control.hooks.clone(), dropout: control.dropout, proj_dropout: self.config.proj_dropout };
+            self.decode(self.encode(x.clone(), hidden, class, &pass), hidden, &pass)
         };
         let z = match &control.cache {
             Some(cache) => cache.features(read),
@@ -165,14 +179,17 @@ impl Backbone for Mar {
 }
 
 /// Runs the blocks on the tokens. The first block has index `first` in the numbering over encoder and decoder.
-fn run(blocks: &[Block], first: usize, tokens: Tensor<3>, hooks: &Hooked) -> Tensor<3> {
+fn run(blocks: &[Block], first: usize, tokens: Tensor<3>, pass: &Pass) -> Tensor<3> {
     let indexed = blocks.iter().zip(first..);
-    indexed.fold(tokens, |tokens, (block, i)| hooks.block(i, tokens, |tokens| block.forward(tokens, hooks, i)))
+    indexed.fold(tokens, |tokens, (block, i)| pass.hooks.block(i, tokens, |tokens| block.forward(tokens, pass, i)))
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<3>, hooks: &Hooked, index: usize) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.norm1.forward(x), hooks, AttentionSite::own(index));
-        x.clone() + self.mlp.forward(self.norm2.forward(x))
+    fn forward(&self, x: Tensor<3>, pass: &Pass, index: usize) -> Tensor<3> {
+        let drop = |x: Tensor<3>, name: &str| pass.dropout.elements(x, pass.proj_dropout, &format!("{name} {index}"));
+        let attended = self.attn.forward(self.norm1.forward(x.clone()), &pass.hooks, AttentionSite::own(index));
+        let x = x + drop(attended, "attention");
+        let mixed = self.mlp.forward_with(self.norm2.forward(x.clone()), |hidden| drop(hidden, "hidden"));
+        x + drop(mixed, "mlp")
     }
 }

@@ -4,7 +4,6 @@
 use framework::burn::tensor::DType;
 use framework::network::backbone::{Backbone, BackboneConfig, Control};
 use framework::nn::gather;
-use framework::nn::hooks::Hooked;
 use framework::nn::parameters;
 use framework::prelude::*;
 use framework::process::Latent;
@@ -15,7 +14,7 @@ use framework::sampling::guidance::Guidance;
 use framework::sampling::sampler::{NoiseSource, Sampler, SamplerStep};
 use framework_dylib as _;
 use goldens::{Golden, close, gradients, load, same_gradients, values};
-use mar::{Mar, MarConfig};
+use mar::{Mar, MarConfig, Pass};
 
 /// Sizes of the recorded tensors.
 const SAMPLES: usize = 2;
@@ -67,10 +66,10 @@ fn encoder_and_decoder_equal_the_official_code() {
     }
     for (prefix, condition) in [("", condition.clone()), ("null.", condition.null())] {
         let class = network.condition(&condition, None, &Device::flex());
-        let encoded = network.encode(tokens.clone(), &hidden, class, &Hooked::default());
+        let encoded = network.encode(tokens.clone(), &hidden, class, &Pass::default());
         let name = |part: &str| format!("{prefix}{part}");
         close(&name("encoder_out"), &values(encoded.clone()), &golden.numbers(&name("encoder_out")), 1e-4);
-        let decoded = network.decode(encoded, &hidden, &Hooked::default());
+        let decoded = network.decode(encoded, &hidden, &Pass::default());
         close(&name("decoder_out"), &values(decoded), &golden.numbers(&name("decoder_out")), 1e-4);
     }
 }

@@ -107,6 +107,13 @@ pub struct VarConfig {
     /// Epsilon of the layer norms.
     #[schemars(range(min = 1e-12, max = 1.0))]
     pub norm_eps: f64,
+    /// Probability in training of dropping an output element of attention or MLP, in [0, 1). Published recipe: 0.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub drop_rate: f64,
+    /// Probability in training of skipping attention or MLP of the last block for a sample, in [0, 1). It rises linearly
+    /// from 0 at the first block. Published recipe: 0.1 `depth` / 24.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub drop_path_rate: f64,
     /// How the guidance number of a guidance-free objective enters the network. null = no guidance input.
     pub guidance_input: Option<GuidanceInput>,
     /// Initialization of embeddings and linear layers.
@@ -128,6 +135,8 @@ impl Default for VarConfig {
             vocabulary: 4096,
             channels: 32,
             norm_eps: 1e-6,
+            drop_rate: 0.0,
+            drop_path_rate: 0.0,
             guidance_input: None,
             embedding_init: EmbeddingInit::default(),
         }

@@ -8,6 +8,7 @@ use framework::burn;
 use framework::burn::module::{Module, Param};
 use framework::burn::tensor::{Bool, TensorData};
 use framework::network::backbone::{Backbone, Cache};
+use framework::nn::dropout::{Dropout, path_rate};
 use framework::nn::hooks::{AttentionSite, Hooked, Packed};
 use framework::nn::{
     Embedding, Linear, Mlp, Span, TimestepEmbedder, adaptive_layer_norm, affine, gated_add, heads, merge_heads,
@@ -153,8 +154,9 @@ impl Backbone for Var {
         let shared = self.shared_ada_lin.as_ref().map(|ada| ada.forward(active.clone()).reshape([batch, 1, 6, width]));
         for (i, block) in self.blocks.iter().enumerate() {
             let modulation = block.modulation(&active, shared.as_ref());
-            let state = Pass { mask: mask.clone(), cache, hooks: &control.hooks, index: i };
-            x = control.hooks.block(i, x, |x| block.forward(x, modulation, state, self.config.norm_eps));
+            let dropout = control.dropout;
+            let state = Pass { mask: mask.clone(), cache, hooks: &control.hooks, index: i, dropout };
+            x = control.hooks.block(i, x, |x| block.forward(x, modulation, state, &self.config));
         }
         if let Some(cache) = cache {
             cache.advance(end);
@@ -171,6 +173,7 @@ struct Pass<'a> {
     cache: Option<&'a Cache>,
     hooks: &'a Hooked,
     index: usize,
+    dropout: Dropout,
 }
 
 impl Block {
@@ -191,18 +194,23 @@ impl Block {
         x: Tensor<3>,
         [gamma_attn, gamma_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn]: [Tensor<2>; 6],
         pass: Pass<'_>,
-        epsilon: f64,
+        config: &VarConfig,
     ) -> Tensor<3> {
+        let (epsilon, dropout, index) = (config.norm_eps, pass.dropout, pass.index);
+        let path = path_rate(config.drop_path_rate, index, config.checked().depth);
+        let branch = |x: Tensor<3>, name: &str| {
+            let dropped = dropout.elements(x, config.drop_rate, &format!("{name} {index}"));
+            dropout.path(dropped, path, &format!("{name} path {index}"))
+        };
         let modulated = adaptive_layer_norm(x.clone(), epsilon, shift_attn, scale_attn);
-        let x = gated_add(x, self.attn.forward(modulated, pass), gamma_attn);
+        let x = gated_add(x, branch(self.attn.forward(modulated, pass), "attention"), gamma_attn);
         let modulated = adaptive_layer_norm(x.clone(), epsilon, shift_ffn, scale_ffn);
-        let mixed = self.ffn.forward(modulated);
-        gated_add(x, mixed, gamma_ffn)
+        gated_add(x, branch(self.ffn.forward(modulated), "mlp"), gamma_ffn)
     }
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, Pass { mask, cache, hooks, index }: Pass<'_>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, Pass { mask, cache, hooks, index, .. }: Pass<'_>) -> Tensor<3> {
         let (width, site) = (x.dims()[2], AttentionSite::own(index));
         let [q_bias, v_bias] = [&self.q_bias, &self.v_bias].map(Param::val);
         let bias = Tensor::cat(vec![q_bias.clone(), q_bias.zeros_like(), v_bias], 0);

@@ -1,7 +1,7 @@
 //! Encoded latents, stored in safetensors files. `unguided encode` writes such files. The layout of a file is read
 //! in `shard` alone.
 //!
-//!   x       float [N, C, H, W]   the latents
+//!   x       float [N, C, H, W]   the latents; tokens: int32 [N, 1, H, W], or [N, 1, 1, L] for a pyramid
 //!   x_flip  float [N, C, H, W]   optional: latents of the mirrored images, used with probability 1/2
 //!   y       int64 [N]            optional: the classes
 //!   captions, caption_ends       optional: the captions, in the layout of `framework::data::latent_file`
@@ -54,6 +54,19 @@ pub struct Latents {
     /// Channels of the latents, at least 1. Must agree with the files. Omitted = read from the files.
     #[schemars(range(min = 1))]
     pub channels: Option<usize>,
+    /// Vocabulary size, if the files hold token ids; each id must be below it. Omitted = continuous latents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 10_000_000))]
+    pub vocabulary: Option<usize>,
+    /// Side lengths of the token maps of a pyramid, coarse to fine. Only with `vocabulary`. Omitted = tokens in raster
+    /// order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(range(min = 1, max = 1024)))]
+    pub levels: Option<Vec<usize>>,
+    /// Channels of the features that feed the levels of the pyramid. Only with `levels`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub level_channels: Option<usize>,
 }
 
 impl Default for Latents {
@@ -66,6 +79,9 @@ impl Default for Latents {
             captions: false,
             input_size: None,
             channels: None,
+            vocabulary: None,
+            levels: None,
+            level_channels: None,
         }
     }
 }
@@ -84,6 +100,7 @@ impl DatasetConfig for Latents {
                 problems.push(Problem::new(format!("/{name}"), format!("`{name}` is 0")).accepts("1 or more"));
             }
         }
+        problems.extend(self.tokens_alone());
         if self.captions && self.num_classes.is_some() {
             let what = "`num_classes` has no effect: latents with captions have no classes";
             problems.push(Problem::new("/num_classes", what).and_at("/captions").fix("omit it"));
@@ -96,13 +113,17 @@ impl DatasetConfig for Latents {
     }
 
     fn info(&self) -> Option<DatasetInfo> {
-        let (size, channels) = (self.input_size?, self.channels?);
         let num_classes = if self.captions { 0 } else { self.num_classes? };
-        Some(info([channels, size, size], num_classes, self.captions))
+        let shape = match (self.vocabulary, &self.levels) {
+            (None, _) => [self.channels?, self.input_size?, self.input_size?],
+            (Some(_), Some(levels)) => [1, 1, levels.iter().map(|side| side * side).sum()],
+            (Some(_), None) => [1, self.input_size?, self.input_size?],
+        };
+        Some(DatasetInfo { items: self.items(shape), ..info(shape, num_classes, self.captions) })
     }
 
     fn open(&self) -> Result<Box<dyn Dataset>> {
-        let open = |path| Shard::open(path, self.captions);
+        let open = |path| Shard::open(path, self.captions, self.vocabulary.is_some());
         let mut skipped = Skipped::default();
         let shards = files(&self.path, &mut skipped)?.into_iter().map(open).collect::<Result<Vec<_>>>()?;
         let shape = self.agreed_shape(&shards)?;
@@ -118,8 +139,10 @@ impl DatasetConfig for Latents {
             firsts,
             len,
             shape,
+            items: self.items(shape),
             num_classes,
             scaling_factor: self.scaling_factor,
+            vocabulary: self.vocabulary,
             skipped,
         }))
     }
@@ -134,6 +157,42 @@ fn info([channels, height, width]: [usize; 3], num_classes: usize, captions: boo
 }
 
 impl Latents {
+    /// Returns the problems of settings that only tokens, or only continuous latents, have.
+    fn tokens_alone(&self) -> Problems {
+        let mut problems = Problems::new();
+        let mut refuse = |name: &str, what: &str, other: &str| {
+            let problem = Problem::new(format!("/{name}"), format!("`{name}` has no effect: {what}"));
+            problems.push(problem.and_at(other).fix(format!("omit /data/{name}")));
+        };
+        if self.vocabulary.is_some() {
+            for (name, is_set) in
+                [("channels", self.channels.is_some()), ("scaling_factor", self.scaling_factor != 1.0)]
+            {
+                if is_set {
+                    refuse(name, "tokens have none", "/vocabulary");
+                }
+            }
+        } else if self.levels.is_some() {
+            refuse("levels", "continuous latents have no levels", "/vocabulary");
+        }
+        if self.level_channels.is_some() != self.levels.is_some() {
+            let what = "`levels` and `level_channels` describe the same pyramid; one of them is missing";
+            problems.push(Problem::new("/levels", what).and_at("/level_channels").accepts("both, or neither"));
+        }
+        problems
+    }
+
+    /// Returns the kind of items of files with latents of shape C, H, W.
+    fn items(&self, [channels, height, width]: [usize; 3]) -> ItemKind {
+        match (self.vocabulary, &self.levels) {
+            (None, _) => ItemKind::Latents { grid: [height, width], channels },
+            (Some(vocabulary), None) => ItemKind::Tokens(LatentShape::tokens([height, width], vocabulary)),
+            (Some(vocabulary), Some(levels)) => {
+                ItemKind::Tokens(LatentShape::pyramid(levels, vocabulary, self.level_channels.unwrap_or(1)))
+            }
+        }
+    }
+
     /// Returns the shape `[C, H, W]` of every latent, after checking that files and document agree on it.
     fn agreed_shape(&self, shards: &[Shard]) -> Result<[usize; 3]> {
         let reference = &shards[0];
@@ -163,6 +222,16 @@ impl Latents {
             );
             Error::file(&reference.path, what)
         };
+        if let Some(levels) = &self.levels {
+            let positions: usize = levels.iter().map(|side| side * side).sum();
+            if reference.shape != [1, 1, positions] {
+                let what = format!(
+                    "holds tokens of shape {:?}, but the document's `levels` have {positions} positions",
+                    reference.shape
+                );
+                return Err(Error::file(&reference.path, what));
+            }
+        }
         match (self.input_size, self.channels) {
             (Some(size), _) if [size, size] != [height, width] => Err(wrong("input_size", size)),
             (_, Some(declared)) if declared != channels => Err(wrong("channels", declared)),
@@ -245,8 +314,10 @@ struct OpenLatents {
     firsts: Vec<usize>,
     len: usize,
     shape: [usize; 3],
+    items: ItemKind,
     num_classes: usize,
     scaling_factor: f64,
+    vocabulary: Option<usize>,
     skipped: Skipped,
 }
 
@@ -268,6 +339,13 @@ impl OpenLatents {
         if let Some(value) = x.iter().find(|value| !value.is_finite()) {
             return Err(Error::file(&shard.path, format!("`{name}`[{i}] holds {value}; latents must be finite")));
         }
+        if let Some(vocabulary) = self.vocabulary {
+            if let Some(id) = x.iter().find(|id| **id < 0.0 || **id >= vocabulary as f32) {
+                let what = format!("`{name}`[{i}] holds token {id}; the document's vocabulary has {vocabulary} tokens");
+                return Err(Error::file(&shard.path, what));
+            }
+            return Ok(Item { values: x, label: shard.label(i)? });
+        }
         let [channels, height, width] = self.shape;
         let positions = height * width;
         let scaled = |value: f32| (f64::from(value) * self.scaling_factor) as f32;
@@ -279,7 +357,8 @@ impl OpenLatents {
 
 impl Dataset for OpenLatents {
     fn info(&self) -> DatasetInfo {
-        info(self.shape, self.num_classes, self.shards[0].captions.is_some())
+        let captions = self.shards[0].captions.is_some();
+        DatasetInfo { items: self.items.clone(), ..info(self.shape, self.num_classes, captions) }
     }
 
     fn len(&self) -> usize {

@@ -39,7 +39,8 @@ pub struct Captions {
 }
 
 impl Shard {
-    pub fn open(path: PathBuf, captioned: bool) -> Result<Self> {
+    /// Opens a file. `tokens` states whether it holds token ids instead of continuous latents.
+    pub fn open(path: PathBuf, captioned: bool, tokens: bool) -> Result<Self> {
         let file = regular::open(&path).map_err(|e| Error::io(&path, e))?;
         // SAFETY: the map is read as plain bytes, and every byte value is valid. This is sound as long as nobody
         // truncates or rewrites the file while it is mapped; a dataset in use must not change anyway.
@@ -52,8 +53,8 @@ impl Shard {
             let what = format!("has no tensor `x` (float [N, C, H, W]); it holds {}", tensors.names().join(", "));
             return Err(Error::file(&path, what));
         }
-        let (shape, x) = floats(&path, &map, &tensors, "x")?;
-        let x_flip = has("x_flip").then(|| floats(&path, &map, &tensors, "x_flip")).transpose()?;
+        let (shape, x) = floats(&path, &map, &tensors, "x", tokens)?;
+        let x_flip = has("x_flip").then(|| floats(&path, &map, &tensors, "x_flip", tokens)).transpose()?;
         if let Some((flipped, _)) = &x_flip
             && *flipped != shape
         {
@@ -89,24 +90,36 @@ impl Shard {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            // Ids are below 2^24, so f32 holds them exactly.
+            Dtype::I32 => bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
             other => unreachable!("`floats` rejects {other:?} when the file is opened"),
         }
     }
 }
 
-/// Returns the shape `[N, C, H, W]`, type and byte range of the float tensor `name`.
-fn floats(path: &FilePath, map: &Mmap, tensors: &SafeTensors<'_>, name: &str) -> Result<([usize; 4], Floats)> {
+/// Returns the shape `[N, C, H, W]`, type and byte range of the tensor `name` of latents, or of tokens.
+fn floats(
+    path: &FilePath,
+    map: &Mmap,
+    tensors: &SafeTensors<'_>,
+    name: &str,
+    tokens: bool,
+) -> Result<([usize; 4], Floats)> {
     let view = tensors.tensor(name).expect("the caller checked that the tensor exists");
     let accepted = match view.shape() {
         [n, c, h, w] if n * c * h * w > 0 => Some([*n, *c, *h, *w]),
         _ => None,
     };
-    let (Some(shape), Dtype::F32 | Dtype::F16 | Dtype::BF16) = (accepted, view.dtype()) else {
-        let what = format!(
-            "`{name}` is {:?} {:?}; it must be F32, F16 or BF16 [N, C, H, W], and no dimension may be 0",
-            view.dtype(),
-            view.shape()
-        );
+    let (types, fix) = match tokens {
+        true => (&[Dtype::I32][..], "I32 [N, 1, H, W]; without /data/vocabulary, it may hold continuous latents"),
+        false => (
+            &[Dtype::F32, Dtype::F16, Dtype::BF16][..],
+            "F32, F16 or BF16 [N, C, H, W], and no dimension may be 0; tokens need /data/vocabulary",
+        ),
+    };
+    let Some(shape) = accepted.filter(|[_, channels, ..]| types.contains(&view.dtype()) && (!tokens || *channels == 1))
+    else {
+        let what = format!("`{name}` is {:?} {:?}; it must be {fix}", view.dtype(), view.shape());
         return Err(Error::file(path, what));
     };
     Ok((shape, Floats { dtype: view.dtype(), bytes: place(map, &view) }))
