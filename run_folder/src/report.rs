@@ -87,8 +87,9 @@ pub fn summary(drawn: &Sampled, compared: &Comparison) -> String {
 /// If the file cannot be written.
 pub fn write(run: &RunFolder, pipeline: &Pipeline, facts: Facts, drawn: &Sampled, compared: &Comparison) -> Result<()> {
     let facts = Facts {
-        parameters: Some(parameters::count(&pipeline.backbone.init(&Device::flex()))),
+        // Before the network for the count is created.
         peak_memory: peak_memory(),
+        parameters: Some(parameters::count(&pipeline.backbone.init(&Device::flex()))),
         notes: compared.of_part().map(|part| format!("Samples were {part}.")).into_iter().collect(),
         meanings: compared.measured.iter().map(|m| (m.name.clone(), m.meaning.clone().into())).collect(),
         ..facts
