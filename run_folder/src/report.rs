@@ -91,8 +91,9 @@ pub fn write(run: &RunFolder, pipeline: &Pipeline, facts: Facts, drawn: &Sampled
     let part = compared.of_part().map(|part| format!("Samples were {part}."));
     let failed = compared.failed.iter().map(|Failure { name, what }| format!("{name} failed: {what}"));
     let facts = Facts {
-        parameters: Some(parameters::count(&pipeline.backbone.init(&Device::flex()))),
+        // Before the network for the count is created.
         peak_memory: peak_memory(),
+        parameters: Some(parameters::count(&pipeline.backbone.init(&Device::flex()))),
         notes: part.into_iter().chain(failed).collect(),
         meanings: compared.measured.iter().map(|m| (m.name.clone(), m.meaning.clone().into())).collect(),
         ..facts

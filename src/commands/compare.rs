@@ -17,11 +17,9 @@ pub fn compare(options: &CompareOptions) -> Outcome {
     if options.samples > 0 && (content.runs.len() > 1 || !options.scales.is_empty()) {
         let (count, seed, scales) = (options.samples as usize, options.seed, options.scales.clone());
         let request = samples::Options { count, seed, scales };
-        let drawn = samples::from_same_noise(&content.runs, &request, &device, &mut Console::new());
-        let (strips, notes) = drawn.map_err(|error| {
-            console::say("the samples failed; --samples 0 compares without them");
-            error
-        })?;
+        let sampled = samples::from_same_noise(&content.runs, &request, &device, &mut Console::new());
+        let hint = "the samples failed; --samples 0 compares without them";
+        let (strips, notes) = sampled.inspect_err(|_| console::say(hint))?;
         content.strips = strips;
         content.notes.extend(notes);
     }

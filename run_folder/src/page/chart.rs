@@ -42,7 +42,7 @@ pub struct Chart {
     pub x: String,
     /// Title of the y axis, with its unit.
     pub y: String,
-    /// Lines, in the order of drawing.
+    /// Lines. Later ones cover earlier ones.
     pub lines: Vec<Line>,
     /// Whether long lines are smoothed, over a faint line of the logged values.
     pub is_smoothed: bool,

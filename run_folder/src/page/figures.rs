@@ -5,7 +5,7 @@ use crate::page::curves::Point as Logged;
 use crate::page::numbers::{tick, value};
 use crate::page::record::Record;
 use crate::page::sweep::{Point, Sweep, trade_offs};
-use crate::page::view::{Cell, Drawn, Figure, Row, Sweeps, Table};
+use crate::page::view::{Cell, Figure, Rendered, Row, Sweeps, Table};
 
 /// Returns the title of the y axis of a logged quantity.
 fn titled(name: &str) -> String {
@@ -52,7 +52,7 @@ pub fn figures(runs: &[Record]) -> Vec<Figure> {
                 is_smoothed: name != "learning_rate",
                 is_linear: name == "learning_rate",
             };
-            Some(Drawn { axis, svg: chart.svg()? })
+            Some(Rendered { axis, svg: chart.svg()? })
         });
         Figure { name: titled(name), charts: charts.collect() }
     };
@@ -68,7 +68,7 @@ fn label(sweep: &Sweep, point: &Point) -> String {
 /// Returns the charts and the tables of sweeps. `first` is the colour of the first sweep.
 pub fn sweeps(all: &[Sweep], first: usize) -> Sweeps {
     let mut charts = Vec::new();
-    let mut draw = |x: &str, y: &str, lines: Vec<Line>| {
+    let mut render = |x: &str, y: &str, lines: Vec<Line>| {
         let chart = Chart { x: x.into(), y: y.into(), lines, is_smoothed: false, is_linear: false };
         charts.extend(chart.svg());
     };
@@ -81,7 +81,7 @@ pub fn sweeps(all: &[Sweep], first: usize) -> Sweeps {
             let (points, labels) = points.unzip();
             Line { name: sweep.name.clone(), color: first + i, points, labels }
         };
-        draw(&x.replace('_', " "), &y.replace('_', " "), all.iter().enumerate().map(line).collect());
+        render(&x.replace('_', " "), &y.replace('_', " "), all.iter().enumerate().map(line).collect());
     }
     // Each metric by the setting that varies, for the sweeps that vary the same one.
     if let Some(pointer) = all.first().and_then(Sweep::varied) {
@@ -95,7 +95,7 @@ pub fn sweeps(all: &[Sweep], first: usize) -> Sweeps {
                 let points = sweep.points.iter().filter_map(at).collect();
                 Line { name: sweep.name.clone(), color: first + i, points, labels: Vec::new() }
             };
-            draw(pointer, &name.replace('_', " "), same.map(line).collect());
+            render(pointer, &name.replace('_', " "), same.map(line).collect());
         }
     }
     let labels = all.iter().filter_map(|sweep| sweep.varied()).next().map(String::from);

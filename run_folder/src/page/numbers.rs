@@ -13,7 +13,7 @@ pub fn value(v: f64) -> String {
         return "0".to_string();
     } else if v.fract() == 0.0 && size < 1e15 {
         return signed(&thousands(size as usize), v);
-    } else if size >= 1e6 || size < 1e-4 {
+    } else if !(1e-4..1e6).contains(&size) {
         let text = format!("{size:.3e}");
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
         format!("{}e{power}", trimmed(digits))

@@ -285,3 +285,48 @@ fn results(runs: &[Record]) -> Table {
     }
     Table { head: runs.iter().map(|run| run.name.clone()).collect(), rows }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::fs;
+
+    #[test]
+    fn text_from_files_stays_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let hostile = "<script>alert('1')</script>\"&";
+        let mut paths = Vec::new();
+        for (name, seed) in [("a&<b>", 0), ("c", 1)] {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).unwrap();
+            let document =
+                json!({ "about": hostile, "train": { "steps": 1, "batch_size": 4, "seed": seed, "x": hostile } });
+            fs::write(path.join("document.json"), document.to_string()).unwrap();
+            let line = json!({ "step": 1, "loss": 0.5, hostile: 2.0 });
+            fs::write(path.join("metrics.jsonl"), format!("{line}\n")).unwrap();
+            let facts = json!({ "rows": [hostile], "notes": [hostile], "meanings": { hostile: hostile } });
+            fs::write(path.join("report.json"), json!({ "nfe": 4, hostile: 7.5, "run": facts }).to_string()).unwrap();
+            fs::write(path.join("samples.png"), "not a picture").unwrap();
+            paths.push(path);
+        }
+        for count in [1, 2] {
+            let page = Content::read(&paths[..count]).unwrap().html().unwrap();
+            assert!(!page.contains("<script") && !page.contains("a&<b>"), "{page}");
+            assert!(page.contains("&lt;script&gt;") && page.contains("a&amp;&lt;b&gt;"));
+        }
+    }
+
+    #[test]
+    fn the_best_value_of_a_row_is_marked_unless_all_are_equal() {
+        let best = |meaning: &str, values: &[Option<f64>]| -> Vec<bool> {
+            row("x", meaning, values, &value).cells.iter().map(|cell| cell.is_best).collect()
+        };
+        assert_eq!(best("higher is better", &[Some(1.0), None, Some(3.0)]), [false, false, true]);
+        assert_eq!(best("lower is better", &[Some(1.0), Some(1.0), Some(3.0)]), [true, true, false]);
+        assert_eq!(best("lower is better", &[Some(f64::NAN), Some(1.0)]), [false, true]);
+        assert_eq!(best("lower is better", &[Some(1.0), Some(1.0)]), [false, false]);
+        assert_eq!(best("lower is better", &[Some(1.0), None]), [false, false]);
+        assert_eq!(best("a number", &[Some(1.0), Some(2.0)]), [false, false]);
+    }
+}

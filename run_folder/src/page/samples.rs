@@ -17,7 +17,7 @@ use framework::pipeline::images::Request;
 /// Largest number of labels.
 const MOST_LABELS: usize = 8;
 
-/// How the samples are drawn.
+/// Settings of the samples.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Number of samples per label.

@@ -78,11 +78,11 @@ pub struct Cell {
 #[derive(Serialize)]
 pub struct Figure {
     pub name: String,
-    pub charts: Vec<Drawn>,
+    pub charts: Vec<Rendered>,
 }
 
 #[derive(Serialize)]
-pub struct Drawn {
+pub struct Rendered {
     pub axis: &'static str,
     pub svg: String,
 }
