@@ -79,6 +79,15 @@ fn every_objective_reaches_its_optimum() {
     page::section("Objectives", &table);
 }
 
+#[test]
+fn the_density_of_beta_does_not_move_the_optimum_of_gft() {
+    let gft = objective(json!({ "type": "gft", "pho": 3.0, "beta_min": 0.2 }));
+    for family in Family::ALL {
+        let verdict = laws::verify(&*gft, family, 30, 7);
+        assert!(verdict.worlds > 0 && verdict.counterexample.is_none(), "{family:?}: {verdict:?}");
+    }
+}
+
 /// A prediction with its key (world, input, condition).
 type Prediction = ((usize, usize, usize), Vec<f64>);
 

@@ -28,7 +28,6 @@ pub enum DroppedSample {
 #[schemars(
     example = framework::serde_json::json!({ "dropped_sample": "plain" }),
     example = framework::serde_json::json!({ "beta": 0.4 }),
-    example = framework::serde_json::json!({ "pho": 2.0, "beta_min": 0.2 }),
     example = framework::serde_json::json!({ "stop_gradient": false }),
     example = framework::serde_json::json!({ "schedule": { "type": "power", "exponent": 1.5 } }),
     example = framework::serde_json::json!({ "schedule": { "type": "power_cosine", "power": 1.0 } })

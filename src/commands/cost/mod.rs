@@ -99,7 +99,11 @@ fn alone(path: &Path, options: &CostOptions, plugins: &[std::path::PathBuf]) -> 
     let output = command.output().map_err(|e| Error::io(&program, e))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::Run(format!("the memory of {} cannot be measured: {said}", path.display())));
+        let said = said.trim().trim_start_matches("error: ").to_string();
+        return Err(match output.status.code() {
+            Some(2) => Problem::new(path.display().to_string(), said).into(),
+            _ => Error::Run(format!("{}: {said}", path.display())),
+        });
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse().ok().filter(|peak: &f64| peak.is_finite()))
 }
