@@ -2,7 +2,7 @@
 
 use crate::arguments::{EncodeOptions, Float};
 use crate::console::{self, Console};
-use crate::{Outcome, device, outputs};
+use crate::{Outcome, device, memory, outputs};
 use framework::burn::tensor::DType;
 use framework::data::dataset::{DatasetInfo, ItemKind};
 use framework::data::latent_file::{self, Shard};
@@ -38,6 +38,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
     let dataset: Arc<dyn framework::data::dataset::Dataset> = Arc::new(pipeline.open()?);
     let info = dataset.info();
     let (image, shape) = shapes(&pipeline, &info)?;
+    memory::to_encode(&pipeline, options.batch_size as usize, image.iter().product(), &device)?;
     let flip = options.flip || dataset.mirrors();
     let (output, size) = (&options.output, options.shard as usize);
     let document: Value = serde_json::from_str(&pipeline.document).map_err(|e| Error::Run(e.to_string()))?;

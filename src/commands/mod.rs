@@ -1,9 +1,13 @@
 //! The commands, one file each: each reads its arguments, calls the crates and prints the result.
 //! You can change a command here alone. The code it calls is in `run_folder`, `registry`, `proofs` and `framework`.
 
+pub mod adapt;
+pub mod check;
 pub mod convert_parts;
+mod data_sheet;
 pub mod doctor;
 pub mod encode;
+pub mod init;
 pub mod inspect;
 pub mod network_file;
 pub mod reference;

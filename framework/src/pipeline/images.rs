@@ -80,6 +80,21 @@ pub fn sample(
     device: &Device,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Sampled> {
+    sample_from(pipeline, network, request, 0, device, progress)
+}
+
+/// Samples like [`sample`]. The first sample has the noise of index `first`, which continues an earlier request.
+///
+/// # Errors
+/// Like [`sample`].
+pub fn sample_from(
+    pipeline: &Pipeline,
+    network: &dyn Backbone,
+    request: &Request<'_>,
+    first: usize,
+    device: &Device,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Sampled> {
     let process = pipeline.process();
     let network = Named { network, name: pipeline.name(Kind::Backbone), precision: request.matmul_precision };
     let drawing = format!("{} under {}", pipeline.name(Kind::Sampler), pipeline.name(Kind::Guidance));
@@ -108,7 +123,7 @@ pub fn sample(
             .with_weak(weak);
         let mut noise = SeededNoise {
             random: Random::new(request.seed),
-            first: batch * request.batch_size,
+            first: first + batch * request.batch_size,
             count: labels.len(),
             shape: shape.clone(),
             dtype: DType::F32,
@@ -120,7 +135,7 @@ pub fn sample(
         let decoded = pipeline.decode(latent, image)?;
         let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-            let sample = batch * request.batch_size + bad / images.width();
+            let sample = first + batch * request.batch_size + bad / images.width();
             let why = match request.matmul_precision {
                 MatmulPrecision::Highest => "the weights have diverged",
                 MatmulPrecision::Medium => {
