@@ -125,10 +125,10 @@ fn drawings_become_a_network_and_a_picture_is_sampled_again() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     drawings(&at.join("drawings"), false);
-    let said = done(at, &["init", "drawings", "--yes", "--minutes", "0.02"]);
+    let said = done(at, &["init", "drawings", "--yes", "--minutes", "0.02", "--image-size", "8"]);
     assert!(said.contains("49 in drawings, colour, shorter side 24 pixels"), "{said}");
     assert!(said.contains("3 classes: cross 16, disc 17, square 16"), "{said}");
-    assert!(said.contains("recipe       small-images") && said.contains("measured on this machine"), "{said}");
+    assert!(said.contains("recipe       small-images") && said.contains("time         about"), "{said}");
     let document = fs::read_to_string(at.join("drawings.json")).unwrap();
     assert!(document.contains("  // The network reads the pixels themselves.\n"), "{document}");
     assert!(document.contains("\"$schema\": \"pipeline.schema.json\"") && at.join("pipeline.schema.json").exists());

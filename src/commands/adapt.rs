@@ -85,7 +85,8 @@ fn compare(path: &Path, run: &Path, device: &Device) -> Outcome {
     let ours = adapted.restore(checkpoint.model, device)?;
     adapted.load(device)?;
     original.load(device)?;
-    console::report(&format!("{:<32} {:>12} {:>12}", format!("at guidance scale {scale}"), "original", "adapted"));
+    let title = format!("at guidance scale {scale}");
+    console::report(&format!("{title:<32} {:>12} {:>12}", "original", "adapted"));
     let rows = [measured(&original, &theirs, device)?, measured(&adapted, &ours, device)?];
     let row = |name: &str, values: [String; 2]| {
         console::report(&format!("{name:<32} {:>12} {:>12}", values[0], values[1]));

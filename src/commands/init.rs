@@ -13,6 +13,7 @@ use crate::{Outcome, outputs};
 use framework::burn::tensor::Device;
 use framework::checkpoint::tensor_file::write_atomically;
 use framework::error::{Problem, Result};
+use framework::pipeline::train_config::{CAPTION_ROWS, MOST_ROWS};
 use registry::Registry;
 use run_folder::document;
 use run_folder::folder::RunFolder;
@@ -250,7 +251,10 @@ fn finish(
     console::report(&format!("recipe       {recipe}: {} parameters", thousands(needs.parameters)));
     console::report(&format!("wrote        {name}"));
     let Speed { step, image, is_measured } = speed;
-    let sampled = (pipeline.train.metric_samples * (1 + usize::from(steps > 4))) as f64 * image;
+    // Four grids during the training and one at its end, and the samples of the metrics.
+    let rows = pipeline.backbone.accepts().num_classes().map_or(CAPTION_ROWS, |classes| classes.min(MOST_ROWS));
+    let samples = 5 * rows * pipeline.train.sample_columns + pipeline.train.metric_samples;
+    let sampled = samples as f64 * image;
     let how = if is_measured { "measured on this machine" } else { "estimated for this machine" };
     let (train, sample) = (estimate::duration(step * steps as f64), estimate::duration(sampled));
     console::report(&format!(
@@ -272,14 +276,13 @@ fn overridden(recipe: &mut Recipe, change: &str) -> Result<()> {
     let Some((pointer, new)) = change.split_once('=') else {
         return Err(Problem::new("--set", format!("{change} has no `=`")).accepts("--set /POINTER=VALUE").into());
     };
-    let mut document: Map<String, Value> =
-        recipe.entries.iter().map(|(key, _, value)| ((*key).to_string(), value.clone())).collect();
     let known: Vec<&str> = recipe.entries.iter().map(|(key, ..)| *key).collect();
     if !known.iter().any(|key| pointer == format!("/{key}") || pointer.starts_with(&format!("/{key}/"))) {
         let accepts = known.iter().map(|key| format!("/{key}")).collect::<Vec<_>>().join(", ");
         return Err(Problem::new("--set", format!("the document has no {pointer}")).accepts(accepts).into());
     }
-    let mut value = Value::Object(std::mem::take(&mut document));
+    let entries = recipe.entries.iter().map(|(key, _, value)| ((*key).to_string(), value.clone()));
+    let mut value = Value::Object(entries.collect());
     registry::set(&mut value, pointer, new)?;
     for (key, _, entry) in &mut recipe.entries {
         *entry = value[*key].take();
