@@ -1,7 +1,7 @@
 //! The command-line arguments of `unguided`. The doc comments here are the `--help` texts.
 
-use crate::sampling_arguments::EvaluateOptions;
-use crate::sampling_arguments::SamplingOptions;
+use crate::init::options::{AdaptOptions, InitOptions};
+use crate::sampling_arguments::{EvaluateOptions, SamplingOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -26,10 +26,27 @@ pub struct Arguments {
     /// option, the command asks on a terminal and refuses elsewhere.
     #[arg(long, global = true)]
     pub trust_plugins: bool,
+    /// Print only results and errors: no progress, no notes and no warnings.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print more: every unreadable item, and how long the command took.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a document for your images or a published checkpoint.
+    #[command(after_help = "Example: unguided init my_images\
+            \n         unguided init DiT-XL-2-256x256.pt --data my_images --vae sd-vae-ft-ema\
+            \n\nLooks at the images, asks at most four questions on a terminal, writes a document with comments, and \
+            prints the expected time, memory and disk space. Elsewhere, and with --yes, the recommendations count.")]
+    Init(InitOptions),
+    /// Fine-tune a published network so that it is guided in a single pass.
+    #[command(after_help = "Example: unguided adapt DiT-XL-2-256x256.pt --data my_images --vae sd-vae-ft-ema\
+            \n\nWrites the document as `init` does, trains it, compares it with guided sampling of the original, and \
+            writes the weights in the original's format. The same command resumes after an interruption.")]
+    Adapt(AdaptOptions),
     /// Train a pipeline, or resume an interrupted run.
     #[command(after_help = "Example: unguided train examples/pipelines/digits-dit-gft.json --set /train/steps=500\
             \n\nSignals, for batch systems:\
@@ -68,8 +85,11 @@ pub enum Command {
     #[command(after_help = "Example: unguided list --pairs")]
     List {
         /// List the pairs of backbone and objective instead: paper or extension, example document and optimum.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "json")]
         pairs: bool,
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
     },
     /// Measure time and memory of a training step of several documents, relative to the document of objective cfg.
     #[command(after_help = "Example: unguided cost examples/pipelines/pairs/dit-*.json --steps 50\
@@ -230,10 +250,22 @@ pub struct TrainOptions {
 #[derive(Debug, Args)]
 pub struct SampleOptions {
     /// A run folder or a checkpoint.
-    pub from: PathBuf,
-    /// Classes to sample, e.g. 0,1,2 [default: all].
+    #[arg(value_name = "RUN", required_unless_present = "from")]
+    pub run: Option<PathBuf>,
+    /// Sample a picture again that `sample` wrote, with the request in its text chunks. RUN is only needed if the run
+    /// was moved.
+    #[arg(
+        long,
+        value_name = "PICTURE",
+        conflicts_with_all = [
+            "classes", "captions", "count", "seed", "scale", "guidance", "steps", "set", "batch_size",
+            "matmul_precision", "images", "metrics",
+        ]
+    )]
+    pub from: Option<PathBuf>,
+    /// Classes to sample, by number or by name, e.g. 0,1,2 or cat,dog [default: all].
     #[arg(long, value_delimiter = ',')]
-    pub classes: Vec<usize>,
+    pub classes: Vec<String>,
     /// A caption to sample; may be repeated [default: the first captions of the dataset].
     #[arg(long = "caption", value_name = "TEXT", conflicts_with = "classes")]
     pub captions: Vec<String>,
@@ -360,6 +392,17 @@ pub struct CheckOptions {
     /// Also list every parameter with its shape.
     #[arg(long)]
     pub parameters: bool,
+    /// Open the data: count items and classes, name what is skipped and why, and write a contact sheet of what the
+    /// network receives.
+    #[arg(long)]
+    pub data: bool,
+    /// File of the contact sheet (PNG) [default: NAME-data.png, after the document's file name].
+    #[arg(long, value_name = "FILE", requires = "data")]
+    pub sheet: Option<PathBuf>,
+    /// Print one JSON object: the document, its costs, what was not checked, and the data. A document with problems
+    /// prints its problems.
+    #[arg(long, conflicts_with = "parameters")]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -421,6 +464,9 @@ pub struct VerifyOptions {
     /// Guidance scales to compare at. Repeat it for several.
     #[arg(long, value_name = "SCALE", requires = "against", default_values_t = [1.5, 3.0])]
     pub scale: Vec<f64>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

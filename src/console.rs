@@ -3,11 +3,13 @@
 //! pipe or the disk is full, and because names from files may contain control characters.
 
 use crate::Outcome;
+use console::Term;
 use framework::error::Error;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use run_folder::watcher::{Stage, Watcher};
 use std::borrow::Cow;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Name of the standard output in errors.
 const STDOUT: &str = "standard output";
@@ -31,9 +33,49 @@ pub fn report(lines: &str) {
     }
 }
 
-/// Writes lines to standard error. A message that cannot be written is lost, because a broken log must not stop a
-/// training.
+/// Writes a value as indented JSON to standard output. For commands whose output is their result.
+///
+/// # Errors
+/// Like [`print`].
+pub fn json(value: &serde_json::Value) -> Outcome {
+    print(&format!("{value:#}"))
+}
+
+/// Whether only results and errors are printed.
+static QUIET: AtomicBool = AtomicBool::new(false);
+/// Whether more is printed than usual.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+/// Sets how much the command prints besides its result.
+pub fn set_detail(quiet: bool, verbose: bool) {
+    QUIET.store(quiet, Relaxed);
+    VERBOSE.store(verbose, Relaxed);
+}
+
+/// Returns whether only results and errors are printed.
+fn is_quiet() -> bool {
+    QUIET.load(Relaxed)
+}
+
+/// Returns whether more is printed than usual.
+pub fn is_verbose() -> bool {
+    VERBOSE.load(Relaxed)
+}
+
+/// Writes an error to standard error.
+pub fn error(error: &Error) {
+    write_error(&format!("error: {error}"));
+}
+
+/// Writes lines to standard error, unless the user asked for quiet. A message that cannot be written is lost, because a
+/// broken log must not stop a training.
 pub fn say(lines: &str) {
+    if !is_quiet() {
+        write_error(lines);
+    }
+}
+
+fn write_error(lines: &str) {
     let mut output = io::stderr().lock();
     let _ = output.write_all(format!("{}\n", visible(lines)).as_bytes());
 }
@@ -76,7 +118,7 @@ impl Console {
 
 impl Watcher for Console {
     fn progress(&mut self, stage: Stage, done: usize, total: usize, message: &str) {
-        if !self.is_terminal {
+        if !self.is_terminal || is_quiet() {
             return;
         }
         if self.bar.as_ref().is_none_or(|(shown, _)| *shown != stage) {
@@ -118,11 +160,20 @@ impl Watcher for Console {
     }
 }
 
+/// Returns the layout of a progress bar on a terminal with this many columns.
+fn layout(columns: usize) -> &'static str {
+    match columns {
+        90.. => "{prefix} {bar:32} {pos}/{len}  {msg}  {eta} left",
+        60.. => "{prefix} {wide_bar} {pos}/{len} {msg} {eta}",
+        30.. => "{prefix} {wide_bar} {percent}% {eta}",
+        _ => "{percent}% {eta}",
+    }
+}
+
 fn bar(name: &str, length: usize) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
-    let style =
-        ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len}  {msg}  {eta} left").expect("a valid template");
-    bar.set_style(style);
+    let columns = usize::from(Term::stderr().size().1);
+    bar.set_style(ProgressStyle::with_template(layout(columns)).expect("a valid template"));
     bar.set_prefix(name.to_string());
     bar
 }
@@ -142,6 +193,62 @@ pub fn bytes(n: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use indicatif::TermLike;
+    use std::sync::{Arc, Mutex};
+
+    /// A terminal of a given width that keeps the lines drawn to it.
+    #[derive(Clone, Debug)]
+    struct Narrow(u16, Arc<Mutex<String>>);
+
+    impl TermLike for Narrow {
+        fn width(&self) -> u16 {
+            self.0
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(&format!("{text}\n"))
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.1.lock().unwrap().push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.write_str("\n")
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_progress_bar_fits_its_terminal() {
+        for columns in [12, 20, 30, 45, 59, 60, 80, 90, 200] {
+            let drawn = Arc::new(Mutex::new(String::new()));
+            let target = ProgressDrawTarget::term_like(Box::new(Narrow(columns, drawn.clone())));
+            let bar = ProgressBar::with_draw_target(Some(100_000), target);
+            bar.set_style(ProgressStyle::with_template(layout(usize::from(columns))).unwrap());
+            bar.set_prefix("training");
+            bar.set_message("loss 0.1234  12345 images/s");
+            bar.set_position(12_345);
+            bar.abandon();
+            let drawn = drawn.lock().unwrap().clone();
+            assert!(drawn.contains("12"), "{columns}: {drawn:?}");
+            for line in drawn.lines() {
+                assert!(line.trim_end().chars().count() <= usize::from(columns), "{columns}: {line:?}");
+            }
+        }
+    }
 
     #[test]
     fn control_characters_are_shown_as_escapes() {

@@ -1,13 +1,15 @@
 //! A trained network with the settings of its samples, as `sample` and `evaluate` open it.
 
+use crate::memory;
 use crate::sampling_arguments::SamplingOptions;
 use framework::burn::tensor::{Device, TensorData};
-use framework::checkpoint::Checkpoint;
+use framework::checkpoint::{self, Checkpoint};
 use framework::data::dataset::Label;
-use framework::error::{Error, Problem, Result};
+use framework::error::Result;
 use framework::network::backbone::BoxBackbone;
 use framework::pipeline::Pipeline;
 use framework::pipeline::images::Request;
+use run_folder::sampling::{OPTIONS, Settings};
 use run_folder::{document, frozen, start, weights};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,12 @@ pub struct Generator {
     from: PathBuf,
     /// File of the checkpoint.
     pub file: PathBuf,
+    /// SHA-256 of the checkpoint's content, hexadecimal; empty if the file has none.
+    pub sha256: String,
+    /// Completed training steps.
+    pub step: usize,
+    /// Names of the classes, if they have names.
+    pub class_names: Option<Vec<String>>,
     document: String,
     /// Weights, until a network is built from them.
     weights: BTreeMap<String, TensorData>,
@@ -28,48 +36,41 @@ impl Generator {
     /// # Errors
     /// If there is no checkpoint, or it is damaged.
     pub fn load(from: &Path) -> Result<Self> {
-        let (file, Checkpoint { document, model: weights, .. }) = weights::checkpoint(from)?;
-        Ok(Self { from: from.to_path_buf(), file, document, weights })
+        let (file, Checkpoint { document, model: weights, step, dataset, .. }) = weights::checkpoint(from)?;
+        let metadata = checkpoint::metadata(&file)?;
+        let sha256 = metadata.and_then(|mut metadata| metadata.remove("sha256")).unwrap_or_default();
+        let class_names = dataset.and_then(|facts| facts.class_names);
+        Ok(Self { from: from.to_path_buf(), file, sha256, step, class_names, document, weights })
     }
 
-    /// Returns the checked pipeline of the checkpoint's document with the options and `more` overrides. Loads no
-    /// weights.
+    fn name(&self) -> String {
+        format!("{} (its document)", self.from.display())
+    }
+
+    /// Returns the overrides of the checkpoint's document that the options request.
+    ///
+    /// # Errors
+    /// If the objective has no scale for the guidance number.
+    pub fn overrides(&self, options: &SamplingOptions) -> Result<Vec<String>> {
+        let SamplingOptions { scale, guidance, steps, set, .. } = options;
+        let settings = Settings { scale: *scale, guidance: *guidance, steps: *steps, set: set.clone() };
+        settings.overrides(&self.document, &self.name(), OPTIONS)
+    }
+
+    /// Returns the checked pipeline of the checkpoint's document with overrides. Loads no weights.
     ///
     /// # Errors
     /// If the changed document has problems, such as a scale that the network was not trained at.
-    pub fn pipeline(&self, options: &SamplingOptions, more: &[String]) -> Result<Pipeline> {
-        let name = format!("{} (its document)", self.from.display());
-        let mut overrides = options.set.clone();
-        overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
-        overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
-        if let Some(number) = options.guidance {
-            let objective = document::from_text(&self.document, &[], &name)?.objective;
-            let scale = objective
-                .scale_of_guidance(number)
-                .filter(|scale| scale.is_finite() && *scale > 0.0)
-                .ok_or_else(|| {
-                    Error::from(
-                        Problem::new(
-                            "--guidance",
-                            format!("--guidance {number} has no meaning for a network trained with this objective"),
-                        )
-                        .accepts(
-                            "an objective with a guidance input (such as gft), and a number whose scale is above 0",
-                        )
-                        .fix("use --scale"),
-                    )
-                })?;
-            overrides.push(format!("/guidance/scale={scale}"));
-        }
-        overrides.extend_from_slice(more);
-        document::from_text(&self.document, &overrides, &name)
+    pub fn pipeline(&self, overrides: &[String]) -> Result<Pipeline> {
+        document::from_text(&self.document, overrides, &self.name())
     }
 
     /// Loads the tokenizer, the conditioner and the weak network of a pipeline.
     ///
     /// # Errors
-    /// If a file is missing or does not fit.
+    /// If a file is missing or does not fit, or the network does not fit into memory.
     pub fn load_parts(&self, pipeline: &mut Pipeline, device: &Device) -> Result<()> {
+        memory::to_sample(pipeline, device)?;
         pipeline.load(device)?;
         frozen::load_weak(pipeline, device)?;
         start::restore_tokenizer(pipeline, &self.from, device)

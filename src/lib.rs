@@ -15,8 +15,11 @@ mod consent;
 mod console;
 mod device;
 mod generator;
+mod help;
+mod init;
 mod libraries;
 mod linked;
+mod memory;
 mod outputs;
 mod plugin;
 mod sampling_arguments;
@@ -24,10 +27,10 @@ mod signals;
 mod system;
 
 use arguments::{Arguments, Command};
-use clap::{CommandFactory, Parser};
 use framework::error::{Error, Problem};
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// The result of a command.
 pub type Outcome = Result<(), Error>;
@@ -37,7 +40,8 @@ pub type Outcome = Result<(), Error>;
 /// # Errors
 /// If the input is wrong or the command fails.
 pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Outcome {
-    let Arguments { command, plugins, trust_plugins } = Arguments::parse_from(arguments);
+    let Arguments { command, plugins, trust_plugins, quiet, verbose } = help::parse(arguments);
+    console::set_detail(quiet, verbose);
     if trust_plugins && command.document().is_none() {
         return Err(Error::from(
             Problem::new("--trust-plugins", "the option has no effect: this command reads no document")
@@ -50,15 +54,17 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
     // Commands that load weights call `keep_pages` once the weights are in place.
     allocator::return_pages();
     match command {
+        Command::Init(options) => commands::init::init(&options),
+        Command::Adapt(options) => commands::adapt::adapt(&options),
         Command::Train(options) => commands::train::train(&options),
         Command::Sample(options) => commands::sample::sample(&options),
         Command::Evaluate(options) => commands::evaluate::evaluate(&options),
         Command::Compare(options) => commands::compare::compare(&options),
-        Command::Check(options) => commands::inspect::check(&options),
+        Command::Check(options) => commands::check::check(&options),
         Command::Schema { markdown: true } => commands::reference::markdown(),
         Command::Schema { markdown: false } => commands::inspect::schema(),
-        Command::List { pairs: true } => commands::pairs::list(),
-        Command::List { pairs: false } => commands::inspect::list(),
+        Command::List { pairs: true, .. } => commands::pairs::list(),
+        Command::List { json, .. } => commands::inspect::list(json),
         Command::Cost(options) => commands::cost::cost(&options, &plugins),
         Command::Forward(options) => commands::network_file::forward(&options),
         Command::Convert(options) => commands::network_file::convert(&options),
@@ -69,7 +75,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut script);
+            clap_complete::generate(shell, &mut help::command(), "unguided", &mut script);
             console::print(String::from_utf8_lossy(&script).trim_end())
         }
     }
@@ -78,13 +84,18 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
 /// Runs the command given on this process's command line.
 pub fn main() -> ExitCode {
     signals::handle();
-    match execute(std::env::args_os()) {
+    let start = Instant::now();
+    let outcome = execute(std::env::args_os());
+    if console::is_verbose() {
+        console::say(&format!("the command took {:.1} s", start.elapsed().as_secs_f64()));
+    }
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // The command has already said where it stopped.
         Err(error @ Error::Interrupted) => ExitCode::from(error.exit_code()),
         Err(error) if console::is_closed_output(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            console::say(&format!("error: {error}"));
+            console::error(&error);
             ExitCode::from(error.exit_code())
         }
     }

@@ -1,5 +1,6 @@
 //! Parsing of JSON text, with the location of syntax errors and duplicate keys, and `--set` overrides.
 
+use crate::comments;
 use crate::names::{join, split};
 use framework::error::{Problem, Problems};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -12,12 +13,21 @@ pub const MOST_BYTES: usize = 1_000_000;
 /// Number of values in the largest document: objects, lists, strings, numbers and others.
 pub const MOST_VALUES: usize = 20_000;
 
-/// Parses a text to a JSON value. Returns a problem for every duplicate key; the value keeps its first occurrence.
+/// Parses a text to a JSON value. The text may contain comments and trailing commas. Returns a problem for every
+/// duplicate key; the value keeps its first occurrence.
 ///
 /// # Errors
 /// If the text is not JSON; the problem names the line and the column. If it has more than [`MOST_BYTES`] bytes or
 /// `MOST_VALUES` values.
 pub fn read(text: &str) -> Result<(Value, Problems), Problem> {
+    if text.len() > MOST_BYTES {
+        return Err(too_large());
+    }
+    strict(&comments::without(text)?)
+}
+
+/// Does the same as [`read`] for a text without comments and trailing commas.
+fn strict(text: &str) -> Result<(Value, Problems), Problem> {
     if text.len() > MOST_BYTES {
         return Err(too_large());
     }
@@ -50,7 +60,8 @@ pub fn set(document: &mut Value, pointer: &str, text: &str) -> Result<(), Proble
     if !pointer.starts_with('/') {
         return Err(lost(format!("\"{pointer}\" is not a JSON pointer")).accepts("a pointer such as /train/steps"));
     }
-    let (value, mut duplicates) = read(text).unwrap_or_else(|_| (Value::String(text.to_string()), Problems::new()));
+    // A value such as `a // b` is a string, not a value with a comment.
+    let (value, mut duplicates) = strict(text).unwrap_or_else(|_| (Value::String(text.to_string()), Problems::new()));
     if let Some(duplicate) = duplicates.pop() {
         return Err(duplicate.under(pointer));
     }

@@ -8,6 +8,7 @@
 use framework_dylib as _;
 
 mod check;
+mod comments;
 mod document;
 mod json;
 pub mod library;

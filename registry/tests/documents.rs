@@ -268,9 +268,19 @@ fn wrong_values_are_reported_with_the_accepted_ones() {
 #[test]
 fn text_that_is_not_json_is_located() {
     let said = |text: &str| show(&REGISTRY.parse(text).unwrap_err());
-    assert_snapshot!(said("{\n  \"data\": { \"size\": 8, }\n}"), @r#"
-    error: not JSON: trailing comma at line 2 column 24
+    assert_snapshot!(said("{\n  \"data\": { \"size\": 8,, }\n}"), @r#"
+    error: not JSON: key must be a string at line 2 column 24
       at       p.json  /data
+    "#);
+    // Comments keep the location of what follows them.
+    assert_snapshot!(said("// 8 pixels\n{ /* é */ \"data\": { \"size\": x } }"), @r#"
+    error: not JSON: expected value at line 2 column 33
+      at       p.json  /data/size
+    "#);
+    assert_snapshot!(said("{\n  /* \"data\": 1\n}"), @r#"
+    error: not JSON: a comment without its end at line 2 column 3
+      at       p.json  /
+      fix      close the comment with */
     "#);
     assert_snapshot!(said("{ \"train\": { \"rate\": 1e400 } }"), @r#"
     error: not JSON: number out of range at line 1 column 26
@@ -285,6 +295,8 @@ fn text_that_is_not_json_is_located() {
       at       p.json  /
       accepts  an object (fields: $schema, version, about, plugins, data, tokenizer, conditioner, backbone, objective, train, sampler, guidance, metrics)
     "#);
+    let commented = "// a\n".to_string() + &valid().to_string().replacen('{', "{ /* b */", 1).replacen("]}", "],}", 1);
+    assert!(REGISTRY.parse(&commented).is_ok());
     let twice = valid().to_string().replacen("\"drop\":0.1", "\"drop\":0.1,\"drop\":0.2", 1);
     assert_snapshot!(said(&twice), @r#"
     error: field "drop" appears more than once

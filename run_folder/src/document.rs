@@ -1,10 +1,11 @@
 //! Reads a pipeline document with its overrides, and builds a checked pipeline from it.
 
+use crate::nearest_file::nearest_file;
 use framework::error::{Error, Problem, Problems, Result};
 use framework::pipeline::Pipeline;
 use registry::{Registry, library};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 /// Reads the document at `path`, applies the overrides, and parses, checks and builds it.
@@ -20,7 +21,10 @@ pub fn read(path: &Path, overrides: &[String]) -> Result<Pipeline> {
 /// # Errors
 /// If the file cannot be read or is too large.
 pub fn text(path: &Path) -> Result<String> {
-    let failed = |e: std::io::Error| Error::from(Problem::new("", format!("{}: {e}", path.display())));
+    let failed = |e: std::io::Error| {
+        let near = if e.kind() == ErrorKind::NotFound { nearest_file(path) } else { None };
+        Error::from(Problem::new("", format!("{}: {e}", path.display())).nearest(near))
+    };
     let mut text = Vec::new();
     let file = File::open(path).map_err(failed)?;
     // A device or a pipe has no size that could be checked before, so limit the read.
@@ -28,7 +32,7 @@ pub fn text(path: &Path) -> Result<String> {
     if text.len() > registry::MOST_BYTES {
         return Err(registry::too_large().in_file(&path.display().to_string()).into());
     }
-    String::from_utf8(text).map_err(|e| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, e)))
+    String::from_utf8(text).map_err(|e| failed(std::io::Error::new(ErrorKind::InvalidData, e)))
 }
 
 /// Does the same as [`read`] for the text of a document. Error messages call it `name`.

@@ -1,6 +1,7 @@
 //! The files that a run writes during training: `metrics.jsonl` and sample grids.
 
 use crate::folder::{EVALUATION_SECONDS, RunFolder, SKIPPED};
+use crate::sample_record::described;
 use crate::samples::sample;
 use crate::watcher::{Stage, Watcher};
 use crate::{labels, picture};
@@ -162,7 +163,8 @@ impl Events for Recorder<'_, '_> {
         let grid = labels::grid(&rows, columns);
         let sampled = sample(&self.pipeline, network, grid, &self.device, &mut **self.watcher.borrow_mut())?;
         let path = self.run.samples().join(format!("step-{step:09}.png"));
-        picture::save(&picture::grid(&sampled.images, columns), &path)
+        let grid = picture::grid(&sampled.images, columns, self.dataset.class_names().as_deref());
+        picture::save_with(&grid, &path, &described(&self.pipeline, self.pipeline.train.seed, step))
     }
 
     fn measured(&mut self, results: &BTreeMap<String, f64>, step: usize, seconds: f64) -> Result<()> {

@@ -68,7 +68,22 @@ pub fn sample_request(
     device: &Device,
     watcher: &mut dyn Watcher,
 ) -> Result<Sampled> {
-    let sampled = images::sample(pipeline, network, request, device, &mut |done, all| {
+    sample_request_from(pipeline, network, request, 0, device, watcher)
+}
+
+/// Samples like [`sample_request`]. The first sample has the noise of index `first`.
+///
+/// # Errors
+/// Like [`sample_request`].
+pub fn sample_request_from(
+    pipeline: &Pipeline,
+    network: &BoxBackbone,
+    request: &Request<'_>,
+    first: usize,
+    device: &Device,
+    watcher: &mut dyn Watcher,
+) -> Result<Sampled> {
+    let sampled = images::sample_from(pipeline, network, request, first, device, &mut |done, all| {
         watcher.progress(Stage::Sampling, done, all, "");
     });
     watcher.finished(Stage::Sampling);

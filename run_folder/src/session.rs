@@ -9,9 +9,10 @@ use crate::folder::RunFolder;
 use crate::page::record::Facts;
 use crate::recorder::Recorder;
 use crate::report::Comparison;
+use crate::sample_record::described;
 use crate::samples::sample;
 use crate::watcher::{Stage, Watcher};
-use crate::{frozen, labels, picture, report, start};
+use crate::{frozen, labels, opened, picture, report, start};
 use framework::burn::tensor::Device;
 use framework::checkpoint::Checkpoint;
 use framework::checkpoint::facts::DatasetFacts;
@@ -74,6 +75,7 @@ pub fn train(
     pipeline.load(device)?;
     pipeline.load_metrics(device)?;
     let dataset = pipeline.open_data()?;
+    opened::check(&pipeline, &dataset.info())?;
     measurable(&pipeline, &dataset)?;
     for warning in dataset.warnings() {
         watcher.say(&format!("warning: {warning}"));
@@ -208,7 +210,9 @@ fn finish(
     let rows = labels::rows(pipeline, dataset)?;
     let columns = pipeline.train.sample_columns;
     let grid = sample(pipeline, network, labels::grid(&rows, columns), device, watcher)?;
-    picture::save(&picture::grid(&grid.images, columns), &run.path.join("samples.png"))?;
+    let shown = picture::grid(&grid.images, columns, dataset.class_names().as_deref());
+    let texts = described(pipeline, pipeline.train.seed, pipeline.train.steps);
+    picture::save_with(&shown, &run.path.join("samples.png"), &texts)?;
     let mut compared = Comparison::default();
     let mut sampled = grid.clone();
     if !pipeline.metrics.is_empty() {

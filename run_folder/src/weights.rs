@@ -2,6 +2,7 @@
 
 use crate::document;
 use crate::folder::RunFolder;
+use crate::nearest_file::nearest_file;
 use framework::burn::tensor::Device;
 use framework::checkpoint::official::{self, CheckpointSource, Report};
 use framework::checkpoint::published_config::PublishedConfig;
@@ -88,7 +89,8 @@ pub fn checkpoint(path: &Path) -> Result<(PathBuf, Checkpoint)> {
     if !path.exists() {
         return Err(Error::from(
             Problem::new("", format!("{} does not exist", path.display()))
-                .accepts("a run folder, a checkpoint, or an official file"),
+                .accepts("a run folder, a checkpoint, or an official file")
+                .nearest(nearest_file(path)),
         ));
     }
     if !path.is_dir() {

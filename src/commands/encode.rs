@@ -3,7 +3,7 @@
 
 use crate::arguments::{EncodeOptions, Float};
 use crate::console::{self, Console};
-use crate::{Outcome, device, outputs};
+use crate::{Outcome, device, memory, outputs};
 use framework::burn::tensor::DType;
 use framework::data::dataset::{DatasetInfo, ItemKind};
 use framework::data::latent_file::{self, Shard};
@@ -44,6 +44,7 @@ pub fn encode(options: &EncodeOptions) -> Outcome {
         let fix = "train once, and set /tokenizer/path to the run's tokenizer.safetensors";
         return Err(problem.accepts("a tokenizer with its file").fix(fix).into());
     }
+    memory::to_encode(&pipeline, options.batch_size as usize, image.iter().product(), &device)?;
     let flip = options.flip || dataset.mirrors();
     let (output, size) = (&options.output, options.shard as usize);
     let document: Value = serde_json::from_str(&pipeline.document).map_err(|e| Error::Run(e.to_string()))?;

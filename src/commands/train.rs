@@ -2,7 +2,7 @@
 
 use crate::arguments::TrainOptions;
 use crate::console::{self, Console};
-use crate::{Outcome, device, system};
+use crate::{Outcome, device, memory, system};
 use framework::error::Error;
 use framework::interrupt;
 use run_folder::document;
@@ -15,6 +15,7 @@ use std::{env, thread};
 pub fn train(options: &TrainOptions) -> Outcome {
     let device = device::named(options.device.as_deref())?;
     let pipeline = document::read(&options.document.pipeline, &options.document.set)?;
+    memory::to_train(&pipeline, &device)?;
     let folder = options.run.clone().unwrap_or_else(|| RunFolder::default_path(&options.document.pipeline));
     let command = format!("unguided train {} --run {}", options.document.pipeline.display(), folder.display());
     let (resume_from, accept_data_change) = (options.resume_from.clone(), options.accept_data_change);

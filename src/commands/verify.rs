@@ -8,7 +8,7 @@ use framework::plugin::{Kind, ObjectivePlugin};
 use framework::process::Family;
 use proofs::laws::{self, against};
 use registry::{Registry, nearest};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Instant;
 
 /// Prints a table of the verified statements. Fails if one is refuted.
@@ -19,14 +19,16 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
     }
     let entries = entries(&registry, &options.objectives)?;
     let start = Instant::now();
+    // With --json, one object is printed at the end.
+    let print = |line: &str| if options.json { Ok(()) } else { console::print(line) };
     allocator::keep_pages();
     let names = ["objective", "worlds", "worst error", "seconds"];
-    console::print(&format!("{:<12}  {:>6}  {:>11}  {:>7}  optimum", names[0], names[1], names[2], names[3]))?;
-    let (mut proven, mut failed, mut counterexamples) = (0, 0, Vec::new());
+    print(&format!("{:<12}  {:>6}  {:>11}  {:>7}  optimum", names[0], names[1], names[2], names[3]))?;
+    let (mut proven, mut failed, mut counterexamples, mut rows) = (0, 0, Vec::new(), Vec::new());
     for entry in &entries {
         let label = label(entry);
         let objective = registry.objective(entry.clone()).map_err(|problems| Error::input(problems, &label))?;
-        console::print(&label)?;
+        print(&label)?;
         for family in Family::ALL {
             let verdict = laws::verify(&*objective, family, options.worlds as usize, options.seed);
             let outcome = match (verdict.worlds, &verdict.counterexample) {
@@ -35,13 +37,18 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
                 (_, Some(_)) => format!("FAILS {:.0e}", verdict.worst),
             };
             proven += usize::from(verdict.worlds > 0 && verdict.counterexample.is_none());
-            console::print(&format!(
+            print(&format!(
                 "  {:<10}  {:>6}  {outcome:>11}  {:>7.1}  {}",
                 family.name(),
                 verdict.worlds,
                 verdict.seconds,
                 verdict.statement
             ))?;
+            rows.push(json!({
+                "objective": entry, "process": family.name(), "worlds": verdict.worlds, "worst_error": verdict.worst,
+                "seconds": verdict.seconds, "statement": verdict.statement, "counterexample": verdict.counterexample,
+                "holds": (verdict.worlds > 0).then_some(verdict.counterexample.is_none())
+            }));
             if let Some(counterexample) = verdict.counterexample {
                 failed += 1;
                 counterexamples.push(format!(
@@ -52,13 +59,18 @@ pub fn verify(options: &VerifyOptions) -> Outcome {
             }
         }
     }
-    console::print(&format!(
+    if options.json {
+        console::json(
+            &json!({ "proven": proven, "refuted": failed, "tolerance": laws::TOLERANCE, "statements": rows }),
+        )?;
+    }
+    print(&format!(
         "{proven} statements proven to {:.0e}, {failed} refuted, in {:.1} s",
         laws::TOLERANCE,
         start.elapsed().as_secs_f64()
     ))?;
-    console::print(&format!("varied: {}", laws::VARIES))?;
-    console::print(&format!("not varied: {}", laws::VARIES_NOT))?;
+    print(&format!("varied: {}", laws::VARIES))?;
+    print(&format!("not varied: {}", laws::VARIES_NOT))?;
     if failed == 0 {
         return Ok(());
     }
@@ -79,9 +91,10 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
         return Err(problem.accepts("one objective").fix("unguided verify gft --against cfg").into());
     };
     let ((left_label, left), (right_label, right)) = (one(asked)?, one(other)?);
-    console::print(&format!("{left_label} against {right_label}"))?;
-    console::print(&format!("  {:<10}  {:>6}  {:>6}  {:>11}", "family", "scale", "worlds", "difference"))?;
-    let (mut compared, mut differ) = (0, Vec::new());
+    let print = |line: &str| if options.json { Ok(()) } else { console::print(line) };
+    print(&format!("{left_label} against {right_label}"))?;
+    print(&format!("  {:<10}  {:>6}  {:>6}  {:>11}", "family", "scale", "worlds", "difference"))?;
+    let (mut compared, mut differ, mut rows) = (0, Vec::new(), Vec::new());
     for family in Family::ALL {
         for scale in &options.scale {
             let pair = (&*left as &dyn Objective, &*right as &dyn Objective);
@@ -90,10 +103,17 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
                 Some(why) => format!("not compared: {why}"),
                 None => format!("{:>11.1e}", found.worst),
             };
-            console::print(&format!("  {:<10}  {scale:>6}  {:>6}  {outcome}", family.name(), found.worlds))?;
+            print(&format!("  {:<10}  {scale:>6}  {:>6}  {outcome}", family.name(), found.worlds))?;
+            rows.push(json!({
+                "process": family.name(), "scale": scale, "worlds": found.worlds, "not_compared": found.why_not,
+                "difference": found.worst, "counterexample": found.counterexample
+            }));
             compared += usize::from(found.why_not.is_none());
             differ.extend(found.counterexample.map(|world| format!("{}, scale {scale}\n{world}", family.name())));
         }
+    }
+    if options.json {
+        console::json(&json!({ "objective": left_label, "against": right_label, "comparisons": rows }))?;
     }
     if compared == 0 {
         let problem = Problem::new("--against", "the objectives have no family and scale in common");
@@ -101,7 +121,7 @@ fn compare(registry: &Registry, options: &VerifyOptions, other: &str) -> Outcome
     }
     if differ.is_empty() {
         let tolerance = laws::TOLERANCE;
-        console::print(&format!("they reach the same optimum in {compared} comparisons, to {tolerance:.0e}"))?;
+        print(&format!("they reach the same optimum in {compared} comparisons, to {tolerance:.0e}"))?;
         return Ok(());
     }
     let worlds = differ.join("\n");

@@ -51,7 +51,11 @@ pub fn evaluate(options: &EvaluateOptions, path: &Path, device: &Device) -> Outc
     let labels = labels::measured_with(first, count, &|| labels::measured(first, &first.open_data()?, count))?;
     let real = match &options.against {
         Some(path) => Real::open(Against::of(path)?, shape, device)?,
-        None => Real::open(Against::Document(Box::new(generator.pipeline(&options.sampling, &[])?)), shape, device)?,
+        None => Real::open(
+            Against::Document(Box::new(generator.pipeline(&generator.overrides(&options.sampling)?)?)),
+            shape,
+            device,
+        )?,
     };
     let given = Given { image: shape, samples: (count, "--samples"), labels: labelled(&labels), real: real.count() };
     let problems = unmet(&metrics.named(), &given, "/metrics");
@@ -128,7 +132,7 @@ pub fn evaluate(options: &EvaluateOptions, path: &Path, device: &Device) -> Outc
 
 /// Returns the checked pipeline of each point, before the first is measured.
 fn checked(options: &EvaluateOptions, generator: &Generator, points: &[Point]) -> Result<Vec<Pipeline>> {
-    let mut measured: Vec<String> = Vec::new();
+    let mut measured = generator.overrides(&options.sampling)?;
     if !options.metrics.is_empty() {
         let entries = options.metrics.iter().map(|text| inputs::metric_entry(text)).collect::<Result<Vec<_>>>()?;
         measured.push(format!("/metrics={}", Value::from(entries)));
@@ -136,7 +140,7 @@ fn checked(options: &EvaluateOptions, generator: &Generator, points: &[Point]) -
     measured.extend(options.samples.map(|count| format!("/train/metric_samples={count}")));
     let pipeline = |point: &Point| {
         let overrides = [&measured[..], &sweep::overrides(point)].concat();
-        generator.pipeline(&options.sampling, &overrides).map_err(|error| match error {
+        generator.pipeline(&overrides).map_err(|error| match error {
             Error::Input(problems) => Error::Input(problems.into_iter().map(|found| asked(found, point)).collect()),
             other => other,
         })
