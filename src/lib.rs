@@ -14,6 +14,7 @@ mod commands;
 mod consent;
 mod console;
 mod device;
+mod export;
 mod libraries;
 mod linked;
 mod outputs;
@@ -56,6 +57,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::List => commands::inspect::list(),
         Command::Forward(options) => commands::network_file::forward(&options),
         Command::Convert(options) => commands::network_file::convert(&options),
+        Command::Export(options) => export::export(&options),
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
         Command::Doctor => commands::doctor::doctor(&plugins),
