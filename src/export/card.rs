@@ -82,8 +82,13 @@ pub fn card(facts: &Facts, pipeline: &Pipeline, exported: &Exported) -> String {
         (None, _) => "none: the network reads no guidance number".to_string(),
     };
     let _ = writeln!(card, "- Guidance scales that one pass samples: {trained}");
-    let start = at("/train/from/checkpoint");
-    let start = if start.is_empty() { "random weights" } else { start };
+    // The path of the file is private; its name says enough.
+    let start = Path::new(at("/train/from/checkpoint")).file_name().map(|name| name.to_string_lossy());
+    let start = match start {
+        Some(name) => name.into_owned(),
+        None if facts.step == 0 => "not stated: the checkpoint was converted from other weights".to_string(),
+        None => "random weights".to_string(),
+    };
     let _ = writeln!(card, "- Start: {start}");
     card.push_str("\n## Data\n\n");
     match &facts.dataset {
@@ -105,7 +110,9 @@ pub fn card(facts: &Facts, pipeline: &Pipeline, exported: &Exported) -> String {
     card.push_str("\n## Evaluation\n\n");
     match facts.report.as_ref().and_then(Value::as_object).filter(|report| !report.is_empty()) {
         Some(report) => {
-            card.push_str("At the end of the run:\n\n| quantity | value |\n|---|---|\n");
+            card.push_str(
+                "At the end of the run, with its own sampler and guidance:\n\n| quantity | value |\n|---|---|\n",
+            );
             for (name, value) in report {
                 let _ = writeln!(card, "| {name} | {value} |");
             }

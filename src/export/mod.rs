@@ -11,7 +11,7 @@ use crate::{Outcome, console, outputs};
 use card::Facts;
 use folder::Folder;
 use framework::burn::tensor::{Device, TensorData};
-use framework::checkpoint::Checkpoint;
+use framework::checkpoint::{self, Checkpoint};
 use framework::error::{Error, Problem, Result};
 use framework::network::backbone::BackboneConfig;
 use framework::nn::parameters;
@@ -19,16 +19,17 @@ use framework::pipeline::Pipeline;
 use layouts::Exported;
 use run_folder::{document, weights};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Exports the network of a run or a checkpoint.
 pub fn export(options: &ExportOptions) -> Outcome {
     let folder = Folder::check(&options.folder, options.force)?;
+    is_checkpoint(&options.from)?;
     let load = match options.weights {
         ExportWeights::Ema => Checkpoint::load_for_sampling,
         ExportWeights::Online => Checkpoint::load,
     };
-    let (path, checkpoint) =
-        weights::checkpoint_with(&options.from, load).map_err(|error| explained(options, error))?;
+    let (path, checkpoint) = weights::checkpoint_with(&options.from, load)?;
     let name = format!("{} (its document)", options.from.display());
     let pipeline = document::from_text(&checkpoint.document, &options.set, &name)?;
     let number = options.scale.map(|scale| folded_number(&pipeline, scale)).transpose()?;
@@ -39,12 +40,13 @@ pub fn export(options: &ExportOptions) -> Outcome {
         }
         _ => whole(options, pipeline, checkpoint.model, number)?,
     };
-    outputs::room("FOLDER", &options.folder, exported.bytes())?;
+    outputs::room_or("FOLDER", &options.folder, exported.bytes(), "free some space, or choose another folder")?;
     let facts = Facts {
         name: options.folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         layout: options.to.name(),
         step: checkpoint.step,
-        averaged: options.weights == ExportWeights::Ema && pipeline.train.ema.is_some(),
+        // A converted checkpoint, which has no steps, has no average either.
+        averaged: options.weights == ExportWeights::Ema && pipeline.train.ema.is_some() && checkpoint.step > 0,
         scale: options.scale,
         dataset: checkpoint.dataset,
         report: card::report_of(&path),
@@ -85,16 +87,16 @@ fn whole(
     Ok((exported, pipeline))
 }
 
-/// Explains why an official file cannot be exported.
-fn explained(options: &ExportOptions, error: Error) -> Error {
-    if !options.from.exists() || options.from.is_dir() {
-        return error;
+/// Checks that a file is a checkpoint of ours: a published file has no document.
+fn is_checkpoint(path: &Path) -> Outcome {
+    if !path.is_file() || checkpoint::metadata(path)?.is_some() {
+        return Ok(());
     }
-    Error::failed(
-        Problem::new("", error.to_string())
-            .accepts("a run folder or one of its checkpoints, which hold their document")
-            .fix("convert a published file with `unguided convert --pipeline DOCUMENT INPUT OUTPUT`"),
-    )
+    let problem = Problem::new("FROM", format!("{} is not a checkpoint of a run, and has no document", path.display()));
+    Err(problem
+        .accepts("a run folder or one of its checkpoints")
+        .fix("convert a published file with `unguided convert --pipeline DOCUMENT INPUT OUTPUT`")
+        .into())
 }
 
 /// Returns the guidance number of a scale.
@@ -112,7 +114,8 @@ fn folded_number(pipeline: &Pipeline, scale: f64) -> Result<f64> {
     match objective.trained_scales() {
         Some([least, most]) if !(least..=most).contains(&scale) => {
             let what = format!("the run does not train scale {scale}");
-            Err(refuse(what, format!("{least} to {most}")))
+            let most = if most.is_finite() { format!("to {most}") } else { "or more".to_string() };
+            Err(refuse(what, format!("{least} {most}")))
         }
         _ => Ok(number),
     }

@@ -10,7 +10,7 @@ use framework::checkpoint::names::Layout;
 use framework::checkpoint::tensor_file::save_tensors;
 use framework::network::condition::Condition;
 use framework::network::conditioner::Conditioner;
-use goldens::{close, numbers};
+use goldens::{Golden, close, numbers};
 use room::{Room, conditioner, inputs, python, stable_diffusion, tensors, values};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -251,6 +251,44 @@ fn a_dit_with_a_folded_scale_is_the_transformer_of_diffusers() {
 }
 
 #[test]
+fn a_published_dit_predicts_in_diffusers_what_the_official_code_recorded() {
+    let room = Room::new();
+    let document = json!({
+        "version": 1, "data": { "type": "image_folder", "path": "absent", "image_size": 16 },
+        "tokenizer": {
+            "type": "sd_vae", "path": goldens::path("sd15_diffusers_vae.safetensors"), "block_out_channels": [32, 64],
+            "layers_per_block": 1
+        },
+        "backbone": {
+            "type": "dit", "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 3,
+            "num_heads": 4, "num_classes": 10, "learn_sigma": true
+        },
+        "objective": { "type": "cfg" }, "train": { "steps": 1, "batch_size": 1, "learning_rate": 1e-3 },
+        "sampler": { "type": "ddim", "steps": 10 }, "guidance": { "type": "none" }
+    });
+    let pipeline = room.write("a.json", &document);
+    let published = goldens::path("dit_ckpt_plain.pt");
+    room.done(&["convert", "--pipeline", &pipeline, published.to_str().unwrap(), &room.at("native.safetensors")]);
+    // The official file comes back with every name and every bit.
+    room.export("native.safetensors", "official", "official", &[]);
+    assert!(room.tensors("official/model.pt") == tensors(&published));
+    room.export("native.safetensors", "diffusers", "dit", &[]);
+    assert_eq!(room.json("dit/model_index.json")["_class_name"], "DiTPipeline");
+    let card = fs::read_to_string(room.path("dit/README.md")).unwrap();
+    assert!(card.contains("time_proj.downscale_freq_shift = 0"), "{card}");
+    let golden = Golden::open("dit_forward.safetensors");
+    let given = ["x", "t", "y"].map(|name| (name.to_string(), golden.data(name).clone()));
+    save_tensors(&given, &room.path("in.safetensors")).unwrap();
+    let test = "a_published_dit_predicts_in_diffusers_what_the_official_code_recorded";
+    let [dit, given, out] = ["dit", "in.safetensors", "out.safetensors"].map(|name| room.at(name));
+    if python(test, &["dit", &dit, &given, &out]) {
+        close("dit", &numbers(room.tensors("out.safetensors")["prediction"].clone()), &golden.numbers("out"), 1e-5);
+        python(test, &["dit-pipeline", &dit, &out]);
+        assert_eq!(room.tensors("out.safetensors")["image"].shape().to_vec(), [16, 16, 3]);
+    }
+}
+
+#[test]
 fn every_backbone_comes_back_bit_for_bit_from_its_official_file() {
     for name in ["dit", "sit", "llamagen", "var", "mar"] {
         let room = Room::new();
@@ -330,7 +368,7 @@ fn peft_merges_the_adapters_of_a_network_without_a_pipeline() {
 fn layouts_that_do_not_exist_name_those_that_do() {
     let room = Room::new();
     let example = "examples/pipelines/digits-dit-cfg-tiny.json";
-    room.done(&["train", example, "--run", &room.at("run"), "--set", "/train/steps=1"]);
+    room.done(&["train", example, "--run", &room.at("run"), "--set", "/train/steps=2"]);
     let (run, out) = (room.at("run"), room.at("out"));
     let said = room.refused(&["export", &run, "--to", "lora", &out]);
     for part in ["has no adapters", "/train/lora", "--to diffusers, official, safetensors"] {
@@ -342,8 +380,11 @@ fn layouts_that_do_not_exist_name_those_that_do() {
     assert!(said.contains("reads no guidance number"), "{said}");
     let said = room.refused(&["export", &room.at("none"), "--to", "official", &out]);
     assert!(said.contains("does not exist"), "{said}");
+    let published = goldens::path("dit_ckpt_plain.pt");
+    let said = room.refused(&["export", published.to_str().unwrap(), "--to", "official", &out]);
+    assert!(said.contains("has no document") && said.contains("unguided convert"), "{said}");
     let sit = "examples/pipelines/digits-sit-cfg-tiny.json";
-    room.done(&["train", sit, "--run", &room.at("sit"), "--set", "/train/steps=1"]);
+    room.done(&["train", sit, "--run", &room.at("sit"), "--set", "/train/steps=2"]);
     let said = room.refused(&["export", &room.at("sit"), "--to", "diffusers", &out]);
     assert!(said.contains("no pipeline that samples SiT") && said.contains("--to official, safetensors"), "{said}");
     assert!(!room.path("out").exists(), "a refused export leaves nothing");

@@ -61,7 +61,8 @@ def draw(folder, prompt, scale, output):
     embeds, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
     latent = torch.linspace(-2, 2, 4 * 12 * 12).reshape(1, 4, 12, 12)
     decoded = pipe.vae.decode(latent / pipe.vae.config.scaling_factor).sample
-    save_file({"image": torch.from_numpy(image), "embeds": embeds, "latent": latent, "decoded": decoded}, output)
+    tensors = {"image": torch.from_numpy(image), "embeds": embeds, "latent": latent, "decoded": decoded}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output)
 
 
 def lora(base, folder, name, given, output):
@@ -105,10 +106,12 @@ def dit(folder, given, output):
 def dit_pipeline(folder, output):
     from diffusers import DiTPipeline
 
-    pipe = DiTPipeline.from_pretrained(folder)
+    pipe = DiTPipeline.from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
+    for block in pipe.transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
     image = pipe(class_labels=[3], guidance_scale=1.0, num_inference_steps=2, output_type="np").images[0]
-    save_file({"image": torch.from_numpy(image)}, output)
+    save_file({"image": torch.from_numpy(image).contiguous()}, output)
 
 
 def torch_file(path, output):
