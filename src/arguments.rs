@@ -104,6 +104,12 @@ pub enum Command {
         #[command(subcommand)]
         command: PluginCommand,
     },
+    /// Write the man pages of the command to an existing folder.
+    #[command(after_help = "Example: unguided man ~/.local/share/man/man1")]
+    Man {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Print the completion script of a shell.
     #[command(after_help = "Example: unguided completions bash > /etc/bash_completion.d/unguided")]
     Completions {

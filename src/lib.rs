@@ -62,6 +62,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Verify(options) => commands::verify::verify(&options),
         Command::Doctor => commands::doctor::doctor(&plugins),
         Command::Plugin { command } => plugin::run(&command),
+        Command::Man { folder } => commands::man::man(&folder),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "unguided", &mut script);

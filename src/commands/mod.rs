@@ -5,6 +5,7 @@ pub mod convert_parts;
 pub mod doctor;
 pub mod encode;
 pub mod inspect;
+pub mod man;
 pub mod network_file;
 pub mod reference;
 pub mod sample;
