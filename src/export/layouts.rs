@@ -176,12 +176,14 @@ fn compvis(names: &OfficialNames, pipeline: &Pipeline, values: BTreeMap<String, 
     let mut notes = Vec::new();
     match pipeline.tokenizer.component(names.format, pipeline.image_shape()) {
         Some(part) => tensors.extend(part.tensors),
-        None => notes.push("the file has no autoencoder: the tokenizer of the run is none of this format".to_string()),
+        None => {
+            notes.push("the file has no autoencoder: the tokenizer of the run has no form in this format".to_string())
+        }
     }
     let parts = pipeline.conditioner.as_ref().map(|conditioner| conditioner.components(names.format)).transpose()?;
     let text: Tensors = parts.into_iter().flatten().flat_map(|part| part.tensors).collect();
     if text.is_empty() {
-        notes.push("the file has no text encoder: the conditioner of the run is none of this format".to_string());
+        notes.push("the file has no text encoder: the conditioner of the run has no form in this format".to_string());
     }
     tensors.extend(text);
     let file = TensorFile { name: "model.ckpt".into(), tensors, entry: "state_dict", metadata: Vec::new() };

@@ -42,7 +42,7 @@ pub fn export(
     let names = &formats[0];
     let adapters = adapters(&values, names)?;
     let alpha = lora.alpha.unwrap_or(lora.rank as f64);
-    let mut exported = Exported { ..Exported::default() };
+    let mut exported = Exported::default();
     if names.folder.is_empty() {
         exported.library = "peft";
         exported.files.push(file("adapter_model.safetensors", diffusers(&adapters, "base_model.model"), Vec::new()));

@@ -2,9 +2,8 @@
 //!
 //! Source: arXiv:2112.10752. The guidance input follows GFT on Stable Diffusion (arXiv:2501.15420) and latent
 //! consistency models (arXiv:2310.04378).
-//! Read this file first. `unet.rs` holds the blocks, and `official.rs` the official
-//! parameter names. `diffusers.rs` holds the configuration that is exported,
-//! and `guidance_input.rs` the embedding of the guidance number.
+//! Read this file first. `unet.rs` holds the blocks, `official.rs` the official parameter names, `guidance_input.rs` the
+//! embedding of the guidance number, and `diffusers.rs` the configuration that is exported.
 //! Shapes: x_t `[B, H W, C]` in raster order, text `[B, K, T]`.
 
 #[cfg(test)]
