@@ -115,6 +115,17 @@ pub enum Command {
     #[command(after_help = "Example: unguided convert --pipeline dit.json DiT-XL-2-256x256.pt dit.safetensors\
             \n         unguided convert --pipeline var.json --tokenizer vae_ch160v4096z32.pth vae.safetensors")]
     Convert(ConvertOptions),
+    /// Export a run's network for other programs: diffusers, ComfyUI, kohya, or the code of the official network.
+    #[command(after_help = "Example: unguided export runs/sd15-gft --to diffusers my-model\
+            \n         unguided export runs/sd15-lora --to lora my-lora\
+            \n\nLayouts:\
+            \n  diffusers    a folder that diffusers opens, with every configuration file\
+            \n  compvis      the single file model.ckpt that ComfyUI and other programs read\
+            \n  official     the file that the network's published code reads\
+            \n  lora         the low-rank adapters of a run that trains them, for diffusers, kohya and ComfyUI\
+            \n  safetensors  the network alone, under its published names\
+            \n\nEvery folder has a model card, README.md. FOLDER is either complete or absent.")]
+    Export(ExportOptions),
     /// Verify on random finite worlds that the optimum of each objective samples the distribution it states.
     #[command(after_help = "Example: unguided verify gft mg --worlds 1000\
             \n         unguided verify '{\"type\": \"gft\", \"dropped_sample\": \"plain\"}'\
@@ -134,6 +145,12 @@ pub enum Command {
         /// The plugin command to run.
         #[command(subcommand)]
         command: PluginCommand,
+    },
+    /// Write the man pages of the command to an existing folder.
+    #[command(after_help = "Example: unguided man ~/.local/share/man/man1")]
+    Man {
+        /// The folder.
+        folder: PathBuf,
     },
     /// Print the completion script of a shell.
     #[command(after_help = "Example: unguided completions bash > /etc/bash_completion.d/unguided")]
@@ -467,6 +484,62 @@ pub struct VerifyOptions {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportOptions {
+    /// A run folder or a checkpoint.
+    pub from: PathBuf,
+    /// Layout to write.
+    #[arg(long, value_enum)]
+    pub to: ExportLayout,
+    /// Folder to write: a new or empty one.
+    pub folder: PathBuf,
+    /// Weights to write. A run without an average has online weights only.
+    #[arg(long, value_enum, default_value_t = ExportWeights::Ema)]
+    pub weights: ExportWeights,
+    /// Fold this guidance scale into the weights. The network then has no guidance input, and every program samples the
+    /// scale in one pass.
+    #[arg(long)]
+    pub scale: Option<f64>,
+    /// Override one value of the checkpoint's document, e.g. /tokenizer/path=vae; may be repeated.
+    #[arg(long = "set", value_name = "/POINTER=VALUE")]
+    pub set: Vec<String>,
+    /// Replace an earlier export. A folder with other files is never replaced.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Layouts that `export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportLayout {
+    Diffusers,
+    Compvis,
+    Official,
+    Lora,
+    Safetensors,
+}
+
+impl ExportLayout {
+    /// Returns the value of `--to`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Diffusers => "diffusers",
+            Self::Compvis => "compvis",
+            Self::Official => "official",
+            Self::Lora => "lora",
+            Self::Safetensors => "safetensors",
+        }
+    }
+}
+
+/// Weights of a checkpoint that `export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportWeights {
+    /// The exponential moving average.
+    Ema,
+    /// The weights in training.
+    Online,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod commands;
 mod consent;
 mod console;
 mod device;
+mod export;
 mod generator;
 mod help;
 mod init;
@@ -69,10 +70,12 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Forward(options) => commands::network_file::forward(&options),
         Command::Convert(options) => commands::network_file::convert(&options),
         Command::Plane(options) => commands::plane::plane(&options),
+        Command::Export(options) => export::export(&options),
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
         Command::Doctor => commands::doctor::doctor(&plugins),
         Command::Plugin { command } => plugin::run(&command),
+        Command::Man { folder } => commands::man::man(&folder),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut help::command(), "unguided", &mut script);

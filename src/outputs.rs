@@ -64,12 +64,20 @@ pub fn empty_folder(option: &str, folder: &Path) -> Outcome {
 /// # Errors
 /// If less is free. An unknown amount of free space is not an error.
 pub fn room(option: &str, path: &Path, needed: u64) -> Outcome {
+    room_or(option, path, needed, "free some space, or write fewer images (--count)")
+}
+
+/// Checks like [`room`], with the fix to suggest.
+///
+/// # Errors
+/// Like [`room`].
+pub fn room_or(option: &str, path: &Path, needed: u64, fix: &str) -> Outcome {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match system::free_space(folder) {
         Some(free) if free < needed => {
             let (needed, free) = (bytes(needed as f64), bytes(free as f64));
             let what = format!("{} needs {needed}, and the disk has {free} free", path.display());
-            Err(Problem::new(option, what).fix("free some space, or write fewer images (--count)").into())
+            Err(Problem::new(option, what).fix(fix).into())
         }
         _ => Ok(()),
     }

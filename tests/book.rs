@@ -124,6 +124,7 @@ chapters! {
     writing_a_metric_works: "metric",
     writing_a_conditioner_works: "conditioner",
     published_checkpoints_works: "published-checkpoints",
+    exporting_works: "exporting",
     sampling_works: "sampling",
     measuring_samples_works: "evaluation",
     laws_works: "laws",

@@ -86,6 +86,14 @@ pub(crate) fn native(path: &Path) -> Result<Option<(PathBuf, Checkpoint)>> {
 /// # Errors
 /// If the path does not exist, contains no checkpoint, or the checkpoint is damaged.
 pub fn checkpoint(path: &Path) -> Result<(PathBuf, Checkpoint)> {
+    checkpoint_with(path, Checkpoint::load_for_sampling)
+}
+
+/// Loads a checkpoint like [`checkpoint`], with `load`.
+///
+/// # Errors
+/// Like [`checkpoint`].
+pub fn checkpoint_with(path: &Path, load: fn(&Path) -> Result<Checkpoint>) -> Result<(PathBuf, Checkpoint)> {
     if !path.exists() {
         return Err(Error::from(
             Problem::new("", format!("{} does not exist", path.display()))
@@ -94,10 +102,10 @@ pub fn checkpoint(path: &Path) -> Result<(PathBuf, Checkpoint)> {
         ));
     }
     if !path.is_dir() {
-        return Ok((path.to_path_buf(), Checkpoint::load_for_sampling(path)?));
+        return Ok((path.to_path_buf(), load(path)?));
     }
     let offer = |path: &Path| path.display().to_string();
-    RunFolder { path: path.to_path_buf() }.newest(Checkpoint::load_for_sampling, &offer)?.ok_or_else(|| {
+    RunFolder { path: path.to_path_buf() }.newest(load, &offer)?.ok_or_else(|| {
         Error::from(
             Problem::new("", format!("{} contains no checkpoint", path.display()))
                 .accepts("a run folder, or a checkpoint file"),

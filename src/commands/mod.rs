@@ -12,6 +12,7 @@ pub mod encode;
 pub mod evaluate;
 pub mod init;
 pub mod inspect;
+pub mod man;
 pub mod network_file;
 pub mod pairs;
 pub mod plane;

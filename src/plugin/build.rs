@@ -199,10 +199,37 @@ fn artifacts() -> Result<PathBuf> {
     }
     let program = env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
     let beside = program.parent().unwrap_or(Path::new(""));
-    let folders = [beside.join("deps"), beside.to_path_buf(), beside.join("../lib")];
-    folders.into_iter().find(|folder| folder.join(FRAMEWORK).exists()).ok_or_else(|| {
-        Error::from(Problem::new("", format!("{FRAMEWORK} is not next to {}", program.display())).fix(fix))
+    let mut folders =
+        vec![beside.join("deps"), beside.to_path_buf(), beside.join("../lib/unguided"), beside.join("../lib")];
+    // `cargo install` copies only the program, which then loads the framework from cargo's build folder.
+    folders.extend(loaded());
+    folders.retain(|folder| folder.join(FRAMEWORK).exists());
+    if folders.is_empty() {
+        let what = format!("{FRAMEWORK} is not next to {}", program.display());
+        return Err(Error::from(Problem::new("", what).fix(fix)));
+    }
+    folders.into_iter().find(|folder| has_metadata(folder)).ok_or_else(|| {
+        let what = "this installation loads plugin libraries, but has no compiled crates to build them against";
+        Problem::new("", what)
+            .fix("build the plugin with a command of the same version that was built from source")
+            .into()
     })
+}
+
+/// Returns the folder from which this process loaded the shared framework, where the system tells.
+fn loaded() -> Option<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let file = maps
+        .lines()
+        .find_map(|line| Some(Path::new(&line[line.find('/')?..])).filter(|path| path.ends_with(FRAMEWORK)))?;
+    Some(file.parent()?.to_path_buf())
+}
+
+/// Returns whether a folder has the metadata of the compiled crates, which rustc reads.
+fn has_metadata(folder: &Path) -> bool {
+    let is_metadata =
+        |name: &str| name.starts_with("libframework-") && (name.ends_with(".rmeta") || name.ends_with(".rlib"));
+    fs::read_dir(folder).is_ok_and(|files| files.flatten().any(|file| is_metadata(&file.file_name().to_string_lossy())))
 }
 
 /// Checks that the installed rustc is the compiler that built this installation.

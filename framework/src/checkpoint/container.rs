@@ -32,14 +32,15 @@ impl Container {
         }
     }
 
-    /// Writes named tensors.
+    /// Writes named tensors. A torch file holds them under the entry `entry`, or as a flat dictionary if `entry` is
+    /// empty. Safetensors is always flat.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub(crate) fn save(self, tensors: &[(String, TensorData)], path: &Path) -> Result<()> {
+    pub fn save(self, tensors: &[(String, TensorData)], path: &Path, entry: &str) -> Result<()> {
         match self {
             Self::Safetensors => save_tensors(tensors, path),
-            Self::Torch => torch_file::save(tensors, path),
+            Self::Torch => torch_file::save(tensors, path, entry),
         }
     }
 }

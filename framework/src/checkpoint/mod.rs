@@ -7,6 +7,7 @@
 //! document. It is written next to its final name and then renamed, so a killed run leaves either the whole
 //! file or no file. Reading verifies a SHA-256 of the whole content.
 
+pub mod component;
 pub mod container;
 mod element;
 pub mod facts;

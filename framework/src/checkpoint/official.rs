@@ -274,14 +274,21 @@ pub fn convert<M: Module>(
 /// If the ending is unknown, or the file cannot be written.
 pub fn save<M: Module>(network: &M, names: &OfficialNames, path: &Path) -> Result<()> {
     let container = Container::of(path)?;
+    container.save(&named(parameters::export(network), names), path, "")
+}
+
+/// Returns parameters under their official names and in their official layouts, sorted by name.
+///
+/// # Panics
+/// If the values are not f32.
+pub fn named(values: BTreeMap<String, TensorData>, names: &OfficialNames) -> Vec<(String, TensorData)> {
     let mut tensors: BTreeMap<String, BTreeMap<usize, TensorData>> = BTreeMap::new();
-    for (own, data) in parameters::export(network) {
+    for (own, data) in values {
         let OfficialName { name, layout } = (names.of)(&own);
         let index = if let Layout::Part { index, .. } = layout { index } else { 0 };
         tensors.entry(name).or_default().insert(index, layout.to_foreign(data));
     }
-    let tensors = tensors.into_iter().map(|(name, parts)| (name, concatenate(parts.into_values().collect())));
-    container.save(&tensors.collect::<Vec<_>>(), path)
+    tensors.into_iter().map(|(name, parts)| (name, concatenate(parts.into_values().collect()))).collect()
 }
 
 /// Concatenates tensors along their first dimension.

@@ -13,12 +13,12 @@ const ROOT: &str = "archive";
 /// torch aligns storages, so that they can be mapped.
 const ALIGNMENT: u16 = 64;
 
-/// Writes named float tensors as a dictionary of `torch.save`.
+/// Writes named tensors as a dictionary of `torch.save`: `{name: tensor}`, or `{entry: {name: tensor}}`.
 ///
 /// # Errors
-/// If the file cannot be written, or a tensor is not a float tensor.
-pub(crate) fn save(tensors: &[(String, TensorData)], path: &Path) -> Result<()> {
-    let pickle = pickle(tensors).map_err(|what| Error::file(path, what))?;
+/// If the file cannot be written, or a tensor is neither a float nor an i64 tensor.
+pub(crate) fn save(tensors: &[(String, TensorData)], path: &Path, entry: &str) -> Result<()> {
+    let pickle = pickle(tensors, entry).map_err(|what| Error::file(path, what))?;
     atomically(path, |file| {
         let failed = |error: zip::result::ZipError| IoError::other(error);
         let mut archive = ZipWriter::new(file);
@@ -40,16 +40,22 @@ pub(crate) fn save(tensors: &[(String, TensorData)], path: &Path) -> Result<()> 
     })
 }
 
-/// Returns the pickle of a dictionary from names to tensors. Storage `i` holds the values of tensor `i`.
-fn pickle(tensors: &[(String, TensorData)]) -> std::result::Result<Vec<u8>, String> {
+/// Returns the pickle of a dictionary from names to tensors, within a dictionary of the one key `entry` unless that is
+/// empty. Storage `i` holds the values of tensor `i`.
+fn pickle(tensors: &[(String, TensorData)], entry: &str) -> std::result::Result<Vec<u8>, String> {
     // Protocol 2, an empty dictionary, and a mark before its items.
     let mut out = b"\x80\x02}(".to_vec();
+    if !entry.is_empty() {
+        text(&mut out, entry);
+        out.extend(b"}(");
+    }
     for (i, (name, data)) in tensors.iter().enumerate() {
         let class = match data.dtype() {
             DType::F64 => "DoubleStorage",
             DType::F32 => "FloatStorage",
             DType::F16 => "HalfStorage",
             DType::BF16 => "BFloat16Storage",
+            DType::I64 => "LongStorage",
             other => return Err(format!("`{name}` has type {other:?}, which is not written for torch")),
         };
         let shape = data.shape().to_vec();
@@ -74,7 +80,7 @@ fn pickle(tensors: &[(String, TensorData)]) -> std::result::Result<Vec<u8>, Stri
         // No gradient, no hooks.
         out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
     }
-    out.extend(b"u.");
+    out.extend(if entry.is_empty() { &b"u."[..] } else { b"uu." });
     Ok(out)
 }
 
@@ -111,15 +117,18 @@ mod tests {
         let tensors: Vec<(String, TensorData)> = vec![
             ("a.weight".into(), TensorData::new(vec![1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3])),
             ("b".into(), TensorData::new(vec![0.5_f32], [1])),
+            ("c".into(), TensorData::new(vec![7_i64, -1], [1, 2])),
         ];
-        save(&tensors, &path).unwrap();
-        let read = open(&path).unwrap();
-        assert_eq!(read.len(), 2);
-        for (name, data) in &tensors {
-            assert_eq!(bridge::to_data(&read[name]).unwrap(), *data, "{name}");
+        for (entry, prefix) in [("", ""), ("ema", "ema.")] {
+            save(&tensors, &path, entry).unwrap();
+            let read = open(&path).unwrap();
+            assert_eq!(read.len(), 3);
+            for (name, data) in &tensors {
+                assert_eq!(bridge::to_data(&read[&format!("{prefix}{name}")]).unwrap(), *data, "{name}");
+            }
+            // Our own reader of pickles agrees.
+            let own = crate::checkpoint::pickle::tensors(&path).unwrap();
+            assert_eq!(own.len(), 3);
         }
-        // Our own reader of pickles agrees.
-        let own = crate::checkpoint::pickle::tensors(&path).unwrap();
-        assert_eq!(own.len(), 2);
     }
 }

@@ -1,5 +1,6 @@
 //! Tokenizers: they encode images into latents and decode latents into images.
 
+use crate::checkpoint::component::Component;
 use crate::checkpoint::official::Report;
 use crate::error::{Problems, Result};
 use crate::process::{Latent, LatentShape};
@@ -44,6 +45,13 @@ pub trait Tokenizer: Debug + Send + Sync {
     fn convert(&self, from: &Path, to: &Path, format: Option<&str>) -> Result<Option<Report>> {
         let _ = (from, to, format);
         Ok(None)
+    }
+
+    /// Returns the part of a pipeline for images of this shape in the published format `format`; `None` if the
+    /// tokenizer has no such form. Called after [`Tokenizer::load`].
+    fn component(&self, format: &str, image: ImageShape) -> Option<Component> {
+        let _ = (format, image);
+        None
     }
 
     /// Returns the number of weights that are loaded from a file.

@@ -1,10 +1,11 @@
 //! The traits of a network: its document entry ([`BackboneConfig`]), its forward pass ([`Backbone`]), and the box
 //! that erases its type ([`BoxBackbone`]).
 
+use crate::checkpoint::component::{DiffusersNetwork, OfficialFile};
 use crate::checkpoint::names::OfficialNames;
 use crate::checkpoint::published_config::PublishedConfig;
 use crate::checkpoint::refit::Refit;
-use crate::error::Problems;
+use crate::error::{Problem, Problems};
 use crate::network::condition::{Condition, ConditionShape};
 use crate::network::dyn_module::{self, DynMapper, DynVisitor};
 use crate::nn::dropout::Dropout;
@@ -12,7 +13,7 @@ use crate::nn::hooks::Hooked;
 use crate::nn::parameters::Init;
 use crate::process::{Input, LatentShape, Process};
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -285,6 +286,32 @@ pub trait BackboneConfig: Debug + Send + Sync {
 
     /// Returns the published formats of the weights. `convert` writes the first one by default.
     fn formats(&self) -> Vec<OfficialNames>;
+
+    /// Returns the file in which the official format stores the weights.
+    fn official_file(&self) -> OfficialFile {
+        OfficialFile { name: "model.pt", ..OfficialFile::default() }
+    }
+
+    /// Returns the network and its process in the layout of `diffusers`. `weights` are the parameters, by path.
+    ///
+    /// # Errors
+    /// If `diffusers` has no such network, or not with these settings. Pointers are those of a document.
+    fn diffusers(&self, weights: &BTreeMap<String, TensorData>) -> Result<DiffusersNetwork, Problem> {
+        let _ = weights;
+        Err(Problem::new("/backbone/type", "diffusers has no network of this kind"))
+    }
+
+    /// Folds a guidance number into the weights: afterwards, they are those of a network without a guidance input,
+    /// which predicts what this network predicts at `guidance`. Returns the entry of that network; `None` if the number
+    /// cannot be folded.
+    fn fold_guidance(
+        &self,
+        weights: &mut BTreeMap<String, TensorData>,
+        guidance: f64,
+    ) -> Option<Box<dyn BackboneConfig>> {
+        let _ = (weights, guidance);
+        None
+    }
 
     /// Returns how the parameter at `path` takes over published weights of another shape; `None` if it cannot.
     fn refit(&self, _path: &str) -> Option<Refit> {

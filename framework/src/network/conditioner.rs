@@ -1,5 +1,6 @@
 //! Conditioners: from a caption to the features that a text-conditional backbone attends to.
 
+use crate::checkpoint::component::Component;
 use crate::checkpoint::official::Report;
 use crate::error::{Problems, Result};
 use crate::network::condition::{Condition, ConditionShape};
@@ -33,6 +34,15 @@ pub trait Conditioner: Debug + Send + Sync {
     fn convert(&self, from: &Path, to: &Path, format: Option<&str>) -> Result<Option<Report>> {
         let _ = (from, to, format);
         Ok(None)
+    }
+
+    /// Returns the parts of a pipeline in the published format `format`; empty if the conditioner has none in it.
+    ///
+    /// # Errors
+    /// If [`Conditioner::load`] was not called, or the parts have no form in this format.
+    fn components(&self, format: &str) -> Result<Vec<Component>> {
+        let _ = format;
+        Ok(Vec::new())
     }
 
     /// Returns the number of weights that are read from a file.

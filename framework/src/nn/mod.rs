@@ -13,6 +13,7 @@ pub(crate) mod composed;
 mod conv;
 pub mod dropout;
 mod embedding;
+mod folding;
 pub mod hooks;
 mod linear;
 mod norm;
@@ -31,6 +32,7 @@ pub use conv::{Conv2d, GroupNorm, Resampling, from_positions, resize, to_positio
 pub use embedding::{
     EmbeddingInit, PatchEmbed, TimestepEmbedder, from_patches, guidance_sinusoid, sincos_2d, sinusoid, to_patches,
 };
+pub use folding::{fold_embedding, fold_projection};
 pub use linear::{Embedding, GatedMlp, Linear, Mlp, affine};
 pub use norm::{LayerNorm, RmsNorm, adaptive_layer_norm, gated_add, layer_norm};
 pub use parameters::parameter;

@@ -1,5 +1,6 @@
-//! Compares the settings of a variance-preserving process with a published `scheduler_config.json`.
+//! Compares the settings of a variance-preserving process with a published `scheduler_config.json`, and writes one.
 
+use crate::checkpoint::component::Component;
 use crate::checkpoint::published_config::ConfigFile;
 use crate::error::Problems;
 use crate::process::diffusion::{Betas, VpConfig, VpPrediction};
@@ -39,6 +40,53 @@ impl VpConfig {
             problems.push(scheduler.contradicts(&says, "/process/zero_terminal_snr", &own, Some(&json!(zero))));
         }
         problems
+    }
+
+    /// Returns the scheduler of `diffusers` that samples this process.
+    pub fn scheduler(&self) -> Component {
+        const CLASS: &str = "DDIMScheduler";
+        let stretch = 1000.0 / self.timesteps as f64;
+        let (name, [start, end]) = match self.betas {
+            Betas::Linear => ("linear", [1e-4, 0.02]),
+            Betas::ScaledLinear => ("scaled_linear", [0.00085, 0.012]),
+            Betas::Cosine => ("squaredcos_cap_v2", [1e-4 / stretch, 0.02 / stretch]),
+        };
+        // Few steps stretch the betas beyond their largest value, which the name of a schedule does not cap.
+        let capped = self.betas != Betas::Cosine && end * stretch > 0.999;
+        let prediction = match self.prediction {
+            VpPrediction::Eps => "epsilon",
+            VpPrediction::V => "v_prediction",
+            VpPrediction::X => "sample",
+        };
+        let mut config = Component::diffusers_config(CLASS);
+        let entries = [
+            ("num_train_timesteps", json!(self.timesteps)),
+            ("beta_start", json!(start * stretch)),
+            ("beta_end", json!(end * stretch)),
+            ("beta_schedule", json!(name)),
+            ("trained_betas", if capped { json!(self.betas()) } else { Value::Null }),
+            ("prediction_type", json!(prediction)),
+            ("rescale_betas_zero_snr", json!(self.zero_terminal_snr)),
+            // Latents are not limited to [-1, 1].
+            ("clip_sample", json!(false)),
+            ("clip_sample_range", json!(1.0)),
+            ("thresholding", json!(false)),
+            ("dynamic_thresholding_ratio", json!(0.995)),
+            ("sample_max_value", json!(1.0)),
+            ("set_alpha_to_one", json!(false)),
+            ("steps_offset", json!(1)),
+            // With a zero terminal signal, sampling must start at the last time.
+            ("timestep_spacing", json!(if self.zero_terminal_snr { "trailing" } else { "leading" })),
+        ];
+        config.extend(entries.map(|(key, value)| (key.to_string(), value)));
+        Component {
+            folder: "scheduler",
+            library: "diffusers",
+            class: CLASS,
+            config_file: "scheduler_config.json",
+            config,
+            ..Component::default()
+        }
     }
 
     /// Compares the betas. Their end points are fixed by the name of the schedule.
@@ -85,6 +133,25 @@ mod tests {
     fn published() -> Value {
         json!({ "_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
             "beta_schedule": "scaled_linear" })
+    }
+
+    #[test]
+    fn the_scheduler_that_is_written_agrees_with_its_settings() {
+        for betas in [Betas::Linear, Betas::ScaledLinear, Betas::Cosine] {
+            for prediction in [VpPrediction::Eps, VpPrediction::V, VpPrediction::X] {
+                for (timesteps, zero_terminal_snr) in [(1000, false), (400, prediction != VpPrediction::Eps)] {
+                    let own = VpConfig { betas, prediction, timesteps, zero_terminal_snr, ..VpConfig::default() };
+                    let scheduler = own.scheduler();
+                    let found = own.contradictions(&file(Value::Object(scheduler.config.clone())));
+                    assert!(found.is_empty(), "{own:?}: {found:?}");
+                    assert_eq!(scheduler.config["trained_betas"], Value::Null);
+                }
+            }
+        }
+        // Ten steps stretch the last beta to 2, which is capped. Only a table can say so.
+        let few = VpConfig { timesteps: 10, ..VpConfig::default() }.scheduler();
+        assert_eq!(few.config["trained_betas"].as_array().unwrap().len(), 10);
+        assert_eq!(few.config["trained_betas"][9], 0.999);
     }
 
     #[test]

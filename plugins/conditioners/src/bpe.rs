@@ -4,6 +4,7 @@
 
 use framework::checkpoint::file_kind::regular;
 use framework::error::{Error, Result};
+use framework::serde_json::{self, Value};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -15,9 +16,9 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
 /// The token that starts every text.
-const START: &str = "<|startoftext|>";
+pub const START: &str = "<|startoftext|>";
 /// The token that ends every text, and pads it.
-const END: &str = "<|endoftext|>";
+pub const END: &str = "<|endoftext|>";
 /// Number of merges in the published vocabulary: 49,408 tokens minus two times 256 bytes and the two tokens
 /// above.
 const MERGES: usize = 49_152 - 256 - 2;
@@ -73,6 +74,32 @@ impl Bpe {
         };
         let (start, end) = (id(START)?, id(END)?);
         Ok(Self { tokenizer, start, end })
+    }
+
+    /// Returns the content of `vocab.json` and of `merges.txt`.
+    ///
+    /// # Errors
+    /// If the tokenizer is not a byte-pair encoding.
+    pub fn files(&self) -> Result<[Vec<u8>; 2]> {
+        let failed = |what: String| Error::Run(format!("the tokenizer cannot be written: {what}"));
+        let model = serde_json::to_value(self.tokenizer.get_model()).map_err(|e| failed(e.to_string()))?;
+        let missing = |part: &str| failed(format!("it has no {part}, so it is not a byte-pair encoding"));
+        let vocabulary = model.get("vocab").filter(|vocabulary| vocabulary.is_object());
+        let vocabulary = vocabulary.ok_or_else(|| missing("vocabulary"))?.to_string();
+        let mut lines = String::from("#version: 0.2\n");
+        for merge in model.get("merges").and_then(Value::as_array).ok_or_else(|| missing("merges"))? {
+            // Releases of the crate write a merge as one string or as a pair.
+            let line = match merge {
+                Value::String(line) => line.clone(),
+                pair => match (pair[0].as_str(), pair[1].as_str()) {
+                    (Some(a), Some(b)) => format!("{a} {b}"),
+                    _ => return Err(missing("pairs of merges")),
+                },
+            };
+            lines.push_str(&line);
+            lines.push('\n');
+        }
+        Ok([vocabulary.into_bytes(), lines.into_bytes()])
     }
 
     /// Returns the number of distinct tokens.

@@ -6,7 +6,9 @@
 //! "" during training.
 //! Shapes: ids `[B, L]`, features `[B, L, D]`.
 
-use crate::bpe::Bpe;
+use crate::bpe::{Bpe, END, START};
+use framework::burn::tensor::TensorData;
+use framework::checkpoint::component::Component;
 use framework::checkpoint::names::{BESIDE_LATENT_DIFFUSION, Layout, OfficialName, OfficialNames};
 use framework::checkpoint::official::{self, Report};
 use framework::checkpoint::published_config::PublishedConfig;
@@ -16,7 +18,7 @@ use framework::network::conditioner::Conditioner;
 use framework::nn::parameters;
 use framework::nn::{TextEncoder, TextEncoderConfig};
 use framework::prelude::*;
-use framework::serde_json::{Value, json};
+use framework::serde_json::{Map, Value, json};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -171,6 +173,82 @@ impl ClipText {
     }
 }
 
+/// Returns the entries as a configuration.
+fn configuration(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Map<String, Value> {
+    entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+}
+
+impl ClipText {
+    /// Returns the text encoder as `transformers` stores it.
+    fn text_encoder(&self, tensors: Vec<(String, TensorData)>) -> Component {
+        let config = configuration([
+            ("architectures", json!(["CLIPTextModel"])),
+            ("model_type", json!("clip_text_model")),
+            ("vocab_size", json!(self.vocab_size)),
+            ("hidden_size", json!(self.hidden_size)),
+            ("intermediate_size", json!(self.intermediate_size)),
+            ("projection_dim", json!(self.hidden_size)),
+            ("num_hidden_layers", json!(self.num_layers)),
+            ("num_attention_heads", json!(self.num_heads)),
+            ("max_position_embeddings", json!(self.length)),
+            ("hidden_act", json!("quick_gelu")),
+            ("layer_norm_eps", json!(1e-5)),
+            ("attention_dropout", json!(0.0)),
+            ("dropout", json!(0.0)),
+            ("initializer_range", json!(0.02)),
+            ("initializer_factor", json!(1.0)),
+            // As published with Stable Diffusion.
+            ("bos_token_id", json!(0)),
+            ("eos_token_id", json!(2)),
+            ("pad_token_id", json!(1)),
+            ("torch_dtype", json!("float32")),
+        ]);
+        Component {
+            folder: "text_encoder",
+            library: "transformers",
+            class: "CLIPTextModel",
+            config_file: "config.json",
+            config,
+            weights_file: "model.safetensors",
+            tensors,
+            ..Component::default()
+        }
+    }
+
+    /// Returns the tokenizer as `transformers` stores it.
+    fn tokenizer(&self, bpe: &Bpe) -> Result<Component> {
+        let [start, end] = [START, END].map(|token| json!(token));
+        let config = configuration([
+            ("tokenizer_class", json!("CLIPTokenizer")),
+            ("model_max_length", json!(self.length)),
+            ("add_prefix_space", json!(false)),
+            ("do_lower_case", json!(true)),
+            ("errors", json!("replace")),
+            ("bos_token", start.clone()),
+            ("eos_token", end.clone()),
+            ("unk_token", end.clone()),
+            ("pad_token", end.clone()),
+        ]);
+        let special =
+            [("bos_token", start), ("eos_token", end.clone()), ("unk_token", end.clone()), ("pad_token", end)];
+        let special = Value::Object(configuration(special));
+        let [vocabulary, merges] = bpe.files()?;
+        Ok(Component {
+            folder: "tokenizer",
+            library: "transformers",
+            class: "CLIPTokenizer",
+            config_file: "tokenizer_config.json",
+            config,
+            files: vec![
+                ("vocab.json", vocabulary),
+                ("merges.txt", merges),
+                ("special_tokens_map.json", special.to_string().into_bytes()),
+            ],
+            ..Component::default()
+        })
+    }
+}
+
 /// Contents of a whole CLIP other than its text encoder.
 const BESIDE_THE_TEXT_ENCODER: &[(&str, &str)] = &[
     ("position_ids", "indices that count from 0"),
@@ -224,6 +302,17 @@ impl Conditioner for ClipText {
 
     fn convert(&self, from: &FilePath, to: &FilePath, format: Option<&str>) -> Result<Option<Report>> {
         official::convert(self.init(&Device::flex()), &self.formats(), [from, to], format).map(Some)
+    }
+
+    fn components(&self, format: &str) -> Result<Vec<Component>> {
+        let formats = self.formats();
+        let Some(names) = formats.iter().find(|names| names.format == format) else { return Ok(Vec::new()) };
+        let Loaded { bpe, network, .. } = self.loaded()?;
+        let mut tensors = official::named(parameters::export(network), names);
+        if names.folder.is_empty() {
+            tensors.iter_mut().for_each(|(name, _)| *name = format!("cond_stage_model.transformer.{name}"));
+        }
+        Ok(vec![self.text_encoder(tensors), self.tokenizer(bpe)?])
     }
 
     fn parameters(&self) -> usize {

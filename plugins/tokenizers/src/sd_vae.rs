@@ -9,6 +9,7 @@
 use crate::IMAGE_CHANNELS;
 use crate::kl::KlNetwork;
 use framework::burn::tensor::DType;
+use framework::checkpoint::component::Component;
 use framework::checkpoint::names::{BESIDE_LATENT_DIFFUSION, Layout, OfficialName, OfficialNames};
 use framework::checkpoint::official::{self, Report};
 use framework::checkpoint::open;
@@ -20,6 +21,7 @@ use framework::nn::{from_positions, to_positions};
 use framework::prelude::*;
 use framework::process::Latent;
 use framework::random::{Random, tensor};
+use framework::serde_json::json;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -328,6 +330,49 @@ impl Tokenizer for SdVae {
 
     fn parameters(&self) -> usize {
         parameters::count(&self.init(&Device::flex()))
+    }
+
+    fn component(&self, format: &str, [_, height, width]: ImageShape) -> Option<Component> {
+        let formats = self.formats();
+        let names = formats.iter().find(|names| names.format == format)?;
+        let Loaded { network, scaling_factor } = self.loaded();
+        let mut tensors = official::named(parameters::export(network), names);
+        if names.folder.is_empty() {
+            tensors.iter_mut().for_each(|(name, _)| *name = format!("first_stage_model.{name}"));
+        }
+        let levels = self.block_out_channels.len();
+        let entries = [
+            ("in_channels", json!(IMAGE_CHANNELS)),
+            ("out_channels", json!(IMAGE_CHANNELS)),
+            ("down_block_types", json!(vec!["DownEncoderBlock2D"; levels])),
+            ("up_block_types", json!(vec!["UpDecoderBlock2D"; levels])),
+            ("block_out_channels", json!(self.block_out_channels)),
+            ("layers_per_block", json!(self.layers_per_block)),
+            ("act_fn", json!("silu")),
+            ("latent_channels", json!(self.latent_channels)),
+            ("norm_num_groups", json!(32)),
+            ("sample_size", json!(height.max(width))),
+            ("scaling_factor", json!(scaling_factor)),
+            ("shift_factor", json!(null)),
+            ("latents_mean", json!(null)),
+            ("latents_std", json!(null)),
+            ("force_upcast", json!(true)),
+            ("use_quant_conv", json!(true)),
+            ("use_post_quant_conv", json!(true)),
+            ("mid_block_add_attention", json!(true)),
+        ];
+        let mut config = Component::diffusers_config("AutoencoderKL");
+        config.extend(entries.map(|(key, value)| (key.to_string(), value)));
+        Some(Component {
+            folder: "vae",
+            library: "diffusers",
+            class: "AutoencoderKL",
+            config_file: "config.json",
+            config,
+            weights_file: "diffusion_pytorch_model.safetensors",
+            tensors,
+            ..Component::default()
+        })
     }
 
     fn encode(&self, images: Tensor<4>) -> Latent {

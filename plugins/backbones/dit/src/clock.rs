@@ -1,5 +1,6 @@
 //! Differences between DiT and SiT: the process, and the time and sign conventions of the official networks.
 
+use framework::checkpoint::component::Component;
 use framework::error::Problems;
 use framework::prelude::*;
 use framework::process::diffusion::VpConfig;
@@ -22,6 +23,9 @@ pub trait Clock: Clone + Debug + Send + Sync + 'static {
 
     /// Converts an official time to ours.
     fn t_of_native(&self, native: f64) -> f64;
+
+    /// Returns the scheduler of `diffusers` that samples this process; `None` if it has no pipeline for it.
+    fn scheduler(&self) -> Option<Component>;
 
     /// Whether the official network's output and our prediction have opposite signs.
     fn is_reversed(&self) -> bool;
@@ -54,6 +58,10 @@ impl Clock for VpConfig {
         self.process().t_of_index(native)
     }
 
+    fn scheduler(&self) -> Option<Component> {
+        Some(VpConfig::scheduler(self))
+    }
+
     fn is_reversed(&self) -> bool {
         false
     }
@@ -82,6 +90,10 @@ impl Clock for InterpolantConfig {
 
     fn t_of_native(&self, native: f64) -> f64 {
         1.0 - native
+    }
+
+    fn scheduler(&self) -> Option<Component> {
+        None
     }
 
     fn is_reversed(&self) -> bool {

@@ -2,19 +2,22 @@
 //! published for two processes: `dit` predicts the noise of a diffusion, `sit` predicts the velocity of a flow.
 //!
 //! Source: arXiv:2212.09748 (DiT), arXiv:2401.08740 (SiT), arXiv:2501.15420 (GFT's guidance input).
-//! Read this file first. `clock.rs` holds the differences between DiT and SiT, and `official.rs` the official
-//! parameter names.
+//! Read this file first. `clock.rs` holds the differences between DiT and SiT, `official.rs` the official
+//! parameter names, and `diffusers.rs` the layout of `diffusers`.
 
 #[cfg(test)]
 use framework_dylib as _;
 
 mod clock;
+mod diffusers;
 mod official;
 
 pub use clock::Clock;
 
 use framework::burn;
 use framework::burn::module::{Module, Param};
+use framework::burn::tensor::TensorData;
+use framework::checkpoint::component::DiffusersNetwork;
 use framework::checkpoint::names::OfficialNames;
 use framework::checkpoint::refit::Refit;
 use framework::error::Problems;
@@ -23,11 +26,12 @@ use framework::nn::hooks::{AttentionSite, Hooked};
 use framework::nn::parameters::Init;
 use framework::nn::{
     Attention, AttentionConfig, EmbeddingInit, Linear, Mlp, PatchEmbed, TimestepEmbedder, adaptive_layer_norm,
-    from_patches, gated_add, parameter, silu, sincos_2d, sinusoid,
+    fold_embedding, fold_projection, from_patches, gated_add, parameter, silu, sincos_2d, sinusoid,
 };
 use framework::prelude::*;
 use framework::process::diffusion::VpConfig;
 use framework::process::flow::InterpolantConfig;
+use std::collections::BTreeMap;
 
 /// Published sizes. A name consists of the model size and the patch size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -288,6 +292,23 @@ impl<P: Clock> BackboneConfig for Config<P> {
     fn formats(&self) -> Vec<OfficialNames> {
         let three_layers = self.guidance_input == Some(GuidanceInput::ThreeLayerMlp);
         vec![official::names(self.checked().patch_size, three_layers)]
+    }
+
+    fn diffusers(&self, weights: &BTreeMap<String, TensorData>) -> Result<DiffusersNetwork, Problem> {
+        diffusers::network(self, weights)
+    }
+
+    fn fold_guidance(
+        &self,
+        weights: &mut BTreeMap<String, TensorData>,
+        guidance: f64,
+    ) -> Option<Box<dyn BackboneConfig>> {
+        let waves = |width| sinusoid(&[1000.0 * guidance], width);
+        match self.guidance_input? {
+            GuidanceInput::Linear => fold_projection(weights, "t_embedder", &waves(GUIDANCE_FREQUENCIES))?,
+            GuidanceInput::Mlp => fold_embedding(weights, ["beta_embedder", "t_embedder"], &waves(FREQUENCIES))?,
+        }
+        Some(Box::new(Self { guidance_input: None, ..self.clone() }))
     }
 
     fn refit(&self, path: &str) -> Option<Refit> {

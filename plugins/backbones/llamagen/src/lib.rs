@@ -11,6 +11,7 @@ mod official;
 
 pub use network::LlamaGen;
 
+use framework::checkpoint::component::OfficialFile;
 use framework::checkpoint::names::OfficialNames;
 use framework::checkpoint::refit::Refit;
 use framework::error::Problems;
@@ -283,6 +284,10 @@ impl BackboneConfig for LlamaGenConfig {
 
     fn formats(&self) -> Vec<OfficialNames> {
         vec![official::names()]
+    }
+
+    fn official_file(&self) -> OfficialFile {
+        OfficialFile { name: "model.pt", entry: "model", ..OfficialFile::default() }
     }
 
     fn refit(&self, path: &str) -> Option<Refit> {

@@ -16,6 +16,7 @@ mod official;
 
 pub use network::{Mar, Pass};
 
+use framework::checkpoint::component::OfficialFile;
 use framework::checkpoint::names::OfficialNames;
 use framework::checkpoint::refit::Refit;
 use framework::error::Problems;
@@ -372,6 +373,10 @@ impl BackboneConfig for MarConfig {
 
     fn formats(&self) -> Vec<OfficialNames> {
         vec![official::names()]
+    }
+
+    fn official_file(&self) -> OfficialFile {
+        OfficialFile { name: "model.pth", entry: "model_ema", ..OfficialFile::default() }
     }
 
     fn refit(&self, path: &str) -> Option<Refit> {

@@ -2,17 +2,22 @@
 //!
 //! Source: arXiv:2112.10752. The guidance input follows GFT on Stable Diffusion (arXiv:2501.15420) and latent
 //! consistency models (arXiv:2310.04378).
-//! Read this file first. `unet.rs` holds the blocks, and `official.rs` the official parameter names.
+//! Read this file first. `unet.rs` holds the blocks, `official.rs` the official parameter names, `guidance_input.rs` the
+//! embedding of the guidance number, and `diffusers.rs` the configuration that is exported.
 //! Shapes: x_t `[B, H W, C]` in raster order, text `[B, K, T]`.
 
 #[cfg(test)]
 use framework_dylib as _;
 
+mod diffusers;
+mod guidance_input;
 mod official;
 mod unet;
 
 use framework::burn;
 use framework::burn::module::Module;
+use framework::burn::tensor::TensorData;
+use framework::checkpoint::component::DiffusersNetwork;
 use framework::checkpoint::names::OfficialNames;
 use framework::checkpoint::published_config::PublishedConfig;
 use framework::error::Problems;
@@ -21,25 +26,15 @@ use framework::nn::autoencoder::Resample;
 use framework::nn::parameters::Init;
 use framework::nn::{
     Conv2d, EmbeddingInit, GroupNorm, GroupNormConfig, TextEncoder, TextEncoderConfig, TimestepEmbedder,
-    from_positions, guidance_sinusoid, silu, sinusoid, to_positions,
+    fold_projection, from_positions, silu, to_positions,
 };
 use framework::prelude::*;
 use framework::process::diffusion::{Betas, VpConfig};
+use guidance_input::GUIDANCE_FREQUENCIES;
+pub use guidance_input::GuidanceInput;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use unet::{Level, Middle, Pass, Shared};
-
-/// The value whose sinusoids the guidance projection reads. The projection is added to the sinusoids of time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum GuidanceInput {
-    /// 1000 times the guidance number.
-    Linear,
-    /// 1000 (1 / number - 1), for a number that is a beta. This equals the 1000 (scale - 1) of `diffusers`.
-    ScaleOfBeta,
-    /// 1000 (number - 1), for a number that is a scale, as in `diffusers`.
-    Scale,
-}
 
 /// Dimensions of a text encoder that is trained with the network. The network then reads token ids instead of text
 /// features.
@@ -126,13 +121,8 @@ framework::register!(backbone "sd15" => Sd15Config, "arXiv:2112.10752");
 
 /// Epsilon of the group norms in residual blocks and before the output convolution.
 const EPSILON: f64 = 1e-5;
-/// Width of the sinusoids of the guidance number.
-const GUIDANCE_FREQUENCIES: usize = 512;
 /// Width of the time embedding, as a multiple of the first level's channels.
 const TIME: usize = 4;
-/// Lower limit of beta for [`GuidanceInput::ScaleOfBeta`]. At 0, the scale would be infinite.
-const LEAST_BETA: f64 = 1e-4;
-
 /// A residual block as the cost estimates see it: its level, its channels, and whether a transformer follows.
 struct Planned {
     level: usize,
@@ -321,6 +311,20 @@ impl BackboneConfig for Sd15Config {
         official::contradictions(self, published)
     }
 
+    fn diffusers(&self, weights: &BTreeMap<String, TensorData>) -> Result<DiffusersNetwork, Problem> {
+        diffusers::network(self, weights)
+    }
+
+    fn fold_guidance(
+        &self,
+        weights: &mut BTreeMap<String, TensorData>,
+        guidance: f64,
+    ) -> Option<Box<dyn BackboneConfig>> {
+        let sinusoids = self.guidance_input?.sinusoids(&[guidance]);
+        fold_projection(weights, "time_embedding", &sinusoids)?;
+        Some(Box::new(Self { guidance_input: None, ..self.clone() }))
+    }
+
     fn t_of_native(&self, native: f64) -> f64 {
         self.process.process().t_of_index(native)
     }
@@ -435,18 +439,6 @@ impl UNet {
             _ => panic!("the network was given another kind of condition; the check phase refuses that"),
         }
     }
-
-    /// Returns the sinusoids that the guidance projection reads, `[B, 512]` row-major.
-    fn guidance(&self, numbers: &[f64]) -> Vec<f64> {
-        let each = |f: fn(f64) -> f64| numbers.iter().map(|number| f(*number)).collect::<Vec<_>>();
-        match self.config.guidance_input {
-            Some(GuidanceInput::ScaleOfBeta) => {
-                guidance_sinusoid(&each(|beta| 1.0 / beta.max(LEAST_BETA) - 1.0), GUIDANCE_FREQUENCIES)
-            }
-            Some(GuidanceInput::Scale) => guidance_sinusoid(&each(|scale| scale - 1.0), GUIDANCE_FREQUENCIES),
-            _ => sinusoid(&each(|number| 1000.0 * number), GUIDANCE_FREQUENCIES),
-        }
-    }
 }
 
 impl Backbone for UNet {
@@ -457,7 +449,10 @@ impl Backbone for UNet {
         let (device, dtype) = (x_t.device().inner(), self.conv_in.weight.val().dtype());
         let process = self.config.process.process();
         let index: Vec<f64> = t.iter().map(|t| process.index_of_t(*t)).collect();
-        let guidance = control.guidance.as_deref().map(|numbers| self.guidance(numbers));
+        let guidance = control
+            .guidance
+            .as_deref()
+            .map(|numbers| self.config.guidance_input.unwrap_or(GuidanceInput::Linear).sinusoids(numbers));
         let pass = Pass {
             time: silu(self.time_embedding.forward(&index, guidance.as_deref(), &device)),
             text: self.text(condition, &device).cast(dtype),

@@ -12,6 +12,7 @@ mod official;
 
 pub use network::Var;
 
+use framework::checkpoint::component::OfficialFile;
 use framework::checkpoint::names::OfficialNames;
 use framework::checkpoint::refit::Refit;
 use framework::error::Problems;
@@ -269,6 +270,14 @@ impl BackboneConfig for VarConfig {
 
     fn formats(&self) -> Vec<OfficialNames> {
         vec![official::names()]
+    }
+
+    fn official_file(&self) -> OfficialFile {
+        OfficialFile {
+            name: "model.pth",
+            buffers: official::buffers(self.checked(), &self.levels()),
+            ..OfficialFile::default()
+        }
     }
 
     fn refit(&self, path: &str) -> Option<Refit> {

@@ -1,5 +1,7 @@
 //! Parameter names and layouts of the official checkpoints: FoundationVision/VAR and thu-ml/CCA.
 
+use crate::Numbers;
+use framework::burn::tensor::TensorData;
 use framework::checkpoint::names::{Fresh, Layout, OFFICIAL, OfficialName, OfficialNames};
 use std::sync::Arc;
 
@@ -23,6 +25,23 @@ pub fn names() -> OfficialNames {
         // at zero, so the network starts as the published model for every guidance number.
         optional: &[("beta_embedder.mlp_2.", Fresh::Zero), ("beta_embedder.", Fresh::Initialized)],
     }
+}
+
+/// Returns the tensors of the official network that are not parameters: its code refuses a file without them. `levels`
+/// is the level of each position.
+pub fn buffers(numbers: Numbers, levels: &[usize]) -> Vec<(String, TensorData)> {
+    let length = levels.len();
+    // A position attends to its own level and to the coarser ones.
+    let bias = |row: usize, column: usize| if levels[row] >= levels[column] { 0.0 } else { f32::NEG_INFINITY };
+    let mask = (0..length).flat_map(|row| (0..length).map(move |column| bias(row, column))).collect::<Vec<f32>>();
+    let level: Vec<i64> = levels.iter().map(|level| *level as i64).collect();
+    let mut buffers = vec![
+        ("lvl_1L".to_string(), TensorData::new(level, [1, length])),
+        ("attn_bias_for_masking".to_string(), TensorData::new(mask, [1, 1, length, length])),
+    ];
+    let zeros = || TensorData::new(vec![0.0_f32; numbers.embed_dim], [numbers.embed_dim]);
+    buffers.extend((0..numbers.depth).map(|block| (format!("blocks.{block}.attn.zero_k_bias"), zeros())));
+    buffers
 }
 
 fn name(path: &str) -> OfficialName {

@@ -56,6 +56,23 @@ fn forward_equals_the_official_code() {
     }
 }
 
+#[test]
+fn the_tensors_of_an_official_file_that_are_no_parameters_are_the_recorded_ones() {
+    for (name, config) in forms() {
+        let recorded = goldens::tensors(&goldens::path(&format!("{name}_ckpt.pth")));
+        let file = config.official_file();
+        let official = config.formats()[0].clone();
+        let mut names: Vec<String> = file.buffers.iter().map(|(name, _)| name.clone()).collect();
+        let network = config.init(&Device::flex());
+        names.extend(parameters::parameters(&network).iter().map(|(path, ..)| (official.of)(path).name));
+        names.sort();
+        assert_eq!(names, recorded.keys().cloned().collect::<Vec<_>>(), "{name}");
+        for (buffer, data) in file.buffers {
+            assert_eq!(data, recorded[&buffer], "{name}: {buffer}");
+        }
+    }
+}
+
 fn example(config: &VarConfig, ids: Tensor<2, Int>, features: Tensor<3>) -> Example {
     config.process().corrupt(&Latent::Levels { ids, features }, &Random::new(0), 0)
 }
