@@ -14,10 +14,12 @@ mod commands;
 mod consent;
 mod console;
 mod device;
+mod job;
 mod libraries;
 mod linked;
 mod outputs;
 mod plugin;
+mod self_test;
 mod signals;
 mod system;
 
@@ -42,7 +44,10 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
                 .fix("name the libraries with --plugin-dir"),
         ));
     }
-    if !matches!(command, Command::Plugin { .. } | Command::Doctor) {
+    if !matches!(command, Command::Train(_)) {
+        job::refuse_several(command.name())?;
+    }
+    if !matches!(command, Command::Plugin { .. } | Command::Doctor | Command::Devices) {
         libraries::load(&plugins, command.document(), trust_plugins)?;
     }
     // Commands that load weights call `keep_pages` once the weights are in place.
@@ -59,6 +64,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
         Command::Doctor => commands::doctor::doctor(&plugins),
+        Command::Devices => commands::devices::devices(),
         Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

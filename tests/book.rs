@@ -124,6 +124,7 @@ chapters! {
     writing_a_conditioner_works: "conditioner",
     published_checkpoints_works: "published-checkpoints",
     sampling_works: "sampling",
+    devices_works: "devices",
     laws_works: "laws",
 }
 

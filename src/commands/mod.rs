@@ -2,6 +2,7 @@
 //! You can change a command here alone. The code it calls is in `run_folder`, `registry`, `proofs` and `framework`.
 
 pub mod convert_parts;
+pub mod devices;
 pub mod doctor;
 pub mod encode;
 pub mod inspect;
