@@ -135,8 +135,8 @@ fn process(run: &Path, rank: usize) -> u32 {
             && (has(read("environ"), &format!("OMPI_COMM_WORLD_RANK={rank}"))
                 || has(read("environ"), &format!("PMI_RANK={rank}")))
     };
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-    all.filter(is_rank).next().expect("the rank is running")
+    let mut all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    all.find(is_rank).expect("the rank is running")
 }
 
 fn checkpoints(run: &Path) -> Vec<PathBuf> {

@@ -27,7 +27,7 @@ pub fn part(record: Vec<u8>, wanted: &dyn Fn(u64) -> bool) -> Result<Vec<u8>> {
 
 fn selected(records: Vec<Vec<u8>>, wanted: &dyn Fn(u64) -> bool) -> Result<Vec<u8>> {
     // The name of every entry is the parameter's id, and `.` and the name of a field unless it is the parameter's path.
-    let is_wanted = |name: &str| name.split('.').next().and_then(|id| id.parse().ok()).is_none_or(wanted);
+    let is_wanted = |name: &str| name.split('.').next().and_then(|id| id.parse::<u64>().ok()).is_none_or(wanted);
     let (mut tensors, mut scalars, mut paths) = (Vec::<(String, Tensor)>::new(), Vec::new(), Vec::new());
     for record in records {
         let reader = Reader::from_bytes(Bytes::from_bytes_vec(record)).map_err(unreadable)?;

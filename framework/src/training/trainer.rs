@@ -31,7 +31,7 @@ use crate::training::networks::{Choices, Networks, Reference};
 use crate::training::workers::{Pass, Workers, workers};
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer};
-use burn::tensor::{Bytes, Device, Tensor};
+use burn::tensor::{Bytes, Device};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -257,7 +257,9 @@ impl Trainer {
                 let condition = pipeline.condition(&batches[i].labels)?;
                 self.pass(&latents, &condition, &random, (self.step * passes + first + i) as u64)
             };
-            let (mut sum, mut readings, mut waiting) = (TreeSum::new(count), Readings::default(), Vec::new());
+            let (mut sum, mut readings) = (TreeSum::new(count), Readings::default());
+            // Indices of the loss and of the logged means of every pass.
+            let mut waiting: Vec<(usize, BTreeMap<String, usize>)> = Vec::new();
             self.workers.run(count, &pass, &mut |(loss, gradient, logged)| {
                 sum.add(self.online(), gradient);
                 let loss = readings.add(loss);
@@ -325,7 +327,7 @@ impl Trainer {
 
     /// Returns the loss and logged means of every pass from the values that the step read.
     fn values(&self, waiting: &[(usize, BTreeMap<String, usize>)], read: &[f64]) -> Result<Vec<PassValues>> {
-        let values = |(loss, logged): &(usize, BTreeMap<String, usize>)| {
+        let values = |(loss, logged): &(usize, BTreeMap<String, usize>)| -> Result<PassValues> {
             if !read[*loss].is_finite() {
                 let objective = self.pipeline.name(Kind::Objective);
                 return Err(self.not_finite(&format!("the loss of {objective}"), self.step + 1));
