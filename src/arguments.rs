@@ -53,7 +53,9 @@ pub enum Command {
             \n  SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGUSR2  save a checkpoint after the current step and stop\
             \n  SIGUSR1                                    save a checkpoint after the current step and go on\
             \nA second signal to stop ends the command at once. Signals that are ignored at the start, as under nohup, \
-            stay ignored. The same command resumes the run.")]
+            stay ignored. The same command resumes the run.\
+            \n\nSeveral processes, with a build that has the feature mpi:\
+            \n  mpirun -n 4 unguided train pipeline.json   each rank computes some of the `accumulate` passes of a step")]
     Train(TrainOptions),
     /// Sample images from a run or a checkpoint.
     #[command(after_help = "Example: unguided sample runs/digits-dit-gft --guidance 0.5 --classes 3,7 --count 10")]
@@ -140,6 +142,10 @@ pub enum Command {
     #[command(after_help = "Example: unguided doctor --plugin-dir my_loss/target\
             \n\nPrints no user names, shortens home folders to ~, and runs no code of a library.")]
     Doctor,
+    /// List the devices that are present and that this build can use, the best first.
+    #[command(after_help = "Example: unguided devices\
+            \n\nThe first column is the name that --device accepts.")]
+    Devices,
     /// Create, build, test and inspect your own plugins.
     Plugin {
         /// The plugin command to run.
@@ -161,6 +167,25 @@ pub enum Command {
 }
 
 impl Command {
+    /// Returns the name of the command.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Train(_) => "train",
+            Self::Sample(_) => "sample",
+            Self::Check(_) => "check",
+            Self::Schema { .. } => "schema",
+            Self::List => "list",
+            Self::Forward(_) => "forward",
+            Self::Convert(_) => "convert",
+            Self::Verify(_) => "verify",
+            Self::Encode(_) => "encode",
+            Self::Doctor => "doctor",
+            Self::Devices => "devices",
+            Self::Plugin { .. } => "plugin",
+            Self::Completions { .. } => "completions",
+        }
+    }
+
     /// Returns the path of the document that the command reads, if it reads one.
     pub fn document(&self) -> Option<&Path> {
         match self {
@@ -259,9 +284,13 @@ pub struct TrainOptions {
     /// Resume although the data differ from the data that the run was trained on.
     #[arg(long)]
     pub accept_data_change: bool,
-    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    /// Device, by the names that `devices` lists [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
+    /// With several ranks: end the job if a step takes longer [default: 1800 for the first step, then the larger of 300
+    /// and 20 median steps].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub step_timeout: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -308,7 +337,7 @@ pub struct SampleOptions {
     /// Measure the document's metrics on the samples.
     #[arg(long)]
     pub metrics: bool,
-    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    /// Device, by the names that `devices` lists [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
 }
@@ -388,7 +417,7 @@ pub struct EncodeOptions {
     /// Images per batch.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    /// Device, by the names that `devices` lists [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
 }
@@ -458,7 +487,7 @@ pub struct ForwardOptions {
     /// File to write the output tensors to.
     #[arg(long)]
     pub output: PathBuf,
-    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    /// Device, by the names that `devices` lists [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,
 }

@@ -18,12 +18,14 @@ mod export;
 mod generator;
 mod help;
 mod init;
+mod job;
 mod libraries;
 mod linked;
 mod memory;
 mod outputs;
 mod plugin;
 mod sampling_arguments;
+mod self_test;
 mod signals;
 mod system;
 
@@ -49,7 +51,10 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
                 .fix("name the libraries with --plugin-dir"),
         ));
     }
-    if !matches!(command, Command::Plugin { .. } | Command::Doctor) {
+    if !matches!(command, Command::Train(_)) {
+        job::refuse_several(command.name())?;
+    }
+    if !matches!(command, Command::Plugin { .. } | Command::Doctor | Command::Devices) {
         libraries::load(&plugins, command.document(), trust_plugins)?;
     }
     // Commands that load weights call `keep_pages` once the weights are in place.
@@ -74,6 +79,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
         Command::Doctor => commands::doctor::doctor(&plugins),
+        Command::Devices => commands::devices::devices(),
         Command::Plugin { command } => plugin::run(&command),
         Command::Man { folder } => commands::man::man(&folder),
         Command::Completions { shell } => {

@@ -1,7 +1,7 @@
 //! Handles signals. The first request to stop lets a training save a checkpoint, and ends any other work at once. The
 //! second request ends everything at once. SIGUSR1 requests a checkpoint.
 
-use crate::console;
+use crate::job;
 use framework::interrupt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ fn stop(signal: i32, again: &str) {
         end(i32::from(interrupt::exit_code()));
     }
     let _ = FIRST.set(Instant::now());
-    console::say(&format!("stopping after this step and saving a checkpoint; {again} to stop at once"));
+    job::say(&format!("stopping after this step and saving a checkpoint; {again} to stop at once"));
 }
 
 /// Ends the process without running exit handlers, because other threads are still running. No file is left half
@@ -53,7 +53,7 @@ fn end(code: i32) -> ! {
 
 #[cfg(unix)]
 mod unix {
-    use super::{console, interrupt, stop};
+    use super::{interrupt, job, stop};
     #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
     use libc::__errno as errno;
     #[cfg(any(target_os = "linux", target_os = "emscripten", target_os = "hurd"))]
@@ -106,9 +106,9 @@ mod unix {
             stop(signal, again);
         } else if interrupt::is_training() {
             interrupt::request_save();
-            console::say("saving a checkpoint after this step");
+            job::say("saving a checkpoint after this step");
         } else {
-            console::say("no training is at work, so there is no checkpoint to save");
+            job::say("no training is at work, so there is no checkpoint to save");
         }
     }
 

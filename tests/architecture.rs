@@ -14,10 +14,11 @@ fn root() -> &'static Path {
 
 /// Returns the source folder of every crate.
 fn sources() -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = ["", "framework", "registry", "proofs", "run_folder", "scenes", "allocator", "dylib"]
-        .iter()
-        .map(|name| root().join(name).join("src"))
-        .collect();
+    let mut found: Vec<PathBuf> =
+        ["", "framework", "registry", "proofs", "run_folder", "scenes", "allocator", "dylib", "mpi_ranks"]
+            .iter()
+            .map(|name| root().join(name).join("src"))
+            .collect();
     for folder in ["plugins", "plugins/backbones"] {
         found.extend(fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path().join("src")));
     }

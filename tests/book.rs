@@ -127,6 +127,7 @@ chapters! {
     exporting_works: "exporting",
     sampling_works: "sampling",
     measuring_samples_works: "evaluation",
+    devices_works: "devices",
     laws_works: "laws",
     evaluation_command_works: "evaluation-command",
 }

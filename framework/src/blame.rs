@@ -4,7 +4,18 @@
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupted;
 use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+thread_local! {
+    /// Number of calls of [`caught`] on this thread.
+    static CAUGHT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Returns whether a panic on this thread would become an error. For panic hooks.
+pub fn is_caught() -> bool {
+    CAUGHT.get() > 0
+}
 
 /// A panic payload, with the name of the plugin that panicked.
 struct Panicked {
@@ -27,7 +38,10 @@ pub fn named<T>(who: &str, run: impl FnOnce() -> T) -> T {
 /// If the code panics: the error names the plugin and contains the panic message. If the process was asked to stop and
 /// the code is abortable: [`Error::Interrupted`].
 pub fn caught<T>(who: &str, run: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+    CAUGHT.set(CAUGHT.get() + 1);
+    let done = catch_unwind(AssertUnwindSafe(run));
+    CAUGHT.set(CAUGHT.get() - 1);
+    done.map_err(|panic| {
         if panic.is::<Interrupted>() {
             return Error::Interrupted;
         }
@@ -52,6 +66,7 @@ mod tests {
     fn the_innermost_name_is_reported() {
         let error = caught::<()>("outer", || named("inner", || panic!("out of {}", "range"))).unwrap_err();
         assert_eq!(error.to_string(), "inner panicked: out of range");
+        assert!(caught("outer", is_caught).unwrap() && !is_caught());
         assert_eq!(caught("outer", || named("inner", || 3)).unwrap(), 3);
     }
 

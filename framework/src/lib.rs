@@ -20,6 +20,7 @@ pub mod pipeline;
 pub mod plugin;
 pub mod process;
 pub mod random;
+pub mod ranks;
 pub mod sampling;
 pub mod schedule;
 pub mod schema;

@@ -21,9 +21,12 @@ use framework::error::{Error, Problem, Result};
 use framework::network::backbone::BoxBackbone;
 use framework::pipeline::captions::Encodable;
 use framework::pipeline::{MOST_VALUES, Pipeline};
-use framework::training::events::End;
+use framework::ranks::job::Job;
+use framework::ranks::messages;
+use framework::training::events::{End, Evaluator, Events, StepReport};
 use framework::training::trainer::Trainer;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,23 +58,50 @@ pub enum Outcome {
 /// # Errors
 /// If the folder belongs to another document, the input is wrong, or the training fails. The last checkpoint is kept.
 pub fn train(
-    mut pipeline: Pipeline,
+    pipeline: Pipeline,
     folder: &Path,
     device: &Device,
     options: &Options,
     stop: &AtomicBool,
     watcher: &mut dyn Watcher,
 ) -> Result<Outcome> {
+    train_in_job(pipeline, folder, device, options, stop, watcher, &Job::alone())
+}
+
+/// Trains as [`train`] does, as one rank of a job. Rank 0 writes all files and holds the lock; the other ranks read the
+/// same folder. The outcome of the other ranks has no summary.
+///
+/// # Errors
+/// As [`train`], and if the ranks do not see the same folder. The caller must then end the other ranks.
+pub fn train_in_job(
+    mut pipeline: Pipeline,
+    folder: &Path,
+    device: &Device,
+    options: &Options,
+    stop: &AtomicBool,
+    watcher: &mut dyn Watcher,
+    job: &Job,
+) -> Result<Outcome> {
     let run = RunFolder::open(folder)?;
-    let _lock = run.lock()?;
-    let changes = run.claim(&pipeline.document, Binding::of(&pipeline))?;
-    if !changes.free.is_empty() {
-        watcher.say(&format!("changed since the run began: {}", changes.free.join(", ")));
+    let _lock = if job.is_first() { Some(run.lock()?) } else { None };
+    let from = in_turn(job, || {
+        if !job.is_first() {
+            return Ok(run.newest(Checkpoint::load, &|_: &Path| String::new())?.map(|(_, checkpoint)| checkpoint));
+        }
+        let changes = run.claim(&pipeline.document, Binding::of(&pipeline))?;
+        if !changes.free.is_empty() {
+            watcher.say(&format!("changed since the run began: {}", changes.free.join(", ")));
+        }
+        resumed(&run, &pipeline, options, watcher)
+    })?;
+    let steps = job.ranks.gather(&[from.as_ref().map_or(-1.0, |checkpoint| checkpoint.step as f64)]);
+    if steps.iter().any(|step| *step != steps[0]) {
+        let problem = Problem::new(folder.display().to_string(), "the ranks do not see the same checkpoints");
+        return Err(problem.accepts("a run folder on a file system that all machines share").into());
     }
     for warning in pipeline.objective.warnings() {
         watcher.say(&format!("warning: {warning}"));
     }
-    let from = resumed(&run, &pipeline, options, watcher)?;
     pipeline.load(device)?;
     pipeline.load_metrics(device)?;
     let dataset = pipeline.open_data()?;
@@ -80,7 +110,7 @@ pub fn train(
     for warning in dataset.warnings() {
         watcher.say(&format!("warning: {warning}"));
     }
-    start::learn_tokenizer(&mut pipeline, &run, &dataset, device, watcher)?;
+    in_turn(job, || start::learn_tokenizer(&mut pipeline, &run, &dataset, device, watcher))?;
     frozen::load_weak(&mut pipeline, device)?;
     let pipeline = Arc::new(pipeline);
     let dataset = Encodable::new(dataset, pipeline.clone());
@@ -91,10 +121,10 @@ pub fn train(
         unchanged(before, &dataset, options, watcher)?;
     }
     let dataset: Arc<dyn Dataset> = Arc::new(dataset);
-    let start = start::start(&pipeline, &run, device, from, watcher)?;
+    let start = in_turn(job, || start::start(&pipeline, &run, device, from, watcher))?;
     allocator::keep_pages();
-    let mut trainer = Trainer::new(pipeline.clone(), &run.checkpoints(), device, start)?;
-    let end = {
+    let mut trainer = Trainer::in_job(pipeline.clone(), &run.checkpoints(), device, start, job.clone())?;
+    let end = if job.is_first() {
         let reborrowed: &mut dyn Watcher = watcher;
         let shared = RefCell::new(reborrowed);
         let mut recorder = Recorder::new(&run, pipeline.clone(), dataset.clone(), device, trainer.step(), &shared)?;
@@ -105,21 +135,56 @@ pub fn train(
             watcher: &shared,
         };
         trainer.run(dataset.clone(), stop, &mut recorder, &mut evaluator)
+    } else {
+        trainer.run(dataset.clone(), stop, &mut Follower, &mut Follower)
     };
     watcher.finished(Stage::Training);
     for note in dataset.notes() {
         watcher.say(&format!("note: {note}"));
     }
-    match end? {
-        End::Interrupted(step) => Ok(Outcome::Interrupted(step)),
-        // The request came during the last step, and its checkpoint is saved. Running the same command again samples
-        // and measures.
-        End::Done if stop.load(Ordering::SeqCst) => Ok(Outcome::Interrupted(trainer.step())),
-        End::Done => {
-            let environment = options.environment.clone();
-            finish(&run, &pipeline, &*dataset, &trainer.sampling_network(), device, environment, watcher)
-                .map(Outcome::Done)
-        }
+    if let End::Interrupted(step) = end? {
+        return Ok(Outcome::Interrupted(step));
+    }
+    // The request came during the last step, and its checkpoint is saved. Running the same command again samples and
+    // measures.
+    if messages::any(&*job.ranks, [stop.load(Ordering::SeqCst)])[0] {
+        return Ok(Outcome::Interrupted(trainer.step()));
+    }
+    let network = trainer.sampling_network();
+    let environment = options.environment.clone();
+    match job.is_first() {
+        true => finish(&run, &pipeline, &*dataset, &network, device, environment, watcher).map(Outcome::Done),
+        false => Ok(Outcome::Done(String::new())),
+    }
+}
+
+/// Runs `work` on rank 0, and then on the other ranks, which find its files.
+fn in_turn<T>(job: &Job, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    if !job.is_first() {
+        job.ranks.barrier();
+        return work();
+    }
+    let done = work()?;
+    job.ranks.barrier();
+    Ok(done)
+}
+
+/// Observer of a rank that writes no files.
+struct Follower;
+
+impl Events for Follower {
+    fn step(&mut self, _: &StepReport) -> Result<()> {
+        Ok(())
+    }
+    fn sample(&mut self, _: &BoxBackbone, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn saved(&mut self, _: &Path, _: usize) {}
+}
+
+impl Evaluator for Follower {
+    fn evaluate(&mut self, _: &BoxBackbone, _: usize) -> Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
     }
 }
 

@@ -56,6 +56,8 @@ fn devices() -> Vec<String> {
         "cpu".to_string(),
         format!("cuda: {}", built(cfg!(feature = "cuda"))),
         format!("vulkan: {}", built(cfg!(feature = "vulkan"))),
+        format!("webgpu: {}", built(cfg!(feature = "webgpu"))),
+        format!("mpi: {}", built(cfg!(feature = "mpi"))),
     ]
 }
 

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod convert_parts;
 pub mod cost;
 mod data_sheet;
+pub mod devices;
 pub mod doctor;
 pub mod encode;
 pub mod evaluate;

@@ -79,7 +79,7 @@ pub fn spread(len: usize, most: usize) -> Vec<usize> {
     (0..count).map(|i| (i as u128 * len as u128 / count as u128) as usize).collect()
 }
 
-/// Reads batches `from..to` in order, ahead of the trainer.
+/// Reads batches in order, ahead of the trainer.
 pub struct Loader {
     batches: Receiver<Result<Batch>>,
 }
@@ -88,12 +88,17 @@ impl Loader {
     /// Number of batches read ahead.
     const AHEAD: usize = 4;
 
-    /// Starts reading on a thread.
-    pub fn new(dataset: Arc<dyn Dataset>, random: Random, batch_size: usize, from: u64, to: u64) -> Self {
+    /// Starts reading the batches with these numbers, on a thread.
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        random: Random,
+        batch_size: usize,
+        numbers: impl Iterator<Item = u64> + Send + 'static,
+    ) -> Self {
         let (sender, batches) = sync_channel(Self::AHEAD);
         std::thread::spawn(move || {
             let mut order = Order::new(random, dataset.len());
-            for batch in from..to {
+            for batch in numbers {
                 // The channel is closed if the trainer stopped.
                 if sender.send(read(&*dataset, &random, &order.batch(batch_size, batch))).is_err() {
                     return;

@@ -19,6 +19,7 @@ mod linear;
 mod norm;
 pub mod parameters;
 pub mod precision;
+pub mod readings;
 mod rotary;
 mod select;
 mod self_attention;

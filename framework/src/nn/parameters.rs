@@ -234,7 +234,8 @@ pub fn restore<M: Module>(network: M, values: BTreeMap<String, TensorData>) -> R
     }
 }
 
-/// Computes `average <- decay average + (1 - decay) model` for every parameter, on the device.
+/// Computes `average <- decay average + (1 - decay) model` for every parameter, on the device. Parameters of the average
+/// that are not allocated stay so: another rank averages them.
 pub fn average<M: Module>(average: M, model: &M, decay: f64) -> M {
     struct Read(Names, BTreeMap<String, Box<dyn std::any::Any + Send>>);
     impl ModuleVisitor for Read {
@@ -247,6 +248,9 @@ pub fn average<M: Module>(average: M, model: &M, decay: f64) -> M {
     impl ModuleMapper for Lerp {
         keeps_names!(0);
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if !param.is_initialized() {
+                return param;
+            }
             let online = self.1.remove(&self.0.path()).expect("average and model have the same parameters");
             let online: Tensor<D> = *online.downcast().expect("both tensors have the same rank");
             let decay = self.2;

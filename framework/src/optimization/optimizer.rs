@@ -2,6 +2,7 @@
 
 use crate::error::{Problem, Problems};
 use crate::kernels::{self, AdamwStep};
+use crate::nn::readings::Readings;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -364,24 +365,52 @@ pub fn learning_rate(base: f64, warmup: usize, decay: &LearningRateDecay, step: 
     }
 }
 
-/// Returns the gradients and their global L2 norm before clipping. Scales the gradients to the norm `clip` if their
-/// norm is larger.
-///
-/// Source: arXiv:1211.5063 algorithm 1, with PyTorch's `clip / (norm + 1e-6)`.
-pub fn clip_global_norm<M: Module>(
-    module: &M,
-    mut grads: GradientsParams,
-    clip: Option<f64>,
-) -> (GradientsParams, f64) {
-    struct Norm<'a>(&'a GradientsParams, Vec<f64>);
-    impl ModuleVisitor for Norm<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let Some(grad) = self.0.get::<D>(param.id) {
-                let sum = kernels::square_sum(grad.clone().into_dispatch());
-                self.1.push(sum.unwrap_or_else(|| f64::from((grad.clone() * grad).sum().into_scalar::<f32>())));
-            }
+/// The sum of the squares of one parameter's gradient.
+pub enum SquareSum {
+    /// The parameter has no gradient.
+    Absent,
+    /// A kernel of the CPU computed the sum, in f64.
+    Known(f64),
+    /// The sum is on the device, at this index of the [`Readings`].
+    Waiting(usize),
+}
+
+impl SquareSum {
+    /// Returns the sum, given the values of the [`Readings`].
+    pub fn value(&self, read: &[f64]) -> f64 {
+        match self {
+            Self::Absent => 0.0,
+            Self::Known(sum) => *sum,
+            Self::Waiting(index) => read[*index],
         }
     }
+}
+
+/// Returns the sum of the squares of every parameter's gradient, in module order. Sums on the device are added to
+/// `readings`.
+pub fn square_sums<M: Module>(module: &M, grads: &GradientsParams, readings: &mut Readings) -> Vec<SquareSum> {
+    struct Squares<'a>(&'a GradientsParams, &'a mut Readings, Vec<SquareSum>);
+    impl ModuleVisitor for Squares<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let sum = match self.0.get::<D>(param.id) {
+                None => SquareSum::Absent,
+                Some(grad) => match kernels::square_sum(grad.clone().into_dispatch()) {
+                    Some(sum) => SquareSum::Known(sum),
+                    None => SquareSum::Waiting(self.1.add((grad.clone() * grad).sum())),
+                },
+            };
+            self.2.push(sum);
+        }
+    }
+    let mut squares = Squares(grads, readings, Vec::new());
+    module.visit(&mut squares);
+    squares.2
+}
+
+/// Scales gradients whose global L2 norm is `norm` to the norm `clip` if their norm is larger.
+///
+/// Source: arXiv:1211.5063 algorithm 1, with PyTorch's `clip / (norm + 1e-6)`.
+pub fn clip<M: Module>(module: &M, mut grads: GradientsParams, norm: f64, clip: Option<f64>) -> GradientsParams {
     struct Scale<'a>(&'a mut GradientsParams, f64);
     impl ModuleVisitor for Scale<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -390,20 +419,19 @@ pub fn clip_global_norm<M: Module>(
             }
         }
     }
-    let mut squares = Norm(&grads, Vec::new());
-    module.visit(&mut squares);
-    let squares = squares.1;
-    if squares.is_empty() {
-        return (grads, 0.0);
+    if let Some(scale) = clip.map(|clip| clip / (norm + 1e-6)).filter(|scale| *scale < 1.0) {
+        module.visit(&mut Scale(&mut grads, scale));
     }
-    let norm = squares.iter().sum::<f64>().sqrt();
-    if let Some(clip) = clip {
-        let scale = clip / (norm + 1e-6);
-        if scale < 1.0 {
-            module.visit(&mut Scale(&mut grads, scale));
-        }
-    }
-    (grads, norm)
+    grads
+}
+
+/// Returns the gradients, scaled as [`clip()`] does, and their global L2 norm before clipping.
+pub fn clip_global_norm<M: Module>(module: &M, grads: GradientsParams, most: Option<f64>) -> (GradientsParams, f64) {
+    let mut readings = Readings::default();
+    let squares = square_sums(module, &grads, &mut readings);
+    let read = readings.read();
+    let norm = squares.iter().map(|sum| sum.value(&read)).sum::<f64>().sqrt();
+    (clip(module, grads, norm, most), norm)
 }
 
 #[cfg(test)]

@@ -5,26 +5,35 @@ use crate::checkpoint::facts::DatasetFacts;
 use crate::checkpoint::{self, Checkpoint};
 use crate::data::dataset::{Dataset, facts};
 use crate::data::loader::{Batch, Loader};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Result};
 use crate::interrupt::{self, Counted};
 use crate::network::backbone::BoxBackbone;
 use crate::network::condition::Condition;
 use crate::nn::dropout::Dropout;
 use crate::nn::parameters;
 use crate::nn::precision::CastAll;
+use crate::nn::readings::Readings;
 use crate::objective::context::{Context, Memory};
-use crate::optimization::optimizer::{clip_global_norm, learning_rate};
+use crate::optimization::optimizer::{clip, learning_rate, square_sums};
+use crate::optimization::record;
 use crate::pipeline::Pipeline;
 use crate::pipeline::train_config::{Precision, TrainConfig};
 use crate::plugin::Kind;
 use crate::process::Latent;
 use crate::random::Random;
+use crate::ranks::collective::Collective;
+use crate::ranks::job::Job;
+use crate::ranks::messages::{self, PassValues};
+use crate::ranks::shards::Shards;
+use crate::ranks::tree::{TreeSum, passes_of};
+use crate::ranks::watchdog::Watchdog;
 use crate::training::events::{End, Evaluator, Events, StepReport};
 use crate::training::networks::{Choices, Networks, Reference};
 use crate::training::workers::{Pass, Workers, workers};
 use burn::module::Module;
-use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Bytes, Device, Tensor};
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::{Bytes, Device};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,9 +58,30 @@ pub fn tracking(train: &TrainConfig, device: &Device) -> Device {
     if train.gradient_checkpointing { tracked.gradient_checkpointing() } else { tracked }
 }
 
+/// Refuses more ranks than passes: a rank without a pass would only wait.
+fn enough_passes(train: &TrainConfig, ranks: usize) -> Result<()> {
+    let (passes, batch) = (train.accumulate, train.batch_size * train.accumulate);
+    if ranks <= passes {
+        return Ok(());
+    }
+    let problem = Problem::new("/train/accumulate", format!("{ranks} ranks share {passes} passes per step"))
+        .accepts(format!("at most {passes} ranks: each computes at least one pass"));
+    let fix = match (ranks..=batch).find(|more| batch.is_multiple_of(*more)) {
+        Some(more) => format!(
+            "start fewer ranks, or set accumulate to {more} and batch_size to {}: the global batch stays {batch}",
+            batch / more
+        ),
+        None => format!("start at most {passes} ranks: the global batch has {batch} samples"),
+    };
+    Err(problem.fix(fix).into())
+}
+
 /// The state of a run: weights, their average, optimizer state, step.
 pub struct Trainer {
     pipeline: Arc<Pipeline>,
+    job: Job,
+    /// Division of the optimizer state among the ranks; `None` = this process is alone.
+    shards: Option<Shards>,
     folder: PathBuf,
     device: Device,
     /// `None` only while the optimizer updates the weights in place.
@@ -76,11 +106,21 @@ impl Trainer {
     /// # Errors
     /// If the checkpoint does not belong to this pipeline, or the optimizer's settings are invalid.
     pub fn new(pipeline: Arc<Pipeline>, folder: &Path, device: &Device, start: Start) -> Result<Self> {
+        Self::in_job(pipeline, folder, device, start, Job::alone())
+    }
+
+    /// Creates the trainer of one rank of a job. All ranks start from the same state.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and if there are more ranks than passes per step.
+    pub fn in_job(pipeline: Arc<Pipeline>, folder: &Path, device: &Device, start: Start, job: Job) -> Result<Self> {
         let train = &pipeline.train;
+        enough_passes(train, job.ranks.size())?;
         let mut online = start.online;
         let mut optimizer = train.optimizer.init(&train.weight_decay_groups).map_err(Error::Run)?;
         let mut ema = train.ema.is_some().then(|| online.valid());
         let (mut step, mut memory, mut since_saved, mut unsampled) = (0, Memory::new(), (0.0, 0), false);
+        let mut optimizer_state = Vec::new();
         if let Some(from) = start.resume {
             (step, memory) = (from.step, from.memory);
             unsampled = memory.remove(UNSAMPLED).is_some();
@@ -95,13 +135,25 @@ impl Trainer {
                     None => online.valid(),
                 });
             }
-            if !from.optimizer.is_empty() {
-                optimizer = optimizer
-                    .from_bytes(Bytes::from_bytes_vec(from.optimizer))
-                    .map_err(|e| Error::Run(format!("the checkpoint's optimizer state cannot be read: {e}")))?;
+            optimizer_state = from.optimizer;
+        }
+        let shards = (!job.is_alone()).then(|| Shards::new(&online, &*job.ranks));
+        if let Some(shards) = &shards {
+            if !pipeline.objective.needs().ema {
+                ema = ema.map(|ema| shards.own(ema));
+            }
+            if !optimizer_state.is_empty() {
+                optimizer_state = record::part(optimizer_state, &|id| shards.owns(id))?;
             }
         }
+        if !optimizer_state.is_empty() {
+            optimizer = optimizer
+                .from_bytes(Bytes::from_bytes_vec(optimizer_state))
+                .map_err(|e| Error::Run(format!("the checkpoint's optimizer state cannot be read: {e}")))?;
+        }
         Ok(Self {
+            job,
+            shards,
             folder: folder.to_path_buf(),
             device: device.clone(),
             online: Some(online),
@@ -123,9 +175,23 @@ impl Trainer {
         self.step
     }
 
-    /// Returns the weights to sample with: the average if there is one, otherwise the weights in training.
+    /// Returns the weights to sample with: the average if there is one, otherwise the weights in training. All ranks of
+    /// a job call it together; only rank 0's network has all values.
     pub fn sampling_network(&self) -> BoxBackbone {
-        self.ema.clone().unwrap_or_else(|| self.online().valid())
+        self.average().unwrap_or_else(|| self.online().valid())
+    }
+
+    /// Returns the average, whole on rank 0.
+    fn average(&self) -> Option<BoxBackbone> {
+        let ema = self.ema.as_ref()?;
+        Some(match &self.shards {
+            Some(shards) if !self.pipeline.objective.needs().ema => shards.whole(ema, self.ranks()),
+            _ => ema.clone(),
+        })
+    }
+
+    fn ranks(&self) -> &dyn Collective {
+        &*self.job.ranks
     }
 
     fn online(&self) -> &BoxBackbone {
@@ -152,8 +218,11 @@ impl Trainer {
         let random = Random::new(train.seed);
         let info = dataset.info();
         self.dataset = Some(facts(&*dataset));
-        let all = (self.step * passes) as u64..(train.steps * passes) as u64;
-        let loader = Loader::new(dataset, random, train.batch_size, all.start, all.end);
+        let mine = passes_of(self.ranks().rank(), self.ranks().size(), passes);
+        let (first, count) = (mine.start, mine.len());
+        let batches_of = move |step| mine.clone().map(move |pass| (step * passes + pass) as u64);
+        let loader = Loader::new(dataset, random, train.batch_size, (self.step..train.steps).flat_map(batches_of));
+        let watchdog = (!self.job.is_alone()).then(|| Watchdog::start(self.job.step_timeout, self.job.hanging.clone()));
         let newest = self.folder.join(checkpoint::file_name(self.step));
         if self.unsampled {
             self.sample(events, evaluator)?;
@@ -165,11 +234,16 @@ impl Trainer {
                 let path = self.save()?;
                 events.saved(&path, self.step);
             }
-        } else if train.saves_at(self.step) && newest.exists() {
+        } else if self.job.is_first() && train.saves_at(self.step) && newest.exists() {
             // The process may have been killed after writing this checkpoint but before pruning the old ones.
             self.settle(&newest)?;
         }
         while self.step < train.steps {
+            if let Some(watchdog) = &watchdog {
+                // Rank 0 may have saved or sampled in the meantime.
+                self.ranks().barrier();
+                watchdog.begin(self.step + 1);
+            }
             let start = Instant::now();
             let (warmup, decay) = (train.warmup_steps, &train.learning_rate_decay);
             let mut report = StepReport {
@@ -178,28 +252,53 @@ impl Trainer {
                 samples: train.batch_size * passes,
                 ..StepReport::default()
             };
-            let batches = (0..passes).map(|_| loader.next_batch()).collect::<Result<Vec<Batch>>>()?;
-            report.skipped = batches.iter().flat_map(|batch| batch.skipped.iter().cloned()).collect();
-            let mut gradients = GradientsAccumulator::new();
+            let batches = (0..count).map(|_| loader.next_batch()).collect::<Result<Vec<Batch>>>()?;
             let pass = |i: usize| -> Result<Pass> {
                 let latents = pipeline.latents(&batches[i], &info, &self.device)?;
                 let condition = pipeline.condition(&batches[i].labels)?;
-                self.pass(&latents, &condition, &random, (self.step * passes + i) as u64)
+                self.pass(&latents, &condition, &random, (self.step * passes + first + i) as u64)
             };
-            self.workers.run(passes, &pass, &mut |(loss, gradient, logged)| {
-                gradients.accumulate(self.online(), gradient);
+            let (mut sum, mut readings) = (TreeSum::new(count), Readings::default());
+            // Indices of the loss and of the logged means of every pass.
+            let mut waiting: Vec<(usize, BTreeMap<String, usize>)> = Vec::new();
+            self.workers.run(count, &pass, &mut |(loss, gradient, logged)| {
+                sum.add(self.online(), gradient);
+                let loss = readings.add(loss);
+                waiting.push((loss, logged.into_iter().map(|(name, value)| (name, readings.add(value))).collect()));
+            })?;
+            let mut gradients = sum.total();
+            if let Some(shards) = &self.shards {
+                gradients = shards.reduce(self.online(), self.ranks(), gradients, &self.device);
+            }
+            let squares = square_sums(self.online(), &gradients, &mut readings);
+            // The only read of the step.
+            let read = readings.read();
+            let values = self.values(&waiting, &read)?;
+            let skipped = batches.iter().flat_map(|batch| batch.skipped.iter().cloned()).collect();
+            let (values, skipped) = messages::collect(self.ranks(), values, skipped)?;
+            report.skipped = skipped;
+            for (loss, logged) in values {
                 report.loss += loss;
                 for (name, value) in logged {
                     *report.logged.entry(name).or_default() += value / passes as f64;
                 }
-            })?;
-            let (gradients, norm) = clip_global_norm(self.online(), gradients.grads(), train.clip_norm);
+            }
+            let mut squares: Vec<f64> = squares.iter().map(|sum| sum.value(&read)).collect();
+            if let Some(shards) = &self.shards {
+                squares = shards.gather(self.ranks(), &squares);
+            }
+            let norm = squares.iter().sum::<f64>().sqrt();
             report.grad_norm = norm;
             if !norm.is_finite() {
                 return Err(self.not_finite("the gradient", self.step + 1));
             }
+            let gradients = clip(self.online(), gradients, norm, train.clip_norm);
             let online = self.online.take().expect("the weights are present except during an optimizer step");
-            self.online = Some(self.optimizer.step(report.learning_rate, online, gradients));
+            let online = self.optimizer.step(report.learning_rate, online, gradients);
+            self.online = Some(match &self.shards {
+                Some(shards) => shards.share(online, self.ranks()),
+                None => online,
+            });
             if let (Some(ema), Some(config)) = (self.ema.take(), &train.ema) {
                 self.ema = Some(parameters::average(ema, self.online(), config.decay_at(self.step)));
             }
@@ -209,10 +308,14 @@ impl Trainer {
             for (name, value) in &self.memory {
                 report.logged.entry(name.clone()).or_insert(*value);
             }
+            if let Some(watchdog) = &watchdog {
+                watchdog.end();
+            }
             events.step(&report)?;
             self.sample(events, evaluator)?;
-            let stopping = (stop.load(Ordering::SeqCst) || self.unsampled) && self.step < train.steps;
-            let saving = interrupt::take_save_request();
+            let requests = [stop.load(Ordering::SeqCst), interrupt::take_save_request()];
+            let [asked, saving] = messages::any(self.ranks(), requests);
+            let stopping = (asked || self.unsampled) && self.step < train.steps;
             if stopping || saving || train.saves_at(self.step) {
                 let path = self.save()?;
                 events.saved(&path, self.step);
@@ -224,8 +327,20 @@ impl Trainer {
         Ok(End::Done)
     }
 
-    /// Samples and measures after a step, as far as either is due. A request to stop ends this early; the checkpoint
-    /// then says that it is due.
+    /// Returns the loss and logged means of every pass from the values that the step read.
+    fn values(&self, waiting: &[(usize, BTreeMap<String, usize>)], read: &[f64]) -> Result<Vec<PassValues>> {
+        let values = |(loss, logged): &(usize, BTreeMap<String, usize>)| -> Result<PassValues> {
+            if !read[*loss].is_finite() {
+                let objective = self.pipeline.name(Kind::Objective);
+                return Err(self.not_finite(&format!("the loss of {objective}"), self.step + 1));
+            }
+            Ok((read[*loss], logged.iter().map(|(name, index)| (name.clone(), read[*index])).collect()))
+        };
+        waiting.iter().map(values).collect()
+    }
+
+    /// Samples and measures after a step, as far as either is due, on rank 0. A request to stop ends this early; the
+    /// checkpoint then says that it is due.
     fn sample(&mut self, events: &mut dyn Events, evaluator: &mut dyn Evaluator) -> Result<()> {
         let pipeline = self.pipeline.clone();
         let is_due = |every: Option<usize>| every.is_some_and(|every| self.step.is_multiple_of(every));
@@ -236,28 +351,37 @@ impl Trainer {
             return Ok(());
         }
         let network = self.sampling_network();
-        let sampled = interrupt::abortable(|| {
-            if samples {
-                events.sample(&network, self.step)?;
-            }
-            if follows || measures {
+        let mut measured = Some(BTreeMap::new());
+        if self.job.is_first() {
+            let sampled = interrupt::abortable(|| {
+                if samples {
+                    events.sample(&network, self.step)?;
+                }
+                if !follows && !measures {
+                    return Ok(BTreeMap::new());
+                }
                 let start = Instant::now();
                 let measured = evaluator.evaluate(&network, self.step)?;
                 events.measured(&measured, self.step, start.elapsed().as_secs_f64())?;
-                if follows {
-                    pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
-                }
-            }
-            Ok(())
-        });
-        self.unsampled = matches!(sampled, Err(Error::Interrupted));
-        if self.unsampled { Ok(()) } else { sampled }
+                Ok(measured)
+            });
+            measured = match sampled {
+                Err(Error::Interrupted) => None,
+                sampled => Some(sampled?),
+            };
+        }
+        let measured = messages::measured(self.ranks(), measured)?;
+        self.unsampled = measured.is_none();
+        if let Some(measured) = measured.filter(|_| follows) {
+            pipeline.objective.measured(&mut self.memory, &measured).map_err(Error::Run)?;
+        }
+        Ok(())
     }
 
     /// Computes loss and gradient of one forward pass. `draw_index` selects the random numbers of the pass.
     ///
     /// # Errors
-    /// If a plugin panics, the number of losses is not the batch size, or the loss is not finite.
+    /// If a plugin panics, or the number of losses is not the batch size.
     pub fn pass(&self, latents: &Latent, condition: &Condition, random: &Random, draw_index: u64) -> Result<Pass> {
         let train = &self.pipeline.train;
         let process = self.pipeline.process();
@@ -295,12 +419,8 @@ impl Trainer {
             return Err(self.failed(&what));
         }
         let loss = losses.mean() / train.accumulate as f64;
-        let value = f64::from(loss.clone().into_scalar::<f32>());
-        if !value.is_finite() {
-            return Err(self.not_finite(&format!("the loss of {objective}"), self.step + 1));
-        }
-        let mean = |(name, value): (String, Tensor<1>)| (name, f64::from(value.into_scalar::<f32>()));
-        let logged = context.into_log().into_iter().map(mean).collect();
+        let value = loss.clone().inner();
+        let logged = context.into_log();
         let gradients =
             blame::caught(objective, || loss.backward()).map_err(|error| self.failed(&error.to_string()))?;
         Ok((value, GradientsParams::from_grads(gradients, &leaves), logged))
@@ -326,22 +446,28 @@ impl Trainer {
         ))
     }
 
-    /// Saves a checkpoint. A checkpoint of an interruption is temporary: it evicts no older ones, is deleted at the
-    /// next regular save, and is never "best", because its mean loss covers fewer steps. A regular checkpoint without
-    /// the measurements of its step evicts none either: it is saved again when they are complete.
+    /// Saves a checkpoint; rank 0 writes it with the state of all ranks. A checkpoint of an interruption is temporary: it
+    /// evicts no older ones, is deleted at the next regular save, and is never "best", because its mean loss covers fewer
+    /// steps. A regular checkpoint without the measurements of its step evicts none either: it is saved again when they
+    /// are complete.
     fn save(&mut self) -> Result<PathBuf> {
         let path = self.folder.join(checkpoint::file_name(self.step));
         let due = self.unsampled.then(|| (UNSAMPLED.to_string(), 1.0));
         let optimizer = self.optimizer.into_bytes().map_err(|e| Error::Run(format!("optimizer state: {e}")))?;
+        let states = self.ranks().collect(optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()));
+        let average = self.average();
+        if !self.job.is_first() {
+            return Ok(path);
+        }
         let checkpoint = Checkpoint {
             step: self.step,
             document: self.pipeline.document.clone(),
             model: parameters::export(self.online()),
-            ema: self.ema.as_ref().map(parameters::export),
+            ema: average.as_ref().map(parameters::export),
             memory: self.memory.clone().into_iter().chain(due).collect(),
             dataset: self.dataset.clone(),
             losses: self.since_saved,
-            optimizer: optimizer.try_into_vec().unwrap_or_else(|bytes| bytes.to_vec()),
+            optimizer: record::joined(states)?,
         };
         if let Some(name) = checkpoint.not_finite() {
             return Err(self.not_finite(&format!("the weight `{name}`"), self.step));

@@ -1,14 +1,16 @@
 //! Workers, which run the forward passes of one step. All data parallelism is in this file.
 //!
-//! A pass depends only on the weights before the step and on the index of the pass. Gradients are added in the order of
-//! the indices. So every distribution over threads gives the same bits, and the training loop does not depend on it.
+//! A pass depends only on the weights before the step and on the index of the pass. Gradients are added in an order that
+//! depends only on the indices. So every distribution over threads gives the same bits, and the training loop does not
+//! depend on it. [`crate::ranks`] distributes passes over processes.
 
 use crate::error::Result;
 use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
 use std::collections::BTreeMap;
 
-/// Loss, gradient and logged means of one forward pass.
-pub type Pass = (f64, GradientsParams, BTreeMap<String, f64>);
+/// Loss, gradient and logged means of one forward pass. Loss and means stay on the device until the step reads them.
+pub type Pass = (Tensor<1>, GradientsParams, BTreeMap<String, Tensor<1>>);
 
 /// Runs the passes of a step.
 pub trait Workers: Send + Sync {
