@@ -58,6 +58,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Convert(options) => commands::network_file::convert(&options),
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
+        Command::Serve(options) => commands::serve::serve(&options),
         Command::Doctor => commands::doctor::doctor(&plugins),
         Command::Plugin { command } => plugin::run(&command),
         Command::Completions { shell } => {

@@ -16,6 +16,7 @@ pub mod plot;
 mod recorder;
 pub mod report;
 pub mod samples;
+pub mod sampling;
 pub mod session;
 pub mod start;
 pub mod watcher;

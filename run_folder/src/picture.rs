@@ -44,10 +44,19 @@ pub fn grid(images: &Images, columns: usize) -> RgbImage {
 /// # Errors
 /// If the file cannot be written.
 pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    let mut encoded = Cursor::new(Vec::new());
-    picture.write_to(&mut encoded, ImageFormat::Png).map_err(|e| Error::file(path, e.to_string()))?;
     // Encode in memory first: an encoder that writes to a file ignores errors of its last bytes.
-    write_atomically(path, [encoded.into_inner().as_slice()])
+    let encoded = png(picture).map_err(|e| Error::file(path, e.to_string()))?;
+    write_atomically(path, [encoded.as_slice()])
+}
+
+/// Returns a picture as the bytes of a PNG file: what [`save`] writes.
+///
+/// # Errors
+/// If the encoder fails.
+pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+    let mut encoded = Cursor::new(Vec::new());
+    picture.write_to(&mut encoded, ImageFormat::Png).map_err(|e| Error::Run(e.to_string()))?;
+    Ok(encoded.into_inner())
 }
 
 #[cfg(test)]

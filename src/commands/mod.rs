@@ -8,5 +8,6 @@ pub mod inspect;
 pub mod network_file;
 pub mod reference;
 pub mod sample;
+pub mod serve;
 pub mod train;
 pub mod verify;

@@ -11,35 +11,17 @@ use framework::error::{Error, Problem, Result};
 use framework::pipeline::Pipeline;
 use framework::pipeline::images::Request;
 use run_folder::report::Comparison;
-use run_folder::{document, frozen, labels, picture, report, samples, start, weights};
+use run_folder::sampling::{self, OPTIONS, Settings};
+use run_folder::{labels, picture, report, samples, weights};
 use std::fs;
 
 /// Returns the labels that the options request, `count` samples per row. If the captions come from the dataset, opens
 /// it and stores it in `dataset`.
 fn requested(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<Checked>) -> Result<Vec<Label>> {
-    let accepts = pipeline.backbone.accepts();
-    let refuse = |what: &str, at: &str, accepts: &str| Error::from(Problem::new(at, what).accepts(accepts));
-    let text = accepts.condition.is_text();
-    if !options.captions.is_empty() && !text {
-        let accepts = accepts
-            .num_classes()
-            .map_or("no condition option".to_string(), |n| format!("--classes with classes 0 to {}", n - 1));
-        return Err(refuse("the network reads no captions", "--caption", &accepts));
-    }
-    if !options.classes.is_empty() && text {
-        return Err(refuse("the network reads captions and has no classes", "--classes", "--caption TEXT"));
-    }
-    if let Some(class) = options.classes.iter().find(|class| accepts.num_classes().is_none_or(|n| **class >= n)) {
-        let accepts = accepts
-            .num_classes()
-            .map_or("no classes: the network is unconditional".to_string(), |n| format!("classes 0 to {}", n - 1));
-        return Err(refuse(&format!("the network has no class {class}"), "--classes", &accepts));
-    }
-    let rows = if !options.captions.is_empty() {
-        options.captions.iter().cloned().map(Label::Caption).collect()
-    } else if !options.classes.is_empty() {
-        options.classes.iter().copied().map(Label::Class).collect()
-    } else if text {
+    let rows = sampling::rows(pipeline, &options.classes, &options.captions, OPTIONS)?;
+    let rows = if let Some(rows) = rows {
+        rows
+    } else {
         let opened = pipeline.open_data().map_err(|error| {
             Error::failed(Problem::new("", format!("{error}")).fix("name the captions to sample: --caption TEXT"))
         })?;
@@ -49,8 +31,6 @@ fn requested(pipeline: &Pipeline, options: &SampleOptions, dataset: &mut Option<
             return labels::measured(pipeline, opened, rows.len() * options.count.get());
         }
         rows
-    } else {
-        labels::classes(pipeline).unwrap_or(vec![Label::None])
     };
     Ok(labels::grid(&rows, options.count.get()))
 }
@@ -61,30 +41,11 @@ pub fn sample(options: &SampleOptions) -> Outcome {
     outputs::file("--output", &options.output, Some("png"))?;
     options.tensors.iter().try_for_each(|path| outputs::file("--tensors", path, None))?;
     let (_, checkpoint) = weights::checkpoint(&options.from)?;
-    let mut overrides = options.set.clone();
-    overrides.extend(options.scale.map(|scale| format!("/guidance/scale={scale}")));
-    overrides.extend(options.steps.map(|steps| format!("/sampler/steps={steps}")));
     let name = format!("{} (its document)", options.from.display());
-    if let Some(number) = options.guidance {
-        let objective = document::from_text(&checkpoint.document, &[], &name)?.objective;
-        let scale =
-            objective.scale_of_guidance(number).filter(|scale| scale.is_finite() && *scale > 0.0).ok_or_else(|| {
-                Error::from(
-                    Problem::new(
-                        "--guidance",
-                        format!("--guidance {number} has no meaning for a network trained with this objective"),
-                    )
-                    .accepts("an objective with a guidance input (such as gft), and a number whose scale is above 0")
-                    .fix("use --scale"),
-                )
-            })?;
-        overrides.push(format!("/guidance/scale={scale}"));
-    }
-    let mut pipeline = document::from_text(&checkpoint.document, &overrides, &name)?;
-    pipeline.load(&device)?;
-    frozen::load_weak(&mut pipeline, &device)?;
-    start::restore_tokenizer(&mut pipeline, &options.from, &device)?;
-    let network = pipeline.restore(checkpoint.model, &device)?;
+    let settings =
+        Settings { scale: options.scale, guidance: options.guidance, steps: options.steps, set: options.set.clone() };
+    let overrides = settings.overrides(&checkpoint.document, &name, OPTIONS)?;
+    let (pipeline, network) = sampling::load(&options.from, checkpoint, &overrides, &name, &device)?;
     allocator::keep_pages();
     let mut dataset: Option<Checked> = None;
     let labels = requested(&pipeline, options, &mut dataset)?;
