@@ -31,7 +31,7 @@ export function slider({ label, value, min, max, step, help, oninput }) {
   const box = element("input", { type: "number", step: "any", "aria-label": `${label}, as a number`, inputmode: "decimal" });
   const set = (to) => {
     range.value = to;
-    box.value = Number(Number(to).toPrecision(5));
+    box.value = Number(Number(to).toPrecision(4));
   };
   set(value);
   range.addEventListener("input", () => { set(range.value); oninput(Number(range.value)); });

@@ -202,7 +202,31 @@ fn candidates(registry: &Registry, entry: &framework::plugin::Entry, current: &V
             }
         }
     }
+    for candidate in &mut all {
+        for field in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            if let Some(candidate) = candidate.as_object_mut() {
+                candidate.entry(field).or_insert_with(|| plausible(&schema["properties"][field]));
+            }
+        }
+    }
     all
+}
+
+/// Returns a value of a required setting to begin with: within its range, and small.
+fn plausible(schema: &Value) -> Value {
+    let low = schema["minimum"].as_f64().unwrap_or(0.0);
+    let high = schema["maximum"].as_f64().unwrap_or(f64::INFINITY);
+    let kind = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
+    match kind {
+        Some("integer") => Value::from(low.max(1.0).min(high) as u64),
+        Some("number") if high - low <= 10.0 => Value::from((low + high) / 2.0),
+        Some("number") => Value::from(low.max(1.0).min(high)),
+        Some("array") => {
+            let count = schema["minItems"].as_u64().unwrap_or(1).max(1);
+            Value::Array((0..count).map(|_| plausible(&schema["items"])).collect())
+        }
+        _ => Value::Null,
+    }
 }
 
 /// Returns captions of the dataset, or none if it cannot be opened here.
