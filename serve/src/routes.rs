@@ -19,6 +19,7 @@ use axum::response::IntoResponse;
 use axum::response::sse::{KeepAlive, Sse};
 use axum::routing::{get, post};
 use framework::error::{Error, Problem};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -141,7 +142,10 @@ async fn prepare(app: &Arc<App>, request: Request) -> Result<Prepared, Refusal> 
             Problem::new("", "the body is too large, or did not arrive").accepts(format!("at most {MOST_BODY} bytes"));
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, problem)
     })?;
-    let asked: SampleRequest = serde_json::from_slice(&body).map_err(|error| {
+    // A struct could also be written as a list of its values, which nobody means.
+    let members = serde_json::from_slice::<Map<String, Value>>(&body);
+    let asked = members.and_then(|members| serde_json::from_value(Value::Object(members)));
+    let asked: SampleRequest = asked.map_err(|error| {
         let fix = "see SampleRequest in /openapi.json";
         Refusal::new(StatusCode::BAD_REQUEST, Problem::new("", format!("malformed request: {error}")).fix(fix))
     })?;
