@@ -1,6 +1,7 @@
 //! A server in a process of its own, and a client that writes every byte of a request itself.
 
 use serde_json::Value;
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -140,13 +141,20 @@ impl Events {
 }
 
 /// A response.
-#[derive(Debug)]
 pub struct Answer {
     /// Status; 0 if there was no response.
     pub status: u16,
     /// Head, in lower case.
     pub head: String,
     pub body: Vec<u8>,
+}
+
+/// Shows the beginning of the body as text.
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = String::from_utf8_lossy(&self.body[..self.body.len().min(500)]);
+        write!(f, "{}\n\n{body}", self.head)
+    }
 }
 
 impl Answer {
