@@ -73,6 +73,11 @@ pub enum Command {
     /// Draw the samples and trajectories of a network that was trained on points in the plane, over the exact density.
     #[command(after_help = "Example: unguided plane runs/points-dit-gft --scale 2")]
     Plane(PlaneOptions),
+    /// Serve runs as a page to play with, and over HTTP.
+    #[command(after_help = "Example: unguided serve runs/digits-dit-gft runs/digits-dit-cfg\
+            \n\nPrints the address of the page. /openapi.json describes the HTTP interface. Ctrl-C ends the command.\
+            \n\nAnyone who can connect may sample. So the default is to listen on this machine only.")]
+    Serve(ServeOptions),
     /// Check a document. Print it with every default, its parameter count, memory and network evaluations.
     #[command(after_help = "Example: unguided check examples/pipelines/digits-dit-gft.json")]
     Check(CheckOptions),
@@ -393,6 +398,25 @@ pub struct PlaneOptions {
     /// File of the picture (PNG).
     #[arg(long, default_value = "plane.png")]
     pub output: PathBuf,
+    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeOptions {
+    /// Run folders and checkpoints. A run may still train: the page follows it.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Address to listen on. 0.0.0.0 lets other machines connect.
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub host: String,
+    /// Port to listen on; 0 = one that the system chooses.
+    #[arg(long, default_value_t = 7878)]
+    pub port: u16,
+    /// Also answer to this host name, e.g. of a proxy; may be repeated. Addresses and localhost are always accepted.
+    #[arg(long = "allow-host", value_name = "NAME")]
+    pub names: Vec<String>,
     /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
     #[arg(long)]
     pub device: Option<String>,

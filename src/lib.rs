@@ -78,6 +78,7 @@ pub fn execute(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Command::Export(options) => export::export(&options),
         Command::Encode(options) => commands::encode::encode(&options),
         Command::Verify(options) => commands::verify::verify(&options),
+        Command::Serve(options) => commands::serve::serve(&options),
         Command::Doctor => commands::doctor::doctor(&plugins),
         Command::Devices => commands::devices::devices(),
         Command::Plugin { command } => plugin::run(&command),

@@ -50,6 +50,17 @@ pub fn kernel() -> Option<String> {
     read("/proc/sys/kernel/osrelease")
 }
 
+/// Lowers the priority of the calling thread and of the threads that it will start: work next to them, such as a
+/// training, then gets most of the processor. Does nothing where the system has no such priority.
+pub fn lower_priority() {
+    #[cfg(unix)]
+    // SAFETY: the call changes a number of the calling thread and touches no memory. It may fail: the work is then only
+    // less considerate.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
+    }
+}
+
 /// Memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {

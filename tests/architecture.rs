@@ -15,7 +15,7 @@ fn root() -> &'static Path {
 /// Returns the source folder of every crate.
 fn sources() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
-        ["", "framework", "registry", "proofs", "run_folder", "scenes", "allocator", "dylib", "mpi_ranks"]
+        ["", "framework", "registry", "proofs", "run_folder", "serve", "scenes", "allocator", "dylib", "mpi_ranks"]
             .iter()
             .map(|name| root().join(name).join("src"))
             .collect();
@@ -243,6 +243,17 @@ fn the_framework_depends_on_nothing_that_only_tests_proofs_or_pictures_need() {
     ] {
         assert!(!dependencies.contains_key(name), "framework depends on {name}");
     }
-    let ours = ["registry", "proofs", "run_folder", "scenes", "objectives", "samplers", "guidance", "data", "metrics"];
+    let ours = [
+        "registry",
+        "proofs",
+        "run_folder",
+        "serve",
+        "scenes",
+        "objectives",
+        "samplers",
+        "guidance",
+        "data",
+        "metrics",
+    ];
     assert!(ours.iter().all(|name| !dependencies.contains_key(*name)));
 }

@@ -85,10 +85,15 @@ pub fn must_abort() -> bool {
     ABORTABLE.load(SeqCst) > 0 && STOP.load(SeqCst)
 }
 
+/// Unwinds to the nearest [`crate::blame::caught`], which returns [`crate::error::Error::Interrupted`].
+pub(crate) fn abort() -> ! {
+    resume_unwind(Box::new(Interrupted))
+}
+
 /// Ends the sampling or measuring of a training in progress if the process is asked to stop: unwinds to the nearest
 /// [`crate::blame::caught`], which returns [`crate::error::Error::Interrupted`]. Does nothing elsewhere.
 pub fn abort_if_asked() {
     if must_abort() {
-        resume_unwind(Box::new(Interrupted));
+        abort();
     }
 }

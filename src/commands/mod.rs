@@ -19,5 +19,6 @@ pub mod pairs;
 pub mod plane;
 pub mod reference;
 pub mod sample;
+pub mod serve;
 pub mod train;
 pub mod verify;

@@ -10,12 +10,15 @@ use crate::network::condition::Condition;
 use crate::nn::precision::MatmulPrecision;
 use crate::pipeline::Pipeline;
 use crate::plugin::Kind;
-use crate::process::Input;
+use crate::process::path::{self, Prediction};
+use crate::process::{Input, Latent, LatentShape, Process};
 use crate::random::Random;
 use crate::sampling::denoiser::{Denoiser, GuidanceNumbers, Weak};
 use crate::sampling::guidance::Guidance;
 use crate::sampling::sampler::{Sampler, SamplerStep, SeededNoise};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
+use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// A request for samples.
@@ -68,6 +71,27 @@ impl Backbone for Named<'_> {
     }
 }
 
+/// The state of a request after a sampler step.
+pub struct Step<'a> {
+    /// Completed sampler steps of all batches so far.
+    pub done: usize,
+    /// Total sampler steps of all batches.
+    pub all: usize,
+    /// Decodes the estimate; `None` if nobody asked for estimates.
+    estimate: Option<&'a dyn Fn() -> Result<Option<Images>>>,
+}
+
+impl Step<'_> {
+    /// Decodes the current estimate of this batch's images: the clean latent that the last prediction implies, or the
+    /// tokens so far. Returns `None` where a sampler has no estimate, or nobody asked for estimates.
+    ///
+    /// # Errors
+    /// If the tokenizer panics.
+    pub fn estimate(&self) -> Result<Option<Images>> {
+        self.estimate.map_or(Ok(None), |estimate| estimate())
+    }
+}
+
 /// Samples images. Calls `progress` after every sampler step with (completed steps, total steps).
 ///
 /// # Errors
@@ -96,6 +120,35 @@ pub fn sample_from(
     device: &Device,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Sampled> {
+    run(pipeline, network, request, (first, false), device, &mut |step| {
+        progress(step.done, step.all);
+        ControlFlow::Continue(())
+    })
+}
+
+/// Samples images like [`sample`], to the same bits. `report` sees an estimate of the images after every sampler step,
+/// and ends the request by returning `Break`.
+///
+/// # Errors
+/// Like [`sample`]; [`Error::Interrupted`] if `report` ends the request.
+pub fn stream(
+    pipeline: &Pipeline,
+    network: &dyn Backbone,
+    request: &Request<'_>,
+    device: &Device,
+    report: &mut dyn FnMut(&Step<'_>) -> ControlFlow<()>,
+) -> Result<Sampled> {
+    run(pipeline, network, request, (0, true), device, report)
+}
+
+fn run(
+    pipeline: &Pipeline,
+    network: &dyn Backbone,
+    request: &Request<'_>,
+    (first, estimates): (usize, bool),
+    device: &Device,
+    report: &mut dyn FnMut(&Step<'_>) -> ControlFlow<()>,
+) -> Result<Sampled> {
     let process = pipeline.process();
     let network = Named { network, name: pipeline.name(Kind::Backbone), precision: request.matmul_precision };
     let drawing = format!("{} under {}", pipeline.name(Kind::Sampler), pipeline.name(Kind::Guidance));
@@ -119,8 +172,13 @@ pub fn sample_from(
     let mut nfe = 0;
     for (batch, labels) in request.labels.chunks(request.batch_size).enumerate() {
         let condition = pipeline.condition(labels)?;
+        let seen: RefCell<Option<(Input, Tensor<3>)>> = RefCell::new(None);
+        let listener = |input: &Input, prediction: &Tensor<3>| {
+            seen.replace(Some((input.clone(), prediction.clone())));
+        };
         let mut model = Denoiser::new(&network, &*process, request.guidance, numbers, &condition, &shape)
             .with_codec(pipeline.tokenizer.codec())
+            .with_listener(estimates.then_some(&listener))
             .with_weak(weak);
         let mut noise = SeededNoise {
             random: Random::new(request.seed),
@@ -130,11 +188,26 @@ pub fn sample_from(
             dtype: DType::F32,
             device: device.clone(),
         };
-        let mut observer = |at: &SamplerStep<'_>| progress(batch * at.steps + at.step, batches * at.steps);
+        let mut observer = |at: &SamplerStep<'_>| {
+            let estimate = || {
+                let latent = seen
+                    .borrow()
+                    .as_ref()
+                    .and_then(|(input, prediction)| estimated(&*process, &shape, input, prediction));
+                let Some(latent) = latent.or_else(|| at.state.cloned().map(Latent::Values)) else { return Ok(None) };
+                let values = values(pipeline.decode(latent, image)?)?;
+                let mut images = Images::none(image);
+                images.extend(values, labels);
+                Ok(Some(images))
+            };
+            let (done, all) = (batch * at.steps + at.step, batches * at.steps);
+            if report(&Step { done, all, estimate: estimates.then_some(&estimate) }).is_break() {
+                interrupt::abort();
+            }
+        };
         let latent = blame::caught(&drawing, || request.sampler.sample(&mut model, &mut noise, &mut observer))?;
         nfe = model.nfe();
-        let decoded = pipeline.decode(latent, image)?;
-        let values = decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?;
+        let values = values(pipeline.decode(latent, image)?)?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             let sample = first + batch * request.batch_size + bad / images.width();
             let why = match request.matmul_precision {
@@ -148,4 +221,30 @@ pub fn sample_from(
         images.extend(values, labels);
     }
     Ok(Sampled { images, nfe, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// Returns the elements of decoded images as f32.
+fn values(decoded: Tensor<4>) -> Result<Vec<f32>> {
+    decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))
+}
+
+/// Returns the latent that a prediction implies: the clean latent of a continuous process, or the tokens that the
+/// network has read, with token 0 at all later positions. `None` for the other processes.
+fn estimated(process: &dyn Process, shape: &LatentShape, input: &Input, prediction: &Tensor<3>) -> Option<Latent> {
+    match (input, process.path()) {
+        (Input::Noisy { x_t, t }, Some(path)) => {
+            let prediction = prediction.clone().narrow(2, 0, shape.channels);
+            let x = path::convert(process.prediction(), Prediction::X, prediction, x_t.clone(), path.at(t[0]));
+            Some(Latent::Values(x))
+        }
+        (Input::Tokens { ids }, _) => {
+            let ([batch, known], all) = (ids.dims(), shape.positions());
+            if known >= all {
+                return Some(Latent::Ids(ids.clone().narrow(1, 0, all)));
+            }
+            let later = Tensor::<2, Int>::zeros([batch, all - known], &ids.device());
+            Some(Latent::Ids(Tensor::cat(vec![ids.clone(), later], 1)))
+        }
+        _ => None,
+    }
 }

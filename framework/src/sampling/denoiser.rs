@@ -40,6 +40,9 @@ pub struct Weak<'a> {
     pub numbers: GuidanceNumbers<'a>,
 }
 
+/// Receives the input and the guided prediction, `[B, position, channel]`, of each evaluation.
+pub type Listener<'a> = &'a dyn Fn(&Input, &Tensor<3>);
+
 /// A network with a guidance rule and a condition, for a sampler to evaluate. Counts network evaluations.
 pub struct Denoiser<'a> {
     main: &'a dyn Backbone,
@@ -51,6 +54,7 @@ pub struct Denoiser<'a> {
     condition: &'a Condition,
     shape: LatentShape,
     codec: Option<&'a dyn LevelCodec>,
+    listener: Option<Listener<'a>>,
     caches: Option<BTreeMap<Vec<&'static str>, Cache>>,
     progress: Option<f64>,
     evaluations: usize,
@@ -79,6 +83,7 @@ impl<'a> Denoiser<'a> {
             condition,
             shape: shape.clone(),
             codec: None,
+            listener: None,
             caches: None,
             progress: None,
             evaluations: 0,
@@ -89,6 +94,12 @@ impl<'a> Denoiser<'a> {
     /// Sets the codec that turns the tokens of a pyramid's levels into the features of the next level.
     pub fn with_codec(mut self, codec: Option<&'a dyn LevelCodec>) -> Self {
         self.codec = codec;
+        self
+    }
+
+    /// Sets a listener to every evaluation. It keeps what it receives alive, so a sampler then cannot reuse that memory.
+    pub fn with_listener(mut self, listener: Option<Listener<'a>>) -> Self {
+        self.listener = listener;
         self
     }
 
@@ -170,6 +181,14 @@ impl<'a> Denoiser<'a> {
     /// without hooks run as one batch if possible. With caching ([`Denoiser::keep`]), predicts only the positions that
     /// no branch has read before.
     pub fn evaluate(&mut self, input: &Input, progress: f64) -> Guided {
+        let guided = self.guided(input, progress);
+        if let Some(listener) = self.listener {
+            listener(input, &guided.prediction);
+        }
+        guided
+    }
+
+    fn guided(&mut self, input: &Input, progress: f64) -> Guided {
         let t = match input {
             Input::Noisy { t, .. } => t[0],
             _ => 1.0 - progress,
