@@ -24,7 +24,6 @@ mod linked;
 mod memory;
 mod outputs;
 mod plugin;
-mod sampling_arguments;
 mod self_test;
 mod signals;
 mod system;

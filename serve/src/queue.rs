@@ -168,6 +168,8 @@ struct Loaded {
     changed: Option<SystemTime>,
     pipeline: Pipeline,
     network: BoxBackbone,
+    /// Names of the classes, if they have names.
+    class_names: Option<Vec<String>>,
 }
 
 /// The networks in memory, the most recently used one last.
@@ -190,10 +192,11 @@ impl Networks {
                     self.loaded.remove(0);
                 }
                 let checkpoint = Checkpoint::load_for_sampling(path)?;
+                let class_names = checkpoint.dataset.as_ref().and_then(|facts| facts.class_names.clone());
                 let from = if prepared.run.is_dir() { &prepared.run } else { path };
                 let (pipeline, network) = sampling::load(from, checkpoint, &[], &prepared.name, &self.device)?;
                 allocator::keep_pages();
-                Loaded { path: path.clone(), changed, pipeline, network }
+                Loaded { path: path.clone(), changed, pipeline, network, class_names }
             }
         };
         self.loaded.push(loaded);
@@ -212,6 +215,7 @@ impl Networks {
         }
         let device = self.device.clone();
         let loaded = self.get(&prepared)?;
+        let names = loaded.class_names.as_deref();
         let Prepared { pipeline, labels, columns, seed, .. } = prepared;
         let request = Request {
             labels,
@@ -234,7 +238,7 @@ impl Networks {
             // The result follows the last step at once.
             if elapsed >= next && step.done < step.all {
                 let estimate = step.estimate().ok().flatten();
-                let encoded = estimate.and_then(|images| picture::png(&picture::grid(&images, columns)).ok());
+                let encoded = estimate.and_then(|images| picture::png(&picture::grid(&images, columns, names)).ok());
                 picture = encoded.map(Arc::new).or(picture);
                 // Estimates take at most a quarter of the time, however slow the tokenizer is.
                 let cost = begin.elapsed() - elapsed;
@@ -250,7 +254,7 @@ impl Networks {
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem));
         }
         let sampled = sampled?;
-        let png = picture::png(&picture::grid(&sampled.images, columns))?;
+        let png = picture::png(&picture::grid(&sampled.images, columns, names))?;
         Ok(Drawn { png, nfe: sampled.nfe, seconds: sampled.seconds })
     }
 }

@@ -6,7 +6,7 @@ mod network;
 mod real;
 mod results;
 
-use crate::sampling_arguments::EvaluateOptions;
+use crate::arguments::EvaluateOptions;
 use crate::{Outcome, device};
 use run_folder::evaluation::inputs::Subject;
 

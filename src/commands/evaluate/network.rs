@@ -4,7 +4,7 @@ use crate::commands::evaluate::real::{Real, no_effect};
 use crate::commands::evaluate::{real, results};
 use crate::console::{self, Console};
 use crate::generator::{self, Generator};
-use crate::sampling_arguments::EvaluateOptions;
+use crate::arguments::EvaluateOptions;
 use crate::{Outcome, outputs};
 use framework::burn::tensor::Device;
 use framework::checkpoint;

@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::console;
-use crate::sampling_arguments::EvaluateOptions;
+use crate::arguments::EvaluateOptions;
 use framework::error::{Error, Problem};
 use run_folder::evaluation::evaluate::{Evaluation, Times, table};
 use run_folder::evaluation::sweep::{Measured, Point, label};

@@ -1,10 +1,18 @@
-//! The command-line arguments of `unguided`. The doc comments here are the `--help` texts.
+//! The command-line arguments of `unguided`; their doc comments are the `--help` texts. Change an option here or in the
+//! file of its group, and its use in the command's file in `commands/`.
+
+mod document;
+mod files;
+mod runs;
+mod sampling;
+
+pub use document::DocumentOptions;
+pub use files::{ConvertOptions, EncodeOptions, ExportLayout, ExportOptions, ExportWeights, Float, ForwardOptions};
+pub use runs::{CompareOptions, CostOptions, PlaneOptions, SampleOptions, ServeOptions};
+pub use sampling::{EvaluateOptions, SamplingOptions};
 
 use crate::init::options::{AdaptOptions, InitOptions};
-use crate::sampling_arguments::{EvaluateOptions, SamplingOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// Train any visual-generation backbone with any guidance objective, from one JSON document.
@@ -268,15 +276,6 @@ pub enum PluginKind {
 
 /// A document and its overrides.
 #[derive(Debug, Args)]
-pub struct DocumentOptions {
-    /// The pipeline document.
-    pub pipeline: PathBuf,
-    /// Override one value by JSON pointer; may be repeated.
-    #[arg(long = "set", value_name = "/POINTER=VALUE")]
-    pub set: Vec<String>,
-}
-
-#[derive(Debug, Args)]
 pub struct TrainOptions {
     #[command(flatten)]
     pub document: DocumentOptions,
@@ -296,163 +295,6 @@ pub struct TrainOptions {
     /// and 20 median steps].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub step_timeout: Option<u64>,
-}
-
-#[derive(Debug, Args)]
-pub struct SampleOptions {
-    /// A run folder or a checkpoint.
-    #[arg(value_name = "RUN", required_unless_present = "from")]
-    pub run: Option<PathBuf>,
-    /// Sample a picture again that `sample` wrote, with the request in its text chunks. RUN is only needed if the run
-    /// was moved.
-    #[arg(
-        long,
-        value_name = "PICTURE",
-        conflicts_with_all = [
-            "classes", "captions", "count", "seed", "scale", "guidance", "steps", "set", "batch_size",
-            "matmul_precision", "images", "metrics",
-        ]
-    )]
-    pub from: Option<PathBuf>,
-    /// Classes to sample, by number or by name, e.g. 0,1,2 or cat,dog [default: all].
-    #[arg(long, value_delimiter = ',')]
-    pub classes: Vec<String>,
-    /// A caption to sample; may be repeated [default: the first captions of the dataset].
-    #[arg(long = "caption", value_name = "TEXT", conflicts_with = "classes")]
-    pub captions: Vec<String>,
-    /// Images per class or caption.
-    #[arg(long, default_value = "8")]
-    pub count: NonZeroUsize,
-    #[command(flatten)]
-    pub sampling: SamplingOptions,
-    /// File of the sample grid (PNG).
-    #[arg(long, default_value = "samples.png")]
-    pub output: PathBuf,
-    /// Also write each image as its own PNG file to this empty or new folder, with its caption in a text file of the
-    /// same number.
-    #[arg(long, value_name = "FOLDER")]
-    pub images: Option<PathBuf>,
-    /// Also write all images (x [N,C,H,W]) and classes (y [N]) to this safetensors file.
-    #[arg(long, value_name = "FILE")]
-    pub tensors: Option<PathBuf>,
-    /// Also write all images (arr_0 uint8 [N,H,W,3]) and classes (arr_1 int64 [N]) to this .npz file, as the evaluator of
-    /// arXiv:2105.05233 reads it.
-    #[arg(long, value_name = "FILE")]
-    pub npz: Option<PathBuf>,
-    /// Measure the document's metrics on the samples.
-    #[arg(long)]
-    pub metrics: bool,
-    /// Device, by the names that `devices` lists [default: the best one present].
-    #[arg(long)]
-    pub device: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct CompareOptions {
-    /// Folders of runs or of sweeps. A single run gets its report.
-    #[arg(required = true, value_name = "FOLDER")]
-    pub folders: Vec<PathBuf>,
-    /// The page to write (HTML). It needs no other file and no network.
-    #[arg(long, value_name = "FILE", default_value = "compare.html")]
-    pub out: PathBuf,
-    /// Also write the content as JSON.
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Also write the content as CSV, one value per line.
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Samples per class or caption that each of two or more runs generates from the same noise; 0 = none.
-    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=64))]
-    pub samples: u32,
-    /// Guidance scales of the samples, e.g. 1,2,4 [default: the scale of each run's document].
-    #[arg(long, value_delimiter = ',')]
-    pub scales: Vec<f64>,
-    /// Seed of the samples.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Device of the samples: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one
-    /// present].
-    #[arg(long)]
-    pub device: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct PlaneOptions {
-    /// A run folder or a checkpoint of dataset gaussian_mixture, two_moons or spirals.
-    pub from: PathBuf,
-    /// Samples per class.
-    #[arg(long, default_value = "500")]
-    pub count: NonZeroUsize,
-    /// Trajectories per class.
-    #[arg(long, default_value_t = 20)]
-    pub trajectories: usize,
-    /// Seed of the noise.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Guidance scale; sets /guidance/scale.
-    #[arg(long)]
-    pub scale: Option<f64>,
-    /// Override one value of the checkpoint's document; may be repeated.
-    #[arg(long = "set", value_name = "/POINTER=VALUE")]
-    pub set: Vec<String>,
-    /// File of the picture (PNG).
-    #[arg(long, default_value = "plane.png")]
-    pub output: PathBuf,
-    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
-    #[arg(long)]
-    pub device: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct ServeOptions {
-    /// Run folders and checkpoints. A run may still train: the page follows it.
-    #[arg(required = true, value_name = "RUN")]
-    pub runs: Vec<PathBuf>,
-    /// Address to listen on. 0.0.0.0 lets other machines connect.
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
-    pub host: String,
-    /// Port to listen on; 0 = one that the system chooses.
-    #[arg(long, default_value_t = 7878)]
-    pub port: u16,
-    /// Also answer to this host name, e.g. of a proxy; may be repeated. Addresses and localhost are always accepted.
-    #[arg(long = "allow-host", value_name = "NAME")]
-    pub names: Vec<String>,
-    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
-    #[arg(long)]
-    pub device: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct EncodeOptions {
-    #[command(flatten)]
-    pub document: DocumentOptions,
-    /// Folder for the latent files.
-    #[arg(long, value_name = "FOLDER")]
-    pub output: PathBuf,
-    /// Items per file.
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
-    pub shard: u32,
-    /// Float type of the latents. f16: 11 significant bits, at most 65,504. bf16: 8 significant bits. f32: exact.
-    #[arg(long, value_enum, default_value_t = Float::F16)]
-    pub dtype: Float,
-    /// Also encode each image mirrored [default: only if the dataset mirrors its images].
-    #[arg(long)]
-    pub flip: bool,
-    /// Images per batch.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch_size: u32,
-    /// Device, by the names that `devices` lists [default: the best one present].
-    #[arg(long)]
-    pub device: Option<String>,
-}
-
-/// Float types of latent files.
-#[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Float {
-    F32,
-    F16,
-    Bf16,
 }
 
 #[derive(Debug, Args)]
@@ -476,47 +318,6 @@ pub struct CheckOptions {
 }
 
 #[derive(Debug, Args)]
-pub struct CostOptions {
-    /// The pipeline documents. Libraries that they list as `plugins` are loaded for the first document only.
-    #[arg(required = true, value_name = "DOCUMENT")]
-    pub documents: Vec<PathBuf>,
-    /// Override one value of every document by JSON pointer; may be repeated.
-    #[arg(long = "set", value_name = "/POINTER=VALUE")]
-    pub set: Vec<String>,
-    /// Measured steps per document.
-    #[arg(long, default_value = "20")]
-    pub steps: NonZeroUsize,
-    /// Device: cpu, cuda:N or vulkan:N (a GPU needs a build with that feature) [default: the best one present].
-    #[arg(long)]
-    pub device: Option<String>,
-    /// Train one document and print the peak memory of this process.
-    #[arg(long, hide = true)]
-    pub alone: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct ForwardOptions {
-    /// The pipeline document. Only its backbone or its tokenizer is used.
-    #[arg(long)]
-    pub pipeline: PathBuf,
-    /// Run the tokenizer instead of the backbone.
-    #[arg(long)]
-    pub tokenizer: bool,
-    /// Official (.pt, .pth, .ckpt, .safetensors) or native weights. With --tokenizer, sets /tokenizer/path.
-    #[arg(long, required_unless_present = "tokenizer")]
-    pub checkpoint: Option<PathBuf>,
-    /// File of the input tensors.
-    #[arg(long)]
-    pub input: PathBuf,
-    /// File to write the output tensors to.
-    #[arg(long)]
-    pub output: PathBuf,
-    /// Device, by the names that `devices` lists [default: the best one present].
-    #[arg(long)]
-    pub device: Option<String>,
-}
-
-#[derive(Debug, Args)]
 pub struct VerifyOptions {
     /// Objectives, by name or as JSON entries [default: all, with the variants shown in their schemas].
     #[arg(value_name = "NAME")]
@@ -537,85 +338,4 @@ pub struct VerifyOptions {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct ExportOptions {
-    /// A run folder or a checkpoint.
-    pub from: PathBuf,
-    /// Layout to write.
-    #[arg(long, value_enum)]
-    pub to: ExportLayout,
-    /// Folder to write: a new or empty one.
-    pub folder: PathBuf,
-    /// Weights to write. A run without an average has online weights only.
-    #[arg(long, value_enum, default_value_t = ExportWeights::Ema)]
-    pub weights: ExportWeights,
-    /// Fold this guidance scale into the weights. The network then has no guidance input, and every program samples the
-    /// scale in one pass.
-    #[arg(long)]
-    pub scale: Option<f64>,
-    /// Override one value of the checkpoint's document, e.g. /tokenizer/path=vae; may be repeated.
-    #[arg(long = "set", value_name = "/POINTER=VALUE")]
-    pub set: Vec<String>,
-    /// Replace an earlier export. A folder with other files is never replaced.
-    #[arg(long)]
-    pub force: bool,
-}
-
-/// Layouts that `export` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExportLayout {
-    Diffusers,
-    Compvis,
-    Official,
-    Lora,
-    Safetensors,
-}
-
-impl ExportLayout {
-    /// Returns the value of `--to`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Diffusers => "diffusers",
-            Self::Compvis => "compvis",
-            Self::Official => "official",
-            Self::Lora => "lora",
-            Self::Safetensors => "safetensors",
-        }
-    }
-}
-
-/// Weights of a checkpoint that `export` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExportWeights {
-    /// The exponential moving average.
-    Ema,
-    /// The weights in training.
-    Online,
-}
-
-#[derive(Debug, Args)]
-pub struct ConvertOptions {
-    /// The pipeline document. Its backbone, tokenizer or conditioner describes the weights.
-    #[arg(long)]
-    pub pipeline: PathBuf,
-    /// Convert the weights of the tokenizer.
-    #[arg(long)]
-    pub tokenizer: bool,
-    /// Convert the weights of the conditioner.
-    #[arg(long, conflicts_with = "tokenizer")]
-    pub conditioner: bool,
-    /// Format to write: native, official, or another published format such as diffusers or compvis
-    /// [default: official for a native checkpoint, native for an official file].
-    #[arg(long, value_name = "FORMAT")]
-    pub to: Option<String>,
-    /// Overwrite an existing output file.
-    #[arg(long)]
-    pub force: bool,
-    /// File to read, or the folder of a diffusers pipeline.
-    pub input: PathBuf,
-    /// File to write. Its ending selects the container: .safetensors, or .pt, .pth, .ckpt or .bin as torch.save writes
-    /// them. A native checkpoint is always .safetensors.
-    pub output: PathBuf,
 }
