@@ -1,4 +1,5 @@
 //! `cost`: measures time and memory of a training step of several documents, relative to the document of `cfg`.
+//! How pipelines take turns can change in `turns` alone; the table and its published figures are in this file.
 
 mod turns;
 
