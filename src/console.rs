@@ -163,8 +163,8 @@ impl Watcher for Console {
 /// Returns the layout of a progress bar on a terminal with this many columns.
 fn layout(columns: usize) -> &'static str {
     match columns {
-        90.. => "{prefix} {bar:32} {pos}/{len}  {msg}  {eta} left",
-        60.. => "{prefix} {wide_bar} {pos}/{len} {msg} {eta}",
+        110.. => "{prefix} {bar:32} {pos}/{len}  {msg}  {eta} left",
+        70.. => "{prefix} {wide_bar} {pos}/{len} {msg} {eta}",
         30.. => "{prefix} {wide_bar} {percent}% {eta}",
         _ => "{percent}% {eta}",
     }
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_progress_bar_fits_its_terminal() {
-        for columns in [12, 20, 30, 45, 59, 60, 80, 90, 200] {
+        for columns in [12, 20, 30, 45, 69, 70, 90, 110, 200] {
             let drawn = Arc::new(Mutex::new(String::new()));
             let target = ProgressDrawTarget::term_like(Box::new(Narrow(columns, drawn.clone())));
             let bar = ProgressBar::with_draw_target(Some(100_000), target);

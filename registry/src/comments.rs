@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn comments_and_trailing_commas_become_spaces() {
         for (text, expected) in [
-            ("{\"a\": 1, // é\n}", "{\"a\": 1        \n}"),
+            ("{\"a\": 1, // é\n}", "{\"a\": 1       \n}"),
             ("[1, /* two\nlines */ 2,]", "[1,       \n         2 ]"),
             ("[[1,],\n {},]", "[[1 ],\n {} ]"),
             ("{\"a\": \"// no /* comment */\",}", "{\"a\": \"// no /* comment */\" }"),

@@ -269,12 +269,12 @@ fn wrong_values_are_reported_with_the_accepted_ones() {
 fn text_that_is_not_json_is_located() {
     let said = |text: &str| show(&REGISTRY.parse(text).unwrap_err());
     assert_snapshot!(said("{\n  \"data\": { \"size\": 8,, }\n}"), @r#"
-    error: not JSON: key must be a string at line 2 column 24
+    error: not JSON: key must be a string at line 2 column 23
       at       p.json  /data
     "#);
     // Comments keep the location of what follows them.
     assert_snapshot!(said("// 8 pixels\n{ /* é */ \"data\": { \"size\": x } }"), @r#"
-    error: not JSON: expected value at line 2 column 33
+    error: not JSON: expected value at line 2 column 30
       at       p.json  /data/size
     "#);
     assert_snapshot!(said("{\n  /* \"data\": 1\n}"), @r#"

@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn text_outside_the_picture_is_cut() {
-        let mut picture = RgbImage::new(30, 10);
+        let mut picture = RgbImage::new(30, 20);
         write(&mut picture, [20, 2], "wide 🙂 名", Rgb([255; 3]));
         assert!(picture.pixels().any(|pixel| pixel[0] > 128));
         write(&mut picture, [500, 500], "outside", Rgb([255; 3]));
