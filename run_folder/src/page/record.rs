@@ -189,8 +189,8 @@ impl Record {
         samples_per_step(&self.document)
     }
 
-    /// Reads the final sample grid, and at most `most` grids that were written during training, evenly spread. Files
-    /// that are missing are left out.
+    /// Reads the final sample grid, or the newest one of an unfinished run. Also reads at most `most` of the other grids
+    /// that were written during training, evenly spread. Files that are missing are left out.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -207,11 +207,16 @@ impl Record {
             }
         }
         found.sort();
+        let last = self.path.join("samples.png");
+        // The newest grid of an unfinished run takes the place of the final one.
+        let first = match last.exists() {
+            true => Some((None, last)),
+            false => found.pop(),
+        };
         let chosen = framework::data::loader::spread(found.len(), most);
-        let mut chosen: Vec<_> = chosen.into_iter().map(|index| found[index].clone()).collect();
-        chosen.insert(0, (None, self.path.join("samples.png")));
+        let chosen: Vec<_> = chosen.into_iter().map(|index| found[index].clone()).collect();
         let mut grids = Vec::new();
-        for (step, path) in chosen {
+        for (step, path) in first.into_iter().chain(chosen) {
             match fs::read(&path) {
                 Ok(png) => grids.push(Grid { step, png }),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -300,5 +305,13 @@ mod tests {
         assert_eq!((run.seconds, run.seconds_per_step), (15.0, Some(0.75)));
         assert_eq!(run.setting("/train/seed").as_deref(), Some("3"));
         assert!(run.grids(4).unwrap().is_empty());
+        fs::create_dir(folder.path().join("samples")).unwrap();
+        for step in [10, 20, 30] {
+            fs::write(folder.path().join(format!("samples/step-{step:09}.png")), "").unwrap();
+        }
+        let steps = || run.grids(4).unwrap().iter().map(|grid| grid.step).collect::<Vec<_>>();
+        assert_eq!(steps(), [Some(30), Some(10), Some(20)]);
+        fs::write(folder.path().join("samples.png"), "").unwrap();
+        assert_eq!(steps(), [None, Some(10), Some(20), Some(30)]);
     }
 }

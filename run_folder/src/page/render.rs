@@ -219,8 +219,8 @@ fn pictures(run: &Record) -> Result<Vec<Picture>> {
     let mut found = Vec::new();
     for Grid { step, png } in run.grids(MOST_GRIDS)? {
         let title = match step {
-            Some(step) => format!("step {}", thousands(step)),
-            None => "Samples after the last step".to_string(),
+            Some(step) => format!("After step {}.", thousands(step)),
+            None => "After the last step.".to_string(),
         };
         if step.is_some() {
             let Some(rest) = left.checked_sub(png.len()) else { continue };
