@@ -9,6 +9,7 @@ use framework::pipeline::Pipeline;
 use framework::plugin::Kind;
 use registry::library;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A metric, with its name in messages.
@@ -74,19 +75,32 @@ fn feed<T>(
     Ok(())
 }
 
-/// Accumulates real images for several metrics.
+/// Accumulates real images for several metrics. Metrics with the same statistics share one copy.
 pub struct References {
     parts: Vec<(String, Result<Box<dyn Reference>, Failure>)>,
+    /// Index of the part of each metric.
+    of: Vec<usize>,
 }
 
 impl References {
-    /// Starts one reference per metric.
+    /// Starts one reference per kind of statistics.
     ///
     /// # Errors
     /// If a training that measures is asked to stop.
     pub fn new(metrics: &[Named<'_>]) -> Result<Self> {
-        let start = |m: &Named<'_>| Ok((m.name.to_string(), attempt(m.name, || Ok(m.metric.reference()))?));
-        Ok(Self { parts: metrics.iter().map(start).collect::<Result<_>>()? })
+        let (mut parts, mut of) = (Vec::new(), Vec::new());
+        let mut known: BTreeMap<String, usize> = BTreeMap::new();
+        for m in metrics {
+            let statistics = m.metric.statistics();
+            if let Some(index) = statistics.as_ref().and_then(|name| known.get(name)) {
+                of.push(*index);
+                continue;
+            }
+            known.extend(statistics.map(|name| (name, parts.len())));
+            of.push(parts.len());
+            parts.push((m.name.to_string(), attempt(m.name, || Ok(m.metric.reference()))?));
+        }
+        Ok(Self { parts, of })
     }
 
     /// Adds a batch of real images.
@@ -106,7 +120,8 @@ impl References {
             Ok(reference) => attempt(&name, || Ok(Arc::new(reference.finish()?))),
             Err(failure) => Ok(Err(failure)),
         };
-        self.parts.into_iter().map(finish).collect()
+        let finished = self.parts.into_iter().map(finish).collect::<Result<Vec<_>>>()?;
+        Ok(self.of.into_iter().map(|index| finished[index].clone()).collect())
     }
 }
 
