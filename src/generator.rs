@@ -1,7 +1,7 @@
 //! A trained network with the settings of its samples, as `sample` and `evaluate` open it.
 
-use crate::memory;
 use crate::arguments::SamplingOptions;
+use crate::memory;
 use framework::burn::tensor::{Device, TensorData};
 use framework::checkpoint::{self, Checkpoint};
 use framework::data::dataset::Label;

@@ -2,8 +2,6 @@
 
 use crate::binding::Binding;
 use crate::environment::Environment;
-use crate::evaluation::measuring;
-use crate::evaluation::needs::{Given, unmet};
 use crate::evaluator::MetricEvaluator;
 use crate::folder::RunFolder;
 use crate::page::record::Facts;
@@ -19,8 +17,8 @@ use framework::checkpoint::facts::DatasetFacts;
 use framework::data::dataset::{Dataset, facts};
 use framework::error::{Error, Problem, Result};
 use framework::network::backbone::BoxBackbone;
+use framework::pipeline::Pipeline;
 use framework::pipeline::captions::Encodable;
-use framework::pipeline::{MOST_VALUES, Pipeline};
 use framework::ranks::job::Job;
 use framework::ranks::messages;
 use framework::training::events::{End, Evaluator, Events, StepReport};
@@ -105,8 +103,7 @@ pub fn train_in_job(
     pipeline.load(device)?;
     pipeline.load_metrics(device)?;
     let dataset = pipeline.open_data()?;
-    opened::check(&pipeline, &dataset.info())?;
-    measurable(&pipeline, &dataset)?;
+    opened::check(&pipeline, &dataset)?;
     for warning in dataset.warnings() {
         watcher.say(&format!("warning: {warning}"));
     }
@@ -234,16 +231,6 @@ fn resumed(
         watcher.say(&format!("moved later checkpoints to {}", aside.display()));
     }
     Ok(Some(checkpoint))
-}
-
-/// Refuses metrics whose needs the opened dataset does not meet. `check` has refused what the document alone shows.
-fn measurable(pipeline: &Pipeline, dataset: &dyn Dataset) -> Result<()> {
-    let (names, info) = (measuring::names(pipeline), dataset.info());
-    let samples = pipeline.train.samples_to_measure(info.num_classes);
-    let real = dataset.len().min(MOST_VALUES / pipeline.image_shape().iter().product::<usize>());
-    let given = Given::with_labels_of(&info, pipeline.image_shape(), (samples, "/train/metric_samples"), real);
-    let problems = unmet(&measuring::named(pipeline, &names), &given, "/metrics");
-    if problems.is_empty() { Ok(()) } else { Err(Error::Input(problems)) }
 }
 
 /// Refuses a dataset that differs from the dataset of the run, unless the user accepts the change.

@@ -3,6 +3,7 @@
 use crate::catalog::{Catalog, Entry, Run};
 use crate::limits::{MOST_CAPTIONS, MOST_IMAGES};
 use crate::request::{document_name, document_of};
+use framework::data::dataset::Label;
 use framework::error::Result;
 use framework::pipeline::Pipeline;
 use framework::plugin::Kind;
@@ -235,5 +236,9 @@ fn captions(pipeline: &Pipeline) -> Vec<String> {
         return Vec::new();
     }
     let rows = pipeline.open_data().and_then(|data| labels::rows(pipeline, &data)).unwrap_or_default();
-    labels::names(&rows).take(MOST_CAPTIONS[0].min(4)).map(String::from).collect()
+    let caption = |label: Label| match label {
+        Label::Caption(caption) => Some(caption),
+        _ => None,
+    };
+    rows.into_iter().filter_map(caption).take(MOST_CAPTIONS[0].min(4)).collect()
 }

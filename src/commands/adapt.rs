@@ -49,6 +49,7 @@ pub fn adapt(options: &AdaptOptions) -> Outcome {
         resume_from: None,
         accept_data_change: false,
         device: options.device.clone(),
+        step_timeout: None,
     })?;
     compare(&document, &run, &device)?;
     network_file::convert(&ConvertOptions {

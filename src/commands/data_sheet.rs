@@ -57,9 +57,9 @@ pub fn open(mut pipeline: Pipeline, sheet: &Path) -> Result<(Pipeline, Found)> {
     let device = Device::flex();
     let dataset = pipeline.open_data()?;
     let info = dataset.info();
-    opened::check(&pipeline, &info)?;
+    opened::check(&pipeline, &dataset)?;
     // A conditioner checks the captions, and a tokenizer decodes latents to show them.
-    if pipeline.conditioner.is_some() || matches!(info.items, ItemKind::Latents { .. }) {
+    if pipeline.conditioner.is_some() || !matches!(info.items, ItemKind::Images(_)) {
         pipeline.load(&device)?;
     }
     let pipeline = Arc::new(pipeline);
@@ -115,7 +115,7 @@ fn write_sheet(pipeline: &Pipeline, dataset: &dyn Dataset, device: &Device, path
         let Ok(item) = dataset.get(index, &random, epoch) else { continue };
         let values = match info.items {
             ItemKind::Images(_) => item.values,
-            ItemKind::Latents { .. } => {
+            ItemKind::Latents { .. } | ItemKind::Tokens(_) => {
                 let batch = Batch { values: item.values, labels: vec![item.label.clone()], skipped: Vec::new() };
                 let decoded = pipeline.decode(pipeline.latents(&batch, &info, device)?, shape)?;
                 decoded.try_into_vec_as::<f32>().map_err(|e| Error::Run(format!("{e:?}")))?

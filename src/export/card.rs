@@ -6,7 +6,7 @@ use framework::nn::parameters;
 use framework::pipeline::Pipeline;
 use framework::plugin::Kind;
 use registry::Registry;
-use run_folder::report::thousands;
+use run_folder::page::numbers::thousands;
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;

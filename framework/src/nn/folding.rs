@@ -14,8 +14,9 @@ pub fn fold_projection(weights: &mut BTreeMap<String, TensorData>, embedder: &st
     add_to_bias(weights, &format!("{embedder}.mlp_0.bias"), &added)
 }
 
-/// Folds the embedding that the embedder at `guidance` computes from the sinusoids of a guidance number into the last
-/// bias of the embedder at `embedder`, and removes the former. Returns `None` if a parameter is missing.
+/// Folds the embedding that the embedder at `guidance`, of two or three layers, computes from the sinusoids of a
+/// guidance number into the last bias of the embedder at `embedder`, and removes the former. Returns `None` if a
+/// parameter is missing.
 pub fn fold_embedding(
     weights: &mut BTreeMap<String, TensorData>,
     [guidance, embedder]: [&str; 2],
@@ -23,11 +24,16 @@ pub fn fold_embedding(
 ) -> Option<()> {
     let mut take = |name: &str| weights.remove(&format!("{guidance}.{name}"));
     let [first, first_bias] = [take("mlp_0.weight")?, take("mlp_0.bias")?];
-    let [last, last_bias] = [take("mlp_2.weight")?, take("mlp_2.bias")?];
-    let hidden = product(&first, sinusoids)?.into_iter().zip(first_bias.iter::<f64>());
-    let hidden: Vec<f64> = hidden.map(|(x, bias)| x + bias).map(|x| x / (1.0 + (-x).exp())).collect();
-    let added: Vec<f64> =
-        product(&last, &hidden)?.into_iter().zip(last_bias.iter::<f64>()).map(|(x, b)| x + b).collect();
+    let mut layers = vec![(take("mlp_2.weight")?, take("mlp_2.bias")?)];
+    layers.extend(take("mlp_4.weight").zip(take("mlp_4.bias")));
+    let layer = |weight: &TensorData, bias: &TensorData, x: &[f64]| -> Option<Vec<f64>> {
+        Some(product(weight, x)?.into_iter().zip(bias.iter::<f64>()).map(|(x, bias)| x + bias).collect())
+    };
+    let mut added = layer(&first, &first_bias, sinusoids)?;
+    for (weight, bias) in &layers {
+        let hidden: Vec<f64> = added.iter().map(|x| x / (1.0 + (-x).exp())).collect();
+        added = layer(weight, bias, &hidden)?;
+    }
     add_to_bias(weights, &format!("{embedder}.mlp_2.bias"), &added)
 }
 

@@ -39,7 +39,7 @@ pub fn unmet(metrics: &[Named<'_>], given: &Given<'_>, at: &str) -> Problems {
         problems.extend(has(metric.needs_classes(), given.labels.0, "classes"));
         problems.extend(has(metric.needs_captions(), given.labels.1, "captions"));
         problems.extend(metric.check_image(given.image).into_iter().map(|problem| problem.under(&at)));
-        let least = metric.least_samples(given.image.iter().product());
+        let least = metric.least_samples(given.image);
         let (samples, option) = given.samples;
         if samples < least {
             let problem = Problem::new(&at, format!("{name} needs at least {least} samples; there are {samples}"));

@@ -79,7 +79,17 @@ impl<'a> Items<'a> {
                 }
                 pipeline.image_shape()
             }
-            (ItemKind::Latents { .. }, None) => {
+            (ItemKind::Tokens(latent), Some(pipeline)) => {
+                let expected = pipeline.latent_shape();
+                if expected != *latent {
+                    let what = format!("the tokens are those of {} positions", latent.positions());
+                    let accepts = format!("tokens of the document: {} positions", expected.positions());
+                    let problem = Problem::new("", what).accepts(accepts);
+                    return Err(problem.and_at("/tokenizer").into());
+                }
+                pipeline.image_shape()
+            }
+            (ItemKind::Latents { .. } | ItemKind::Tokens(_), None) => {
                 return Err(Problem::new("", "latents need the tokenizer that decodes them")
                     .accepts("a document with the tokenizer: --document FILE, or --against FILE.json")
                     .into());

@@ -1,9 +1,9 @@
 //! Evaluation of images that exist: a folder of images, or encoded latents.
 
+use crate::arguments::EvaluateOptions;
 use crate::commands::evaluate::real::{Real, no_effect};
 use crate::commands::evaluate::{real, results};
 use crate::console::Console;
-use crate::arguments::EvaluateOptions;
 use crate::{Outcome, outputs};
 use framework::burn::tensor::Device;
 use framework::data::dataset::Dataset;

@@ -1,10 +1,10 @@
 //! Evaluation of the samples of a network, at one setting or at each point of a sweep.
 
+use crate::arguments::EvaluateOptions;
 use crate::commands::evaluate::real::{Real, no_effect};
 use crate::commands::evaluate::{real, results};
 use crate::console::{self, Console};
 use crate::generator::{self, Generator};
-use crate::arguments::EvaluateOptions;
 use crate::{Outcome, outputs};
 use framework::burn::tensor::Device;
 use framework::checkpoint;

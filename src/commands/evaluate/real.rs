@@ -40,7 +40,7 @@ impl Real {
                 let dataset = pipeline.open()?;
                 match dataset.info().items {
                     ItemKind::Images(_) => Self::Dataset(dataset, None),
-                    ItemKind::Latents { .. } => {
+                    ItemKind::Latents { .. } | ItemKind::Tokens(_) => {
                         pipeline.load(device)?;
                         Self::Dataset(dataset, Some(pipeline))
                     }

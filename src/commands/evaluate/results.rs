@@ -1,8 +1,8 @@
 //! What the command prints.
 
 use crate::Outcome;
-use crate::console;
 use crate::arguments::EvaluateOptions;
+use crate::console;
 use framework::error::{Error, Problem};
 use run_folder::evaluation::evaluate::{Evaluation, Times, table};
 use run_folder::evaluation::sweep::{Measured, Point, label};

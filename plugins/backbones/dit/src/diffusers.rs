@@ -37,6 +37,8 @@ pub fn network<P: Clock>(
         let what = format!("the DiT of `diffusers` has an MLP of 4 times the width, not {}", config.mlp_ratio);
         return Err(Problem::new("/backbone/mlp_ratio", what).accepts("4"));
     }
+    // A network with a guidance input is refused above, so the form of its embedder does not matter.
+    let names = official::names(config.checked().patch_size, false);
     let transformer = Component {
         folder: "transformer",
         library: "diffusers",
@@ -44,7 +46,7 @@ pub fn network<P: Clock>(
         config_file: "config.json",
         config: configuration(config),
         weights_file: "diffusion_pytorch_model.safetensors",
-        tensors: tensors(named(weights.clone(), &official::names(config.checked().patch_size)), config.checked().depth),
+        tensors: tensors(named(weights.clone(), &names), config.checked().depth),
         ..Component::default()
     };
     Ok(DiffusersNetwork {

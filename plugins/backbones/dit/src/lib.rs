@@ -306,7 +306,9 @@ impl<P: Clock> BackboneConfig for Config<P> {
         let waves = |width| sinusoid(&[1000.0 * guidance], width);
         match self.guidance_input? {
             GuidanceInput::Linear => fold_projection(weights, "t_embedder", &waves(GUIDANCE_FREQUENCIES))?,
-            GuidanceInput::Mlp => fold_embedding(weights, ["beta_embedder", "t_embedder"], &waves(FREQUENCIES))?,
+            GuidanceInput::Mlp | GuidanceInput::ThreeLayerMlp => {
+                fold_embedding(weights, ["beta_embedder", "t_embedder"], &waves(FREQUENCIES))?
+            }
         }
         Some(Box::new(Self { guidance_input: None, ..self.clone() }))
     }
