@@ -45,15 +45,16 @@ fn list(api: &str, of: DeviceType, found: &mut Vec<Found>) {
 
 /// Returns the devices that are present, the best first: CUDA, other hardware and software GPUs, the CPU.
 pub fn found() -> Vec<Found> {
-    let mut found = Vec::new();
+    let cpu = Found { name: CPU.to_string(), kind: "CPU", is_hardware: true, device: Device::flex() };
+    #[cfg_attr(not(any(feature = "cuda", feature = "vulkan", feature = "webgpu")), expect(unused_mut))]
+    let mut found = vec![];
     #[cfg(feature = "cuda")]
     list("cuda", DeviceType::Cuda, &mut found);
     #[cfg(feature = "vulkan")]
     list("vulkan", DeviceType::Vulkan, &mut found);
     #[cfg(feature = "webgpu")]
     list("wgpu", DeviceType::Wgpu, &mut found);
-    found.push(Found { name: CPU.to_string(), kind: "CPU", is_hardware: true, device: Device::flex() });
-    found
+    found.into_iter().chain([cpu]).collect()
 }
 
 /// Returns the index of the device called `name`, or of the best one for `None`. The processes of a job on one machine
@@ -93,6 +94,12 @@ pub fn named(name: Option<&str>) -> Result<Device> {
         self_test::check(&name, &device)?;
     }
     Ok(device)
+}
+
+/// Returns the name of a device, as `--device` takes it where this build knows it.
+pub fn name(device: &Device) -> String {
+    let shown = format!("{device:?}").to_lowercase();
+    if shown.contains("flex") { "cpu".to_string() } else { shown }
 }
 
 #[cfg(test)]
@@ -141,10 +148,4 @@ mod tests {
         assert_eq!(kind("vulkan", "kind: IntegratedGpu(0)"), ("integrated GPU", true));
         assert_eq!(kind("wgpu", "kind: Cpu"), ("software GPU", false));
     }
-}
-
-/// Returns the name of a device, as `--device` takes it where this build knows it.
-pub fn name(device: &Device) -> String {
-    let shown = format!("{device:?}").to_lowercase();
-    if shown.contains("flex") { "cpu".to_string() } else { shown }
 }

@@ -64,12 +64,12 @@ impl Needs {
     }
 
     /// Returns the bytes of a training without its frozen parts.
-    pub fn to_train(&self) -> f64 {
+    pub fn training(&self) -> f64 {
         self.state + self.activations()
     }
 
     /// Returns the bytes of the weights of a network that samples.
-    pub fn to_sample(&self) -> f64 {
+    pub fn sampling(&self) -> f64 {
         VALUE * self.parameters as f64
     }
 }
@@ -93,7 +93,7 @@ pub fn to_train(pipeline: &Pipeline, device: &Device) -> Outcome {
 }
 
 fn training(needs: &Needs, adapters: bool, limit: f64) -> Outcome {
-    let all = needs.to_train() + needs.frozen();
+    let all = needs.training() + needs.frozen();
     if all <= limit {
         return Ok(());
     }
@@ -121,8 +121,8 @@ fn training(needs: &Needs, adapters: bool, limit: f64) -> Outcome {
 /// If the weights need more than the memory.
 pub fn to_sample(pipeline: &Pipeline, device: &Device) -> Outcome {
     let needs = Needs::of(pipeline);
-    let weak = if pipeline.weak_source.is_some() { needs.to_sample() } else { 0.0 };
-    fits("sampling", "/backbone", needs.to_sample() + weak + needs.frozen(), device)
+    let weak = if pipeline.weak_source.is_some() { needs.sampling() } else { 0.0 };
+    fits("sampling", "/backbone", needs.sampling() + weak + needs.frozen(), device)
 }
 
 /// Refuses a tokenizer whose weights, with a batch of `batch_size` images of `values` values, do not fit into the

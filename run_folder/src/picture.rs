@@ -70,14 +70,14 @@ fn arrange(images: &Images, columns: usize, labels: &[Option<String>], visible: 
     // A heading needs room also above a single narrow image.
     let width = (columns as u32 * cell + GAP).max(if heading && line > 0 { 3 * VISIBLE } else { 0 });
     let mut canvas = RgbImage::from_pixel(width, rows * row_height + GAP, BACKGROUND);
-    for i in 0..images.len() {
+    for (i, label) in labels.iter().enumerate() {
         let small = image(images.row(i), shape);
         let large = imageops::resize(&small, w, h, imageops::FilterType::Nearest);
         let (column, row) = ((i % columns) as u32, (i / columns) as u32);
         let [x, y] = [GAP + column * cell, GAP + row * row_height];
         let below = if heading { line } else { 0 };
         imageops::replace(&mut canvas, &large, i64::from(x), i64::from(y + below));
-        let Some(text) = &labels[i] else { continue };
+        let Some(text) = label else { continue };
         if heading && column == 0 {
             lettering::write(&mut canvas, [x, y], &lettering::shortened(text, width - 2 * GAP), LETTERS);
         } else if !heading {

@@ -108,7 +108,7 @@ mod tests {
         let status = |method: Method, path: &str, pairs: &[(&'static str, &'static str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in [("host", "localhost:1")].iter().chain(pairs) {
-                headers.append(*name, HeaderValue::from_static(*value));
+                headers.append(*name, HeaderValue::from_static(value));
             }
             Names::default().check(&method, path, &headers).err().map(|refusal| refusal.status.as_u16())
         };

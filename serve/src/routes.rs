@@ -26,6 +26,9 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+/// The choices of a run, with the checkpoint that they were found for.
+type Found = (Option<PathBuf>, Arc<Choices>);
+
 /// What the handlers share.
 pub struct App {
     /// The served runs.
@@ -34,8 +37,8 @@ pub struct App {
     pub queue: Queue,
     /// The logged lines that were read.
     pub metrics: Metrics,
-    /// The choices of each run, with the checkpoint that they were found for.
-    pub choices: Mutex<BTreeMap<String, (Option<PathBuf>, Arc<Choices>)>>,
+    /// The choices of each run, by its name.
+    pub choices: Mutex<BTreeMap<String, Found>>,
 }
 
 type Answer = Result<Response<Body>, Refusal>;

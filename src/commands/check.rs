@@ -85,8 +85,8 @@ fn as_json(pipeline: &Pipeline, found: Option<&Found>, data_opened: bool) -> Val
         "document": document,
         "parameters": needs.parameters,
         "trained_parameters": needs.trained,
-        "memory_bytes": { "train": needs.to_train(), "state": needs.state, "activations": needs.activations(),
-                          "frozen": needs.frozen(), "sample": needs.to_sample() },
+        "memory_bytes": { "train": needs.training(), "state": needs.state, "activations": needs.activations(),
+                          "frozen": needs.frozen(), "sample": needs.sampling() },
         "flops_per_pass": pipeline.backbone.flops(),
         "extra_passes": pipeline.objective.extra_passes(),
         "most_evaluations": evaluations(pipeline).0 * evaluations(pipeline).1,
@@ -134,11 +134,11 @@ pub fn costs(pipeline: &Pipeline) {
     }
     console::say(&format!(
         "memory       about {} to train (weights and optimizer {}, activations of a batch of {} {}), {} to sample",
-        bytes(needs.to_train()),
+        bytes(needs.training()),
         bytes(needs.state),
         needs.batch,
         bytes(needs.activations()),
-        bytes(needs.to_sample()),
+        bytes(needs.sampling()),
     ));
     console::say(&format!(
         "compute      {:.3} GFLOP per forward pass and sample; {} extra passes per training step",

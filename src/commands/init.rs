@@ -264,7 +264,7 @@ fn finish(
     let run = RunFolder::default_path(output);
     console::report(&format!(
         "memory       about {}; disk about {} in {}",
-        bytes(needs.to_train() + needs.frozen()),
+        bytes(needs.training() + needs.frozen()),
         bytes(estimate::disk(&pipeline)),
         run.display()
     ));

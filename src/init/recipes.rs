@@ -53,8 +53,8 @@ fn size(side: usize) -> Size {
     let size = |width, depth, heads, patch, batch, rate| Size { width, depth, heads, patch, batch, rate };
     match side {
         ..=8 => size(64, 3, 4, 2, 64, 2e-3),
-        ..=16 => size(128, 4, 4, 2, 64, 1e-3),
-        ..=32 => size(128, 4, 4, 4, 64, 1e-3),
+        9..=16 => size(128, 4, 4, 2, 64, 1e-3),
+        17..=32 => size(128, 4, 4, 4, 64, 1e-3),
         _ => size(192, 6, 6, side.div_ceil(8), 32, 7e-4),
     }
 }

@@ -48,7 +48,7 @@ impl Thread {
             return;
         }
         let most = Duration::from_secs(120);
-        let (_, waited) = self.shared.changed.wait_timeout_while(state, most, |state| state.2 == waits).unwrap();
+        let waited = self.shared.changed.wait_timeout_while(state, most, |state| state.2 == waits).unwrap().1;
         assert!(!waited.timed_out(), "{self:?} waits for a rank that failed");
     }
 

@@ -72,7 +72,7 @@ framework::register!(features "clip_image" => ClipImage, "arXiv:2103.00020", "ar
 /// Mean of each channel of the training images, in [0, 1].
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of each channel of the training images.
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 /// The epsilon of every layer norm.
 const EPSILON: f64 = 1e-5;
 

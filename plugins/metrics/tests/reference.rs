@@ -105,12 +105,12 @@ fn statistics_equal_the_official_codes_and_travel_as_npz() {
     let golden = Golden::open("evaluation_metrics.safetensors");
     let (samples, real) = (images(&golden, "samples"), images(&golden, "real"));
     let metrics = [metric(json!({ "type": "frechet" })), metric(json!({ "type": "spatial_frechet" }))];
-    let of_real = |metric: &Box<dyn MetricPlugin>| -> Statistics {
+    let of_real = |metric: &dyn MetricPlugin| -> Statistics {
         let mut reference = metric.reference();
         real.batches(32).for_each(|batch| reference.update(&batch).unwrap());
         reference.finish().unwrap()
     };
-    let statistics: Vec<Statistics> = metrics.iter().map(of_real).collect();
+    let statistics: Vec<Statistics> = metrics.iter().map(|metric| of_real(&**metric)).collect();
     let close = |data: &TensorData, name: &str| {
         let expected = golden.numbers(name);
         let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));

@@ -174,7 +174,7 @@ fn unconditional() -> Condition {
 }
 
 fn none() -> guidance::NoGuidance {
-    guidance::NoGuidance { scale: 1.0 }
+    guidance::NoGuidance { scale: 1.0, ..Default::default() }
 }
 
 fn linear() -> Vp {

@@ -75,9 +75,12 @@ fn feed<T>(
     Ok(())
 }
 
+/// What takes part of each metric, by its name in messages, or why it takes no further part.
+type Parts<T> = Vec<(String, Result<T, Failure>)>;
+
 /// Accumulates real images for several metrics. Metrics with the same statistics share one copy.
 pub struct References {
-    parts: Vec<(String, Result<Box<dyn Reference>, Failure>)>,
+    parts: Parts<Box<dyn Reference>>,
     /// Index of the part of each metric.
     of: Vec<usize>,
 }
@@ -127,7 +130,7 @@ impl References {
 
 /// Accumulates samples for several metrics.
 pub struct Accumulators {
-    parts: Vec<(String, Result<Box<dyn Accumulator>, Failure>)>,
+    parts: Parts<Box<dyn Accumulator>>,
 }
 
 impl Accumulators {

@@ -38,7 +38,7 @@ pub fn cost(options: &CostOptions, plugins: &[std::path::PathBuf]) -> Outcome {
         return console::print(&format!("{}", peak().unwrap_or(f64::NAN)));
     }
     let pipelines = options.documents.iter().map(|path| read(path)).collect::<Result<Vec<Pipeline>>>()?;
-    let objectives: Vec<String> = pipelines.iter().map(|pipeline| objective(pipeline)).collect();
+    let objectives: Vec<String> = pipelines.iter().map(objective).collect();
     let base = objectives.iter().position(|name| name == "cfg").unwrap_or(0);
     comparable(&pipelines, &options.documents)?;
     let memory: Vec<Option<f64>> =

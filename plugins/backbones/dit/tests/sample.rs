@@ -94,7 +94,7 @@ fn ddpm_ddim_and_three_channel_guidance_of_the_official_dit() {
     let golden = Golden::open("dit_sample.safetensors");
     let ddpm: samplers::Ddpm = json(r#"{"steps": 25, "variance": "learned_range"}"#);
     let ddim: samplers::Ddim = json(r#"{"steps": 25}"#);
-    let none = guidance::NoGuidance { scale: 1.0 };
+    let none = guidance::NoGuidance { scale: 1.0, ..Default::default() };
     let recorded = |noise, stride| Recorded { golden: &golden, noise, stride };
     compare(&config, &network, &ddpm, &none, recorded(Some("noise"), 2), "samples", 0);
     compare(&config, &network, &ddim, &none, recorded(None, 2), "ddim.samples", 0);
@@ -111,7 +111,7 @@ fn one_pass_sampling_of_the_official_gft_dit() {
     let (network, _) = load(&config, "gft_dit_linear_ckpt.pt", &Device::flex());
     let golden = Golden::open("gft_dit_dpm_sample.safetensors");
     let solver: samplers::DpmSolverPp = json(r#"{"steps": 20, "spacing": {"type": "timesteps", "network_offset": 1}}"#);
-    let rule = guidance::NoGuidance { scale: 1.0 / golden.numbers("beta")[0] };
+    let rule = guidance::NoGuidance { scale: 1.0 / golden.numbers("beta")[0], ..Default::default() };
     compare(&config, &network, &solver, &rule, Recorded { golden: &golden, noise: None, stride: 2 }, "xs", 1);
 }
 
@@ -124,7 +124,7 @@ fn euler_and_heun_of_the_official_sit() {
     let golden = Golden::open("sit_sample.safetensors");
     let euler: samplers::Euler = json(r#"{"steps": 5}"#);
     let heun: samplers::Heun = json(r#"{"steps": 5}"#);
-    let none = guidance::NoGuidance { scale: 1.0 };
+    let none = guidance::NoGuidance { scale: 1.0, ..Default::default() };
     let cfg: guidance::Cfg = json(r#"{"scale": 1.5, "guided_channels": 3}"#);
     let recorded = |stride| Recorded { golden: &golden, noise: None, stride };
     for (name, sampler) in [("euler", &euler as &dyn Sampler), ("heun2", &heun)] {
