@@ -202,7 +202,7 @@ fn artifacts() -> Result<PathBuf> {
     let mut folders =
         vec![beside.join("deps"), beside.to_path_buf(), beside.join("../lib/unguided"), beside.join("../lib")];
     // `cargo install` copies only the program, which then loads the framework from cargo's build folder.
-    folders.extend(loaded());
+    folders.extend(loaded().into_iter().flat_map(|folder| [folder.join("deps"), folder]));
     folders.retain(|folder| folder.join(FRAMEWORK).exists());
     if folders.is_empty() {
         let what = format!("{FRAMEWORK} is not next to {}", program.display());

@@ -4,6 +4,7 @@ use crate::checkpoint::file_kind::regular;
 use crate::error::{Error, Result};
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs;
@@ -84,6 +85,9 @@ pub fn write_tensors(
         (name.clone(), TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) })
     });
     let header = Metadata::new(metadata, infos.collect()).map_err(|e| refused(&e))?;
+    let mut header = serde_json::to_value(&header).map_err(|e| refused(&e))?;
+    // The metadata are in a hash map. In sorted order, equal content gives equal bytes.
+    header.get_mut("__metadata__").and_then(Value::as_object_mut).into_iter().for_each(Map::sort_keys);
     let mut header = serde_json::to_vec(&header).map_err(|e| refused(&e))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     let length = (header.len() as u64).to_le_bytes();

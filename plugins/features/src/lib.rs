@@ -3,13 +3,11 @@
 #[cfg(test)]
 use framework_dylib as _;
 
-mod clip_image;
 mod digits;
 mod inception_v3;
 mod pixels;
 mod resize;
 
-pub use clip_image::ClipImage;
 pub use digits::Digits;
 pub use inception_v3::InceptionV3;
 pub use pixels::Pixels;

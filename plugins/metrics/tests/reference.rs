@@ -15,6 +15,7 @@ use framework::prelude::*;
 use framework::serde_json::{self, Value, json};
 use framework_dylib as _;
 use goldens::Golden;
+use metrics as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

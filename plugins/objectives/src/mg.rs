@@ -134,7 +134,6 @@ impl Default for AutomaticScale {
 #[serde(default, deny_unknown_fields)]
 #[schemars(
     example = framework::serde_json::json!({ "scale": { "type": "input" } }),
-    example = framework::serde_json::json!({ "scale": { "type": "fixed", "scale": 2.0 } }),
     example = framework::serde_json::json!({ "unconditional": { "type": "classes", "count": 2 } }),
     example = framework::serde_json::json!({ "unconditional": { "type": "wrong_class", "teacher_scale": 1.0 }, "scale": { "type": "input" } })
 )]

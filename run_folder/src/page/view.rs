@@ -102,7 +102,8 @@ pub fn picture(title: String, png: &[u8], columns: u32, has_gaps: bool) -> Pictu
     let (width, height) = (size(16), size(20));
     let gap = if has_gaps { 4 } else { 0 };
     let side = (width.saturating_sub(gap) / columns.max(1)).saturating_sub(gap);
-    let is_small = side <= SMALL;
+    // A row of few small images is widened by its heading.
+    let is_small = side <= 2 * SMALL;
     let factor = if is_small { (SMALL / side.max(1)).max(1) } else { 1 };
     let address = format!("data:image/png;base64,{}", STANDARD.encode(png));
     Picture {

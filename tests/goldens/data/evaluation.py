@@ -1,9 +1,8 @@
-"""Records `evaluation_metrics.safetensors`, `evaluation_inception.safetensors`, `evaluation_clip.safetensors` and its
-weights.
+"""Records `evaluation_metrics.safetensors` and `evaluation_inception.safetensors`.
 
 Usage: python evaluation.py FOLDER
 
-Needs torch, torchvision, scipy, safetensors, transformers, pytorch-fid, torch-fidelity, clean-fid and prdc; MANIFEST.md states the
+Needs torch, torchvision, scipy, safetensors, pytorch-fid, torch-fidelity, clean-fid and prdc; MANIFEST.md states the
 versions. The weights of the Inception network come from a formula, so that no file has to be stored:
 `plugins/features/tests/reference.rs` has the same formula.
 """
@@ -132,31 +131,8 @@ def inception():
     return {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in out.items()}
 
 
-def clip(path):
-    from PIL import Image
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    sizes = {"image_size": 28, "patch_size": 7, "hidden_size": 32, "intermediate_size": 64}
-    config = CLIPVisionConfig(**sizes, num_hidden_layers=2, num_attention_heads=4, projection_dim=16)
-    torch.manual_seed(1)
-    network = CLIPVisionModelWithProjection(config).eval()
-    for tensor in network.parameters():
-        tensor.data = tensor.data * 2 + 0.1 * torch.randn_like(tensor)
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file({name: tensor.numpy() for name, tensor in state.items()}, path)
-    processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    out = {}
-    with torch.no_grad():
-        for name, shape in [("small", (2, 3, 20, 20)), ("large", (1, 3, 60, 80))]:
-            pictures = [Image.fromarray(image.transpose(1, 2, 0)) for image in pixels(name, shape)]
-            inputs = processor(pictures, return_tensors="pt")
-            out[name] = network(**inputs).image_embeds.numpy()
-    return {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in out.items()}
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = sys.argv[1]
     save_file(metrics(), f"{folder}/evaluation_metrics.safetensors")
     save_file(inception(), f"{folder}/evaluation_inception.safetensors")
-    save_file(clip(f"{folder}/evaluation_clip_weights.safetensors"), f"{folder}/evaluation_clip.safetensors")

@@ -55,16 +55,13 @@ pub struct Latents {
     #[schemars(range(min = 1))]
     pub channels: Option<usize>,
     /// Vocabulary size, if the files hold token ids; each id must be below it. Omitted = continuous latents.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 10_000_000))]
     pub vocabulary: Option<usize>,
     /// Side lengths of the token maps of a pyramid, coarse to fine. Only with `vocabulary`. Omitted = tokens in raster
     /// order.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(range(min = 1, max = 1024)))]
     pub levels: Option<Vec<usize>>,
     /// Channels of the features that feed the levels of the pyramid. Only with `levels`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub level_channels: Option<usize>,
 }
