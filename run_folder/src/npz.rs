@@ -1,7 +1,7 @@
 //! Samples as an `.npz` file, the input of the evaluator of arXiv:2105.05233 and of others.
 //!
-//!   arr_0   uint8 [N, H, W, 3]   images: 255 (x + 1) / 2 of values in [-1, 1], rounded
-//!   arr_1   int64 [N]            classes, if the samples have classes
+//!   arr_0   uint8 `[N, H, W, 3]`   images: 255 (x + 1) / 2 of values in [-1, 1], rounded
+//!   arr_1   int64 `[N]`            classes, if the samples have classes
 
 use crate::picture;
 use framework::data::tokenizer::ImageShape;

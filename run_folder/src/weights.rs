@@ -70,7 +70,7 @@ fn load(
     official::load_refitted(network, &formats, source, initialization, refit)
 }
 
-/// Loads the native checkpoint at `path` (see [`checkpoint`]), or returns `None` for a file or folder of an official
+/// Loads the native checkpoint at `path` (see [`checkpoint()`]), or returns `None` for a file or folder of an official
 /// format.
 pub(crate) fn native(path: &Path) -> Result<Option<(PathBuf, Checkpoint)>> {
     let official = match path.is_dir() {
@@ -89,10 +89,10 @@ pub fn checkpoint(path: &Path) -> Result<(PathBuf, Checkpoint)> {
     checkpoint_with(path, Checkpoint::load_for_sampling)
 }
 
-/// Loads a checkpoint like [`checkpoint`], with `load`.
+/// Loads a checkpoint like [`checkpoint()`], with `load`.
 ///
 /// # Errors
-/// Like [`checkpoint`].
+/// Like [`checkpoint()`].
 pub fn checkpoint_with(path: &Path, load: fn(&Path) -> Result<Checkpoint>) -> Result<(PathBuf, Checkpoint)> {
     if !path.exists() {
         return Err(Error::from(
