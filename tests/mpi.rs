@@ -65,7 +65,7 @@ fn the_checkpoint_has_the_same_bytes_on_one_two_and_four_ranks() {
         train(&mut command, ranks, &run, &[]);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
-        assert_eq!(said(&output).matches("report.md").count(), 1, "only rank 0 reports:\n{}", said(&output));
+        assert_eq!(said(&output).matches("report.html").count(), 1, "only rank 0 reports:\n{}", said(&output));
         fs::read(run.join("checkpoints/step-000000020.safetensors")).unwrap()
     };
     let alone = {
@@ -162,8 +162,8 @@ fn a_killed_rank_ends_the_job_within_seconds() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let run = folder.path().join("run");
     for rank in [0, 1] {
+        let run = folder.path().join(rank.to_string());
         let mut job = Started::endless(&run, &[]);
         signal(process(&run, rank), libc::SIGKILL);
         assert_ne!(job.code(Duration::from_secs(20)), Some(0), "rank {rank}");

@@ -223,6 +223,8 @@ impl Trainer {
         let batches_of = move |step| mine.clone().map(move |pass| (step * passes + pass) as u64);
         let loader = Loader::new(dataset, random, train.batch_size, (self.step..train.steps).flat_map(batches_of));
         let watchdog = (!self.job.is_alone()).then(|| Watchdog::start(self.job.step_timeout, self.job.hanging.clone()));
+        // Rank 0 may save or sample between two steps, so the other ranks cannot limit that time; rank 0 can.
+        let lead = watchdog.as_ref().filter(|_| self.job.is_first());
         let newest = self.folder.join(checkpoint::file_name(self.step));
         if self.unsampled {
             self.sample(events, evaluator)?;
@@ -240,7 +242,7 @@ impl Trainer {
         }
         while self.step < train.steps {
             if let Some(watchdog) = &watchdog {
-                // Rank 0 may have saved or sampled in the meantime.
+                lead.into_iter().for_each(|lead| lead.begin(self.step + 1));
                 self.ranks().barrier();
                 watchdog.begin(self.step + 1);
             }
@@ -308,13 +310,13 @@ impl Trainer {
             for (name, value) in &self.memory {
                 report.logged.entry(name.clone()).or_insert(*value);
             }
-            if let Some(watchdog) = &watchdog {
-                watchdog.end();
-            }
+            watchdog.iter().for_each(Watchdog::end);
             events.step(&report)?;
             self.sample(events, evaluator)?;
+            lead.into_iter().for_each(|lead| lead.begin(self.step));
             let requests = [stop.load(Ordering::SeqCst), interrupt::take_save_request()];
             let [asked, saving] = messages::any(self.ranks(), requests);
+            lead.into_iter().for_each(Watchdog::end);
             let stopping = (asked || self.unsampled) && self.step < train.steps;
             if stopping || saving || train.saves_at(self.step) {
                 let path = self.save()?;
